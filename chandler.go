@@ -1,0 +1,227 @@
+// Package chandler holds the nouns of the project: what a plugin is, where its
+// module comes from, what is sent to a proxy, what a proxy says back, and the
+// closed list of things that can be wrong.
+//
+// The types are plain and the rules on them pure. Nothing here does input or
+// output, reads a clock or writes a log, and only the standard library is
+// imported, so that every other package may import this one.
+package chandler
+
+import (
+	"cmp"
+	"strings"
+	"time"
+)
+
+// The two kinds of resource a plugin can be written as, of the API group
+// extensions.istio.io/v1alpha1.
+const (
+	APIVersion           = "extensions.istio.io/v1alpha1"
+	KindWasmPlugin       = "WasmPlugin"
+	KindTrafficExtension = "TrafficExtension"
+)
+
+// Key names a plugin. Two resources of different kinds may share a name.
+type Key struct {
+	Kind, Namespace, Name string
+}
+
+// String gives "kind/namespace/name"; it is the plugin's name on the agents'
+// xDS stream and its vm_id in Envoy.
+func (k Key) String() string { return k.Kind + "/" + k.Namespace + "/" + k.Name }
+
+// ParseKey reads what String wrote.
+func ParseKey(s string) (Key, bool) {
+	parts := strings.Split(s, "/")
+	if len(parts) != 3 || parts[0] == "" || parts[1] == "" || parts[2] == "" {
+		return Key{}, false
+	}
+	return Key{Kind: parts[0], Namespace: parts[1], Name: parts[2]}, true
+}
+
+// Compare orders keys by namespace, name and kind: the order lists are shown in.
+func (k Key) Compare(o Key) int {
+	return cmp.Or(
+		cmp.Compare(k.Namespace, o.Namespace),
+		cmp.Compare(k.Name, o.Name),
+		cmp.Compare(k.Kind, o.Kind),
+	)
+}
+
+// Plugin is a resource after decoding and static checks: what its author asked
+// for, with defaults filled in. Nothing behind the source knows which of the two
+// kinds it was written as.
+type Plugin struct {
+	Key
+	UID         string
+	Generation  int64
+	Created     time.Time
+	Labels      map[string]string
+	Annotations map[string]string
+
+	// Selector and TargetRefs exclude each other; with neither, every proxy in
+	// scope is selected.
+	Selector   map[string]string
+	TargetRefs []TargetRef
+
+	Phase    Phase
+	Priority *int32
+	// Match entries are alternatives; none matches all traffic.
+	Match []Match
+	Type  FilterType
+
+	// Exactly one of Wasm and Lua is set.
+	Wasm *Wasm
+	Lua  *Lua
+
+	// FirstAttach says what happens between attach and readiness on a serving
+	// proxy (annotation chandler.dev/first-attach).
+	FirstAttach FirstAttach
+}
+
+// Wasm is the part of a plugin that concerns a module.
+type Wasm struct {
+	URL       string
+	Reference Reference
+	// SHA256 is the pin of the sha256 field, bare hex or empty. It names the
+	// manifest for OCI and the unpacked module for HTTP and file.
+	SHA256          string
+	PullPolicy      PullPolicy
+	PullSecret      string
+	VerificationKey string
+	// Config is canonical JSON; nil means no configuration, which is not "{}".
+	Config       []byte
+	RootID       string
+	FailStrategy FailStrategy
+	Env          []EnvVar
+}
+
+// Lua is a filter given as source text, for HTTP only.
+type Lua struct {
+	InlineCode string
+}
+
+// EnvVar is one variable of a plugin's VM. With Host the value is copied from
+// the agent's own environment and Value is empty.
+type EnvVar struct {
+	Name  string
+	Value string `json:",omitempty"`
+	Host  bool   `json:",omitempty"`
+}
+
+// TargetRef attaches a plugin by name instead of by labels.
+type TargetRef struct {
+	Group, Kind, Name string
+}
+
+// Match selects traffic of a proxy: mode AND ports.
+type Match struct {
+	Mode Mode `json:",omitempty"`
+	// Ports empty means every port.
+	Ports []uint32 `json:",omitempty"`
+}
+
+// Phase is the place in the filter chain. The zero value is UNSPECIFIED.
+type Phase string
+
+// The phases, in the order of the chain.
+const (
+	PhaseAuthn       Phase = "AUTHN"
+	PhaseAuthz       Phase = "AUTHZ"
+	PhaseStats       Phase = "STATS"
+	PhaseUnspecified Phase = ""
+)
+
+// Phases lists all phases in the order in which they stand in a filter chain.
+func Phases() []Phase { return []Phase{PhaseAuthn, PhaseAuthz, PhaseStats, PhaseUnspecified} }
+
+// Mode is the direction of traffic. The zero value matches both.
+type Mode string
+
+// The modes of a match. A listener itself is ModeClient or ModeServer.
+const (
+	ModeAny    Mode = ""
+	ModeClient Mode = "CLIENT"
+	ModeServer Mode = "SERVER"
+)
+
+// FilterType is the family of filters a plugin belongs to.
+type FilterType string
+
+// The filter types; HTTP is the default of the resource.
+const (
+	HTTP    FilterType = "HTTP"
+	Network FilterType = "NETWORK"
+)
+
+// FailStrategy says what a proxy does without a working plugin.
+type FailStrategy string
+
+// The fail strategies; FailClose is the default of the resource.
+const (
+	FailClose  FailStrategy = "FAIL_CLOSE"
+	FailOpen   FailStrategy = "FAIL_OPEN"
+	FailReload FailStrategy = "FAIL_RELOAD"
+)
+
+// PullPolicy says when a tag is resolved again.
+type PullPolicy string
+
+// The pull policies. PullDefault is PullAlways for the tag "latest" or no tag
+// and PullIfNotPresent otherwise; see Wasm.EffectivePullPolicy.
+const (
+	PullDefault      PullPolicy = ""
+	PullIfNotPresent PullPolicy = "IfNotPresent"
+	PullAlways       PullPolicy = "Always"
+)
+
+// EffectivePullPolicy resolves the default: a digest in the URL or the sha256
+// field switches the policy off (IfNotPresent); no tag, or "latest", is Always.
+func (w *Wasm) EffectivePullPolicy() PullPolicy {
+	switch {
+	case w.SHA256 != "" || w.Reference.Digest != "":
+		return PullIfNotPresent
+	case w.PullPolicy != PullDefault:
+		return w.PullPolicy
+	case w.Reference.Scheme == SchemeOCI && (w.Reference.Tag == "" || w.Reference.Tag == "latest"):
+		return PullAlways
+	}
+	return PullIfNotPresent
+}
+
+// FirstAttach says what a serving proxy does from the attach of a plugin it
+// never had until the plugin is ready. The zero value is hold.
+type FirstAttach string
+
+// The values of the annotation chandler.dev/first-attach.
+const (
+	FirstAttachHold FirstAttach = ""
+	FirstAttachDeny FirstAttach = "deny"
+)
+
+// Annotations read by chandler.
+const (
+	AnnotationFirstAttach = "chandler.dev/first-attach"
+)
+
+// Node is a proxy as the control plane knows it.
+type Node struct {
+	Name      string
+	Namespace string
+	Labels    map[string]string
+	// AgentVersion, EnvoyVersion and Features are what the agent says of itself.
+	AgentVersion string
+	EnvoyVersion string
+	Features     []string
+}
+
+// ID is "namespace/name", unique in a fleet.
+func (n Node) ID() string { return n.Namespace + "/" + n.Name }
+
+// Features an agent may have, compared with Attachment.Requires.
+const (
+	FeatureHTTP    = "http"
+	FeatureNetwork = "network"
+	FeatureLua     = "lua"
+	FeatureFile    = "file"
+)

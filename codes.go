@@ -1,0 +1,125 @@
+package chandler
+
+// Codes about a resource as written.
+const (
+	CodeSpecShape     Code = "SpecShape"     // not an object of a kind that is known
+	CodeSpecUnknown   Code = "SpecUnknown"   // a field nobody knows
+	CodeSpecParse     Code = "SpecParse"     // not YAML, or YAML that is refused
+	CodeSpecEnum      Code = "SpecEnum"      // a value outside its list
+	CodeSpecRequired  Code = "SpecRequired"  // a field that must be there
+	CodeSpecValue     Code = "SpecValue"     // a value of the wrong type or range
+	CodeSpecDuplicate Code = "SpecDuplicate" // the same object from two places
+	CodeTarget        Code = "Target"        // selector and targetRefs
+	CodeMatchPort     Code = "MatchPort"
+	CodeEnvName       Code = "EnvName"
+	CodeEnvHost       Code = "EnvHost"
+	CodeConfigSize    Code = "ConfigSize"
+	CodeURLSyntax     Code = "URLSyntax"
+	CodeURLScheme     Code = "URLScheme"
+	CodeURLPart       Code = "URLPart"
+	CodeURLHost       Code = "URLHost"
+	CodeURLAmbiguous  Code = "URLAmbiguous" // strict only
+	CodeURLInsecure   Code = "URLInsecure"  // strict only
+	CodeRefSyntax     Code = "RefSyntax"
+	CodeRefConflict   Code = "RefConflict"
+	CodeDigestSyntax  Code = "DigestSyntax"
+	CodeFileDenied    Code = "FileDenied"
+	CodeSecretRef     Code = "SecretRef"
+	CodeSecretUnused  Code = "SecretUnused"
+	CodeRuntime       Code = "Runtime"
+	CodeScopeDenied   Code = "ScopeDenied"
+)
+
+// Codes about a pull secret.
+const (
+	CodeSecretType Code = "SecretType" // missing, or of another type
+	CodeSecretJSON Code = "SecretJSON"
+	CodeSecretAuth Code = "SecretAuth"
+)
+
+// Codes about fetching.
+const (
+	CodeFetchFailed         Code = "FetchFailed"  // network or server, worth another try
+	CodeUnauthorized        Code = "Unauthorized" // 401 or 403
+	CodeNotFound            Code = "NotFound"     // 404, or no such tag
+	CodeFetchShort          Code = "FetchShort"
+	CodeDigestMismatch      Code = "DigestMismatch"
+	CodeDigestHeader        Code = "DigestHeader"
+	CodeEgressDenied        Code = "EgressDenied"
+	CodeHTTPRedirect        Code = "HTTPRedirect"
+	CodeHTTPStatus          Code = "HTTPStatus"
+	CodeHTTPLength          Code = "HTTPLength"
+	CodeHTTPEncoding        Code = "HTTPEncoding"
+	CodeHTTPHeader          Code = "HTTPHeader"
+	CodeAuthRealm           Code = "AuthRealm"
+	CodeAuthToken           Code = "AuthToken"
+	CodeTLS                 Code = "TLS"
+	CodeManifestParse       Code = "ManifestParse"
+	CodeManifestType        Code = "ManifestType"
+	CodeManifestAmbiguous   Code = "ManifestAmbiguous"
+	CodeManifestAnnotation  Code = "ManifestAnnotation"
+	CodeIndex               Code = "Index"
+	CodeDescSize            Code = "DescSize"
+	CodeDescForeign         Code = "DescForeign"
+	CodeDescData            Code = "DescData"
+	CodeConfigBlob          Code = "ConfigBlob"
+	CodeLayerType           Code = "LayerType"
+	CodeLayerRatio          Code = "LayerRatio"
+	CodeLayerGzip           Code = "LayerGzip"
+	CodeLayerZstd           Code = "LayerZstd"
+	CodeTarEntries          Code = "TarEntries"
+	CodeTarSize             Code = "TarSize"
+	CodeTarDuplicate        Code = "TarDuplicate"
+	CodeTarPath             Code = "TarPath"
+	CodeTarHeader           Code = "TarHeader"
+	CodeTarWhiteout         Code = "TarWhiteout"
+	CodeTarMissing          Code = "TarMissing"
+	CodeModuleTooLarge      Code = "ModuleTooLarge"
+	CodeCacheFull           Code = "CacheFull"
+	CodeCacheLocked         Code = "CacheLocked"
+	CodeCacheUnwritable     Code = "CacheUnwritable"
+	CodeControlUnreachable  Code = "ControlUnreachable"
+	CodeFileMissing         Code = "FileMissing" // a file:// url on the proxy's machine
+	CodeFeatureNotSupported Code = "FeatureNotSupported"
+)
+
+// Codes about a module's bytes.
+const (
+	CodeWasmEmpty     Code = "WasmEmpty"
+	CodeWasmMagic     Code = "WasmMagic"
+	CodeWasmVersion   Code = "WasmVersion"
+	CodeWasmComponent Code = "WasmComponent"
+	CodeWasmParse     Code = "WasmParse"
+	CodeWasmCount     Code = "WasmCount"
+	CodeWasmLocals    Code = "WasmLocals"
+	CodeWasmLimit     Code = "WasmLimit"
+	CodeWasmTable     Code = "WasmTable"
+	CodeWasmSegment   Code = "WasmSegment"
+	CodeWasmImport    Code = "WasmImport"
+	CodeWasmABI       Code = "WasmABI"
+	CodeWasmExport    Code = "WasmExport"
+	CodeWasmSection   Code = "WasmSection"
+	CodeWasmFeature   Code = "WasmFeature"
+	CodeWasmTrailing  Code = "WasmTrailing"
+)
+
+// Reasons of conditions and of a proxy's state that are no mistake of the
+// resource.
+const (
+	CodeAccepted       Code = "Accepted"
+	CodeInvalid        Code = "Invalid"        // Accepted=False, several problems
+	CodeResolved       Code = "Resolved"       // ResolvedRefs=True
+	CodeResolving      Code = "Resolving"      // ResolvedRefs=Unknown
+	CodeProgrammed     Code = "Programmed"     // in force wherever it is desired
+	CodeProgressing    Code = "Progressing"    // on its way
+	CodeNoProxies      Code = "NoProxies"      // nothing selects it
+	CodeRejected       Code = "Rejected"       // Envoy refused it
+	CodeVMTrap         Code = "VMTrap"         // faults while serving
+	CodeStale          Code = "Stale"          // the last known, its source is away
+	CodeEnvoyDown      Code = "EnvoyDown"      // no live Envoy beside the agent
+	CodeInternal       Code = "Internal"       // ours; please report
+	CodeDeadlinePassed Code = "DeadlinePassed" // the fetch deadline
+	CodeReady          Code = "Ready"
+	CodeNoListener     Code = "NoListener" // it matches no listener of the proxy
+	CodeUnvetted       Code = "Unvetted"   // a file on the proxy's machine, seen by nobody
+)

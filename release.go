@@ -1,0 +1,68 @@
+package chandler
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// ReleaseID is the hash of a release's content: 64 hex digits.
+type ReleaseID string
+
+// Short gives the first twelve digits, for people.
+func (id ReleaseID) Short() string { return string(id[:min(len(id), 12)]) }
+
+// Release is the immutable record of what one generation of a plugin turned out
+// to mean: the digests behind its reference, and how it runs. Restarts and
+// restored resources find their digests in it.
+type Release struct {
+	// Format is 1. A reader leaves records of a format it does not know alone.
+	Format int
+	ID     ReleaseID
+
+	Key
+	UID        string
+	Generation int64
+
+	// Reference is the URL as it was resolved; empty for Lua.
+	Reference string         `json:",omitempty"`
+	Artifact  ArtifactDigest `json:",omitempty"`
+	Blob      BlobDigest     `json:",omitempty"`
+	BlobSize  int64          `json:",omitempty"`
+	// ABI is the Proxy-Wasm version the module exports, for instance "0.2.1".
+	ABI string `json:",omitempty"`
+
+	Program Program
+	Behaviour
+
+	ResolvedAt time.Time
+	Verdicts   []Verdict `json:",omitempty"`
+}
+
+// Verdict is what one judge said of a release.
+type Verdict struct {
+	// Judge is "static", "envoy" or "wazero".
+	Judge        string
+	EnvoyVersion string    `json:",omitempty"`
+	PolicyHash   string    `json:",omitempty"`
+	At           time.Time `json:",omitempty"`
+}
+
+// WithID gives the release with its ID set: the hash of everything but the ID,
+// when it was resolved, and when it was judged. So the same content resolved
+// twice is one release.
+func (r Release) WithID() Release {
+	r.Format = 1
+	content := r
+	content.ID, content.ResolvedAt = "", time.Time{}
+	content.Verdicts = nil
+	b, err := json.Marshal(content)
+	if err != nil { // plain types only
+		panic(fmt.Sprintf("chandler: marshal release: %v", err))
+	}
+	sum := sha256.Sum256(b)
+	r.ID = ReleaseID(hex.EncodeToString(sum[:]))
+	return r
+}
