@@ -17,6 +17,9 @@ const (
 	StateUnmatched State = "Unmatched" // concerns no listener of this proxy
 )
 
+// Failing tells whether the state is a failure, to be counted and named as one.
+func (s State) Failing() bool { return s == StateRejected || s == StateFailed }
+
 // StandIn is what decides requests in place of a plugin that has no good
 // version on a proxy.
 type StandIn string
