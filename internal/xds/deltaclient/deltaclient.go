@@ -1,0 +1,262 @@
+// Package deltaclient is the agent's side of the delta xDS stream: it keeps one
+// stream to one of several control planes, says what it already has, hands every
+// answer on and acknowledges or refuses it by what became of it.
+//
+// It subscribes to one resource type with the wildcard and does not read the
+// resources. It keeps nothing: what is known is asked for at every connect.
+package deltaclient
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+
+	"chandler.dev/chandler"
+)
+
+// Limits in time. A peer that is gone without a word is noticed after
+// keepaliveTime and keepaliveTimeout: 20 seconds.
+const (
+	MaxBackoff = 3 * time.Second
+
+	minBackoff       = 100 * time.Millisecond
+	connectTimeout   = 3 * time.Second
+	firstTimeout     = 15 * time.Second // from connect to the first answer
+	keepaliveTime    = 10 * time.Second
+	keepaliveTimeout = 10 * time.Second
+	maxMessage       = 32 << 20 // bytes of one answer
+	maxDetail        = 4 << 10  // bytes of a refusal's reason
+)
+
+// Config says where to connect and what to do with what comes.
+type Config struct {
+	// Targets are control planes as gRPC names, tried in turn, beginning with the
+	// one that worked last.
+	Targets []string
+	// Dial holds at least the transport credentials.
+	Dial []grpc.DialOption
+	Node *corev3.Node
+	// TypeURL is the one resource type that is asked for.
+	TypeURL string
+
+	// Known gives name and version of every resource that is held; it is asked at
+	// every connect, so that only differences are sent. Nil: nothing is known.
+	Known func() map[string]string
+	// Handle takes an update in; an error refuses it (NACK) with its text. It is
+	// called from one goroutine, and the next update waits for it.
+	Handle func(Update) error
+	// Connected, when set, is told when a control plane has answered, and when it
+	// was lost or could not be reached, with the reason.
+	Connected func(ok bool, target string, err error)
+	// Session, when set, runs beside the stream on the same connection, from the
+	// first answer until ctx ends; the next connect waits for its return.
+	Session func(ctx context.Context, conn *grpc.ClientConn)
+	Log     *slog.Logger
+}
+
+// Update is one answer of the control plane. It may be empty: the first one
+// tells then that nothing differs from what is known.
+type Update struct {
+	// First marks the first answer on a stream.
+	First   bool
+	Changed []Resource
+	Removed []string
+}
+
+// Resource is one named body at one version.
+type Resource struct {
+	Name    string
+	Version string
+	Body    []byte
+}
+
+// Client keeps the stream. New starts nothing; Run does.
+type Client struct{ cfg Config }
+
+// New gives a client that is not running.
+func New(cfg Config) *Client {
+	if cfg.Known == nil {
+		cfg.Known = func() map[string]string { return nil }
+	}
+	if cfg.Connected == nil {
+		cfg.Connected = func(bool, string, error) {}
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Client{cfg: cfg}
+}
+
+// Run connects, and connects again, until ctx ends; then it returns nil. The
+// only errors are those of the Config.
+func (c *Client) Run(ctx context.Context) error {
+	if len(c.cfg.Targets) == 0 || c.cfg.Handle == nil || c.cfg.TypeURL == "" {
+		return errors.New("deltaclient: targets, type URL and handler are required")
+	}
+	failures := 0
+	for at := 0; ctx.Err() == nil; {
+		target, began := c.cfg.Targets[at], time.Now()
+		answered, err := c.session(ctx, target)
+		if ctx.Err() != nil {
+			return nil
+		}
+		c.cfg.Connected(false, target, err)
+		if answered && time.Since(began) >= MaxBackoff {
+			failures = 0 // one that answers and drops at once is no better than none
+		}
+		wait := delay(failures, len(c.cfg.Targets), rand.Float64())
+		c.cfg.Log.Warn("control plane is away", "target", target, "error", err, "retry_in", wait)
+		failures++
+		at = (at + 1) % len(c.cfg.Targets)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+	return nil
+}
+
+// delay is how long to wait after a failure. Every target gets a quick try
+// before the waiting begins; then it doubles with every round. Half of it is
+// chance, so that a fleet does not come back in one moment.
+func delay(failures, targets int, chance float64) time.Duration {
+	d := minBackoff
+	for range min(failures/targets, 16) {
+		d = min(2*d, MaxBackoff)
+	}
+	return d/2 + time.Duration(chance*float64(d/2))
+}
+
+// session is one connection from dial to loss; answered tells whether the
+// control plane ever answered on it.
+func (c *Client) session(ctx context.Context, target string) (answered bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	conn, err := grpc.NewClient(target, append(dialDefaults(), c.cfg.Dial...)...)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+
+	first := time.AfterFunc(firstTimeout, func() {
+		cancel(fmt.Errorf("no answer within %v", firstTimeout))
+	})
+	defer first.Stop()
+	because := func(err error) error {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		return err
+	}
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	if err != nil {
+		return false, because(err)
+	}
+	if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{
+		Node:                    c.cfg.Node,
+		TypeUrl:                 c.cfg.TypeURL,
+		ResourceNamesSubscribe:  []string{"*"},
+		InitialResourceVersions: c.cfg.Known(),
+	}); err != nil {
+		return false, because(end(stream))
+	}
+
+	beside := make(chan struct{})
+	defer func() {
+		cancel(nil)
+		if answered {
+			<-beside
+		}
+	}()
+	for {
+		resp, err := stream.Recv()
+		if err != nil {
+			return answered, because(err)
+		}
+		isFirst := !answered
+		if isFirst {
+			if !first.Stop() {
+				return false, because(context.DeadlineExceeded)
+			}
+			answered = true
+			c.cfg.Connected(true, target, nil)
+			go func() {
+				defer close(beside)
+				if c.cfg.Session != nil {
+					c.cfg.Session(ctx, conn)
+				}
+			}()
+		}
+		if err := stream.Send(c.answer(resp, isFirst)); err != nil {
+			return answered, because(end(stream))
+		}
+	}
+}
+
+// end gives the reason why a stream ended, of which Send says only EOF.
+func end(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient) error {
+	for {
+		if _, err := stream.Recv(); err != nil {
+			return err
+		}
+	}
+}
+
+// answer handles a response and makes its ACK or NACK.
+func (c *Client) answer(resp *discoveryv3.DeltaDiscoveryResponse, first bool) *discoveryv3.DeltaDiscoveryRequest {
+	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
+	update, err := c.update(resp)
+	if err == nil {
+		update.First = first
+		err = c.cfg.Handle(update)
+	}
+	if err != nil {
+		c.cfg.Log.Warn("answer of the control plane refused", "error", err)
+		req.ErrorDetail = &rpcstatus.Status{
+			Code:    int32(codes.InvalidArgument),
+			Message: chandler.Printable(err.Error(), maxDetail),
+		}
+	}
+	return req
+}
+
+func (c *Client) update(resp *discoveryv3.DeltaDiscoveryResponse) (Update, error) {
+	if resp.GetTypeUrl() != c.cfg.TypeURL {
+		return Update{}, fmt.Errorf("type %s was not asked for", chandler.Quote(resp.GetTypeUrl()))
+	}
+	u := Update{Removed: resp.GetRemovedResources()}
+	for _, r := range resp.GetResources() {
+		if t := r.GetResource().GetTypeUrl(); t != c.cfg.TypeURL {
+			return Update{}, fmt.Errorf("resource %s is of type %s", chandler.Quote(r.GetName()), chandler.Quote(t))
+		}
+		u.Changed = append(u.Changed, Resource{Name: r.GetName(), Version: r.GetVersion(), Body: r.GetResource().GetValue()})
+	}
+	return u, nil
+}
+
+// dialDefaults stand before the caller's options, which win.
+func dialDefaults() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{
+			Time: keepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true,
+		}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: minBackoff, Multiplier: 2, MaxDelay: MaxBackoff},
+			MinConnectTimeout: connectTimeout,
+		}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithIdleTimeout(0),
+		grpc.WithDisableServiceConfig(),
+	}
+}
