@@ -45,10 +45,10 @@ var (
 	})
 )
 
-// Marshal gives an attachment as it travels, and its version: the hash of the
+// MarshalAttachment gives an attachment as it travels, and its version: the hash of the
 // bytes. The same attachment always gives the same bytes.
-func Marshal(a *chandler.Attachment) (body *anypb.Any, version string, err error) {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(EncodeAttachment(a))
+func MarshalAttachment(a *chandler.Attachment) (body *anypb.Any, version string, err error) {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(AttachmentToProto(a))
 	if err != nil {
 		return nil, "", fmt.Errorf("attachment %s: %w", a.Key, err)
 	}
@@ -60,17 +60,17 @@ func Version(body []byte) string {
 	return string(chandler.Digest[chandler.ModuleDigest](body))[len("sha256:"):]
 }
 
-// Unmarshal reads what Marshal wrote; body is the value of the Any.
-func Unmarshal(body []byte) (*chandler.Attachment, error) {
+// UnmarshalAttachment reads what MarshalAttachment wrote; body is the value of the Any.
+func UnmarshalAttachment(body []byte) (chandler.Attachment, error) {
 	var m chandlerv1.Attachment
 	if err := proto.Unmarshal(body, &m); err != nil {
-		return nil, fmt.Errorf("attachment: %w", err)
+		return chandler.Attachment{}, fmt.Errorf("attachment: %w", err)
 	}
-	return DecodeAttachment(&m)
+	return AttachmentFromProto(&m)
 }
 
-// EncodeAttachment translates an attachment for the wire. Slices are shared.
-func EncodeAttachment(a *chandler.Attachment) *chandlerv1.Attachment {
+// AttachmentToProto translates an attachment for the wire. Slices are shared.
+func AttachmentToProto(a *chandler.Attachment) *chandlerv1.Attachment {
 	m := &chandlerv1.Attachment{
 		Plugin:        encodeRef(a.Key, a.UID),
 		Generation:    a.Generation,
@@ -120,9 +120,9 @@ func encodeModule(m chandler.Module) *chandlerv1.Module {
 	return &chandlerv1.Module{Digest: string(m.Digest), Size: uint64(max(m.Size, 0)), Origins: m.Origins}
 }
 
-// DecodeAttachment checks and translates an attachment from the wire.
-func DecodeAttachment(m *chandlerv1.Attachment) (*chandler.Attachment, error) {
-	a := &chandler.Attachment{
+// AttachmentFromProto checks and translates an attachment from the wire.
+func AttachmentFromProto(m *chandlerv1.Attachment) (chandler.Attachment, error) {
+	a := chandler.Attachment{
 		Generation:   m.GetGeneration(),
 		Sequence:     m.GetSequence(),
 		Strict:       m.GetStrict(),
@@ -131,13 +131,13 @@ func DecodeAttachment(m *chandlerv1.Attachment) (*chandler.Attachment, error) {
 	}
 	var err error
 	if a.Key, a.UID, err = decodeRef(m.GetPlugin()); err != nil {
-		return nil, err
+		return chandler.Attachment{}, err
 	}
 	for _, step := range []func(*chandlerv1.Attachment, *chandler.Attachment) error{
 		decodeIdentity, decodeProgram, decodeBehaviour, decodeLists,
 	} {
-		if err := step(m, a); err != nil {
-			return nil, fmt.Errorf("attachment %s: %w", a.Key, err)
+		if err := step(m, &a); err != nil {
+			return chandler.Attachment{}, fmt.Errorf("attachment %s: %w", a.Key, err)
 		}
 	}
 	return a, nil

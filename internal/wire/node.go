@@ -14,16 +14,16 @@ import (
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 )
 
-// EncodeNode translates a node for the wire.
-func EncodeNode(n chandler.Node) *chandlerv1.Node {
+// NodeToProto translates a node for the wire.
+func NodeToProto(n chandler.Node) *chandlerv1.Node {
 	return &chandlerv1.Node{
 		Name: n.Name, Namespace: n.Namespace, Labels: n.Labels,
 		AgentVersion: n.AgentVersion, EnvoyVersion: n.EnvoyVersion, Features: n.Features,
 	}
 }
 
-// DecodeNode checks and translates the claim an agent makes of itself.
-func DecodeNode(m *chandlerv1.Node) (chandler.Node, error) {
+// NodeFromProto checks and translates the claim an agent makes of itself.
+func NodeFromProto(m *chandlerv1.Node) (chandler.Node, error) {
 	if m == nil {
 		return chandler.Node{}, errors.New("node is missing")
 	}

@@ -36,14 +36,14 @@ type Report struct {
 	Removed []chandler.Key
 }
 
-// EncodeReport translates a report for the wire.
-func EncodeReport(r Report) *chandlerv1.ReportRequest {
+// ReportToProto translates a report for the wire.
+func ReportToProto(r Report) *chandlerv1.ReportRequest {
 	m := &chandlerv1.ReportRequest{Sequence: r.Sequence, Full: r.Full}
 	if r.Node != nil {
-		m.Node = EncodeNode(*r.Node)
+		m.Node = NodeToProto(*r.Node)
 	}
 	for i := range r.States {
-		m.States = append(m.States, EncodeState(&r.States[i]))
+		m.States = append(m.States, StateToProto(r.States[i]))
 	}
 	for _, k := range r.Removed {
 		m.Removed = append(m.Removed, k.String())
@@ -51,12 +51,12 @@ func EncodeReport(r Report) *chandlerv1.ReportRequest {
 	return m
 }
 
-// DecodeReport checks and translates a report. Lists over MaxStates are
+// ReportFromProto checks and translates a report. Lists over MaxStates are
 // refused whole: half of the truth is none.
-func DecodeReport(m *chandlerv1.ReportRequest) (Report, error) {
+func ReportFromProto(m *chandlerv1.ReportRequest) (Report, error) {
 	r := Report{Sequence: m.GetSequence(), Full: m.GetFull()}
 	if m.GetNode() != nil {
-		n, err := DecodeNode(m.GetNode())
+		n, err := NodeFromProto(m.GetNode())
 		if err != nil {
 			return Report{}, err
 		}
@@ -69,7 +69,7 @@ func DecodeReport(m *chandlerv1.ReportRequest) (Report, error) {
 		return Report{}, err
 	}
 	for _, s := range m.GetStates() {
-		st, err := DecodeState(s)
+		st, err := StateFromProto(s)
 		if err != nil {
 			return Report{}, err
 		}
@@ -88,9 +88,9 @@ func DecodeReport(m *chandlerv1.ReportRequest) (Report, error) {
 	return r, nil
 }
 
-// EncodeState translates what an agent says of one plugin. The message is cut
+// StateToProto translates what an agent says of one plugin. The message is cut
 // to MaxMessage and made fit to be shown.
-func EncodeState(s *chandler.AttachmentState) *chandlerv1.AttachmentState {
+func StateToProto(s chandler.AttachmentState) *chandlerv1.AttachmentState {
 	return &chandlerv1.AttachmentState{
 		Plugin:     encodeRef(s.Key, s.UID),
 		Generation: s.Generation,
@@ -119,8 +119,8 @@ func printable(s string) string {
 	return chandler.Printable(s, MaxMessage-64)
 }
 
-// DecodeState checks and translates what an agent says of one plugin.
-func DecodeState(m *chandlerv1.AttachmentState) (chandler.AttachmentState, error) {
+// StateFromProto checks and translates what an agent says of one plugin.
+func StateFromProto(m *chandlerv1.AttachmentState) (chandler.AttachmentState, error) {
 	s := chandler.AttachmentState{
 		Generation: m.GetGeneration(),
 		Sequence:   m.GetSequence(),

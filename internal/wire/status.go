@@ -5,17 +5,17 @@ import (
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 )
 
-// EncodeStatus translates a status for the admin API: up to
+// StatusToProto translates a status for the admin API: up to
 // chandler.MaxFailures failing proxies, and every proxy when asked for.
-func EncodeStatus(s *chandler.Status, proxies bool) *chandlerv1.Status {
+func StatusToProto(s *chandler.Status, proxies bool) *chandlerv1.Status {
 	m := &chandlerv1.Status{
 		ObservedGeneration: s.ObservedGeneration,
 		Resolved:           encodeResolved(s.Release),
 		Desired:            uint32(s.Desired),
 		InForce:            uint32(s.InForce),
 		Failed:             uint32(s.Failed),
-		Problems:           EncodeProblems(s.Problems),
-		Warnings:           EncodeProblems(s.Warnings),
+		Problems:           ProblemsToProto(s.Problems),
+		Warnings:           ProblemsToProto(s.Warnings),
 		Attempt:            s.Attempt,
 		NextTry:            encodeTime(s.NextTry),
 	}
@@ -78,8 +78,8 @@ func encodeProxy(p *chandler.ProxyStatus) *chandlerv1.ProxyStatus {
 	}
 }
 
-// EncodeProblems translates problems for the admin API.
-func EncodeProblems(ps []chandler.Problem) []*chandlerv1.Problem {
+// ProblemsToProto translates problems for the admin API.
+func ProblemsToProto(ps []chandler.Problem) []*chandlerv1.Problem {
 	var out []*chandlerv1.Problem
 	for _, p := range ps {
 		out = append(out, &chandlerv1.Problem{Code: string(p.Code), Field: p.Field, Message: p.Message, Hint: p.Hint})
@@ -87,8 +87,8 @@ func EncodeProblems(ps []chandler.Problem) []*chandlerv1.Problem {
 	return out
 }
 
-// DecodeProblems translates problems of the admin API, for showing.
-func DecodeProblems(ps []*chandlerv1.Problem) []chandler.Problem {
+// ProblemsFromProto translates problems of the admin API, for showing.
+func ProblemsFromProto(ps []*chandlerv1.Problem) []chandler.Problem {
 	var out []chandler.Problem
 	for _, p := range ps {
 		out = append(out, chandler.Problem{Code: chandler.Code(p.GetCode()), Field: p.GetField(), Message: p.GetMessage(), Hint: p.GetHint()})

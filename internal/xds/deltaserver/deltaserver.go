@@ -1,0 +1,224 @@
+// Package deltaserver is the control plane's side of the delta xDS stream
+// towards agents. The stream protocol is go-control-plane's; what a node may see
+// is asked from a View, and only differences from what the agent holds are sent.
+//
+// It keeps no resources of its own and has no queue: while an answer is under
+// way to an agent nothing more is prepared for it, and its acknowledgement gets
+// whatever is newest by then. So a slow agent costs nothing and delays nobody.
+package deltaserver
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"chandler.dev/chandler"
+)
+
+// Limits of what one agent may ask.
+const (
+	MaxName     = 512    // bytes of a resource name
+	MaxNames    = 1024   // names in one request
+	MaxVersions = 10_000 // initial resource versions
+	maxTypes    = 8      // type URLs on one stream
+	maxStreams  = 8      // streams of one node
+	maxResponse = 4 << 20
+	maxDetail   = 4 << 10
+
+	firstTimeout = 10 * time.Second // for the first message of a stream
+)
+
+// Resource is one named body at one version. Resources are immutable and shared
+// by all streams.
+type Resource struct {
+	Name    string
+	Version string
+	Body    *anypb.Any
+}
+
+// Config says who may connect and what they get.
+type Config struct {
+	// TypeURL is the one resource type that is served.
+	TypeURL string
+	// Authenticate decides who the claimed node is; its error, best a gRPC
+	// status, ends the stream.
+	Authenticate func(context.Context, *corev3.Node) (chandler.Node, error)
+	// View gives all that a node shall have, with unique names. False: it is not
+	// known yet, and the node waits for the Refresh after it is. View is called
+	// from many goroutines and must not call back.
+	View func(chandler.Node) ([]*Resource, bool)
+	// Connected, when set, is told when the first stream of a node opens and when
+	// its last one ends; each further stream tells the node anew, its claim may
+	// differ. It must neither block nor call back.
+	Connected func(node chandler.Node, connected bool)
+	// Nacked, when set, is told what an agent refused and why (printable text).
+	Nacked func(node chandler.Node, names []string, detail string)
+	// Pushed, when set, is told how long an answer took from its making to its
+	// acknowledgement.
+	Pushed func(time.Duration)
+	Log    *slog.Logger
+}
+
+// Server serves delta ADS. New starts nothing; streams live with the gRPC
+// server it is registered at.
+type Server struct {
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+	cfg Config
+
+	mu      sync.Mutex
+	streams map[*stream]struct{}
+	nodes   map[string]*presence // by node id
+}
+
+// presence is a node with at least one stream.
+type presence struct {
+	node    chandler.Node
+	streams int
+}
+
+// New gives a server without streams.
+func New(cfg Config) *Server {
+	if cfg.Connected == nil {
+		cfg.Connected = func(chandler.Node, bool) {}
+	}
+	if cfg.Nacked == nil {
+		cfg.Nacked = func(chandler.Node, []string, string) {}
+	}
+	if cfg.Pushed == nil {
+		cfg.Pushed = func(time.Duration) {}
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Server{cfg: cfg, streams: map[*stream]struct{}{}, nodes: map[string]*presence{}}
+}
+
+// Register puts the service on a gRPC server.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(r, s)
+}
+
+// Refresh asks View again for every stream and sends what differs. It does not
+// wait for any agent.
+func (s *Server) Refresh() {
+	s.mu.Lock()
+	streams := make([]*stream, 0, len(s.streams))
+	for st := range s.streams {
+		streams = append(streams, st)
+	}
+	s.mu.Unlock()
+	for _, st := range streams {
+		st.refresh()
+	}
+}
+
+// Nodes gives the nodes that are connected, by id.
+func (s *Server) Nodes() []chandler.Node {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	nodes := make([]chandler.Node, 0, len(s.nodes))
+	for _, p := range s.nodes {
+		nodes = append(nodes, p.node)
+	}
+	slices.SortFunc(nodes, func(a, b chandler.Node) int {
+		if a.ID() < b.ID() {
+			return -1
+		}
+		return 1
+	})
+	return nodes
+}
+
+// DeltaAggregatedResources is one stream, from its first message, which must
+// name the node, to its end.
+func (s *Server) DeltaAggregatedResources(str discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	first, err := receiveFirst(str)
+	if err != nil {
+		return err
+	}
+	node, err := s.cfg.Authenticate(str.Context(), first.GetNode())
+	if err != nil {
+		if _, ok := status.FromError(err); !ok {
+			err = status.Error(codes.Unauthenticated, err.Error())
+		}
+		return err
+	}
+	st := newStream(s, str, node, first)
+	if err := s.enter(st); err != nil {
+		return err
+	}
+	defer s.leave(st)
+	err = delta.NewServer(str.Context(), st, nil).DeltaStreamHandler(st, resource.AnyType)
+	if refused := st.refusal(); refused != nil {
+		return refused
+	}
+	return err
+}
+
+// receiveFirst waits for the first message, but not for ever. The goroutine
+// ends with the stream, which ends when the handler returns.
+func receiveFirst(str discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) (*discoveryv3.DeltaDiscoveryRequest, error) {
+	type message struct {
+		req *discoveryv3.DeltaDiscoveryRequest
+		err error
+	}
+	c := make(chan message, 1)
+	go func() {
+		req, err := str.Recv()
+		c <- message{req, err}
+	}()
+	select {
+	case m := <-c:
+		if m.err != nil {
+			return nil, m.err
+		}
+		if m.req.GetNode().GetId() == "" {
+			return nil, status.Error(codes.InvalidArgument, "node id missing in first message")
+		}
+		return m.req, nil
+	case <-time.After(firstTimeout):
+		return nil, status.Errorf(codes.DeadlineExceeded, "no first message in %v", firstTimeout)
+	}
+}
+
+func (s *Server) enter(st *stream) error {
+	id := st.node.ID()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.nodes[id]
+	if p == nil {
+		p = &presence{}
+		s.nodes[id] = p
+	}
+	if p.streams >= maxStreams {
+		return status.Errorf(codes.ResourceExhausted, "node %s has %d streams, limit %d", chandler.Quote(id), p.streams, maxStreams)
+	}
+	p.streams++
+	p.node = st.node
+	s.streams[st] = struct{}{}
+	s.cfg.Connected(st.node, true)
+	return nil
+}
+
+func (s *Server) leave(st *stream) {
+	id := st.node.ID()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.streams, st)
+	p := s.nodes[id]
+	if p.streams--; p.streams == 0 {
+		delete(s.nodes, id)
+		s.cfg.Connected(p.node, false)
+	}
+}

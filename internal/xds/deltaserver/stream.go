@@ -1,0 +1,284 @@
+package deltaserver
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"chandler.dev/chandler"
+)
+
+// stream is one agent's stream in both of its roles: towards go-control-plane's
+// stream loop it is the transport, whose Recv checks every request, and it is
+// the ConfigWatcher of that loop, so that a watch knows its stream.
+type stream struct {
+	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+	server *Server
+	node   chandler.Node
+	id     string // the xDS node id of the first message
+
+	// Only the receiving goroutine touches these.
+	first *discoveryv3.DeltaDiscoveryRequest
+	types map[string]bool
+
+	mu       sync.Mutex
+	refused  error             // why Recv ended the stream
+	watch    *watch            // open while the agent waits for news; nil while an answer is under way
+	held     map[string]string // what the agent holds when all that was made has arrived; nil before its first word on it
+	answered bool
+	names    []string // of the last answer
+	made     time.Time
+}
+
+func newStream(s *Server, str discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, node chandler.Node, first *discoveryv3.DeltaDiscoveryRequest) *stream {
+	return &stream{
+		AggregatedDiscoveryService_DeltaAggregatedResourcesServer: str,
+		server: s, node: node, id: first.GetNode().GetId(), first: first,
+		types: map[string]bool{},
+	}
+}
+
+// watch is the agent waiting for news. It is answered once at most.
+type watch struct {
+	req *cache.DeltaRequest
+	sub cache.Subscription
+	out chan cache.DeltaResponse
+}
+
+// Recv gives the next request that is fit to be looked at. The first one was
+// received before the stream began.
+func (st *stream) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
+	req := st.first
+	if req != nil {
+		st.first = nil
+	} else {
+		var err error
+		if req, err = st.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Recv(); err != nil {
+			return nil, err
+		}
+		if id := req.GetNode().GetId(); id != "" && id != st.id {
+			return nil, st.refuse(status.Errorf(codes.InvalidArgument, "node id changed from %s to %s", chandler.Quote(st.id), chandler.Quote(id)))
+		}
+		req.Node = nil
+	}
+	if err := st.check(req); err != nil {
+		return nil, st.refuse(err)
+	}
+	if req.GetTypeUrl() == st.server.cfg.TypeURL {
+		st.note(req)
+	}
+	return req, nil
+}
+
+// check bounds a request.
+func (st *stream) check(req *discoveryv3.DeltaDiscoveryRequest) error {
+	typ := req.GetTypeUrl()
+	if typ == "" || len(typ) > MaxName {
+		return status.Errorf(codes.InvalidArgument, "type URL of %d bytes, limit %d", len(typ), MaxName)
+	}
+	if !st.types[typ] {
+		if len(st.types) == maxTypes {
+			return status.Errorf(codes.ResourceExhausted, "more than %d resource types on a stream", maxTypes)
+		}
+		st.types[typ] = true
+		if typ != st.server.cfg.TypeURL {
+			st.server.cfg.Log.Warn("resource type is not served here", "node", st.node.ID(), "type", chandler.Quote(typ))
+		}
+	}
+	if n := len(req.GetInitialResourceVersions()); n > MaxVersions {
+		return status.Errorf(codes.ResourceExhausted, "%d initial resource versions, limit %d", n, MaxVersions)
+	}
+	if n := max(len(req.GetResourceNamesSubscribe()), len(req.GetResourceNamesUnsubscribe())); n > MaxNames {
+		return status.Errorf(codes.InvalidArgument, "%d resource names, limit %d", n, MaxNames)
+	}
+	for _, name := range slices.Concat(req.GetResourceNamesSubscribe(), req.GetResourceNamesUnsubscribe()) {
+		if len(name) > MaxName {
+			return status.Errorf(codes.InvalidArgument, "resource name of %d bytes, limit %d", len(name), MaxName)
+		}
+	}
+	for name, version := range req.GetInitialResourceVersions() {
+		if len(name) > MaxName || len(version) > MaxName {
+			return status.Errorf(codes.InvalidArgument, "resource name of %d bytes at a version of %d, limit %d", len(name), len(version), MaxName)
+		}
+	}
+	return nil
+}
+
+func (st *stream) refuse(err error) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.refused = err
+	return err
+}
+
+func (st *stream) refusal() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.refused
+}
+
+// note takes in what a request tells of the agent: what it holds from before
+// (the first time), or that it took or refused the last answer.
+func (st *stream) note(req *discoveryv3.DeltaDiscoveryRequest) {
+	st.mu.Lock()
+	if st.held == nil {
+		st.held = map[string]string{}
+		maps.Copy(st.held, req.GetInitialResourceVersions())
+	}
+	names, made := st.names, st.made
+	if req.GetResponseNonce() != "" {
+		st.names, st.made = nil, time.Time{}
+	}
+	st.mu.Unlock()
+	if req.GetResponseNonce() == "" || made.IsZero() {
+		return
+	}
+	st.server.cfg.Pushed(time.Since(made))
+	if req.GetErrorDetail() != nil {
+		st.server.cfg.Nacked(st.node, names, chandler.Printable(req.GetErrorDetail().GetMessage(), maxDetail))
+	}
+}
+
+// CreateWatch is the state of the world, which is not served.
+func (st *stream) CreateWatch(*cache.Request, cache.Subscription, chan cache.Response) (func(), error) {
+	return nil, errors.New("only delta is served here")
+}
+
+// CreateDeltaWatch opens a watch and answers it at once when there is news. A
+// type that is not served never has any.
+//
+// The loop closes out after it has cancelled its watches, so sending and
+// cancelling share a lock. The channel has room: a watch sends once, and the
+// loop empties it before it opens the next.
+func (st *stream) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscription, out chan cache.DeltaResponse) (func(), error) {
+	if req.GetTypeUrl() != st.server.cfg.TypeURL {
+		return nil, nil
+	}
+	w := &watch{req: req, sub: sub, out: out}
+	st.mu.Lock()
+	st.watch = w
+	for _, name := range req.GetResourceNamesUnsubscribe() {
+		delete(st.held, name)
+	}
+	st.mu.Unlock()
+	st.refresh()
+	return func() {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		if st.watch == w {
+			st.watch = nil
+		}
+	}, nil
+}
+
+// refresh answers the open watch if there is news for it. The first answer of
+// a stream is sent in any case: it tells the agent that it is up to date.
+func (st *stream) refresh() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	w := st.watch
+	if w == nil {
+		return
+	}
+	view, ok := st.server.cfg.View(st.node)
+	if !ok {
+		return
+	}
+	r := st.difference(w, view)
+	if len(r.changed)+len(r.removed) == 0 && st.answered {
+		return
+	}
+	st.hold(r)
+	st.watch, st.answered = nil, true
+	st.names, st.made = r.names(), time.Now()
+	w.out <- r
+}
+
+// difference compares a view with what the agent holds. Changes beyond the size
+// of one answer are left for the next, which the acknowledgement brings.
+func (st *stream) difference(w *watch, view []*Resource) *response {
+	r := &response{req: w.req}
+	there := make(map[string]bool, len(view))
+	size := 0
+	for _, res := range view {
+		if _, named := w.sub.SubscribedResources()[res.Name]; !named && !w.sub.IsWildcard() {
+			continue
+		}
+		there[res.Name] = true
+		if version, ok := st.held[res.Name]; ok && version == res.Version {
+			continue
+		}
+		if size += proto.Size(res.Body); size > maxResponse && len(r.changed) > 0 {
+			continue
+		}
+		r.changed = append(r.changed, res)
+	}
+	for name := range st.held {
+		if !there[name] {
+			r.removed = append(r.removed, name)
+		}
+	}
+	slices.Sort(r.removed)
+	return r
+}
+
+// hold counts an answer as arrived. The loop sends what is in its channel in
+// order or ends the stream, and its own account of what was returned lags
+// behind: between its emptying the channel and its cancelling the watch another
+// answer may be made.
+func (st *stream) hold(r *response) {
+	for _, res := range r.changed {
+		st.held[res.Name] = res.Version
+	}
+	for _, name := range r.removed {
+		delete(st.held, name)
+	}
+}
+
+// response is one answer to one watch.
+type response struct {
+	req     *cache.DeltaRequest
+	changed []*Resource
+	removed []string
+}
+
+var _ cache.DeltaResponse = (*response)(nil)
+
+func (r *response) names() []string {
+	names := make([]string, 0, len(r.changed)+len(r.removed))
+	for _, res := range r.changed {
+		names = append(names, res.Name)
+	}
+	return append(names, r.removed...)
+}
+
+// GetDeltaDiscoveryResponse builds the message; the loop puts its nonce in, so
+// it is never shared.
+func (r *response) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryResponse, error) {
+	m := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: r.req.GetTypeUrl(), RemovedResources: r.removed}
+	for _, res := range r.changed {
+		m.Resources = append(m.Resources, &discoveryv3.Resource{Name: res.Name, Version: res.Version, Resource: res.Body})
+	}
+	return m, nil
+}
+
+func (r *response) GetDeltaRequest() *discoveryv3.DeltaDiscoveryRequest { return r.req }
+func (r *response) GetSystemVersion() (string, error)                   { return "", nil }
+func (r *response) GetResponseVersion() string                          { return "" }
+func (r *response) GetContext() context.Context                         { return context.Background() }
+
+// GetReturnedResources is the loop's account, which is not used here; the loop
+// writes into it, so it is not nil.
+func (r *response) GetReturnedResources() map[string]string { return map[string]string{} }
+
+// GetNextVersionMap is the older name of GetReturnedResources.
+func (r *response) GetNextVersionMap() map[string]string { return r.GetReturnedResources() }
