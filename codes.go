@@ -28,6 +28,7 @@ const (
 	CodeSecretUnused  Code = "SecretUnused"
 	CodeRuntime       Code = "Runtime"
 	CodeScopeDenied   Code = "ScopeDenied"
+	CodeEnvoyConfig   Code = "EnvoyConfig" // a proxy's own configuration that cannot be taken over
 )
 
 // Codes about a pull secret.

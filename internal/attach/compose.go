@@ -1,11 +1,28 @@
 package attach
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	filterchainv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
+	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
+	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	wasmfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
+	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"chandler.dev/chandler"
 )
+
+// wasmRuntime is V8: the only one that Envoy's official builds have.
+const wasmRuntime = "envoy.wasm.runtime.v8"
 
 // Member is a plugin in a slot, with what only this machine knows of it.
 type Member struct {
@@ -25,18 +42,136 @@ type Member struct {
 // holds the members' filters in the order of Attachment.CompareOrder, whatever
 // the order they come in. The same members give the same bytes. A slot without
 // members is a filter chain without filters, which does nothing.
-func Compose(slot Slot, members []Member) *corev3.TypedExtensionConfig { return nil }
+//
+// A filter, a plugin and its VM are named by the plugin's key and by nothing
+// else, so that what does not change keeps its state when a neighbour does.
+func Compose(slot Slot, members []Member) *corev3.TypedExtensionConfig {
+	members = slices.Clone(members)
+	slices.SortFunc(members, func(a, b Member) int { return a.Attachment.CompareOrder(b.Attachment) })
+	chain := &filterchainv3.FilterChainConfig{}
+	for _, m := range members {
+		config := m.filter()
+		if config == nil {
+			continue
+		}
+		if chain.DefaultFilterChain == nil {
+			chain.DefaultFilterChain = &filterchainv3.FilterChain{}
+		}
+		chain.DefaultFilterChain.Filters = append(chain.DefaultFilterChain.Filters, &corev3.TypedExtensionConfig{
+			Name:        m.Attachment.Key.String(),
+			TypedConfig: packed(config),
+		})
+	}
+	return &corev3.TypedExtensionConfig{Name: slot.Name(), TypedConfig: packed(chain)}
+}
 
 // Body is config as the body of an xDS resource, in its deterministic bytes.
-func Body(config *corev3.TypedExtensionConfig) *anypb.Any { return nil }
+func Body(config *corev3.TypedExtensionConfig) *anypb.Any { return packed(config) }
 
 // Version is a hash of config's deterministic bytes, the resource's version on
 // the stream.
-func Version(config *corev3.TypedExtensionConfig) string { return "" }
+func Version(config *corev3.TypedExtensionConfig) string {
+	sum := sha256.Sum256(packed(config).Value)
+	return hex.EncodeToString(sum[:])
+}
 
-// PluginOfNack finds the plugin that Envoy's refusal of a composition is about:
-// Envoy names a plugin that does not load, or the path of a file that is
-// missing. For other refusals, such as of a Lua script, it names neither.
-func PluginOfNack(message string, members []Member) (chandler.Key, bool) {
-	return chandler.Key{}, false
+// runsWasm tells whether the member is a module, not something in its place.
+func (m Member) runsWasm() bool {
+	program := m.Attachment.Program
+	return m.StandIn == chandler.StandInNone && !program.Deny && program.Lua == nil
+}
+
+// filter is what stands for the member in the chain; nil: nothing.
+func (m Member) filter() proto.Message {
+	program := m.Attachment.Program
+	switch {
+	case m.StandIn == chandler.StandInPass:
+		return nil
+	case m.StandIn == chandler.StandInDeny, program.Deny:
+		return denyAll()
+	case program.Lua != nil:
+		return &luav3.Lua{DefaultSourceCode: &corev3.DataSource{
+			Specifier: &corev3.DataSource_InlineString{InlineString: text(program.Lua.InlineCode)},
+		}}
+	}
+	return &wasmfilterv3.Wasm{Config: m.plugin()}
+}
+
+// denyAll answers 403: rules that allow what a policy matches, and no policy.
+func denyAll() proto.Message {
+	return &rbacfilterv3.RBAC{Rules: &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW}}
+}
+
+func (m Member) plugin() *wasmv3.PluginConfig {
+	a := m.Attachment
+	plugin := &wasmv3.PluginConfig{
+		Name:          a.Key.String(),
+		RootId:        a.RootID,
+		FailurePolicy: failurePolicy(a.FailStrategy),
+		Vm: &wasmv3.PluginConfig_VmConfig{VmConfig: &wasmv3.VmConfig{
+			VmId:    a.Key.String(),
+			Runtime: wasmRuntime,
+			Code: &corev3.AsyncDataSource{Specifier: &corev3.AsyncDataSource_Local{Local: &corev3.DataSource{
+				Specifier: &corev3.DataSource_Filename{Filename: text(m.ModulePath)},
+			}}},
+			EnvironmentVariables: m.environment(),
+		}},
+	}
+	if a.Config != nil {
+		plugin.Configuration = packed(wrapperspb.String(text(string(a.Config))))
+	}
+	if plugin.FailurePolicy == wasmv3.FailurePolicy_FAIL_RELOAD {
+		plugin.ReloadConfig = &wasmv3.ReloadConfig{} // Envoy's own back-off, one second
+	}
+	if len(a.Capabilities) > 0 {
+		allowed := make(map[string]*wasmv3.SanitizationConfig, len(a.Capabilities))
+		for _, name := range a.Capabilities {
+			allowed[name] = &wasmv3.SanitizationConfig{}
+		}
+		plugin.CapabilityRestrictionConfig = &wasmv3.CapabilityRestrictionConfig{AllowedCapabilities: allowed}
+	}
+	return plugin
+}
+
+// environment gives the VM's variables as values: what is copied from the host
+// is read by the agent, as Envoy may have been started with another environment.
+func (m Member) environment() *wasmv3.EnvironmentVariables {
+	values := map[string]string{}
+	for _, v := range m.Attachment.Env {
+		if !v.Host {
+			values[v.Name] = text(v.Value)
+		} else if value, ok := m.Env[v.Name]; ok {
+			values[v.Name] = text(value)
+		}
+	}
+	if len(values) == 0 {
+		return nil
+	}
+	return &wasmv3.EnvironmentVariables{KeyValues: values}
+}
+
+func failurePolicy(s chandler.FailStrategy) wasmv3.FailurePolicy {
+	switch s {
+	case chandler.FailOpen:
+		return wasmv3.FailurePolicy_FAIL_OPEN
+	case chandler.FailReload:
+		return wasmv3.FailurePolicy_FAIL_RELOAD
+	}
+	return wasmv3.FailurePolicy_FAIL_CLOSED
+}
+
+// text makes a string fit for a message, which holds only UTF-8: a variable of
+// the host may hold any bytes.
+func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
+// packed is m as an Any in deterministic bytes. Marshalling fails only for text
+// that is not UTF-8, which nothing here lets through; a filter that is silently
+// left out would be worse than a panic.
+func packed(m proto.Message) *anypb.Any {
+	name := string(m.ProtoReflect().Descriptor().FullName())
+	bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		panic(fmt.Sprintf("attach: a %s cannot be packed: %v", name, err))
+	}
+	return &anypb.Any{TypeUrl: "type.googleapis.com/" + name, Value: bytes}
 }
