@@ -1,0 +1,115 @@
+// Package assign decides which plugins a proxy gets and what it is told of each.
+// It is pure: whole input to whole output, no clock, no memory. How an
+// attachment travels, and to whom, is not its matter.
+package assign
+
+import (
+	"slices"
+
+	"chandler.dev/chandler"
+)
+
+// Candidate is a plugin with what there is to attach of it.
+type Candidate struct {
+	Plugin *chandler.Plugin
+	// Release decides how the plugin runs; it may be of an older generation than
+	// Plugin, which then only says who gets it.
+	Release  *chandler.Release
+	Sequence uint64
+	// Deny: there is no release, and the plugin wants refusal meanwhile.
+	Deny bool
+	// Standby are modules worth having on disk besides the release's own.
+	Standby []chandler.Module
+}
+
+// Labels that a Gateway API gateway declares of itself.
+const (
+	labelGateway      = "gateway.networking.k8s.io/gateway-name"
+	labelGatewayClass = "gateway.networking.k8s.io/gateway-class-name"
+
+	groupGateway = "gateway.networking.k8s.io"
+)
+
+// Selects tells whether p is for n. A proxy gets plugins of its own namespace
+// and of the root namespace (none when root is empty).
+func Selects(p *chandler.Plugin, n chandler.Node, root string) bool {
+	if p.Namespace != n.Namespace && (root == "" || p.Namespace != root) {
+		return false
+	}
+	if len(p.TargetRefs) > 0 {
+		return slices.ContainsFunc(p.TargetRefs, func(r chandler.TargetRef) bool {
+			return targets(r, p.Namespace, n, root)
+		})
+	}
+	for k, v := range p.Selector {
+		if got, ok := n.Labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// targets tells whether a reference made in a namespace means n: a Gateway by
+// its name in that very namespace, a GatewayClass only from the root namespace.
+// Services and service entries are reached through waypoints, so no proxy of its
+// own is meant by them.
+func targets(r chandler.TargetRef, namespace string, n chandler.Node, root string) bool {
+	if r.Group != groupGateway || r.Name == "" {
+		return false
+	}
+	switch r.Kind {
+	case "Gateway":
+		return namespace == n.Namespace && n.Labels[labelGateway] == r.Name
+	case "GatewayClass":
+		return root != "" && namespace == root && n.Labels[labelGatewayClass] == r.Name
+	}
+	return false
+}
+
+// Attach says what a proxy is told of a candidate, the same for every proxy.
+func Attach(c Candidate) chandler.Attachment {
+	a := chandler.Attachment{
+		Key:         c.Plugin.Key,
+		UID:         c.Plugin.UID,
+		Generation:  c.Plugin.Generation,
+		Sequence:    c.Sequence,
+		Created:     c.Plugin.Created,
+		FirstAttach: c.Plugin.FirstAttach,
+		Standby:     c.Standby,
+	}
+	if r := c.Release; r != nil {
+		a.Generation, a.Release = r.Generation, r.ID
+		a.Program, a.Behaviour = r.Program, r.Behaviour
+	} else {
+		a.Program, a.Behaviour = chandler.Program{Deny: true}, Behaviour(c.Plugin)
+	}
+	a.Requires = requires(&a)
+	return a
+}
+
+// Behaviour is how a plugin wants to run, as releases hold it.
+func Behaviour(p *chandler.Plugin) chandler.Behaviour {
+	b := chandler.Behaviour{Type: p.Type, Phase: p.Phase, Priority: p.Priority, Match: p.Match}
+	if b.Type == "" {
+		b.Type = chandler.HTTP
+	}
+	if w := p.Wasm; w != nil {
+		b.FailStrategy, b.RootID, b.Config, b.Env = w.FailStrategy, w.RootID, w.Config, w.Env
+	}
+	return b
+}
+
+// requires names what not every agent can do.
+func requires(a *chandler.Attachment) []string {
+	var features []string
+	if a.Type == chandler.Network {
+		features = append(features, chandler.FeatureNetwork)
+	}
+	if a.Program.Lua != nil {
+		features = append(features, chandler.FeatureLua)
+	}
+	if a.Program.File != nil {
+		features = append(features, chandler.FeatureFile)
+	}
+	return features
+}
