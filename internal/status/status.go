@@ -1,0 +1,317 @@
+// Package status says what is true of a plugin: it joins the object, what the
+// control plane resolved, and what the proxies report into conditions, counts
+// and a line for every proxy. It is pure and reads no status back, except for
+// the times at which conditions last changed.
+//
+// What it never does is to claim: a proxy counts as in force only when its own
+// report says so of the very release that is the target.
+package status
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"chandler.dev/chandler"
+)
+
+// Input is all that a status is derived from.
+type Input struct {
+	// Generation is the object's newest; Problems say why it was not taken.
+	Generation int64
+	Problems   []chandler.Problem
+	Warnings   []chandler.Problem
+	// Plugin is the last valid version; nil when there never was one.
+	Plugin *chandler.Plugin
+	// Target is the release that is being put in force; nil before the first.
+	Target  *chandler.Release
+	Resolve Resolve
+	// Denied: there is no release, and proxies refuse requests meanwhile.
+	Denied bool
+	// Proxies are those that the plugin selects.
+	Proxies []Proxy
+	// Previous is the status before, for the times of transition; it may be nil.
+	Previous *chandler.Status
+	Now      time.Time
+}
+
+// Resolve is where the control plane's own work on the plugin stands.
+type Resolve struct {
+	// Problem is that of the last try; nil when it went well or none was made.
+	Problem *chandler.Problem
+	Attempt uint32
+	NextTry time.Time
+}
+
+// Proxy is a node that the plugin selects, with what it said of the plugin.
+type Proxy struct {
+	Node      chandler.Node
+	Connected bool
+	// State is nil before the node said anything.
+	State *chandler.AttachmentState
+}
+
+const maxMessage = 1 << 10 // bytes of a condition's message
+
+// Join derives the status.
+func Join(in Input) chandler.Status {
+	s := chandler.Status{
+		ObservedGeneration: in.Generation,
+		Release:            in.Target,
+		Attempt:            in.Resolve.Attempt,
+		NextTry:            in.Resolve.NextTry,
+		Problems:           in.Problems,
+		Warnings:           warnings(in),
+	}
+	t := tally(in, &s)
+	accepted := accepted(in)
+	resolved := resolved(in)
+	programmed := programmed(in, &s, t, accepted, resolved)
+	s.Conditions = []chandler.Condition{accepted, resolved, programmed, ready(t, accepted, resolved, programmed)}
+	for i := range s.Conditions {
+		finish(&s.Conditions[i], in)
+	}
+	return s
+}
+
+// warnings adds what follows from the release.
+func warnings(in Input) []chandler.Problem {
+	if in.Target == nil || in.Target.Program.File == nil {
+		return in.Warnings
+	}
+	return append(slices.Clone(in.Warnings), chandler.Problem{
+		Code:    chandler.CodeUnvetted,
+		Field:   "spec.url",
+		Message: "the module is a file on each proxy's machine, which the control plane has not seen",
+		Hint:    "push it to a registry to have it checked before it reaches a proxy",
+	})
+}
+
+// counts is what the proxies' lines come to.
+type counts struct {
+	away, unmatched int
+	failing         *chandler.ProxyStatus // the first one
+	trapped         *chandler.ProxyStatus
+	stopped         *chandler.ProxyStatus // without Envoy
+}
+
+// tally writes the lines of the proxies and counts. Proxies that are not
+// connected, or have no listener for the plugin, are shown and not desired.
+func tally(in Input, s *chandler.Status) counts {
+	var t counts
+	for _, p := range in.Proxies {
+		s.Proxies = append(s.Proxies, line(in, p))
+	}
+	slices.SortFunc(s.Proxies, func(a, b chandler.ProxyStatus) int {
+		return strings.Compare(a.Namespace+"/"+a.Node, b.Namespace+"/"+b.Node)
+	})
+	for i := range s.Proxies {
+		p := &s.Proxies[i]
+		current := in.Target != nil && p.Release == in.Target.ID
+		switch {
+		case !p.Connected:
+			t.away++
+			continue
+		case p.State == chandler.StateUnmatched && current:
+			t.unmatched++
+			continue
+		}
+		s.Desired++
+		switch {
+		case !current:
+		case p.Reason == chandler.CodeEnvoyDown:
+			t.stopped = first(t.stopped, p)
+		case p.State == chandler.StateInForce && p.InForce == in.Target.ID:
+			s.InForce++
+			if p.Reason == chandler.CodeVMTrap {
+				t.trapped = first(t.trapped, p)
+			}
+		case p.State.Failing():
+			s.Failed++
+			t.failing = first(t.failing, p)
+		}
+	}
+	return t
+}
+
+func first(have, p *chandler.ProxyStatus) *chandler.ProxyStatus {
+	if have != nil {
+		return have
+	}
+	return p
+}
+
+// line is what a proxy said; what it said of another plugin of the same name is
+// nothing said.
+func line(in Input, p Proxy) chandler.ProxyStatus {
+	l := chandler.ProxyStatus{Node: p.Node.Name, Namespace: p.Node.Namespace, Connected: p.Connected}
+	if p.State != nil && (in.Plugin == nil || p.State.UID == in.Plugin.UID) {
+		l.AttachmentState = *p.State
+		return l
+	}
+	l.State = chandler.StatePending
+	if in.Plugin != nil {
+		l.Key, l.UID = in.Plugin.Key, in.Plugin.UID
+	}
+	return l
+}
+
+func accepted(in Input) chandler.Condition {
+	c := chandler.Condition{Type: chandler.ConditionAccepted}
+	switch len(in.Problems) {
+	case 0:
+		c.Status, c.Reason, c.Message = chandler.True, chandler.CodeAccepted, "the resource is valid"
+	case 1:
+		c.Status, c.Reason, c.Message = chandler.False, in.Problems[0].Code, in.Problems[0].Error()
+	default:
+		var all []string
+		for i := range in.Problems {
+			all = append(all, in.Problems[i].Error())
+		}
+		c.Status, c.Reason, c.Message = chandler.False, chandler.CodeInvalid, strings.Join(all, "; ")
+	}
+	return c
+}
+
+func resolved(in Input) chandler.Condition {
+	c := chandler.Condition{Type: chandler.ConditionResolvedRefs}
+	switch {
+	case in.Plugin == nil:
+		c.Status, c.Reason, c.Message = chandler.Unknown, chandler.CodeInvalid, "there is nothing to resolve before the resource is valid"
+	case in.Resolve.Problem != nil:
+		c.Status, c.Reason, c.Message = chandler.False, in.Resolve.Problem.Code, in.Resolve.Problem.Error()
+	case in.Target != nil && in.Target.UID == in.Plugin.UID && in.Target.Generation == in.Plugin.Generation:
+		c.Status, c.Reason, c.Message = chandler.True, chandler.CodeResolved, describe(in.Target)
+	default:
+		c.Status, c.Reason, c.Message = chandler.Unknown, chandler.CodeResolving, "the module is being resolved"
+	}
+	return c
+}
+
+func describe(r *chandler.Release) string {
+	switch p := r.Program; {
+	case p.Module != nil:
+		return fmt.Sprintf("%s is module %s, %d bytes", r.Reference, p.Module.Digest, p.Module.Size)
+	case p.File != nil:
+		return fmt.Sprintf("file %s of each proxy's machine, not seen by the control plane", p.File.Path)
+	}
+	return "inline Lua"
+}
+
+// programmed is True only when the newest generation is in force on every
+// connected proxy that it is for.
+func programmed(in Input, s *chandler.Status, t counts, accepted, resolved chandler.Condition) chandler.Condition {
+	c := chandler.Condition{Type: chandler.ConditionProgrammed, Status: chandler.False}
+	if accepted.Status != chandler.True || resolved.Status != chandler.True {
+		before := accepted
+		if accepted.Status == chandler.True {
+			before = resolved
+		}
+		c.Reason = before.Reason
+		switch {
+		case in.Target != nil:
+			c.Message = fmt.Sprintf("generation %d stays assigned, in force on %d of %s", in.Target.Generation, s.InForce, proxies(s.Desired))
+		case in.Denied:
+			c.Message = "there is no release yet; requests are refused meanwhile"
+		default:
+			c.Message = "there is no release yet; proxies are as they were"
+		}
+		return c
+	}
+	share := fmt.Sprintf("in force on %d of %s", s.InForce, proxies(s.Desired))
+	switch {
+	case s.Desired == 0 && t.unmatched > 0:
+		c.Status, c.Reason, c.Message = chandler.Unknown, chandler.CodeNoListener, fmt.Sprintf("%s selected, with no listener that the plugin matches", proxies(t.unmatched))
+	case s.Desired == 0:
+		c.Status, c.Reason, c.Message = chandler.Unknown, chandler.CodeNoProxies, "no connected proxy is selected"
+	case s.InForce == s.Desired:
+		c.Status, c.Reason, c.Message = chandler.True, chandler.CodeProgrammed, "in force on "+all(s.Desired)
+	case t.failing != nil:
+		c.Reason, c.Message = reason(t.failing), share+"; "+tell(t.failing)
+	case t.stopped != nil:
+		c.Reason, c.Message = chandler.CodeEnvoyDown, share+"; "+tell(t.stopped)
+	default:
+		c.Reason, c.Message = chandler.CodeProgressing, share
+	}
+	if t.away > 0 {
+		c.Message += fmt.Sprintf("; %s disconnected", proxies(t.away))
+	}
+	return c
+}
+
+func all(n int) string {
+	if n == 1 {
+		return "the 1 proxy it is for"
+	}
+	return "all " + proxies(n)
+}
+
+func proxies(n int) string {
+	if n == 1 {
+		return "1 proxy"
+	}
+	return fmt.Sprintf("%d proxies", n)
+}
+
+// reason of a failing proxy; an agent that gives none failed all the same.
+func reason(p *chandler.ProxyStatus) chandler.Code {
+	switch {
+	case p.Reason != "":
+		return p.Reason
+	case p.State == chandler.StateRejected:
+		return chandler.CodeRejected
+	}
+	return chandler.CodeFetchFailed
+}
+
+func tell(p *chandler.ProxyStatus) string {
+	b := fmt.Sprintf("%s/%s: %s", p.Namespace, p.Node, p.Message)
+	switch {
+	case p.InForce == p.Release:
+	case p.InForce != "":
+		b += fmt.Sprintf(" (release %s stays in force there)", p.InForce.Short())
+	case p.StandIn == chandler.StandInDeny:
+		b += " (requests are refused there)"
+	case p.StandIn == chandler.StandInPass:
+		b += " (left out there)"
+	}
+	return b
+}
+
+// ready sums up: the first condition that is False, else the first that is
+// Unknown, else it is True.
+func ready(t counts, conditions ...chandler.Condition) chandler.Condition {
+	c := chandler.Condition{
+		Type: chandler.ConditionReady, Status: chandler.True, Reason: chandler.CodeReady,
+		Message: conditions[len(conditions)-1].Message,
+	}
+	for _, want := range []chandler.ConditionStatus{chandler.False, chandler.Unknown} {
+		for _, o := range conditions {
+			if o.Status == want {
+				c.Status, c.Reason, c.Message = o.Status, o.Reason, o.Message
+				return c
+			}
+		}
+	}
+	if t.trapped != nil {
+		c.Status, c.Reason, c.Message = chandler.False, chandler.CodeVMTrap, "faults while serving; "+tell(t.trapped)
+	}
+	return c
+}
+
+// finish bounds the message and dates the condition: a time of transition is
+// kept as long as the status is the same.
+func finish(c *chandler.Condition, in Input) {
+	c.Message = chandler.Printable(c.Message, maxMessage)
+	c.ObservedGeneration = in.Generation
+	c.LastTransition = in.Now
+	if in.Previous == nil {
+		return
+	}
+	for _, p := range in.Previous.Conditions {
+		if p.Type == c.Type && p.Status == c.Status {
+			c.LastTransition = p.LastTransition
+		}
+	}
+}
