@@ -192,7 +192,7 @@ func nameListeners(all []item) ([]string, error) {
 // form of a response of the discovery protocol.
 func (d *Derived) renderListeners(listeners []*yaml.Node, version string, asJSON bool) error {
 	for _, l := range listeners {
-		l.Content = append([]*yaml.Node{newString("@type"), newString(listenerType)}, l.Content...)
+		l.Content = append([]*yaml.Node{newKey("@type"), newString(listenerType)}, l.Content...)
 	}
 	resources := newSequence(listeners...)
 	if version == "" {
@@ -205,7 +205,7 @@ func (d *Derived) renderListeners(listeners []*yaml.Node, version string, asJSON
 	}
 	d.ListenersVersion = version
 	file := newMapping()
-	file.Content = []*yaml.Node{newString("version_info"), newString(version), newString("resources"), resources}
+	file.Content = []*yaml.Node{newKey("version_info"), newString(version), newKey("resources"), resources}
 	var err error
 	d.Listeners, err = render(file, asJSON)
 	return err

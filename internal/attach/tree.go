@@ -143,6 +143,13 @@ func parseJSON(text []byte) (*yaml.Node, error) {
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.UseNumber()
 	var stack []*yaml.Node
+	isKey := func() bool {
+		if len(stack) == 0 {
+			return false
+		}
+		top := stack[len(stack)-1]
+		return top.Kind == yaml.MappingNode && len(top.Content)%2 == 0
+	}
 	for {
 		token, err := d.Token()
 		if errors.Is(err, io.EOF) {
@@ -163,7 +170,9 @@ func parseJSON(text []byte) (*yaml.Node, error) {
 			}
 			n, stack = stack[len(stack)-1], stack[:len(stack)-1]
 		case string:
-			n = newString(v)
+			if n = newString(v); isKey() {
+				n = newKey(v)
+			}
 		default:
 			n = plain(v)
 		}
@@ -192,6 +201,9 @@ func newMapping() *yaml.Node { return &yaml.Node{Kind: yaml.MappingNode, Tag: "!
 func newString(s string) *yaml.Node {
 	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s, Style: yaml.DoubleQuotedStyle}
 }
+
+// newKey is a string that is quoted only where it must be.
+func newKey(s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s} }
 
 func newSequence(items ...*yaml.Node) *yaml.Node {
 	return &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq", Content: items}
@@ -331,7 +343,7 @@ func message(m *yaml.Node, path, name string) (*yaml.Node, error) {
 	return fieldOf(yaml.MappingNode, m, path, name)
 }
 
-// text gives a scalar field as it is written, "" when it is absent.
+// scalarText gives a scalar field as it is written, "" when it is absent.
 func scalarText(m *yaml.Node, path, name string) (string, error) {
 	n, err := fieldOf(yaml.ScalarNode, m, path, name)
 	if err != nil || n == nil {
@@ -371,7 +383,7 @@ func set(m *yaml.Node, path, name string, value *yaml.Node) error {
 	case i >= 0:
 		m.Content[i] = value
 	default:
-		m.Content = append(m.Content, newString(name), value)
+		m.Content = append(m.Content, newKey(name), value)
 	}
 	return nil
 }
