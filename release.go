@@ -26,6 +26,9 @@ type Release struct {
 	UID        string
 	Generation int64
 
+	// Asked is what the resource asked for: its URL in canonical form and, behind
+	// a space, the sha256 field. While it is the same, digests may be kept.
+	Asked string `json:",omitempty"`
 	// Reference is the URL as it was resolved; empty for Lua.
 	Reference string         `json:",omitempty"`
 	Artifact  ArtifactDigest `json:",omitempty"`
