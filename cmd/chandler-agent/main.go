@@ -1,0 +1,182 @@
+// Command chandler-agent runs an Envoy and keeps its plugins: put it before the
+// arguments you would give to Envoy.
+//
+//	chandler-agent --control 10.0.0.1:9910 --node edge-1 --label istio=ingressgateway -- -c envoy.yaml
+//
+// Every flag can also be given as a variable: --control is
+// CHANDLER_AGENT_CONTROL. It is no control plane; see chandler serve for that.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/agent"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// Exit codes, the same as of chandler; Envoy's own code is handed on.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
+}
+
+func run(args, environ []string, stdout, stderr io.Writer) int {
+	cfg, err := parse(args, variables(environ), stdout, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		fmt.Fprintf(stderr, "chandler-agent: %v\nTry \"chandler-agent --help\".\n", err)
+		return exitUsage
+	}
+	a, err := agent.New(cfg)
+	if err != nil {
+		fmt.Fprintf(stderr, "chandler-agent: %v\n", err)
+		return exitUsage
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	err = a.Run(ctx)
+	var exit *agent.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		fmt.Fprintf(stderr, "chandler-agent: %v\n", err)
+		return exit.Code
+	}
+	fmt.Fprintf(stderr, "chandler-agent: %v\n", err)
+	return exitFailed
+}
+
+// variables makes a map of an environment.
+func variables(environ []string) map[string]string {
+	vars := make(map[string]string, len(environ))
+	for _, v := range environ {
+		name, value, _ := strings.Cut(v, "=")
+		vars[name] = value
+	}
+	return vars
+}
+
+// labels collects K=V, several times or separated by commas.
+type labels map[string]string
+
+func (l labels) String() string { return "" }
+
+func (l labels) Set(s string) error {
+	for pair := range strings.SplitSeq(s, ",") {
+		key, value, ok := strings.Cut(pair, "=")
+		if !ok || key == "" {
+			return fmt.Errorf("%q is not KEY=VALUE", pair)
+		}
+		l[key] = value
+	}
+	return nil
+}
+
+const usage = `chandler-agent runs Envoy and keeps its plugins.
+
+Usage:
+  chandler-agent [flags] -- ENVOY ARGUMENTS
+
+The Envoy arguments are those you would give to envoy; they must name a
+configuration (-c FILE, --config-yaml YAML, or both). The file is not changed.
+
+Flags (each also as CHANDLER_AGENT_NAME in the environment):
+`
+
+// parse reads flags and variables; a flag wins over its variable.
+func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agent.Config, error) {
+	cfg := agent.Config{HostEnv: env, Node: chandler.Node{Labels: map[string]string{}, AgentVersion: version}}
+	host, _ := os.Hostname()
+	flags := flag.NewFlagSet("chandler-agent", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	control := flags.String("control", "127.0.0.1:9910", "addresses of control planes, separated by commas")
+	flags.StringVar(&cfg.Node.Name, "node", host, "name of this proxy")
+	flags.StringVar(&cfg.Node.Namespace, "namespace", "default", "namespace of this proxy")
+	flags.Var(labels(cfg.Node.Labels), "label", "label of this proxy, KEY=VALUE; may be given several times")
+	flags.StringVar(&cfg.Data, "data", defaultData(env), "directory of this agent")
+	flags.StringVar(&cfg.Admin, "admin", "127.0.0.1:9912", "address of health and metrics; empty for none")
+	flags.StringVar(&cfg.Envoy, "envoy", "envoy", "Envoy binary")
+	flags.DurationVar(&cfg.Drain, "drain", 10*time.Second, "how long Envoy may finish what it serves when it is stopped")
+	level := flags.String("log-level", "info", "debug, info, warn or error")
+	showVersion := flags.Bool("version", false, "print the version and exit")
+
+	if err := fromVariables(flags, env); err != nil {
+		return cfg, err
+	}
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			fmt.Fprint(stdout, usage)
+			flags.SetOutput(stdout)
+			flags.PrintDefaults()
+		}
+		return cfg, err
+	}
+	if *showVersion {
+		fmt.Fprintln(stdout, "chandler-agent", version)
+		return cfg, flag.ErrHelp
+	}
+	var lvl slog.Level
+	if err := lvl.UnmarshalText([]byte(*level)); err != nil {
+		return cfg, fmt.Errorf("--log-level: %w", err)
+	}
+	for addr := range strings.SplitSeq(*control, ",") {
+		if addr = strings.TrimSpace(addr); addr != "" {
+			cfg.Control = append(cfg.Control, addr)
+		}
+	}
+	data, err := filepath.Abs(cfg.Data)
+	if err != nil {
+		return cfg, err
+	}
+	cfg.Data = data
+	cfg.EnvoyArgs = flags.Args()
+	cfg.EnvoyLog = stderr
+	cfg.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: lvl}))
+	return cfg, nil
+}
+
+// fromVariables sets every flag whose variable is there.
+func fromVariables(flags *flag.FlagSet, env map[string]string) error {
+	var err error
+	flags.VisitAll(func(f *flag.Flag) {
+		name := "CHANDLER_AGENT_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if value, ok := env[name]; ok && err == nil {
+			if setErr := f.Value.Set(value); setErr != nil {
+				err = fmt.Errorf("%s: %w", name, setErr)
+			}
+		}
+	})
+	return err
+}
+
+// defaultData is what systemd gives, else the user's directory for state.
+func defaultData(env map[string]string) string {
+	if dir := env["STATE_DIRECTORY"]; dir != "" {
+		return dir
+	}
+	if dir := env["XDG_STATE_HOME"]; dir != "" {
+		return filepath.Join(dir, "chandler-agent")
+	}
+	return filepath.Join(env["HOME"], ".local", "state", "chandler-agent")
+}

@@ -1,0 +1,267 @@
+package agent
+
+import (
+	"cmp"
+	"iter"
+	"maps"
+	"slices"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
+)
+
+// source tells where the bytes of a version come from; zero for programs that
+// need none.
+func source(v *Version) Source {
+	switch {
+	case v.Program.Module != nil:
+		return Source{Digest: v.Program.Module.Digest}
+	case v.Program.File != nil:
+		return Source{Digest: v.Program.File.Digest, Path: v.Program.File.Path, Version: v.Version}
+	}
+	return Source{}
+}
+
+func sortedSources(seq iter.Seq[Source]) []Source {
+	return slices.SortedFunc(seq, func(a, b Source) int {
+		return cmp.Or(cmp.Compare(a.Digest, b.Digest), cmp.Compare(a.Path, b.Path), cmp.Compare(a.Version, b.Version))
+	})
+}
+
+// lacks names a feature that v requires and this agent has not.
+func (s *State) lacks(v *Version) string {
+	for _, f := range v.Requires {
+		if !slices.Contains(s.set.Features, f) {
+			return f
+		}
+	}
+	return ""
+}
+
+// usable tells whether v could go to Envoy now: its bytes are on disk, and
+// nothing it requires is missing.
+func (s *State) usable(v *Version) bool {
+	if v == nil || s.lacks(v) != "" || v.Program.Deny {
+		return false
+	}
+	src := source(v)
+	if src == (Source{}) {
+		return v.Program.Lua != nil
+	}
+	l := s.loads[src]
+	return l != nil && l.ready
+}
+
+// choose decides what stands for a plugin: a version, a stand-in in its place,
+// or nothing. It is the table of BEHAVIOUR 7.
+func (s *State) choose(p *plugin) (member, bool) {
+	if p.want == nil || !s.belongs(p.want) {
+		return member{}, false
+	}
+	if !s.open {
+		return s.chooseStarting(p)
+	}
+	if p.rejected != p.want.Version && s.usable(p.want) {
+		return member{version: p.want}, true
+	}
+	if s.usable(p.good) {
+		return member{version: p.good}, true
+	}
+	switch {
+	case p.want.Program.Deny:
+		return member{p.want, chandler.StandInDeny}, true
+	case p.rejected == p.want.Version, p.overdue:
+		return member{p.want, contract(p.want)}, true
+	case p.want.FirstAttach == chandler.FirstAttachDeny:
+		return member{p.want, chandler.StandInDeny}, true
+	case p.standIn != chandler.StandInNone:
+		return member{p.want, p.standIn}, true
+	}
+	return member{}, false // hold: traffic goes on as before
+}
+
+// chooseStarting decides while listeners warm: only what this Envoy binary has
+// acknowledged before may be sent. What is not of that kind gets its stand-in,
+// and keeps it until a version of it is ready.
+func (s *State) chooseStarting(p *plugin) (member, bool) {
+	if s.goodEnvoy == s.envoy && s.usable(p.good) && p.rejected != p.good.Version {
+		return member{version: p.good}, true
+	}
+	p.standIn = contract(p.want)
+	return member{p.want, p.standIn}, true
+}
+
+// contract is what failStrategy makes of a plugin that cannot run.
+func contract(v *Version) chandler.StandIn {
+	if v.FailStrategy == chandler.FailOpen {
+		return chandler.StandInPass
+	}
+	return chandler.StandInDeny
+}
+
+// settleSlots pushes to every slot what it should hold and does not. A slot has
+// one push at a time; what changes meanwhile goes out with the next.
+func (s *State) settleSlots() []Effect {
+	if !s.seeded || s.envoy == "" {
+		return nil
+	}
+	if !s.open && s.awaitsGood() {
+		return nil
+	}
+	chosen := map[chandler.Key]member{}
+	for _, key := range s.sortedKeys() {
+		if m, ok := s.choose(s.plugins[key]); ok {
+			chosen[key] = m
+		}
+	}
+	var effects []Effect
+	for _, sl := range s.slots {
+		if !sl.subscribed || sl.sent != nil {
+			continue
+		}
+		next := s.next(sl, chosen)
+		if next == nil {
+			continue
+		}
+		sl.sent = next
+		push := Push{Slot: sl.name, Version: next.version, Config: next.config}
+		for key, m := range next.members {
+			if m.standIn == chandler.StandInNone && m.version.Program.Lua == nil {
+				push.Wasm = append(push.Wasm, key)
+			}
+		}
+		slices.SortFunc(push.Wasm, chandler.Key.Compare)
+		effects = append(effects, push)
+	}
+	return effects
+}
+
+// awaitsGood tells whether a module of the last good set is still being read
+// from disk: listeners wait for that, as it takes no network.
+func (s *State) awaitsGood() bool {
+	if s.goodEnvoy != s.envoy {
+		return false
+	}
+	for _, p := range s.plugins {
+		if p.good == nil {
+			continue
+		}
+		if l := s.loads[source(p.good)]; l != nil && l.running && l.attempt == 1 {
+			return true
+		}
+	}
+	return false
+}
+
+// next gives the composition that a slot should be sent; nil when it has it.
+func (s *State) next(sl *slot, chosen map[chandler.Key]member) *composition {
+	if sl.revert && sl.acked != nil {
+		return sl.acked
+	}
+	want := map[chandler.Key]member{}
+	for key, m := range chosen {
+		if sl.Holds(&m.version.Attachment) {
+			want[key] = m
+		}
+	}
+	s.keepLeaving(sl, chosen, want)
+	if sl.careful {
+		changed := changes(sl.acked, want)
+		if len(changed) <= 1 {
+			sl.careful = false
+		} else {
+			want = oneChange(sl.acked, want, changed[0])
+		}
+	}
+	if sl.acked != nil && maps.EqualFunc(sl.acked.members, want, member.equal) {
+		return nil
+	}
+	next := s.compose(sl, want)
+	if sl.acked != nil && sl.acked.version == next.version {
+		sl.acked.members = want
+		return nil
+	}
+	return next
+}
+
+// keepLeaving keeps in a slot the plugins that move to another one, until that
+// one has acknowledged them: for a moment both run, at no moment none.
+func (s *State) keepLeaving(sl *slot, chosen, want map[chandler.Key]member) {
+	if sl.acked == nil {
+		return
+	}
+	for key, old := range sl.acked.members {
+		m, ok := chosen[key]
+		if _, stays := want[key]; stays || !ok || old.standIn != chandler.StandInNone {
+			continue
+		}
+		if m.standIn == chandler.StandInNone && s.belongs(m.version) && !s.inForce(m.version) {
+			want[key] = old
+		}
+	}
+}
+
+// belongs tells whether any slot of this Envoy is the place of v.
+func (s *State) belongs(v *Version) bool {
+	return slices.ContainsFunc(s.slots, func(sl *slot) bool { return sl.Holds(&v.Attachment) })
+}
+
+func (s *State) compose(sl *slot, members map[chandler.Key]member) *composition {
+	list := make([]attach.Member, 0, len(members))
+	for _, m := range members {
+		list = append(list, s.attachMember(m))
+	}
+	config := attach.Compose(sl.Slot, list)
+	return &composition{version: attach.Version(config), config: config, members: members}
+}
+
+func (s *State) attachMember(m member) attach.Member {
+	am := attach.Member{Attachment: &m.version.Attachment, StandIn: m.standIn, Env: s.set.HostEnv}
+	if l := s.loads[source(m.version)]; l != nil {
+		am.ModulePath = l.path
+	}
+	return am
+}
+
+// changes lists the plugins in which a composition differs from another, in the
+// order of keys.
+func changes(from *composition, to map[chandler.Key]member) []chandler.Key {
+	var old map[chandler.Key]member
+	if from != nil {
+		old = from.members
+	}
+	var keys []chandler.Key
+	for key, m := range to {
+		if o, ok := old[key]; !ok || !o.equal(m) {
+			keys = append(keys, key)
+		}
+	}
+	for key := range old {
+		if _, ok := to[key]; !ok {
+			keys = append(keys, key)
+		}
+	}
+	slices.SortFunc(keys, chandler.Key.Compare)
+	return keys
+}
+
+// oneChange is the members of from with just one plugin as it is in to.
+func oneChange(from *composition, to map[chandler.Key]member, key chandler.Key) map[chandler.Key]member {
+	one := map[chandler.Key]member{}
+	if from != nil {
+		maps.Copy(one, from.members)
+	}
+	delete(one, key)
+	if m, ok := to[key]; ok {
+		one[key] = m
+	}
+	return one
+}
+
+func (c *composition) has(key chandler.Key) bool {
+	if c == nil {
+		return false
+	}
+	_, ok := c.members[key]
+	return ok
+}

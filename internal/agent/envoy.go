@@ -1,0 +1,277 @@
+package agent
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"chandler.dev/chandler"
+)
+
+// envoyBinary is what is known of the Envoy that will run.
+type envoyBinary struct {
+	path    string
+	version string // "1.40.0"
+	digest  string
+	slots   bool // it has the filter_chain filter
+}
+
+var versionPattern = regexp.MustCompile(`/(\d+\.\d+\.\d+[^/]*)/`)
+
+// probeTimeout bounds each question to the Envoy binary.
+const probeTimeout = 20 * time.Second
+
+// filterChainProbe is a bootstrap that only an Envoy with slots accepts.
+const filterChainProbe = `{static_resources: {listeners: [{name: probe, address: {pipe: {path: probe.sock}}, filter_chains: [{filters: [{
+name: h, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager,
+stat_prefix: p, route_config: {}, http_filters: [
+{name: s, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.filter_chain.v3.FilterChainConfig}},
+{name: r, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]}}]}]}]}}`
+
+// probeEnvoy asks the binary for its version and whether it has slots.
+func probeEnvoy(ctx context.Context, path string) (envoyBinary, error) {
+	found, err := exec.LookPath(path)
+	if err != nil {
+		return envoyBinary{}, fmt.Errorf("no Envoy binary: %w; give its path with --envoy", err)
+	}
+	bin := envoyBinary{path: found}
+	if bin.digest, err = fileDigest(found); err != nil {
+		return bin, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, found, "--version").CombinedOutput()
+	m := versionPattern.FindSubmatch(out)
+	if m == nil {
+		return bin, fmt.Errorf("%s --version says no Envoy version: %s (%v)", found, chandler.Printable(string(out), 256), err)
+	}
+	bin.version = string(m[1])
+	dir, err := os.MkdirTemp("", "chandler-probe-")
+	if err != nil {
+		return bin, err
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.CommandContext(ctx, found, "--mode", "validate", "--use-dynamic-base-id", "-l", "off", "--config-yaml", filterChainProbe)
+	cmd.Dir = dir
+	bin.slots = cmd.Run() == nil
+	return bin, ctx.Err()
+}
+
+func fileDigest(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return chandler.DigestOf[string](h.Sum(nil)), nil
+}
+
+// envoyProcess is a running Envoy.
+type envoyProcess struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended
+	err  error         // valid then
+}
+
+// startEnvoy runs Envoy in a process group of its own, so that a terminal's
+// interrupt reaches the agent alone, which then drains.
+func startEnvoy(bin envoyBinary, args []string, logPath string) (*envoyProcess, error) {
+	stderr, err := os.OpenFile(logPath, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer stderr.Close()
+	p := &envoyProcess{cmd: exec.Command(bin.path, args...), done: make(chan struct{})}
+	p.cmd.Stdout = os.Stdout
+	p.cmd.Stderr = stderr
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start Envoy: %w", err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// exitCode is Envoy's own, or 128 and the signal as shells count.
+func (p *envoyProcess) exitCode() int {
+	var exit *exec.ExitError
+	if errors.As(p.err, &exit) {
+		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			return 128 + int(ws.Signal())
+		}
+		return exit.ExitCode()
+	}
+	if p.err != nil {
+		return 1
+	}
+	return 0
+}
+
+// stop lets Envoy finish what it is serving, for at most drain, and ends it.
+func (p *envoyProcess) stop(admin *adminClient, drain time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), drain)
+	defer cancel()
+	if _, err := admin.post(ctx, "/drain_listeners?graceful&skip_exit"); err == nil {
+		p.awaitIdle(ctx, admin)
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(5 * time.Second):
+		_ = p.cmd.Process.Kill()
+		<-p.done
+	}
+}
+
+// awaitIdle waits until no request is in flight and no connection is open on
+// the listeners.
+func (p *envoyProcess) awaitIdle(ctx context.Context, admin *adminClient) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		active, err := admin.activeConnections(ctx)
+		if err == nil && active == 0 {
+			return
+		}
+		select {
+		case <-p.done:
+			return
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// adminClient speaks to Envoy's admin interface.
+type adminClient struct {
+	http http.Client
+	base string
+}
+
+// adminLimit bounds what is read of an answer.
+const adminLimit = 64 << 20
+
+func newAdminClient(network, address string) *adminClient {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, network, address)
+	}
+	return &adminClient{
+		base: "http://envoy",
+		http: http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConns: 2, IdleConnTimeout: 5 * time.Second}},
+	}
+}
+
+func (c *adminClient) get(ctx context.Context, path string) ([]byte, error) {
+	return c.do(ctx, http.MethodGet, path)
+}
+
+func (c *adminClient) post(ctx context.Context, path string) ([]byte, error) {
+	return c.do(ctx, http.MethodPost, path)
+}
+
+func (c *adminClient) do(ctx context.Context, method, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, adminLimit))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("envoy admin %s: status %d: %s", path, resp.StatusCode, chandler.Printable(string(body), 256))
+	}
+	return body, nil
+}
+
+// stat sums the statistics whose name matches a regular expression.
+func (c *adminClient) stat(ctx context.Context, pattern string) (int64, error) {
+	body, err := c.get(ctx, "/stats?filter="+url.QueryEscape(pattern))
+	if err != nil {
+		return 0, err
+	}
+	var sum int64
+	for line := range strings.Lines(string(body)) {
+		if _, value, ok := strings.Cut(strings.TrimSpace(line), ": "); ok {
+			if n, err := strconv.ParseInt(value, 10, 64); err == nil {
+				sum += n
+			}
+		}
+	}
+	return sum, nil
+}
+
+func (c *adminClient) activeConnections(ctx context.Context) (int64, error) {
+	return c.stat(ctx, `^listener\..*\.downstream_cx_active$`)
+}
+
+// awaitListeners polls until all listeners are active. It gives an error when
+// Envoy refused one of them: then it never will listen.
+func (c *adminClient) awaitListeners(ctx context.Context, step time.Duration) error {
+	for {
+		poll, cancel := context.WithTimeout(ctx, 2*time.Second)
+		refused, err := c.stat(poll, `^listener_manager\.(lds\.update_rejected|listener_create_failure)$`)
+		if err == nil && refused > 0 {
+			cancel()
+			return errListenersRefused
+		}
+		_, ready := c.get(poll, "/ready")
+		cancel()
+		if ready == nil && err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(step):
+		}
+	}
+}
+
+var errListenersRefused = errors.New("envoy refused the listeners")
+
+// socketDir gives a directory for Unix sockets whose path is short enough for
+// the kernel (108 bytes): dir itself, or a private one under the temporary
+// directory that the caller removes.
+func socketDir(dir string) (path string, remove func(), err error) {
+	const longest = 80 // leaves room for the sockets' names
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", nil, err
+	}
+	if len(abs) <= longest {
+		return abs, func() {}, nil
+	}
+	tmp, err := os.MkdirTemp(os.TempDir(), "chandler-")
+	if err != nil {
+		return "", nil, err
+	}
+	return tmp, func() { os.RemoveAll(tmp) }, nil
+}

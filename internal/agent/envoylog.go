@@ -1,0 +1,213 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"chandler.dev/chandler"
+)
+
+// Limits on what is kept of Envoy's log.
+const (
+	logLineLimit   = 4 << 10
+	logLinesKept   = 256
+	logRotateAt    = 16 << 20
+	reasonLimit    = 1 << 10
+	reasonPatience = 500 * time.Millisecond
+	logInterval    = 100 * time.Millisecond
+)
+
+// envoyLog follows the regular file that Envoy logs to: copies it on, keeps its
+// last lines, and finds in them why Envoy refused something. A file never holds
+// Envoy up, as a pipe that nobody reads would.
+type envoyLog struct {
+	path   string
+	out    io.Writer
+	reopen func() // asks Envoy to open its log anew; nil: the file is the user's
+
+	mu      sync.Mutex
+	offset  int64
+	partial []byte
+	lines   []string // the last ones
+	count   int64    // lines seen in all
+}
+
+// run copies new lines on until ctx ends, then once more.
+func (l *envoyLog) run(ctx context.Context) {
+	tick := time.NewTicker(logInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			l.pump()
+			return
+		case <-tick.C:
+			l.pump()
+			l.rotate()
+		}
+	}
+}
+
+// mark gives the place in the log that it has grown to.
+func (l *envoyLog) mark() int64 {
+	l.pump()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.count
+}
+
+// pump takes in what was written since the last call.
+func (l *envoyLog) pump() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f, err := os.Open(l.path)
+	if err != nil {
+		return // not there yet
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err == nil && st.Size() < l.offset {
+		l.offset = 0
+	}
+	if _, err := f.Seek(l.offset, io.SeekStart); err != nil {
+		return
+	}
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := f.Read(buf)
+		l.offset += int64(n)
+		l.take(buf[:n])
+		if err != nil || n == 0 {
+			return
+		}
+	}
+}
+
+func (l *envoyLog) take(b []byte) {
+	if l.out != nil && len(b) > 0 {
+		_, _ = l.out.Write(b) // where the agent's own talk goes
+	}
+	for len(b) > 0 {
+		i := bytes.IndexByte(b, '\n')
+		if i < 0 {
+			l.partial = append(l.partial, b[:min(len(b), max(0, logLineLimit-len(l.partial)))]...)
+			return
+		}
+		line := append(l.partial, b[:min(i, max(0, logLineLimit-len(l.partial)))]...)
+		l.partial = nil
+		l.lines = append(l.lines, string(line))
+		if len(l.lines) > logLinesKept {
+			l.lines = append(l.lines[:0:0], l.lines[len(l.lines)-logLinesKept:]...)
+		}
+		l.count++
+		b = b[i+1:]
+	}
+}
+
+// rotate keeps the file and one before it.
+func (l *envoyLog) rotate() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reopen == nil || l.offset < logRotateAt {
+		return
+	}
+	if err := os.Rename(l.path, l.path+".1"); err == nil {
+		l.offset, l.partial = 0, nil
+		l.reopen()
+	}
+}
+
+// since gives the lines after a mark that are still kept.
+func (l *envoyLog) since(mark int64) []string {
+	l.pump()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := min(l.count-mark, int64(len(l.lines)))
+	if n <= 0 {
+		return nil
+	}
+	return append([]string(nil), l.lines[int64(len(l.lines))-n:]...)
+}
+
+// tail gives the last n lines.
+func (l *envoyLog) tail(n int64) []string {
+	l.mu.Lock()
+	mark := l.count - n
+	l.mu.Unlock()
+	return l.since(max(mark, 0))
+}
+
+// reason finds why Envoy refused the configuration that was sent after mark.
+// The log may come later than the answer, so it waits, with a bound, for the
+// line in which Envoy says that it rejects.
+func (l *envoyLog) reason(ctx context.Context, mark int64) string {
+	deadline := time.Now().Add(reasonPatience)
+	for {
+		lines := l.since(mark)
+		for _, line := range lines {
+			if strings.Contains(line, " rejected: ") {
+				return reasonIn(lines)
+			}
+		}
+		if time.Now().After(deadline) {
+			return reasonIn(lines)
+		}
+		select {
+		case <-ctx.Done():
+			return reasonIn(lines)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// logHead matches the head of a line in Envoy's default format:
+// [time][thread][level][component] [file:line] text.
+var logHead = regexp.MustCompile(`^\[[^\]]*\]\[\d+\]\[(\w+)\]\[(\w+)\] \[[^\]]*\] (.*)$`)
+
+// pluginHead matches what Envoy puts before a plugin's own words.
+var pluginHead = regexp.MustCompile(`^wasm log(?: [^:]*)?: (.*)$`)
+
+// dull are lines that only repeat that something failed.
+var dull = regexp.MustCompile(`^(Plugin .* failed to load|Wasm VM failed .*Failed to (start|configure) base Wasm.*)$`)
+
+// reasonIn puts the lines that explain a refusal together: the plugin's own
+// words first, as its author meant them for the user.
+func reasonIn(lines []string) string {
+	var own, engine, rest []string
+	for _, line := range lines {
+		m := logHead.FindStringSubmatch(line)
+		if m == nil || m[1] != "error" && m[1] != "critical" && m[1] != "warning" || m[2] != "wasm" && m[2] != "lua" {
+			continue
+		}
+		switch words := pluginHead.FindStringSubmatch(m[3]); {
+		case words != nil:
+			own = append(own, words[1])
+		case dull.MatchString(m[3]):
+			rest = append(rest, m[3])
+		default:
+			engine = append(engine, strings.TrimPrefix(m[3], "Wasm VM failed "))
+		}
+	}
+	parts := append(own, engine...)
+	if len(parts) == 0 {
+		parts = rest
+	}
+	return chandler.Printable(strings.Join(unique(parts), "; "), reasonLimit)
+}
+
+func unique(list []string) []string {
+	seen := map[string]bool{}
+	var out []string
+	for _, s := range list {
+		if !seen[s] {
+			seen[s] = true
+			out = append(out, s)
+		}
+	}
+	return out
+}

@@ -1,0 +1,107 @@
+package agent
+
+import (
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/store"
+)
+
+// metrics are the agent's own. The five that begin with istio_agent_wasm keep
+// Istio's names, labels and buckets, so that dashboards go on working.
+type metrics struct {
+	lookups     *prometheus.CounterVec
+	fetches     *prometheus.CounterVec
+	conversions *prometheus.CounterVec
+	duration    prometheus.Histogram
+	attachments *prometheus.GaugeVec
+	nacks       *prometheus.CounterVec
+	retries     prometheus.Counter
+	connected   prometheus.Gauge
+}
+
+// Values of the label result of istio_agent_wasm_config_conversion_count.
+const (
+	conversionSuccess      = "success"
+	conversionNoRemoteLoad = "no_remote_load"
+	conversionFetchFailure = "fetch_failure"
+)
+
+func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
+	m := &metrics{
+		lookups: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "istio_agent_wasm_cache_lookup_count", Help: "Look-ups of modules in the local store."}, []string{"hit"}),
+		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "istio_agent_wasm_remote_fetch_count", Help: "Fetches of modules by their result."}, []string{"result"}),
+		conversions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "istio_agent_wasm_config_conversion_count", Help: "Attachments made into Envoy configuration, by result."}, []string{"result"}),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "istio_agent_wasm_config_conversion_duration", Help: "Milliseconds from an assignment to its Envoy configuration, fetch included.",
+			Buckets: prometheus.ExponentialBuckets(1, 2, 15)}),
+		attachments: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "chandler_agent_attachments", Help: "Plugins assigned to this proxy, by state."}, []string{"state"}),
+		nacks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "chandler_agent_nack_total", Help: "Compositions that Envoy refused, by phase of the slot."}, []string{"phase"}),
+		retries: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "chandler_agent_fetch_retries_total", Help: "Loads of modules begun again after a failure."}),
+		connected: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "chandler_agent_control_connected", Help: "1 while there is a stream to a control plane."}),
+	}
+	entries := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "istio_agent_wasm_cache_entries", Help: "Modules in the local store."},
+		func() float64 { n, _ := modules.Stats(); return float64(n) })
+	bytes := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "chandler_agent_store_bytes", Help: "Bytes of the modules in the local store."},
+		func() float64 { _, b := modules.Stats(); return float64(b) })
+	reg.MustRegister(m.lookups, m.fetches, m.conversions, m.duration, m.attachments, m.nacks, m.retries, m.connected, entries, bytes)
+	for _, hit := range []string{"true", "false"} {
+		m.lookups.WithLabelValues(hit)
+	}
+	return m
+}
+
+func (m *metrics) lookup(hit bool) {
+	if hit {
+		m.lookups.WithLabelValues("true").Inc()
+	} else {
+		m.lookups.WithLabelValues("false").Inc()
+	}
+}
+
+// fetched counts a fetch by how it ended.
+func (m *metrics) fetched(err error) {
+	result := "success"
+	var problem *chandler.Problem
+	switch {
+	case err == nil:
+	case errors.As(err, &problem) && problem.Code == chandler.CodeDigestMismatch:
+		result = "checksum_mismatched"
+	case errors.As(err, &problem):
+		result = "fetch_failure"
+	default:
+		result = "download_failure"
+	}
+	m.fetches.WithLabelValues(result).Inc()
+}
+
+// converted counts an attachment that became Envoy configuration.
+func (m *metrics) converted(result string, took time.Duration) {
+	m.conversions.WithLabelValues(result).Inc()
+	m.duration.Observe(float64(took) / float64(time.Millisecond))
+}
+
+func (m *metrics) states(report map[chandler.Key]chandler.AttachmentState) {
+	counts := map[chandler.State]int{}
+	for _, st := range report {
+		counts[st.State]++
+	}
+	for _, state := range []chandler.State{
+		chandler.StatePending, chandler.StateFetching, chandler.StateReady, chandler.StateInForce,
+		chandler.StateRejected, chandler.StateFailed, chandler.StateUnmatched,
+	} {
+		m.attachments.WithLabelValues(string(state)).Set(float64(counts[state]))
+	}
+}

@@ -1,0 +1,148 @@
+package agent
+
+import (
+	"time"
+
+	"chandler.dev/chandler"
+)
+
+// refreshState derives what is said of a plugin. It claims InForce only for a
+// version that every slot it belongs to has acknowledged.
+func (s *State) refreshState(p *plugin, now time.Time) {
+	state := s.pluginState(p)
+	if state != p.state {
+		p.state, p.since = state, now
+	}
+}
+
+func (s *State) pluginState(p *plugin) chandler.State {
+	v := p.want
+	switch {
+	case v == nil:
+		return chandler.StatePending
+	case !s.belongs(v):
+		return chandler.StateUnmatched
+	case s.inForce(v):
+		return chandler.StateInForce
+	case p.rejected == v.Version:
+		return chandler.StateRejected
+	case s.lacks(v) != "":
+		return chandler.StateFailed
+	}
+	if v.Program.Lua != nil || s.usable(v) {
+		return chandler.StateReady
+	}
+	l := s.loads[source(v)]
+	switch {
+	case l == nil:
+		return chandler.StatePending
+	case l.running && l.problem == nil:
+		return chandler.StateFetching
+	}
+	return chandler.StateFailed
+}
+
+// Report gives the state of every plugin that is assigned here.
+func (s *State) Report() map[chandler.Key]chandler.AttachmentState {
+	report := make(map[chandler.Key]chandler.AttachmentState, len(s.plugins))
+	for key, p := range s.plugins {
+		if p.want != nil {
+			report[key] = s.reportOf(p)
+		}
+	}
+	return report
+}
+
+func (s *State) reportOf(p *plugin) chandler.AttachmentState {
+	v := p.want
+	st := chandler.AttachmentState{
+		Key: v.Key, UID: v.UID, Generation: v.Generation, Release: v.Release, Sequence: v.Sequence,
+		State: p.state, Since: p.since, Rejections: p.rejects + p.failCount, VMTraps: p.traps,
+	}
+	if s.inForce(v) {
+		st.InForce = v.Release
+	} else if p.good != nil && s.inForce(p.good) {
+		st.InForce = p.good.Release
+	} else {
+		st.StandIn = s.standIn(v.Key)
+	}
+	switch p.state {
+	case chandler.StateUnmatched:
+		st.Reason = chandler.CodeNoListener
+		st.Message = "no listener of this proxy has the mode and port that the plugin matches"
+	case chandler.StateRejected:
+		st.Reason, st.Message, st.Attempt, st.NextTry = p.reason, p.message, p.attempt, p.nextTry
+	case chandler.StateFailed, chandler.StateFetching:
+		s.reportLoad(v, &st)
+	}
+	if s.envoy == "" {
+		st.Reason, st.Message = chandler.CodeEnvoyDown, "Envoy is not running"
+	}
+	return st
+}
+
+// reportLoad tells why a module is not on disk. The last error stays in sight
+// while the next try runs.
+func (s *State) reportLoad(v *Version, st *chandler.AttachmentState) {
+	if f := s.lacks(v); f != "" {
+		st.Reason = chandler.CodeFeatureNotSupported
+		st.Message = "this agent cannot do what the plugin needs: " + chandler.Quote(f)
+		return
+	}
+	l := s.loads[source(v)]
+	if l == nil {
+		return
+	}
+	st.Attempt = l.attempt
+	if l.problem != nil {
+		st.Reason, st.Message = l.problem.Code, l.problem.Error()
+	}
+	if !l.running {
+		st.NextTry = l.nextTry
+	}
+}
+
+// standIn tells what Envoy holds in a plugin's place.
+func (s *State) standIn(key chandler.Key) chandler.StandIn {
+	for _, sl := range s.slots {
+		if sl.acked != nil {
+			if m, ok := sl.acked.members[key]; ok {
+				return m.standIn
+			}
+		}
+	}
+	return chandler.StandInNone
+}
+
+// Readiness tells why this proxy should not get traffic yet; nil when it may.
+func (s *State) Readiness() []string {
+	if s.envoy == "" {
+		return []string{"envoy is not running"}
+	}
+	if !s.open {
+		return []string{"listeners are not active"}
+	}
+	var why []string
+	for _, key := range s.sortedKeys() {
+		p := s.plugins[key]
+		if p.want == nil || p.want.FailStrategy == chandler.FailOpen || !s.belongs(p.want) {
+			continue
+		}
+		if !s.inForce(p.want) && (p.good == nil || !s.inForce(p.good)) {
+			why = append(why, key.String()+" is "+string(p.state))
+		}
+	}
+	return why
+}
+
+// Known gives the versions of what is assigned, by resource name: what a
+// reconnecting agent tells the control plane it has.
+func (s *State) Known() map[string]string {
+	known := make(map[string]string, len(s.plugins))
+	for key, p := range s.plugins {
+		if p.want != nil {
+			known[key.String()] = p.want.Version
+		}
+	}
+	return known
+}

@@ -1,0 +1,248 @@
+// Package agent runs beside one Envoy: it holds what the control plane assigned,
+// brings modules to local disk, and puts plugins in force through slots, never
+// letting go of what works before what follows it is acknowledged.
+//
+// One goroutine owns State; State.Step is the whole of the decisions and does no
+// input or output, reads no clock and writes no log. The shell around it runs
+// the effects (fetches, pushes to Envoy, writes) and feeds what they give back
+// in as events. The package is not a control plane: it resolves no tags and
+// judges no module.
+package agent
+
+import (
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
+)
+
+// Version is an attachment with the version of its xDS resource, which is the
+// hash of its content: two versions are the same if those are.
+type Version struct {
+	chandler.Attachment
+	Version string
+}
+
+// Settings are what a State needs to know and does not change.
+type Settings struct {
+	// Slots are those of the listeners that Envoy was given.
+	Slots []attach.Slot
+	// HostEnv are the agent's own environment variables, for plugins that copy
+	// one.
+	HostEnv map[string]string
+	// Features of this agent; an attachment that requires another is refused.
+	Features []string
+	// Jitter gives a number in [0, 1); nil means no jitter.
+	Jitter func() float64
+}
+
+// DefaultFetchDeadline bounds the first fetch of a plugin before its
+// failStrategy applies.
+const DefaultFetchDeadline = 30 * time.Second
+
+// How long to wait between tries.
+const (
+	minBackoff       = 200 * time.Millisecond
+	maxBackoff       = 3 * time.Second // network and registry
+	minPermanent     = 5 * time.Second
+	maxPermanent     = 5 * time.Minute // answers that will hardly change by themselves
+	rejectedInterval = 5 * time.Minute
+)
+
+// State is all the agent knows. Only Step changes it.
+type State struct {
+	set     Settings
+	plugins map[chandler.Key]*plugin
+	slots   []*slot
+	loads   map[Source]*load
+
+	// seeded: there is a set to serve, from disk or from the control plane.
+	// Until then no slot is answered, and Envoy's listeners stay shut.
+	seeded bool
+	// open: all of Envoy's listeners are active. Until then only what this
+	// Envoy binary has acknowledged before, and stand-ins, may be sent: a NACK
+	// would end the warming of every listener.
+	open bool
+	// envoy is the digest of the running binary, and goodEnvoy that of the one
+	// that acknowledged the last good set.
+	envoy, goodEnvoy string
+
+	dirty bool // the last good set must be written
+}
+
+// plugin is one assigned plugin.
+type plugin struct {
+	want *Version // nil: removed, and leaving its slots
+	good *Version // the last version that all its slots acknowledged
+
+	rejected  string    // version that Envoy refused
+	nextTry   time.Time // of the rejected version
+	attempt   uint32
+	reason    chandler.Code
+	message   string
+	since     time.Time // of the present state
+	state     chandler.State
+	deadline  time.Time        // of the first fetch; zero once a version was good
+	overdue   bool             // the deadline has passed
+	standIn   chandler.StandIn // set while listeners opened without a good version
+	rejects   uint64
+	failCount uint64
+	traps     uint64
+}
+
+// slot is one of Envoy's config discovery filters.
+type slot struct {
+	attach.Slot
+	name       string
+	subscribed bool
+	acked      *composition // in force; nil: Envoy has nothing yet
+	sent       *composition // awaits ACK or NACK
+	revert     bool         // sent is acked again, after a NACK
+	// careful: a NACK named no plugin, so changes go one plugin at a time.
+	careful bool
+}
+
+// composition is the content of a slot.
+type composition struct {
+	version string
+	config  *corev3.TypedExtensionConfig
+	members map[chandler.Key]member
+}
+
+// member is what stands in a composition for a plugin.
+type member struct {
+	version *Version
+	standIn chandler.StandIn
+}
+
+func (m member) equal(o member) bool {
+	return m.standIn == o.standIn && m.version.Version == o.version.Version
+}
+
+// Source is where a module's bytes come from: the control plane, by digest, or
+// a file on this machine.
+type Source struct {
+	Digest chandler.ModuleDigest
+	Path   string
+	// Version distinguishes files, which are read anew for each new version of
+	// an attachment and then pinned.
+	Version string
+}
+
+// load is a module on its way to, or on, local disk.
+type load struct {
+	ready   bool
+	running bool
+	path    string
+	digest  chandler.ModuleDigest
+	attempt uint32
+	nextTry time.Time
+	problem *chandler.Problem
+	size    int64
+}
+
+// Event is something that happened.
+type Event interface{ isEvent() }
+
+type (
+	// Restored gives the last good set that was on disk, which the Envoy binary
+	// of digest Envoy acknowledged.
+	Restored struct {
+		Envoy    string
+		Versions []Version
+	}
+	// Assigned is an update from the control plane.
+	Assigned struct {
+		Changed []Version
+		Removed []chandler.Key
+	}
+	// Loaded ends a Load. Path and Digest are set unless Err is.
+	Loaded struct {
+		Source Source
+		Path   string
+		Digest chandler.ModuleDigest
+		Size   int64
+		Err    *LoadError
+	}
+	// EnvoyStarted tells that a new Envoy of this binary digest begins.
+	EnvoyStarted struct{ Envoy string }
+	// ListenersOpen tells that all its listeners are active.
+	ListenersOpen struct{}
+	// Subscribed tells that Envoy asks for a slot. Version is what it already
+	// holds, empty if nothing.
+	Subscribed struct{ Slot, Version string }
+	// Acked tells that a pushed composition is in force.
+	Acked struct{ Slot, Version string }
+	// Nacked tells that it was refused: Envoy's message, and the reason read
+	// from its log.
+	Nacked struct{ Slot, Version, Message, Reason string }
+	// Trapped tells how often plugins' VMs failed in all.
+	Trapped struct{ Counts map[chandler.Key]uint64 }
+	// Tick tells that time has passed.
+	Tick struct{}
+)
+
+func (Restored) isEvent()      {}
+func (Assigned) isEvent()      {}
+func (Loaded) isEvent()        {}
+func (EnvoyStarted) isEvent()  {}
+func (ListenersOpen) isEvent() {}
+func (Subscribed) isEvent()    {}
+func (Acked) isEvent()         {}
+func (Nacked) isEvent()        {}
+func (Trapped) isEvent()       {}
+func (Tick) isEvent()          {}
+
+// LoadError says why a module is not on disk.
+type LoadError struct {
+	Problem chandler.Problem
+	// Temporary errors are tried again within seconds, others within minutes.
+	Temporary  bool
+	RetryAfter time.Duration
+}
+
+// Effect is something the shell must do.
+type Effect interface{ isEffect() }
+
+type (
+	// Load asks for a module; the answer is one Loaded.
+	Load struct{ Source Source }
+	// CancelLoad ends a Load that nobody wants any more; no Loaded is due.
+	CancelLoad struct{ Source Source }
+	// Push sends a slot's composition to Envoy; the answer is Acked or Nacked,
+	// or EnvoyStarted.
+	Push struct {
+		Slot, Version string
+		Config        *corev3.TypedExtensionConfig
+		// Wasm are the plugins in it that run a module.
+		Wasm []chandler.Key
+	}
+	// SaveLastGood writes the last good set.
+	SaveLastGood struct {
+		Envoy    string
+		Versions []Version
+	}
+)
+
+func (Load) isEffect()         {}
+func (CancelLoad) isEffect()   {}
+func (Push) isEffect()         {}
+func (SaveLastGood) isEffect() {}
+
+// NewState gives the state of an agent that knows nothing yet.
+func NewState(set Settings) *State {
+	s := &State{
+		set:     set,
+		plugins: map[chandler.Key]*plugin{},
+		loads:   map[Source]*load{},
+	}
+	if s.set.Jitter == nil {
+		s.set.Jitter = func() float64 { return 0 }
+	}
+	for _, sl := range set.Slots {
+		s.slots = append(s.slots, &slot{Slot: sl, name: sl.Name()})
+	}
+	return s
+}

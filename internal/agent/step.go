@@ -1,0 +1,405 @@
+package agent
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
+)
+
+// Step takes an event in and tells what to do about it. It is the only place
+// where State changes; the same events at the same times give the same effects.
+func (s *State) Step(ev Event, now time.Time) []Effect {
+	switch ev := ev.(type) {
+	case Restored:
+		s.restored(ev, now)
+	case Assigned:
+		s.assigned(ev, now)
+	case Loaded:
+		s.loaded(ev, now)
+	case EnvoyStarted:
+		s.envoyStarted(ev.Envoy)
+	case ListenersOpen:
+		s.open = true
+	case Subscribed:
+		s.subscribed(ev)
+	case Acked:
+		s.acked(ev)
+	case Nacked:
+		s.nacked(ev, now)
+	case Trapped:
+		for key, n := range ev.Counts {
+			if p := s.plugins[key]; p != nil {
+				p.traps = n
+			}
+		}
+	case Tick:
+	}
+	return s.settle(now)
+}
+
+// settle compares what is with what should be, and gives the effects that lead
+// there.
+func (s *State) settle(now time.Time) []Effect {
+	for _, p := range s.plugins {
+		if p.rejected != "" && !p.nextTry.After(now) {
+			p.rejected = ""
+		}
+		if !p.deadline.IsZero() && !p.deadline.After(now) {
+			p.overdue = true
+		}
+	}
+	s.promote()
+	effects := s.settleLoads(now)
+	effects = append(effects, s.settleSlots()...)
+	s.forget()
+	for _, key := range s.sortedKeys() {
+		s.refreshState(s.plugins[key], now)
+	}
+	if s.dirty {
+		s.dirty = false
+		effects = append(effects, s.lastGood())
+	}
+	return effects
+}
+
+// Wake is when Step wants a Tick; zero when nothing is due.
+func (s *State) Wake() time.Time {
+	var at time.Time
+	earliest := func(t time.Time) {
+		if !t.IsZero() && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
+	}
+	for _, l := range s.loads {
+		if !l.ready && !l.running {
+			earliest(l.nextTry)
+		}
+	}
+	for _, p := range s.plugins {
+		if p.rejected != "" {
+			earliest(p.nextTry)
+		}
+		if p.want != nil && p.good == nil && !p.overdue {
+			earliest(p.deadline)
+		}
+	}
+	return at
+}
+
+func (s *State) sortedKeys() []chandler.Key {
+	return slices.SortedFunc(maps.Keys(s.plugins), chandler.Key.Compare)
+}
+
+func (s *State) restored(ev Restored, now time.Time) {
+	s.seeded = true
+	s.goodEnvoy = ev.Envoy
+	for i := range ev.Versions {
+		v := &ev.Versions[i]
+		s.plugins[v.Key] = &plugin{want: v, good: v, since: now}
+	}
+}
+
+// assigned takes an update in. Within one uid nothing older wins, whatever the
+// order in which updates come.
+func (s *State) assigned(ev Assigned, now time.Time) {
+	s.seeded = true
+	for i := range ev.Changed {
+		v := &ev.Changed[i]
+		p := s.plugins[v.Key]
+		if p == nil {
+			p = &plugin{since: now}
+			s.plugins[v.Key] = p
+		}
+		if w := p.want; w != nil {
+			if w.Version == v.Version || w.UID == v.UID && v.Sequence < w.Sequence {
+				continue
+			}
+		}
+		p.want = v
+		p.rejected, p.reason, p.message, p.attempt = "", "", "", 0
+		if p.good == nil {
+			p.deadline = now.Add(cmp.Or(v.FetchDeadline, DefaultFetchDeadline))
+			p.overdue = false
+		}
+	}
+	for _, key := range ev.Removed {
+		if p := s.plugins[key]; p != nil {
+			p.want, p.rejected = nil, ""
+			s.dirty = s.dirty || p.good != nil
+			p.good = nil
+		}
+	}
+}
+
+func (s *State) loaded(ev Loaded, now time.Time) {
+	l := s.loads[ev.Source]
+	if l == nil || !l.running {
+		return // cancelled meanwhile
+	}
+	l.running = false
+	if ev.Err == nil {
+		l.ready, l.path, l.digest, l.size, l.problem = true, ev.Path, ev.Digest, ev.Size, nil
+		return
+	}
+	l.problem = &ev.Err.Problem
+	wait := backoff(l.attempt, minBackoff, maxBackoff)
+	if !ev.Err.Temporary {
+		wait = backoff(l.attempt, minPermanent, maxPermanent)
+	}
+	wait -= time.Duration(float64(wait) / 2 * s.set.Jitter())
+	l.nextTry = now.Add(max(wait, ev.Err.RetryAfter))
+	for _, p := range s.plugins {
+		if l.attempt == 1 && p.want != nil && source(p.want) == ev.Source {
+			p.failCount++
+		}
+	}
+}
+
+// backoff doubles from least at the first attempt up to most.
+func backoff(attempt uint32, least, most time.Duration) time.Duration {
+	d := least
+	for range min(attempt, 16) - min(attempt, 1) {
+		if d >= most {
+			break
+		}
+		d *= 2
+	}
+	return min(d, most)
+}
+
+// envoyStarted forgets what the Envoy before had: a new one has nothing, and a
+// version that was refused is worth another try.
+func (s *State) envoyStarted(digest string) {
+	s.envoy, s.open = digest, false
+	for _, sl := range s.slots {
+		*sl = slot{Slot: sl.Slot, name: sl.name}
+	}
+	for _, p := range s.plugins {
+		p.rejected, p.standIn = "", chandler.StandInNone
+	}
+}
+
+func (s *State) slot(name string) *slot {
+	for _, sl := range s.slots {
+		if sl.name == name {
+			return sl
+		}
+	}
+	return nil
+}
+
+func (s *State) subscribed(ev Subscribed) {
+	if sl := s.slot(ev.Slot); sl != nil {
+		sl.subscribed = true
+	}
+}
+
+func (s *State) acked(ev Acked) {
+	sl := s.slot(ev.Slot)
+	if sl == nil || sl.sent == nil || sl.sent.version != ev.Version {
+		return
+	}
+	sl.acked, sl.sent, sl.revert = sl.sent, nil, false
+}
+
+// nacked marks the plugin that Envoy refused and lets the composition that was
+// in force go out again: Envoy remembers the refused bytes, and while it does
+// an update with the same ones would be acknowledged without effect.
+func (s *State) nacked(ev Nacked, now time.Time) {
+	sl := s.slot(ev.Slot)
+	if sl == nil || sl.sent == nil || sl.sent.version != ev.Version {
+		return
+	}
+	refused := sl.sent
+	sl.sent = nil
+	// What was in force may itself be refused, when a file of it is gone; then
+	// there is nothing to go back to, and Envoy keeps running it.
+	sl.revert = refused != sl.acked
+	culprit, ok := s.culprit(sl, refused, ev.Message)
+	if !ok {
+		sl.careful = true
+		return
+	}
+	s.reject(culprit, refused.members[culprit].version, ev, now)
+}
+
+// culprit finds the plugin that a NACK is about: the one Envoy names, or the
+// only one that differs from what was in force.
+func (s *State) culprit(sl *slot, refused *composition, message string) (chandler.Key, bool) {
+	var members []attach.Member
+	for _, m := range refused.members {
+		members = append(members, s.attachMember(m))
+	}
+	if key, ok := attach.PluginOfNack(message, members); ok {
+		return key, true
+	}
+	changed := changes(sl.acked, refused.members)
+	if len(changed) == 1 {
+		return changed[0], true
+	}
+	return chandler.Key{}, false
+}
+
+func (s *State) reject(key chandler.Key, v *Version, ev Nacked, now time.Time) {
+	p := s.plugins[key]
+	if p == nil {
+		return
+	}
+	p.rejects++
+	if p.good != nil && p.good.Version == v.Version {
+		// It was good and is refused: another Envoy, or a file that is gone.
+		p.good = nil
+	}
+	if p.want == nil || p.want.Version != v.Version {
+		return
+	}
+	p.rejected = v.Version
+	p.attempt++
+	p.nextTry = now.Add(rejectedInterval)
+	p.reason = chandler.CodeRejected
+	p.message = cmp.Or(ev.Reason, ev.Message)
+}
+
+// promote makes a wanted version the good one once every slot that it belongs
+// to has acknowledged it.
+func (s *State) promote() {
+	if s.envoy == "" {
+		return
+	}
+	allGood := s.open
+	for _, p := range s.plugins {
+		if p.want == nil {
+			continue
+		}
+		if s.inForce(p.want) {
+			if p.good != p.want {
+				p.good = p.want
+				s.dirty = true
+			}
+			p.deadline, p.overdue, p.standIn = time.Time{}, false, chandler.StandInNone
+			p.reason, p.message, p.attempt = "", "", 0
+		} else if p.good != nil && !s.belongs(p.want) {
+			p.good = nil // it is meant for other traffic now
+			s.dirty = true
+		}
+		allGood = allGood && (p.good == nil || s.inForce(p.good))
+	}
+	if allGood && s.goodEnvoy != s.envoy {
+		s.goodEnvoy = s.envoy
+		s.dirty = true
+	}
+}
+
+// inForce tells whether every slot that v belongs to has acknowledged it.
+func (s *State) inForce(v *Version) bool {
+	some := false
+	for _, sl := range s.slots {
+		if !sl.Holds(&v.Attachment) {
+			continue
+		}
+		if sl.acked == nil {
+			return false
+		}
+		m, ok := sl.acked.members[v.Key]
+		if !ok || m.standIn != chandler.StandInNone || m.version.Version != v.Version {
+			return false
+		}
+		some = true
+	}
+	return some
+}
+
+// forget drops removed plugins that no slot holds any more.
+func (s *State) forget() {
+	for key, p := range s.plugins {
+		if p.want != nil {
+			continue
+		}
+		held := slices.ContainsFunc(s.slots, func(sl *slot) bool {
+			return sl.acked.has(key) || sl.sent.has(key)
+		})
+		if !held {
+			delete(s.plugins, key)
+		}
+	}
+}
+
+func (s *State) lastGood() Effect {
+	save := SaveLastGood{Envoy: s.goodEnvoy}
+	for _, key := range s.sortedKeys() {
+		if p := s.plugins[key]; p.good != nil {
+			save.Versions = append(save.Versions, *p.good)
+		}
+	}
+	return save
+}
+
+// settleLoads starts the loads that are needed and due, and cancels those that
+// no version needs any more.
+func (s *State) settleLoads(now time.Time) []Effect {
+	needed := map[Source]bool{}
+	for _, p := range s.plugins {
+		for _, v := range []*Version{p.want, p.good} {
+			if v != nil && s.lacks(v) == "" && s.belongs(v) {
+				if src := source(v); src != (Source{}) {
+					needed[src] = true
+				}
+			}
+		}
+	}
+	var effects []Effect
+	for _, src := range sortedSources(maps.Keys(s.loads)) {
+		if l := s.loads[src]; !needed[src] && !s.referenced(src) {
+			if l.running {
+				effects = append(effects, CancelLoad{src})
+			}
+			delete(s.loads, src)
+		}
+	}
+	for _, src := range sortedSources(maps.Keys(needed)) {
+		l := s.loads[src]
+		if l == nil {
+			l = &load{}
+			s.loads[src] = l
+		}
+		if l.ready || l.running || l.nextTry.After(now) {
+			continue
+		}
+		l.running = true
+		l.attempt++
+		effects = append(effects, Load{src})
+	}
+	return effects
+}
+
+// referenced tells whether a slot still holds, or may hold, a module.
+func (s *State) referenced(src Source) bool {
+	for _, sl := range s.slots {
+		for _, c := range []*composition{sl.acked, sl.sent} {
+			if c == nil {
+				continue
+			}
+			for _, m := range c.members {
+				if m.standIn == chandler.StandInNone && source(m.version) == src {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// Modules gives the digests that must stay on disk.
+func (s *State) Modules() map[chandler.ModuleDigest]bool {
+	digests := map[chandler.ModuleDigest]bool{}
+	for _, l := range s.loads {
+		if l.ready {
+			digests[l.digest] = true
+		}
+	}
+	return digests
+}
