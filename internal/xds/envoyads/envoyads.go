@@ -10,73 +10,303 @@ package envoyads
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"sync"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"chandler.dev/chandler"
 )
 
 // TypeURL is the only type of resource that is served.
 const TypeURL = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
 
+// Bounds on what a client may make the server keep.
+const (
+	maxSlots   = 4096
+	maxName    = 256
+	maxMessage = 4 << 10
+)
+
 // Config is the configuration of a Server.
 type Config struct {
 	// Events is told what happens, one event at a time and in order, never from
-	// within Set. While it blocks the stream waits. Required.
+	// within Set. While it blocks the stream waits; it must not block any more
+	// once the context of Serve has ended. Required.
 	Events func(Event)
 	// Log may be nil.
 	Log *slog.Logger
 }
 
 // Server serves slots to one Envoy.
-type Server struct{ config Config }
+type Server struct {
+	config Config
+	log    *slog.Logger
+	wake   chan struct{} // something was set
+
+	mu      sync.Mutex
+	ledger  *ledger
+	current *session // the stream whose word counts; nil: none
+}
+
+// session is one stream.
+type session struct {
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed when it has ended, its last event told
+}
+
+// Why a stream is ended from this side.
+var (
+	errReplaced = errors.New("another stream of Envoy's took its place")
+	errReset    = errors.New("the agent begins anew")
+)
 
 // New gives a server that serves nothing yet.
-func New(config Config) *Server { return &Server{config: config} }
+func New(config Config) *Server {
+	log := config.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Server{config: config, log: log, wake: make(chan struct{}, 1), ledger: newLedger()}
+}
 
 // Serve answers on ln until ctx ends; all that it started has ended when it
-// returns. It closes ln. The error is nil when ctx was the reason.
-func (s *Server) Serve(ctx context.Context, ln net.Listener) error { return nil }
+// returns. It closes ln. The error is nil when ctx was the reason. It must be
+// called once.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	var started sync.WaitGroup
+	server := grpc.NewServer(grpc.WaitForHandlers(true))
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, &service{server: s, started: &started})
+	until, cancel := context.WithCancel(ctx)
+	started.Go(func() {
+		<-until.Done()
+		server.Stop() // and waits for the streams
+	})
+	err := server.Serve(ln)
+	cancel()
+	started.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("serve slots to Envoy: %w", err)
+}
 
 // Set says what slot shall hold: a TypedExtensionConfig named like the slot, as
 // a resource body. It is sent when Envoy has subscribed to the slot, in the
 // order of the calls to Set; what waits in the queue is replaced in its place.
 // The answer is an Acked or Nacked of that version. body must not change any
 // more.
-func (s *Server) Set(slot, version string, body *anypb.Any) {}
+func (s *Server) Set(slot, version string, body *anypb.Any) {
+	s.mu.Lock()
+	s.ledger.set(slot, &push{version: version, body: body})
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default: // it will look anyway
+	}
+}
 
 // Reset forgets all that was set and answered, and ends the stream. It must be
-// called before another Envoy is started, which has seen nothing of it.
-func (s *Server) Reset() {}
-
-// Event is something that Envoy did.
-type Event interface{ isEvent() }
-
-type (
-	// Connected begins a stream. Version is Envoy's, such as "1.40.0".
-	Connected struct{ Version string }
-	// Subscribed tells that Envoy asks for a slot. Version is what it says it
-	// holds, from a stream before; empty: nothing.
-	Subscribed struct{ Slot, Version string }
-	// Unsubscribed tells that it does not want the slot any more.
-	Unsubscribed struct{ Slot string }
-	// Acked tells that the version is in force. Current means that nothing had to
-	// be sent, because Envoy had it already.
-	Acked struct {
-		Slot, Version string
-		Current       bool
+// called after an Envoy has ended and before another is started, which has seen
+// nothing of it. Events of the stream before may come until its Disconnected.
+func (s *Server) Reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ledger = newLedger()
+	if s.current != nil {
+		s.current.cancel(errReset)
 	}
-	// Nacked tells that Envoy refused the version, in its own words, made
-	// printable; what was in force stays.
-	Nacked struct{ Slot, Version, Message string }
-	// Disconnected ends a stream; what was sent and not answered is not lost but
-	// sent again on the next one. Err may be nil.
-	Disconnected struct{ Err error }
-)
+}
 
-func (Connected) isEvent()    {}
-func (Subscribed) isEvent()   {}
-func (Unsubscribed) isEvent() {}
-func (Acked) isEvent()        {}
-func (Nacked) isEvent()       {}
-func (Disconnected) isEvent() {}
+// service keeps the protocol's methods out of Server's.
+type service struct {
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+	server  *Server
+	started *sync.WaitGroup // what Serve waits for
+}
+
+// DeltaAggregatedResources is Envoy's stream.
+func (sv *service) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	ctx, cancel := context.WithCancelCause(rpc.Context())
+	defer cancel(nil)
+	mine := &session{cancel: cancel, done: make(chan struct{})}
+	defer close(mine.done)
+	requests, failed := sv.receive(ctx, rpc)
+	// The first message makes it a stream; until then another one may serve.
+	var first *discoveryv3.DeltaDiscoveryRequest
+	select {
+	case first = <-requests:
+	case err := <-failed:
+		return ignoreEOF(err)
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	s := sv.server
+	books := s.take(mine)
+	s.config.Events(Connected{Version: envoyVersion(first.Node)})
+	err := s.converse(ctx, rpc, books, first, requests, failed)
+	s.leave(mine)
+	if cause := context.Cause(ctx); errors.Is(cause, errReplaced) || errors.Is(cause, errReset) {
+		err = cause
+	}
+	s.config.Events(Disconnected{Err: err})
+	if err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	return nil
+}
+
+// receive reads the stream until it ends; then failed says why.
+func (sv *service) receive(ctx context.Context, rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) (<-chan *discoveryv3.DeltaDiscoveryRequest, <-chan error) {
+	requests, failed := make(chan *discoveryv3.DeltaDiscoveryRequest), make(chan error, 1)
+	sv.started.Go(func() {
+		for {
+			req, err := rpc.Recv()
+			if err != nil {
+				failed <- err
+				return
+			}
+			select {
+			case requests <- req:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return requests, failed
+}
+
+// take makes the session the one that counts, once the one before has ended,
+// and begins a stream in the books.
+func (s *Server) take(mine *session) *ledger {
+	s.mu.Lock()
+	before := s.current
+	s.current = mine
+	s.mu.Unlock()
+	if before != nil {
+		before.cancel(errReplaced)
+		<-before.done
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ledger.open()
+	return s.ledger
+}
+
+func (s *Server) leave(mine *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current == mine {
+		s.current = nil
+	}
+}
+
+// converse answers requests and sends what is due, until the stream ends. books
+// is the ledger that it began with: after a Reset it writes into one that nobody
+// reads any more.
+func (s *Server) converse(ctx context.Context, rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer,
+	books *ledger, req *discoveryv3.DeltaDiscoveryRequest, requests <-chan *discoveryv3.DeltaDiscoveryRequest, failed <-chan error) error {
+	for {
+		if req != nil {
+			events, err := s.request(books, req)
+			s.tell(events)
+			if err != nil {
+				return err
+			}
+		}
+		out, events := s.next(books)
+		s.tell(events)
+		if out != nil {
+			if err := rpc.Send(out); err != nil {
+				return err
+			}
+		}
+		req = nil
+		select {
+		case req = <-requests:
+		case err := <-failed:
+			return ignoreEOF(err)
+		case <-s.wake:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// request enters a request into the books: first the answer that it is, then the
+// change of subscriptions, which counts even when the answer is stale.
+func (s *Server) request(books *ledger, req *discoveryv3.DeltaDiscoveryRequest) ([]Event, error) {
+	if req.TypeUrl != TypeURL {
+		s.log.Warn("Envoy asks for resources that the agent does not serve", "type", chandler.Printable(req.TypeUrl, maxName))
+		return nil, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var events []Event
+	if req.ResponseNonce != "" {
+		a := answer{acked: req.ErrorDetail == nil}
+		if !a.acked {
+			a.message = chandler.Printable(req.ErrorDetail.GetMessage(), maxMessage)
+		}
+		events = books.answered(req.ResponseNonce, a)
+	}
+	for _, name := range req.ResourceNamesUnsubscribe {
+		events = append(events, books.unsubscribe(name)...)
+	}
+	for _, name := range req.ResourceNamesSubscribe {
+		if name == "*" {
+			continue
+		}
+		if len(name) > maxName || len(books.slots) >= maxSlots && books.slots[name] == nil {
+			return events, status.Errorf(codes.ResourceExhausted, "more than %d slots, or a name of more than %d bytes", maxSlots, maxName)
+		}
+		events = append(events, books.subscribe(name, req.InitialResourceVersions[name])...)
+	}
+	return events, nil
+}
+
+// next gives the response that goes out now; nil when none does.
+func (s *Server) next(books *ledger) (*discoveryv3.DeltaDiscoveryResponse, []Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d, events := books.next()
+	if d == nil {
+		return nil, events
+	}
+	return &discoveryv3.DeltaDiscoveryResponse{
+		TypeUrl:           TypeURL,
+		Nonce:             d.nonce,
+		SystemVersionInfo: d.version,
+		Resources:         []*discoveryv3.Resource{{Name: d.slot.name, Version: d.version, Resource: d.body}},
+	}, events
+}
+
+func (s *Server) tell(events []Event) {
+	for _, ev := range events {
+		s.config.Events(ev)
+	}
+}
+
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) || status.Code(err) == codes.Canceled {
+		return nil
+	}
+	return err
+}
+
+// envoyVersion is what a node says of its Envoy, such as "1.40.0".
+func envoyVersion(node *corev3.Node) string {
+	if v := node.GetUserAgentBuildVersion().GetVersion(); v != nil {
+		return fmt.Sprintf("%d.%d.%d", v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch())
+	}
+	return chandler.Printable(node.GetUserAgentVersion(), maxName)
+}

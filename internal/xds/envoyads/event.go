@@ -1,0 +1,33 @@
+package envoyads
+
+// Event is something that Envoy did.
+type Event interface{ isEvent() }
+
+type (
+	// Connected begins a stream. Version is Envoy's, such as "1.40.0".
+	Connected struct{ Version string }
+	// Subscribed tells that Envoy asks for a slot. Version is what it says it
+	// holds, from a stream before; empty: nothing.
+	Subscribed struct{ Slot, Version string }
+	// Unsubscribed tells that it does not want the slot any more.
+	Unsubscribed struct{ Slot string }
+	// Acked tells that the version is in force. Current means that nothing had to
+	// be sent, because Envoy had it already from a stream before.
+	Acked struct {
+		Slot, Version string
+		Current       bool
+	}
+	// Nacked tells that Envoy refused the version, in its own words, made
+	// printable and bounded; what was in force stays.
+	Nacked struct{ Slot, Version, Message string }
+	// Disconnected ends a stream; what was sent and not answered is not lost but
+	// sent again on the next one. Err may be nil.
+	Disconnected struct{ Err error }
+)
+
+func (Connected) isEvent()    {}
+func (Subscribed) isEvent()   {}
+func (Unsubscribed) isEvent() {}
+func (Acked) isEvent()        {}
+func (Nacked) isEvent()       {}
+func (Disconnected) isEvent() {}
