@@ -23,11 +23,11 @@ build: ## bin/chandler, bin/chandler-agent, bin/bookinfo (static)
 	@mkdir -p bin
 	$(BUILD) -o bin/ $(COMMANDS)
 
-demo: tools build ## the walkthrough, every step checked
+demo: tools build bin/basicauth.wasm ## the walkthrough, every step checked
 	go build -o bin/demo ./internal/demo
 	@exec bin/demo
 
-up: tools build ## the walkthrough's parts, left running until Ctrl-C
+up: tools build bin/basicauth.wasm ## the walkthrough's parts, left running until Ctrl-C
 	go build -o bin/demo ./internal/demo
 	@exec bin/demo -up
 
@@ -50,7 +50,7 @@ generate: ## Go code from api/**/*.proto
 	go -C tools run ./protogen ../api
 
 cross: ## compile for every supported platform
-	for p in $(PLATFORMS); do \
+	@for p in $(PLATFORMS); do \
 		echo "$$p" && GOOS="$${p%/*}" GOARCH="$${p#*/}" $(BUILD) -o /dev/null $(COMMANDS) || exit 1; \
 	done
 
