@@ -69,3 +69,13 @@ func (r Release) WithID() Release {
 	r.ID = ReleaseID(hex.EncodeToString(sum[:]))
 	return r
 }
+
+// ShownReference is Reference without what may be secret in it: the values of a
+// query.
+func (r *Release) ShownReference() string {
+	ref, p := ParseReference(r.Reference)
+	if p != nil {
+		return ""
+	}
+	return ref.Redacted()
+}

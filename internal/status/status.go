@@ -192,7 +192,7 @@ func resolved(in Input) chandler.Condition {
 func describe(r *chandler.Release) string {
 	switch p := r.Program; {
 	case p.Module != nil:
-		return fmt.Sprintf("%s is module %s, %d bytes", r.Reference, p.Module.Digest, p.Module.Size)
+		return fmt.Sprintf("%s is module %s, %d bytes", r.ShownReference(), p.Module.Digest, p.Module.Size)
 	case p.File != nil:
 		return fmt.Sprintf("file %s of each proxy's machine, not seen by the control plane", p.File.Path)
 	}

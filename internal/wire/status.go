@@ -46,7 +46,7 @@ func encodeResolved(r *chandler.Release) *chandlerv1.Resolved {
 		return nil
 	}
 	m := &chandlerv1.Resolved{
-		Reference:      r.Reference,
+		Reference:      r.ShownReference(),
 		ArtifactDigest: string(r.Artifact),
 		BlobDigest:     string(r.Blob),
 		Abi:            r.ABI,
