@@ -119,10 +119,12 @@ func TestHostFunctionsAreEnvoys(t *testing.T) {
 	}
 }
 
-// A module that a real toolchain built: Go's, without an SDK.
-func TestGoModule(t *testing.T) {
+// Modules that a real toolchain built: Go's without an SDK, and the sample
+// plugin with one.
+func TestGoModules(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	envoy := module.Envoy(t)
+	bare := t.TempDir()
 	const source = `package main
 
 //go:wasmexport proxy_abi_version_0_2_1
@@ -136,29 +138,37 @@ func start(id, size uint32) uint32 { return 1 }
 
 func main() {}
 `
-	out := filepath.Join(dir, "plugin.wasm")
-	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(source), 0o600); err != nil {
-		t.Fatal(err)
+	for name, content := range map[string]string{"main.go": source, "go.mod": "module bare\n\ngo 1.26\n"} {
+		if err := os.WriteFile(filepath.Join(bare, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	cmd := exec.Command("go", "build", "-buildmode=c-shared", "-o", out, "main.go")
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0", "GOWORK=off")
-	if b, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, b)
-	}
-	b, err := os.ReadFile(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := inspect(b)
-	if err != nil || m.ABI != "0.2.1" {
-		t.Errorf("inspect: ABI %q, %v", m.ABI, err)
-	}
-	if ok, log := loads(t, module.Envoy(t), b); !ok {
-		t.Error(log)
-	}
-	// One byte less and it is no module any more.
-	if _, err := inspect(b[:len(b)-1]); problem(err) == nil || problem(err).Code != chandler.CodeWasmParse {
-		t.Errorf("truncated: %v", err)
+	root := filepath.Dir(filepath.Dir(envoy))
+	for name, dir := range map[string]string{"bare": bare, "basicauth": filepath.Join(root, "plugins", "basicauth")} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			out := filepath.Join(t.TempDir(), "plugin.wasm")
+			cmd := exec.Command("go", "build", "-buildmode=c-shared", "-o", out, ".")
+			cmd.Dir = dir
+			cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "GOWORK=off")
+			if b, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("go build: %v\n%s", err, b)
+			}
+			b, err := os.ReadFile(out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, err := inspect(b)
+			if err != nil || !strings.HasPrefix(m.ABI, "0.2.") {
+				t.Errorf("inspect: ABI %q, %v", m.ABI, err)
+			}
+			if ok, log := loads(t, envoy, b); !ok {
+				t.Error(log)
+			}
+			// One byte less and it is no module any more.
+			if _, err := inspect(b[:len(b)-1]); problem(err) == nil || problem(err).Code != chandler.CodeWasmParse {
+				t.Errorf("truncated: %v", err)
+			}
+		})
 	}
 }
