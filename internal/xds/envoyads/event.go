@@ -18,10 +18,11 @@ type (
 		Current       bool
 	}
 	// Nacked tells that Envoy refused the version, in its own words, made
-	// printable and bounded; what was in force stays.
+	// printable and bounded; what was in force stays. It is also told, in rare
+	// cases, of a version that was under way when a stream broke.
 	Nacked struct{ Slot, Version, Message string }
-	// Disconnected ends a stream; what was sent and not answered is not lost but
-	// sent again on the next one. Err may be nil.
+	// Disconnected ends a stream. What was sent and not answered will be answered
+	// after the next Connected. Err may be nil.
 	Disconnected struct{ Err error }
 )
 

@@ -38,7 +38,13 @@ type slot struct {
 	// nil is unknown: on a new stream, what the one before brought last.
 	last     *push
 	lastTold answer
+	// lost went out on the stream before, which broke before the answer.
+	lost *push
 }
+
+// lostAnswer is told of what went out, was not answered, and cannot go out again:
+// if Envoy refused it, it would acknowledge it now without a look.
+const lostAnswer = "the stream ended before Envoy answered"
 
 func (s *slot) due() bool { return s.subscribed && s.want != nil && s.told == nil }
 
@@ -98,6 +104,9 @@ func (l *ledger) set(name string, p *push) {
 
 // open begins a stream, on which nothing is subscribed and nothing under way.
 func (l *ledger) open() {
+	if l.sent != nil && l.sent.slot.interest == l.sent.interest && !l.sent.again {
+		l.sent.slot.lost = l.sent.push
+	}
 	l.sent = nil
 	for _, s := range l.slots {
 		s.subscribed = false
@@ -114,13 +123,17 @@ func (l *ledger) subscribe(name, held string) []Event {
 	if !known {
 		s.fresh()
 	}
-	s.subscribed = true
+	lost := s.lost
+	s.subscribed, s.lost = true, nil
 	if s.want != nil && held != "" && s.want.version == held {
 		s.acked, s.told = s.want, &answer{acked: true}
 		return append(events, Acked{Slot: name, Version: held, Current: true})
 	}
 	if s.told != nil && s.told.acked {
 		s.told = nil // Envoy went back to another version
+	}
+	if lost != nil && s.acked == nil {
+		s.last, s.lastTold = lost, answer{message: lostAnswer}
 	}
 	return events
 }
