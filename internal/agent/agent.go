@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -312,19 +312,16 @@ func (a *Agent) startEnvoy(ctx context.Context, g *errgroup.Group) error {
 		logPath = filepath.Join(a.envoyDir(), "envoy.log")
 		_ = os.Rename(logPath, logPath+".1")
 	}
-	a.envoyLog = &envoyLog{path: logPath, out: a.cfg.EnvoyLog}
+	a.envoyLog = &envoyLog{path: logPath, out: a.cfg.EnvoyLog, own: own}
 	if st, err := os.Stat(logPath); err == nil {
 		a.envoyLog.offset = st.Size()
 	}
 	drain := strconv.Itoa(max(1, int(a.cfg.Drain/time.Second)))
-	process, err := startEnvoy(a.binary, a.envoyArgs.commandLine(a.bootstrapPath(), logPath, drain), logPath)
+	process, err := startEnvoy(a.binary, a.envoyArgs.commandLine(a.bootstrapPath(), drain), logPath)
 	if err != nil {
 		return err
 	}
 	a.process = process
-	if own {
-		a.envoyLog.reopen = func() { _ = process.cmd.Process.Signal(syscall.SIGUSR1) }
-	}
 	a.log.Info("envoy started", "version", a.binary.version, "pid", process.cmd.Process.Pid)
 	g.Go(func() error { a.envoyLog.run(ctx); return nil })
 	g.Go(func() error {
@@ -481,7 +478,7 @@ func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 		a.logMark.Store(a.envoyLog.mark())
 		a.log.Warn("envoy refused a composition", "slot", ev.Slot, "message", ev.Message, "reason", reason)
 		if slot, ok := attach.ParseSlot(ev.Slot); ok {
-			a.metrics.nacks.WithLabelValues(string(slot.Phase)).Inc()
+			a.metrics.nacks.WithLabelValues(cmp.Or(string(slot.Phase), "UNSPECIFIED")).Inc()
 		}
 		a.send(ctx, message{event: Nacked{Slot: ev.Slot, Version: ev.Version, Message: ev.Message, Reason: reason}})
 	}

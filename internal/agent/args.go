@@ -75,8 +75,11 @@ func parseEnvoyArgs(args []string) (envoyArgs, error) {
 }
 
 // commandLine gives the arguments with which Envoy is started.
-func (a *envoyArgs) commandLine(bootstrap, logPath, drainSeconds string) []string {
-	args := []string{"-c", bootstrap, "--log-path", logPath}
+func (a *envoyArgs) commandLine(bootstrap, drainSeconds string) []string {
+	args := []string{"-c", bootstrap}
+	if a.logPath != "" {
+		args = append(args, "--log-path", a.logPath)
+	}
 	if a.serviceNode != "" {
 		args = append(args, "--service-node", a.serviceNode)
 	}

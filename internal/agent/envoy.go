@@ -143,8 +143,7 @@ func (p *envoyProcess) stop(admin *adminClient, drain time.Duration) {
 	}
 }
 
-// awaitIdle waits until no request is in flight and no connection is open on
-// the listeners.
+// awaitIdle waits until no connection is open on the listeners.
 func (p *envoyProcess) awaitIdle(ctx context.Context, admin *adminClient) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -211,7 +210,8 @@ func (c *adminClient) do(ctx context.Context, method, path string) ([]byte, erro
 	return body, nil
 }
 
-// stat sums the statistics whose name matches a regular expression.
+// stat sums the statistics whose name matches a regular expression, but for
+// those of the admin interface itself.
 func (c *adminClient) stat(ctx context.Context, pattern string) (int64, error) {
 	body, err := c.get(ctx, "/stats?filter="+url.QueryEscape(pattern))
 	if err != nil {
@@ -219,7 +219,8 @@ func (c *adminClient) stat(ctx context.Context, pattern string) (int64, error) {
 	}
 	var sum int64
 	for line := range strings.Lines(string(body)) {
-		if _, value, ok := strings.Cut(strings.TrimSpace(line), ": "); ok {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), ": ")
+		if ok && !strings.HasPrefix(name, "listener.admin.") {
 			if n, err := strconv.ParseInt(value, 10, 64); err == nil {
 				sum += n
 			}

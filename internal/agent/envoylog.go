@@ -27,9 +27,10 @@ const (
 // last lines, and finds in them why Envoy refused something. A file never holds
 // Envoy up, as a pipe that nobody reads would.
 type envoyLog struct {
-	path   string
-	out    io.Writer
-	reopen func() // asks Envoy to open its log anew; nil: the file is the user's
+	path string
+	out  io.Writer
+	// own: the file is the agent's, and it keeps it small.
+	own bool
 
 	mu      sync.Mutex
 	offset  int64
@@ -109,16 +110,20 @@ func (l *envoyLog) take(b []byte) {
 	}
 }
 
-// rotate keeps the file and one before it.
+// rotate keeps the file small, and what was in it in one file beside it. Envoy
+// holds the file open and appends to it, so it is emptied in place; all that is
+// in it has been copied on before.
 func (l *envoyLog) rotate() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.reopen == nil || l.offset < logRotateAt {
+	if !l.own || l.offset < logRotateAt {
 		return
 	}
-	if err := os.Rename(l.path, l.path+".1"); err == nil {
-		l.offset, l.partial = 0, nil
-		l.reopen()
+	if old, err := os.ReadFile(l.path); err != nil || os.WriteFile(l.path+".1", old, 0o600) != nil {
+		return // tried again at the next tick
+	}
+	if os.Truncate(l.path, 0) == nil {
+		l.offset = 0
 	}
 }
 

@@ -200,7 +200,9 @@ func (r *rig) onlyBroken() bool {
 	return true
 }
 
-func digestOf(s string) chandler.ModuleDigest { return chandler.Digest[chandler.ModuleDigest]([]byte(s)) }
+func digestOf(s string) chandler.ModuleDigest {
+	return chandler.Digest[chandler.ModuleDigest]([]byte(s))
+}
 
 // TestStepModel drives State with random edits, answers, failures and restarts.
 func TestStepModel(t *testing.T) {
