@@ -211,10 +211,21 @@ func TestReconnect(t *testing.T) {
 	p = r.connect()
 	p.hello(map[string]string{"a": "a1", "b": "b1", "c": "c1"}, "a", "b", "c")
 	r.expect(Connected{"1.40.0"},
-		Subscribed{"a", "a1"}, Acked{"a", "a1", true},
-		Subscribed{"b", "b1"},
-		Subscribed{"c", "c1"}, Acked{"c", "c1", true}) // it was in force when the stream broke
-	p.ack(p.receive("b", "b1")) // what Envoy received last is not known: what is in force comes first
+		Subscribed{"a", "a1"}, Subscribed{"b", "b1"}, Subscribed{"c", "c1"},
+		Acked{"a", "a1", true}, Acked{"c", "c1", true}) // which was applied when the stream broke
+	res := p.receive("b", "b2")
+	if err := p.conn.Close(); err != nil { // and so it is not known whether it was refused
+		t.Fatal(err)
+	}
+	r.expect(Disconnected{})
+	p = r.connect()
+	p.hello(map[string]string{"a": "a1", "b": "b1"}, "a", "b")
+	r.expect(Connected{"1.40.0"}, Subscribed{"a", "a1"}, Subscribed{"b", "b1"}, Acked{"a", "a1", true})
+	if again := p.receive("b", "b1"); again.Nonce == res.Nonce {
+		t.Error("a nonce came twice")
+	} else {
+		p.ack(again)
+	}
 	p.ack(p.receive("b", "b2"))
 	r.expect(Acked{Slot: "b", Version: "b2"})
 

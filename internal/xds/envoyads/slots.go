@@ -34,12 +34,17 @@ type slot struct {
 	// one says nothing about this one.
 	interest uint64
 	acked    *push // in force; nil: nothing, or unknown
-	// last is what Envoy received last for this subscription, and said of it.
-	// nil is unknown: on a new stream, what the one before brought last.
+	// held is the version that Envoy says is in force, when acked is unknown.
+	held string
+	// last is what Envoy received last for this subscription, and said of it;
+	// nil: nothing, or unknown.
 	last     *push
 	lastTold answer
-	// lost went out on the stream before, which broke before the answer.
-	lost *push
+
+	// broken: it was subscribed when a stream ended, and lost is what was under
+	// way then, whose answer nobody heard.
+	broken bool
+	lost   *push
 }
 
 // lostAnswer is told of what went out, was not answered, and cannot go out again:
@@ -48,13 +53,34 @@ const lostAnswer = "the stream ended before Envoy answered"
 
 func (s *slot) due() bool { return s.subscribed && s.want != nil && s.told == nil }
 
-// fresh forgets what Envoy has: it has begun anew with this slot.
+// fresh forgets what Envoy has: it begins anew with this slot.
 func (s *slot) fresh() {
 	s.interest++
-	s.acked, s.last = nil, nil
-	if s.told != nil && s.told.acked {
-		s.told = nil
+	s.acked, s.held, s.last, s.broken, s.lost = nil, "", nil, false, nil
+	s.told = nil
+}
+
+// resume takes up a subscription of which Envoy says it holds a version.
+func (s *slot) resume(held string) {
+	broken, lost := s.broken, s.lost
+	s.broken, s.lost = false, nil
+	switch {
+	case broken && lost != nil && lost.version == held:
+		s.acked, s.last, s.lastTold = lost, lost, answer{acked: true}
+	case broken && s.acked != nil && s.acked.version == held:
+	case broken && s.acked == nil && held == "":
+		if lost != nil {
+			s.last, s.lastTold = lost, answer{message: lostAnswer}
+		}
+	default:
+		s.fresh()
+		s.held = held
 	}
+}
+
+// holds tells whether Envoy has p in force, as far as it says.
+func (s *slot) holds(p *push) bool {
+	return s.acked != nil && s.acked.version == p.version || s.held != "" && s.held == p.version
 }
 
 // delivery is a push that awaits its answer.
@@ -104,38 +130,29 @@ func (l *ledger) set(name string, p *push) {
 
 // open begins a stream, on which nothing is subscribed and nothing under way.
 func (l *ledger) open() {
-	if l.sent != nil && l.sent.slot.interest == l.sent.interest && !l.sent.again {
-		l.sent.slot.lost = l.sent.push
+	if d := l.sent; d != nil && d.slot.interest == d.interest {
+		d.slot.last = nil
+		if !d.again {
+			d.slot.lost = d.push
+		}
 	}
 	l.sent = nil
 	for _, s := range l.slots {
+		s.broken = s.broken || s.subscribed
 		s.subscribed = false
 		s.interest++
-		s.last = nil
+		if s.told != nil && s.told.acked {
+			s.told = nil // it may have to be sent again, or is told again
+		}
 	}
 }
 
 // subscribe notes that Envoy asks for a slot, of which it has version held.
 func (l *ledger) subscribe(name, held string) []Event {
 	s := l.slot(name)
-	events := []Event{Subscribed{Slot: name, Version: held}}
-	known := held != "" && s.acked != nil && s.acked.version == held
-	if !known {
-		s.fresh()
-	}
-	lost := s.lost
-	s.subscribed, s.lost = true, nil
-	if s.want != nil && held != "" && s.want.version == held {
-		s.acked, s.told = s.want, &answer{acked: true}
-		return append(events, Acked{Slot: name, Version: held, Current: true})
-	}
-	if s.told != nil && s.told.acked {
-		s.told = nil // Envoy went back to another version
-	}
-	if lost != nil && s.acked == nil {
-		s.last, s.lastTold = lost, answer{message: lostAnswer}
-	}
-	return events
+	s.resume(held)
+	s.subscribed = true
+	return []Event{Subscribed{Slot: name, Version: held}}
 }
 
 // unsubscribe notes that Envoy has forgotten a slot. What it shall hold is kept:
@@ -175,12 +192,12 @@ func (l *ledger) answered(nonce string, a answer) []Event {
 	if s.want == d.push {
 		s.told = &a
 	}
-	return []Event{s.says(d.push, a)}
+	return []Event{s.event(d.push, a, false)}
 }
 
-func (s *slot) says(p *push, a answer) Event {
+func (s *slot) event(p *push, a answer, current bool) Event {
 	if a.acked {
-		return Acked{Slot: s.name, Version: p.version}
+		return Acked{Slot: s.name, Version: p.version, Current: current}
 	}
 	return Nacked{Slot: s.name, Version: p.version, Message: a.message}
 }
@@ -200,15 +217,22 @@ func (l *ledger) next() (*delivery, []Event) {
 		case s == nil:
 			return nil, events
 		case s.last != nil && s.last.same(s.want):
-			a := s.lastTold
-			s.told = &a
-			events = append(events, s.says(s.want, a))
-		case s.last == nil && s.acked != nil && !s.acked.same(s.want):
+			events = append(events, s.settle(s.lastTold))
+		case s.last == nil && s.holds(s.want):
+			s.acked, s.held = s.want, ""
+			events = append(events, s.settle(answer{acked: true}))
+		case s.last == nil && s.acked != nil:
 			return l.deliver(s, s.acked, true), events
 		default:
 			return l.deliver(s, s.want, false), events
 		}
 	}
+}
+
+// settle answers what a slot shall hold without sending it.
+func (s *slot) settle(a answer) Event {
+	s.told = &a
+	return s.event(s.want, a, true)
 }
 
 // first is the slot that is due and whose turn it is.
