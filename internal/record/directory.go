@@ -1,0 +1,213 @@
+package record
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/durable"
+)
+
+// maxRecord bounds one file: a release holds a plugin's configuration.
+const maxRecord = 4 << 20
+
+// Directory keeps a file a record: releases/ID.json and rollouts/UID.json.
+// Whoever opens it holds the lock of the directory above.
+type Directory struct {
+	fsys durable.FS
+	dir  string
+	log  *slog.Logger
+
+	mu sync.Mutex // orders the reading and writing of one swap
+}
+
+// OpenDirectory makes what is missing of the directory and clears what a crash
+// left. log may be nil.
+func OpenDirectory(fsys durable.FS, dir string, log *slog.Logger) (*Directory, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	d := &Directory{fsys: fsys, dir: dir, log: log}
+	for _, sub := range []string{releasesDir, rolloutsDir} {
+		path := filepath.Join(dir, sub)
+		if err := durable.Mkdir(fsys, path); err != nil {
+			return nil, err
+		}
+		if err := durable.Sweep(fsys, path); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+const (
+	releasesDir = "releases"
+	rolloutsDir = "rollouts"
+	extension   = ".json"
+	// asideExtension marks files that cannot be used: they are kept for people
+	// and for newer versions, and never read or removed here.
+	asideExtension = ".aside"
+)
+
+func (d *Directory) path(sub, name string) (string, error) {
+	if name == "" || strings.ContainsAny(name, `/\`) || strings.HasPrefix(name, ".") {
+		return "", fmt.Errorf("%s is no name of a record", chandler.Quote(name))
+	}
+	return filepath.Join(d.dir, sub, name+extension), nil
+}
+
+// Releases implements Store. A file that is not what its name says, or of
+// another format, is set aside with a log line.
+func (d *Directory) Releases(context.Context) ([]chandler.Release, error) {
+	var out []chandler.Release
+	err := d.each(releasesDir, func(name string, b []byte) error {
+		var r chandler.Release
+		if err := decode(b, &r, &r.Format); err != nil {
+			return err
+		}
+		if err := checkRelease(r); err != nil || string(r.ID) != name {
+			return errors.New("its content is not what its name says")
+		}
+		out = append(out, r)
+		return nil
+	})
+	return out, err
+}
+
+// Rollouts implements Store, with the same care.
+func (d *Directory) Rollouts(context.Context) ([]Rollout, error) {
+	var out []Rollout
+	err := d.each(rolloutsDir, func(name string, b []byte) error {
+		var r Rollout
+		if err := decode(b, &r, &r.Format); err != nil {
+			return err
+		}
+		if r.UID != name {
+			return errors.New("its content is not what its name says")
+		}
+		out = append(out, r)
+		return nil
+	})
+	return out, err
+}
+
+// decode reads a record and its format.
+func decode(b []byte, into any, got *int) error {
+	if err := json.Unmarshal(b, into); err != nil {
+		return err
+	}
+	if *got != format {
+		return fmt.Errorf("format %d is not known here", *got)
+	}
+	return nil
+}
+
+// each reads every record of a kind. What cannot be read as a record is set
+// aside; an error is one of the disk.
+func (d *Directory) each(sub string, read func(name string, b []byte) error) error {
+	entries, err := d.fsys.ReadDir(filepath.Join(d.dir, sub))
+	if err != nil {
+		return fmt.Errorf("records: %w", err)
+	}
+	for _, e := range entries {
+		name, isRecord := strings.CutSuffix(e.Name(), extension)
+		if !isRecord || durable.IsTemp(e.Name()) {
+			continue
+		}
+		path := filepath.Join(d.dir, sub, e.Name())
+		b, err := durable.Read(d.fsys, path, maxRecord)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return fmt.Errorf("records: %w", err)
+		}
+		if err := read(name, b); err != nil {
+			d.log.Warn("a record is set aside", "file", path+asideExtension, "reason", err)
+			if err := d.fsys.Rename(path, path+asideExtension); err != nil {
+				return fmt.Errorf("records: set aside: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// PutRelease implements Store.
+func (d *Directory) PutRelease(_ context.Context, r chandler.Release) error {
+	if err := checkRelease(r); err != nil {
+		return err
+	}
+	path, err := d.path(releasesDir, string(r.ID))
+	if err != nil {
+		return err
+	}
+	if _, err := d.fsys.Stat(path); err == nil {
+		return nil
+	}
+	return d.write(path, r)
+}
+
+func (d *Directory) write(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("records: %w", err)
+	}
+	if len(b) > maxRecord {
+		return fmt.Errorf("records: %s would be %d bytes, limit %d", path, len(b), maxRecord)
+	}
+	return durable.Write(d.fsys, path, append(b, '\n'))
+}
+
+// DeleteRelease implements Store.
+func (d *Directory) DeleteRelease(_ context.Context, id chandler.ReleaseID) error {
+	return d.remove(releasesDir, string(id))
+}
+
+// DeleteRollout implements Store.
+func (d *Directory) DeleteRollout(_ context.Context, uid string) error {
+	return d.remove(rolloutsDir, uid)
+}
+
+func (d *Directory) remove(sub, name string) error {
+	path, err := d.path(sub, name)
+	if err != nil {
+		return err
+	}
+	if err := durable.Remove(d.fsys, path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// SwapRollout implements Store.
+func (d *Directory) SwapRollout(_ context.Context, old *Rollout, next Rollout) error {
+	path, err := d.path(rolloutsDir, next.UID)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var stored *Rollout
+	b, err := durable.Read(d.fsys, path, maxRecord)
+	switch {
+	case err == nil:
+		stored = &Rollout{}
+		if err := decode(b, stored, &stored.Format); err != nil {
+			return fmt.Errorf("records: %s: %w", path, err)
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("records: %w", err)
+	}
+	next, err = swap(stored, old, next)
+	if err != nil {
+		return err
+	}
+	return d.write(path, next)
+}

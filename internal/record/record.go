@@ -1,0 +1,78 @@
+// Package record keeps what the control plane must remember: releases, which
+// never change, and rollouts, one mutable record a plugin, changed by
+// compare-and-swap. A plugin whose resource is restored from a backup finds its
+// digests here.
+//
+// It is not a status store: what is true of a plugin is derived from records and
+// reports, and nothing read back here is shown as fact.
+package record
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"chandler.dev/chandler"
+)
+
+// ErrConflict is what SwapRollout gives when the record is not the one the
+// caller knew.
+var ErrConflict = errors.New("the rollout record was changed by another")
+
+// Rollout says which release of a plugin is being put in force.
+type Rollout struct {
+	Format int
+	UID    string
+	chandler.Key
+	// Sequence is the assignment sequence: it grows with every change of Release.
+	Sequence   uint64
+	Release    chandler.ReleaseID
+	Previous   chandler.ReleaseID `json:",omitempty"`
+	Generation int64
+	UpdatedAt  time.Time
+	// Revision belongs to the store; callers hand it back unchanged.
+	Revision uint64
+}
+
+// Store keeps records. It is safe for concurrent use.
+type Store interface {
+	// Releases and Rollouts give all records, in no order that means anything.
+	Releases(ctx context.Context) ([]chandler.Release, error)
+	Rollouts(ctx context.Context) ([]Rollout, error)
+	// PutRelease keeps a release; one that is there already is no error. Its ID
+	// must be that of its content.
+	PutRelease(ctx context.Context, r chandler.Release) error
+	// DeleteRelease and DeleteRollout are no error when there is none.
+	DeleteRelease(ctx context.Context, id chandler.ReleaseID) error
+	DeleteRollout(ctx context.Context, uid string) error
+	// SwapRollout writes next over old, or gives ErrConflict when the stored one
+	// is not old. A nil old means that there is none yet. next.Revision is set by
+	// the store; read Rollouts for it.
+	SwapRollout(ctx context.Context, old *Rollout, next Rollout) error
+}
+
+// format of the records that are written; one of another is left alone.
+const format = 1
+
+// checkRelease holds that an ID is that of the content.
+func checkRelease(r chandler.Release) error {
+	if r.WithID().ID != r.ID || r.ID == "" {
+		return errors.New("the release's id is not that of its content")
+	}
+	return nil
+}
+
+// swap is the rule of compare-and-swap: it gives the record to write.
+func swap(stored, old *Rollout, next Rollout) (Rollout, error) {
+	switch {
+	case stored == nil && old != nil, stored != nil && old == nil:
+		return Rollout{}, ErrConflict
+	case stored != nil && stored.Revision != old.Revision:
+		return Rollout{}, ErrConflict
+	}
+	next.Format, next.Revision = format, 1
+	if stored != nil {
+		next.Revision = stored.Revision + 1
+	}
+	return next, nil
+}
