@@ -136,9 +136,10 @@ func isZero(n *yaml.Node) bool {
 		case "false", "no", "off", "n":
 			return true
 		}
-		if f, err := strconv.ParseFloat(n.Value, 64); err == nil {
-			return f == 0
-		}
+	}
+	number := strings.TrimSuffix(n.Value, "s") // of a duration
+	if f, err := strconv.ParseFloat(number, 64); err == nil && (number != n.Value || n.Style&yaml.DoubleQuotedStyle == 0) {
+		return f == 0
 	}
 	return n.Value == ""
 }

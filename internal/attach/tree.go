@@ -17,6 +17,10 @@ import (
 // YAML can mean billions of nodes.
 const maxNodes = 1 << 20
 
+// notYAMLHint names the one known construct that Envoy's reader takes and this
+// one does not.
+const notYAMLHint = "a value with a question mark between { } or [ ] needs quotes"
+
 // object is a message to be put into a tree.
 type object = map[string]any
 
@@ -34,7 +38,7 @@ func parse(text []byte) (root *yaml.Node, isJSON bool, err error) {
 	}
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {
-		return nil, false, problem("", "", "the Envoy configuration is not YAML: %s", chandler.Printable(err.Error(), 512))
+		return nil, false, problem("", notYAMLHint, "the Envoy configuration cannot be read as YAML: %s", chandler.Printable(err.Error(), 512))
 	}
 	if len(doc.Content) == 0 {
 		return newMapping(), false, nil

@@ -12,7 +12,7 @@ type (
 	// Unsubscribed tells that it does not want the slot any more.
 	Unsubscribed struct{ Slot string }
 	// Acked tells that the version is in force. Current means that nothing had to
-	// be sent, because Envoy had it already from a stream before.
+	// be sent, because Envoy had it already.
 	Acked struct {
 		Slot, Version string
 		Current       bool
