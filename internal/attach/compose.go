@@ -8,10 +8,8 @@ import (
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	filterchainv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
 	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
-	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	wasmfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
 	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
 	"google.golang.org/protobuf/proto"
@@ -59,7 +57,7 @@ func Compose(slot Slot, members []Member) *corev3.TypedExtensionConfig {
 		}
 		chain.DefaultFilterChain.Filters = append(chain.DefaultFilterChain.Filters, &corev3.TypedExtensionConfig{
 			Name:        m.Attachment.Key.String(),
-			TypedConfig: packed(config),
+			TypedConfig: config,
 		})
 	}
 	return &corev3.TypedExtensionConfig{Name: slot.Name(), TypedConfig: packed(chain)}
@@ -82,7 +80,7 @@ func (m Member) runsWasm() bool {
 }
 
 // filter is what stands for the member in the chain; nil: nothing.
-func (m Member) filter() proto.Message {
+func (m Member) filter() *anypb.Any {
 	program := m.Attachment.Program
 	switch {
 	case m.StandIn == chandler.StandInPass:
@@ -90,17 +88,22 @@ func (m Member) filter() proto.Message {
 	case m.StandIn == chandler.StandInDeny, program.Deny:
 		return denyAll()
 	case program.Lua != nil:
-		return &luav3.Lua{DefaultSourceCode: &corev3.DataSource{
+		return packed(&luav3.Lua{DefaultSourceCode: &corev3.DataSource{
 			Specifier: &corev3.DataSource_InlineString{InlineString: text(program.Lua.InlineCode)},
-		}}
+		}})
 	}
-	return &wasmfilterv3.Wasm{Config: m.plugin()}
+	return packed(&wasmfilterv3.Wasm{Config: m.plugin()})
 }
 
-// denyAll answers 403: rules that allow what a policy matches, and no policy.
-func denyAll() proto.Message {
-	return &rbacfilterv3.RBAC{Rules: &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW}}
+// denyAll answers 403: an RBAC filter with rules that allow what a policy
+// matches, and no policy. It is given as its bytes (field 1, of no length),
+// because the message's Go package brings the types of all routes into the
+// agent.
+func denyAll() *anypb.Any {
+	return &anypb.Any{TypeUrl: typeURLPrefix + rbacType, Value: []byte{1<<3 | 2, 0}}
 }
+
+const rbacType = "envoy.extensions.filters.http.rbac.v3.RBAC"
 
 func (m Member) plugin() *wasmv3.PluginConfig {
 	a := m.Attachment
@@ -173,5 +176,5 @@ func packed(m proto.Message) *anypb.Any {
 	if err != nil {
 		panic(fmt.Sprintf("attach: a %s cannot be packed: %v", name, err))
 	}
-	return &anypb.Any{TypeUrl: "type.googleapis.com/" + name, Value: bytes}
+	return &anypb.Any{TypeUrl: typeURLPrefix + name, Value: bytes}
 }

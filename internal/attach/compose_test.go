@@ -9,7 +9,9 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	filterchainv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
+	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -61,6 +63,15 @@ func jsonOf(t *testing.T, m proto.Message) string {
 func TestComposeGolden(t *testing.T) {
 	t.Parallel()
 	golden(t, "testdata/compose.golden", jsonOf(t, Compose(testSlot, members())))
+}
+
+func TestDenyAllIsTheMessage(t *testing.T) {
+	t.Parallel()
+	var got rbacfilterv3.RBAC
+	want := &rbacfilterv3.RBAC{Rules: &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW}}
+	if err := denyAll().UnmarshalTo(&got); err != nil || !proto.Equal(&got, want) {
+		t.Errorf("it is %v (%v)", &got, err)
+	}
 }
 
 func TestComposeIsDeterministic(t *testing.T) {
