@@ -1,0 +1,188 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"chandler.dev/chandler"
+)
+
+// head finds the digest of a tag.
+func (c *Client) head(ctx context.Context, req Request) (chandler.ArtifactDigest, error) {
+	s, err := c.session(ctx, req.Reference, req.Credentials, transport.PullScope)
+	if err != nil {
+		return "", err
+	}
+	what := manifestID(req.Reference)
+	resp, err := s.do(ctx, http.MethodHead, "manifests/"+what, manifestTypes)
+	if err != nil {
+		s.forget()
+		return "", err
+	}
+	resp.Body.Close()
+	if resp.StatusCode == http.StatusOK {
+		if d, ok := chandler.ParseDigest[chandler.ArtifactDigest](resp.Header.Get("Docker-Content-Digest")); ok {
+			return d, nil
+		}
+	} else if resp.StatusCode != http.StatusMethodNotAllowed {
+		s.forget()
+		return "", statusError(what, resp.StatusCode, resp.Header)
+	}
+	_, d, err := c.manifest(ctx, s, what, "")
+	return d, err
+}
+
+// manifestID is what a reference asks the registry for: the digest wins, and no
+// tag is "latest".
+func manifestID(ref chandler.Reference) string {
+	switch {
+	case ref.Digest != "":
+		return string(ref.Digest)
+	case ref.Tag != "":
+		return ref.Tag
+	}
+	return "latest"
+}
+
+func (s *session) do(ctx context.Context, method, path string, accept []string) (*http.Response, error) {
+	url := fmt.Sprintf("%s://%s/v2/%s/%s", s.repo.Scheme(), s.repo.RegistryStr(), s.repo.RepositoryStr(), path)
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	if err != nil {
+		return nil, refuse(chandler.CodeRefSyntax, "correct the url", "the reference makes no url")
+	}
+	if len(accept) > 0 {
+		req.Header.Set("Accept", strings.Join(accept, ", "))
+	}
+	return s.client.Do(req)
+}
+
+// get is do with an answer of 200.
+func (s *session) get(ctx context.Context, path, what string, accept []string) (*http.Response, error) {
+	resp, err := s.do(ctx, http.MethodGet, path, accept)
+	if err != nil {
+		s.forget()
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		resp.Body.Close()
+		s.forget()
+		return nil, statusError(what, resp.StatusCode, resp.Header)
+	}
+	return resp, nil
+}
+
+// manifest reads one manifest or index; with want it must have that digest.
+func (c *Client) manifest(ctx context.Context, s *session, id string, want chandler.ArtifactDigest) (*manifest, chandler.ArtifactDigest, error) {
+	resp, err := s.get(ctx, "manifests/"+id, "manifest "+id, manifestTypes)
+	if err != nil {
+		return nil, "", err
+	}
+	defer resp.Body.Close()
+	if resp.ContentLength > maxManifest {
+		return nil, "", manifestProblem("over %d bytes", maxManifest)
+	}
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
+	if err != nil {
+		return nil, "", shortBody("manifest "+id, err, resp.ContentLength, int64(len(raw)))
+	}
+	got := chandler.Digest[chandler.ArtifactDigest](raw)
+	if want != "" && got != want {
+		return nil, "", refuse(chandler.CodeDigestMismatch, "look at the registry", "manifest %s: the registry gives one of digest %s", want, got)
+	}
+	if said := resp.Header.Get("Docker-Content-Digest"); said != "" && said != string(got) {
+		return nil, "", refuse(chandler.CodeDigestHeader, "look at the registry", "manifest %s: its digest is %s, the registry says %s", id, got, chandler.Quote(said))
+	}
+	m, err := parseManifest(raw, resp.Header.Get("Content-Type"))
+	if err != nil {
+		return nil, "", err
+	}
+	return m, got, nil
+}
+
+// pullOCI follows reference, index and manifest to a layer and unpacks that.
+func (c *Client) pullOCI(ctx context.Context, req Request, sink Sink) (Artifact, error) {
+	want := pin(req)
+	ref := req.Reference
+	if want != "" {
+		ref.Digest = want
+	}
+	s, err := c.session(ctx, ref, req.Credentials, transport.PullScope)
+	if err != nil {
+		return Artifact{}, err
+	}
+	m, digest, err := c.manifest(ctx, s, manifestID(ref), want)
+	if err != nil {
+		return Artifact{}, c.movedTag(ctx, req, err)
+	}
+	if m.isIndex() {
+		entry, err := m.choose(c.Arch)
+		if err != nil {
+			return Artifact{}, err
+		}
+		if m, _, err = c.manifest(ctx, s, entry.Digest, chandler.ArtifactDigest(entry.Digest)); err != nil {
+			return Artifact{}, err
+		}
+		if m.isIndex() {
+			return Artifact{}, refuse(chandler.CodeIndex, "name a manifest by digest", "the index names another index")
+		}
+	}
+	index, how, err := m.layer()
+	if err != nil {
+		return Artifact{}, err
+	}
+	a, err := c.pullLayer(ctx, s, index, &m.Layers[index], how, sink)
+	if err != nil {
+		return Artifact{}, err
+	}
+	ref.Digest = digest
+	a.Reference, a.Digest = ref.String(), digest
+	return a, nil
+}
+
+func (c *Client) pullLayer(ctx context.Context, s *session, index int, d *descriptor, how packing, sink Sink) (Artifact, error) {
+	what := blobName(index)
+	if d.Size > c.MaxBlob {
+		return Artifact{}, refuse(chandler.CodeDescSize, "push a smaller module, or let the operator raise the limit", "%s: declared size is %d bytes, limit %d", what, d.Size, c.MaxBlob)
+	}
+	f, err := c.spool()
+	if err != nil {
+		return Artifact{}, err
+	}
+	defer f.Close()
+	resp, err := s.get(ctx, "blobs/"+d.Digest, what+" "+d.Digest, nil)
+	if err != nil {
+		return Artifact{}, err
+	}
+	blob, err := download(f, resp, what, min(c.MaxBlob, d.Size))
+	if err != nil {
+		return Artifact{}, err
+	}
+	switch {
+	case blob.size != d.Size:
+		return Artifact{}, refuse(chandler.CodeDescSize, "push it again", "%s: declared size is %d bytes, it has %d", what, d.Size, blob.size)
+	case string(blob.digest) != d.Digest:
+		return Artifact{}, refuse(chandler.CodeDigestMismatch, "look at the registry", "%s: the registry gives other bytes for %s: they have %s", what, d.Digest, blob.digest)
+	}
+	return c.unpack(what, f, blob, layerOpener(how, what), sink, "")
+}
+
+// movedTag tells more of a pinned manifest that is not there: with a tag beside
+// the pin, which digest the tag has.
+func (c *Client) movedTag(ctx context.Context, req Request, err error) error {
+	var e *Error
+	if !errors.As(err, &e) || e.Problem.Code != chandler.CodeNotFound || req.SHA256 == "" || req.Reference.Digest != "" {
+		return err
+	}
+	d, headErr := c.head(ctx, req)
+	if headErr != nil {
+		return err
+	}
+	return refuse(chandler.CodeDigestMismatch, "correct sha256, or push the module that it names",
+		"sha256 says sha256:%s, which the registry does not have; %s is %s", req.SHA256, chandler.Quote(manifestID(req.Reference)), d)
+}

@@ -1,0 +1,60 @@
+package fetch
+
+import (
+	"context"
+	"net/http"
+
+	"chandler.dev/chandler"
+)
+
+// pullHTTP fetches a module from a web server.
+func (c *Client) pullHTTP(ctx context.Context, req Request, sink Sink) (Artifact, error) {
+	ref := req.Reference
+	if ref.Scheme == chandler.SchemeHTTP {
+		ctx = allowPlain(ctx)
+	}
+	what := chandler.Quote(ref.Redacted())
+	hr, err := http.NewRequestWithContext(ctx, http.MethodGet, ref.String(), nil)
+	if err != nil {
+		return Artifact{}, refuse(chandler.CodeURLSyntax, "correct the url", "the url cannot be used")
+	}
+	f, err := c.spool()
+	if err != nil {
+		return Artifact{}, err
+	}
+	defer f.Close()
+	client := http.Client{Transport: c.base, CheckRedirect: follow}
+	resp, err := client.Do(hr)
+	if err != nil {
+		return Artifact{}, err
+	}
+	switch {
+	case resp.StatusCode != http.StatusOK:
+		resp.Body.Close()
+		return Artifact{}, statusError(what, resp.StatusCode, resp.Header)
+	case resp.ContentLength > c.MaxBlob:
+		resp.Body.Close()
+		return Artifact{}, c.tooLong(what)
+	}
+	b, err := download(f, resp, what, c.MaxBlob)
+	if err != nil {
+		return Artifact{}, err
+	}
+	if b.size > c.MaxBlob {
+		return Artifact{}, c.tooLong(what)
+	}
+	var want chandler.ModuleDigest
+	if req.SHA256 != "" {
+		want = chandler.ModuleDigest("sha256:" + req.SHA256)
+	}
+	a, err := c.unpack(what, f, b, openSniffed, sink, want)
+	if err != nil {
+		return Artifact{}, err
+	}
+	a.Reference = ref.String()
+	return a, nil
+}
+
+func (c *Client) tooLong(what string) *Error {
+	return refuse(chandler.CodeHTTPLength, "serve a smaller module, or let the operator raise the limit", "%s: the file is over %d bytes", what, c.MaxBlob)
+}
