@@ -1,0 +1,140 @@
+package resolve
+
+import (
+	"errors"
+	"time"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/fetch"
+)
+
+// Waits after a try that failed. What may heal by itself is tried soon; what
+// somebody has to mend is tried ever more rarely, and never given up.
+const (
+	minTemporary = 200 * time.Millisecond
+	MaxTemporary = 3 * time.Second
+	minPermanent = time.Second
+	MaxPermanent = 5 * time.Minute
+	maxHint      = time.Hour // longest Retry-After that is believed
+)
+
+// Policy is the operator's.
+type Policy struct {
+	// Interval, unless zero, is after how long a plugin that is always to be
+	// pulled is resolved again without having changed.
+	Interval time.Duration
+}
+
+// Attempts is what has been tried for one generation of a plugin. The zero value
+// is a plugin that nobody has tried yet.
+type Attempts struct {
+	UID        string
+	Generation int64
+	// Failed counts the failures since the last success.
+	Failed  uint32
+	Problem *chandler.Problem
+	// Next is when to try again after a failure; Done when it last went well.
+	Next, Done time.Time
+}
+
+// Decision says whether to resolve now, or else when; a zero At means not before
+// something changes.
+type Decision struct {
+	Now bool
+	At  time.Time
+}
+
+// Due decides whether a plugin wants resolving. have is the release that its
+// rollout is at, or nil. A generation is resolved once; a failure is tried again
+// when Attempts says so; PullAlways comes again after Policy.Interval.
+func Due(p *chandler.Plugin, have *chandler.Release, a Attempts, policy Policy, now time.Time) Decision {
+	if p == nil {
+		return Decision{}
+	}
+	if a.UID != p.UID || a.Generation != p.Generation {
+		a = Attempts{}
+	}
+	at := func(t time.Time) Decision {
+		if t.After(now) {
+			return Decision{At: t}
+		}
+		return Decision{Now: true}
+	}
+	switch {
+	case a.Failed > 0:
+		return at(a.Next)
+	case have == nil || have.UID != p.UID || have.Generation != p.Generation:
+		return Decision{Now: true}
+	case policy.Interval > 0 && p.Wasm != nil && p.Wasm.Reference.Scheme != chandler.SchemeFile &&
+		p.Wasm.EffectivePullPolicy() == chandler.PullAlways:
+		last := have.ResolvedAt
+		if a.Done.After(last) {
+			last = a.Done
+		}
+		return at(last.Add(policy.Interval))
+	}
+	return Decision{}
+}
+
+// Succeeded gives the attempts after a try that went well.
+func Succeeded(p *chandler.Plugin, now time.Time) Attempts {
+	return Attempts{UID: p.UID, Generation: p.Generation, Done: now}
+}
+
+// After gives the attempts after a try that failed with err. chance, from 0 to
+// 1, is the caller's jitter: the wait is between half and all of the back-off. A
+// server's Retry-After is kept to exactly.
+func (a Attempts) After(p *chandler.Plugin, err error, now time.Time, chance float64) Attempts {
+	if a.UID != p.UID || a.Generation != p.Generation {
+		a = Attempts{UID: p.UID, Generation: p.Generation}
+	}
+	problem, temporary, hint := explain(err)
+	if problem.Field == "" && problem.Code != chandler.CodeInternal {
+		problem.Field = urlField(p)
+	}
+	a.Problem = problem
+	a.Failed++
+	wait := backoff(a.Failed, minPermanent, MaxPermanent)
+	if temporary {
+		wait = backoff(a.Failed, minTemporary, MaxTemporary)
+	}
+	wait = wait/2 + time.Duration(chance*float64(wait/2))
+	if hint > 0 {
+		wait = min(hint, maxHint)
+	}
+	a.Next = now.Add(wait)
+	return a
+}
+
+func backoff(n uint32, least, most time.Duration) time.Duration {
+	d := least
+	for range min(n, 32) - 1 {
+		d = min(2*d, most)
+	}
+	return d
+}
+
+// explain turns an error of Resolve into a problem of the plugin. What is
+// neither a fetch's error nor a problem is a fault of ours or of this machine:
+// it is tried again soon.
+func explain(err error) (p *chandler.Problem, temporary bool, hint time.Duration) {
+	var failed *fetch.Error
+	if errors.As(err, &failed) {
+		problem := failed.Problem
+		return &problem, failed.Temporary, failed.RetryAfter
+	}
+	if errors.As(err, &p) {
+		problem := *p
+		local := problem.Code == chandler.CodeCacheFull || problem.Code == chandler.CodeCacheUnwritable
+		return &problem, local, 0
+	}
+	return chandler.Problemf(chandler.CodeInternal, "", "see the control plane's log", "%s", chandler.Printable(err.Error(), 1024)), true, 0
+}
+
+// urlField is where the URL stands in a plugin's resource.
+func urlField(p *chandler.Plugin) string {
+	if p.Kind == chandler.KindTrafficExtension {
+		return "spec.wasm.url"
+	}
+	return "spec.url"
+}

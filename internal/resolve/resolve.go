@@ -1,0 +1,313 @@
+// Package resolve finds out what a plugin means: which bytes its URL stands for
+// right now, that they are a module which can run, and so its release. When that
+// is due, and what follows from a failure, is pure (Due, Attempts); the work is a
+// Resolver's.
+//
+// It keeps no records and decides nothing about proxies.
+package resolve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"time"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/assign"
+	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/proxywasm"
+	"chandler.dev/chandler/internal/store"
+)
+
+// Fetcher is what is used of package fetch.
+type Fetcher interface {
+	Resolve(context.Context, fetch.Request) (fetch.Resolved, error)
+	Pull(context.Context, fetch.Request, fetch.Sink) (fetch.Artifact, error)
+}
+
+// Config holds what a Resolver works with. Fetcher and Store are required.
+type Config struct {
+	Fetcher Fetcher
+	Store   *store.Store
+	// Now is the clock, time.Now when nil.
+	Now func() time.Time
+	Log *slog.Logger
+}
+
+// Resolver turns plugins into releases. It is safe for concurrent use; many
+// plugins that want the same artifact at the same time share one download.
+type Resolver struct {
+	cfg     Config
+	flights flights
+
+	mu     sync.Mutex
+	known  map[chandler.ArtifactDigest]fetch.Artifact // manifests seen
+	proofs map[string]bool                            // who fetched what from where
+}
+
+// maxKnown bounds known and proofs. What is forgotten costs a download.
+const maxKnown = 4096
+
+// New gives a resolver. It starts nothing.
+func New(cfg Config) *Resolver {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Resolver{cfg: cfg, known: map[chandler.ArtifactDigest]fetch.Artifact{}, proofs: map[string]bool{}}
+}
+
+// Request asks for one plugin.
+type Request struct {
+	Plugin *chandler.Plugin
+	// Have is the newest release of the plugin's uid, or nil: its digests are kept
+	// where the pull policy says so.
+	Have        *chandler.Release
+	Credentials *fetch.Credentials
+}
+
+// Resolve gives the release of a plugin. An error holds a *fetch.Error or a
+// *chandler.Problem when it is about the plugin; any other is about this machine
+// or ctx.
+func (r *Resolver) Resolve(ctx context.Context, req Request) (chandler.Release, error) {
+	p := req.Plugin
+	release := chandler.Release{
+		Key: p.Key, UID: p.UID, Generation: p.Generation,
+		Behaviour:  assign.Behaviour(p),
+		ResolvedAt: r.cfg.Now().UTC(),
+	}
+	switch {
+	case p.Lua != nil:
+		release.Program.Lua = p.Lua
+		return release.WithID(), nil
+	case p.Wasm == nil:
+		return chandler.Release{}, chandler.Problemf(chandler.CodeSpecRequired, "spec", "", "neither a module nor Lua")
+	}
+	release.Asked = asked(p.Wasm)
+	if p.Wasm.Reference.Scheme == chandler.SchemeFile {
+		release.Reference = p.Wasm.Reference.String()
+		release.Program.File = &chandler.LocalFile{Path: p.Wasm.Reference.Path}
+		if pin := p.Wasm.SHA256; pin != "" {
+			release.Program.File.Digest = chandler.ModuleDigest("sha256:" + pin)
+		}
+		return release.WithID(), nil
+	}
+	a, err := r.artifact(ctx, req)
+	if err != nil {
+		return chandler.Release{}, err
+	}
+	if release.ABI, err = r.inspect(a.Module); err != nil {
+		return chandler.Release{}, err
+	}
+	release.Reference = a.Reference
+	release.Artifact, release.Blob, release.BlobSize = a.Digest, a.Blob, a.BlobSize
+	release.Program.Module = &chandler.Module{Digest: a.Module, Size: a.Size}
+	if p.Wasm.Reference.Scheme == chandler.SchemeOCI {
+		release.Program.Module.Origins = []string{a.Reference}
+	}
+	release.Verdicts = []chandler.Verdict{{Judge: "static", EnvoyVersion: proxywasm.EnvoyVersion, At: release.ResolvedAt}}
+	return release.WithID(), nil
+}
+
+// asked is what a release must have been made for to have its digests kept.
+func asked(w *chandler.Wasm) string {
+	if w.SHA256 == "" {
+		return w.Reference.String()
+	}
+	return w.Reference.String() + " " + w.SHA256
+}
+
+// Kept tells whether the digests of a release stand for p as well, so that
+// nobody has to be asked: the URL and the pin are the same, and the policy is not
+// to pull always.
+func Kept(p *chandler.Plugin, have *chandler.Release) bool {
+	return p.Wasm != nil && have != nil && have.UID == p.UID && have.Program.Module != nil &&
+		have.Asked == asked(p.Wasm) && p.Wasm.EffectivePullPolicy() != chandler.PullAlways
+}
+
+// artifact brings the module into the store and says what it came in.
+func (r *Resolver) artifact(ctx context.Context, req Request) (fetch.Artifact, error) {
+	want := fetch.Request{Reference: req.Plugin.Wasm.Reference, SHA256: req.Plugin.Wasm.SHA256, Credentials: req.Credentials}
+	if Kept(req.Plugin, req.Have) {
+		a := recorded(req.Have)
+		if r.has(a.Module) {
+			return a, nil
+		}
+		return r.again(ctx, want, a, who(req.Plugin))
+	}
+	return r.pull(ctx, want, who(req.Plugin))
+}
+
+// who names the credentials of a plugin: those of its pull secret, or the
+// operator's, which serve everybody.
+func who(p *chandler.Plugin) string {
+	if p.Wasm.PullSecret == "" {
+		return ""
+	}
+	return p.Namespace + "/" + p.Wasm.PullSecret
+}
+
+func recorded(have *chandler.Release) fetch.Artifact {
+	return fetch.Artifact{
+		Reference: have.Reference, Digest: have.Artifact, Blob: have.Blob, BlobSize: have.BlobSize,
+		Module: have.Program.Module.Digest, Size: have.Program.Module.Size,
+	}
+}
+
+// again fetches bytes that were recorded and are no longer in the store. A tag
+// that moved meanwhile changes nothing: the artifact is asked for by its digest.
+func (r *Resolver) again(ctx context.Context, want fetch.Request, rec fetch.Artifact, who string) (fetch.Artifact, error) {
+	if want.Reference.Scheme == chandler.SchemeOCI && rec.Digest != "" {
+		want.Reference.Digest, want.SHA256 = rec.Digest, ""
+	}
+	got, err := r.pull(ctx, want, who)
+	if err != nil {
+		return fetch.Artifact{}, err
+	}
+	if got.Module != rec.Module {
+		return fetch.Artifact{}, chandler.Problemf(chandler.CodeDigestMismatch, "", "change the url or its pin to take the new module",
+			"the url now gives module %s; %s was resolved", got.Module, rec.Module)
+	}
+	return rec, nil
+}
+
+// Restore brings the module of a plugin's release back into the store when it is
+// not there; p may be of another generation than the release.
+func (r *Resolver) Restore(ctx context.Context, p *chandler.Plugin, have *chandler.Release, c *fetch.Credentials) error {
+	if have.Program.Module == nil || p.Wasm == nil || r.has(have.Program.Module.Digest) {
+		return nil
+	}
+	ref, problem := chandler.ParseReference(have.Reference)
+	if problem != nil {
+		return problem
+	}
+	_, err := r.again(ctx, fetch.Request{Reference: ref, Credentials: c}, recorded(have), who(p))
+	return err
+}
+
+// pull finds the artifact behind a reference and downloads it unless its module
+// is here already.
+//
+// What one plugin may have, another may not. Asking the registry what a tag means
+// proves it, with the plugin's own credentials; a digest in the reference proves
+// nothing, so then only those who bring the same credentials share.
+func (r *Resolver) pull(ctx context.Context, want fetch.Request, who string) (fetch.Artifact, error) {
+	if want.Reference.Scheme != chandler.SchemeOCI {
+		return r.download(ctx, want.Reference.String()+" "+want.SHA256, want)
+	}
+	tagged := want.Reference.Digest == "" && want.SHA256 == ""
+	res, err := r.cfg.Fetcher.Resolve(ctx, want)
+	if err != nil {
+		return fetch.Artifact{}, err
+	}
+	want.Reference.Digest, want.SHA256 = res.Digest, "" // the tag may move meanwhile
+	key := want.Reference.Host + "/" + want.Reference.Repository + "@" + string(res.Digest)
+	if !tagged {
+		key += " " + who
+	}
+	a, ok := r.remembered(res.Digest, key, tagged)
+	if !ok {
+		if a, err = r.download(ctx, key, want); err != nil {
+			return fetch.Artifact{}, err
+		}
+		r.remember(a, key)
+	}
+	a.Reference = want.Reference.String()
+	return a, nil
+}
+
+func (r *Resolver) download(ctx context.Context, key string, want fetch.Request) (fetch.Artifact, error) {
+	return r.flights.do(ctx, key, func(ctx context.Context) (fetch.Artifact, error) {
+		return r.cfg.Fetcher.Pull(ctx, want, r.cfg.Store)
+	})
+}
+
+func (r *Resolver) has(d chandler.ModuleDigest) bool {
+	lease, err := r.cfg.Store.Acquire(d)
+	if err != nil {
+		return false
+	}
+	lease.Release()
+	return true
+}
+
+// remembered gives an artifact that was seen and whose module is in the store;
+// to those who did not prove that they may have it only if they did before.
+func (r *Resolver) remembered(d chandler.ArtifactDigest, key string, proven bool) (fetch.Artifact, bool) {
+	r.mu.Lock()
+	a, ok := r.known[d]
+	proven = proven || r.proofs[key]
+	r.mu.Unlock()
+	return a, ok && proven && r.has(a.Module)
+}
+
+func (r *Resolver) remember(a fetch.Artifact, key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.known) >= maxKnown {
+		clear(r.known)
+	}
+	if len(r.proofs) >= maxKnown {
+		clear(r.proofs)
+	}
+	r.known[a.Digest] = a
+	r.proofs[key] = true
+}
+
+// Know tells of what releases recorded, so that a restart costs no download.
+func (r *Resolver) Know(releases []chandler.Release) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range releases {
+		if rel := &releases[i]; rel.Program.Module != nil && rel.Artifact != "" && len(r.known) < maxKnown {
+			r.known[rel.Artifact] = recorded(rel)
+		}
+	}
+}
+
+// inspect is the static verdict on a module in the store.
+func (r *Resolver) inspect(d chandler.ModuleDigest) (abi string, err error) {
+	lease, err := r.cfg.Store.Acquire(d)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("module %s left the store while it was looked at", d)
+		}
+		return "", err
+	}
+	defer lease.Release()
+	f, err := lease.Open()
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	m, err := proxywasm.Inspect(&readerAt{r: f}, lease.Size())
+	if err != nil {
+		return "", err
+	}
+	return m.ABI, nil
+}
+
+// readerAt reads at offsets of a file that can seek.
+type readerAt struct {
+	mu sync.Mutex
+	r  io.ReadSeeker
+}
+
+func (a *readerAt) ReadAt(p []byte, off int64) (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, err := a.r.Seek(off, io.SeekStart); err != nil {
+		return 0, err
+	}
+	n, err := io.ReadFull(a.r, p)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = io.EOF
+	}
+	return n, err
+}
