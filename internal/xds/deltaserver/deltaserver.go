@@ -40,7 +40,8 @@ const (
 )
 
 // Resource is one named body at one version. Resources are immutable and shared
-// by all streams.
+// by all streams. Without a body it is nothing to send, and no removal either: an
+// agent that holds the name keeps what it holds.
 type Resource struct {
 	Name    string
 	Version string

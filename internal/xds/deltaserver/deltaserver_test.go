@@ -80,7 +80,7 @@ func serve(t *testing.T) *control {
 	return c
 }
 
-// set replaces a node's view; each entry is name@version.
+// set replaces a node's view; each entry is name@version, or a name alone.
 func (c *control) set(node string, entries ...string) {
 	c.mu.Lock()
 	next := maps.Clone(c.views)
@@ -90,9 +90,11 @@ func (c *control) set(node string, entries ...string) {
 	next[node] = nil
 	for _, e := range entries {
 		name, version, _ := strings.Cut(e, "@")
-		next[node] = append(next[node], &deltaserver.Resource{
-			Name: name, Version: version, Body: &anypb.Any{TypeUrl: typeURL, Value: []byte(e)},
-		})
+		r := &deltaserver.Resource{Name: name}
+		if version != "" {
+			r.Version, r.Body = version, &anypb.Any{TypeUrl: typeURL, Value: []byte(e)}
+		}
+		next[node] = append(next[node], r)
 	}
 	c.views = next
 	c.mu.Unlock()
@@ -213,6 +215,21 @@ func TestDifferencesOnly(t *testing.T) {
 	}
 	c.set("ns/a", "x@1", "y@2") // the same version as before it was removed
 	a.holds("x@1", "y@2")
+}
+
+// A name without a body: who has it keeps it, who has not gets nothing.
+func TestWithoutBodyNothingIsSentAndNothingRemoved(t *testing.T) {
+	t.Parallel()
+	c := serve(t)
+	c.set("ns/a", "x", "y@1")
+	has, hasNot := c.join(t, "ns/a", map[string]string{"x": "7", "z": "1"}), c.join(t, "ns/a", nil)
+	has.holds("x@7", "y@1")
+	hasNot.holds("y@1")
+	c.set("ns/a", "x@8", "y@1")
+	has.holds("x@8", "y@1")
+	c.set("ns/a", "x", "y@2")
+	has.holds("x@8", "y@2")
+	hasNot.holds("x@8", "y@2")
 }
 
 func TestEachNodeSeesItsOwnView(t *testing.T) {

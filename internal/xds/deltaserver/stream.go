@@ -214,6 +214,9 @@ func (st *stream) difference(w *watch, view []*Resource) *response {
 			continue
 		}
 		there[res.Name] = true
+		if res.Body == nil {
+			continue
+		}
 		if version, ok := st.held[res.Name]; ok && version == res.Version {
 			continue
 		}
