@@ -1,0 +1,221 @@
+// Package control is the control plane's loop. It takes snapshots of the
+// resources in, has them resolved into releases, records those, and serves every
+// agent the attachments that are for it, the bytes of the modules they name, and
+// an ear for its reports.
+//
+// One goroutine, the loop, owns the plugins' state and publishes it as a whole,
+// immutable; what the services and Objects read is always one such publication.
+// The nodes and what they report are kept apart (fleet), since they change far
+// more often and decide nothing. It neither decodes resources nor talks to
+// registries or to Envoy, and has no face for people.
+package control
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"chandler.dev/chandler"
+	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/internal/record"
+	"chandler.dev/chandler/internal/resolve"
+	"chandler.dev/chandler/internal/source"
+	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/wire"
+	"chandler.dev/chandler/internal/xds/deltaserver"
+)
+
+// DefaultRootNamespace is the namespace whose plugins reach every namespace.
+const DefaultRootNamespace = "istio-system"
+
+// Config is what a control plane works with.
+type Config struct {
+	Source   source.Source
+	Records  record.Store
+	Store    *store.Store
+	Resolver *resolve.Resolver
+	Policy   resolve.Policy
+	// Listener takes the agents' connections; Run closes it.
+	Listener net.Listener
+	// Server adds options to the gRPC server, for instance its credentials.
+	Server []grpc.ServerOption
+
+	// RootNamespace is DefaultRootNamespace when empty.
+	RootNamespace string
+	// Authenticator decides who an agent is; nil is Loopback.
+	Authenticator Authenticator
+	// Registerer takes the metrics; nil keeps them to ourselves.
+	Registerer prometheus.Registerer
+	// Now is the clock, time.Now when nil. Waiting goes by the real one.
+	Now func() time.Time
+	Log *slog.Logger
+}
+
+// Control is a control plane. New starts nothing; Run does.
+type Control struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	fleet   *fleet
+	server  *deltaserver.Server
+	board   board
+
+	published atomic.Pointer[publication] // nil before the first snapshot
+	reading   chan struct{}               // counts reads of modules under way
+
+	snapshots chan delivery
+	outcomes  chan outcome
+	missing   chan chandler.ModuleDigest // modules that were asked for and are not in the store
+}
+
+// New gives a control plane and registers its metrics. The error is one of the
+// registerer.
+func New(cfg Config) (*Control, error) {
+	cfg.RootNamespace = cmp.Or(cfg.RootNamespace, DefaultRootNamespace)
+	if cfg.Authenticator == nil {
+		cfg.Authenticator = Loopback{}
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Control{
+		cfg: cfg, log: cfg.Log,
+		reading:   make(chan struct{}, maxReads),
+		snapshots: make(chan delivery),
+		outcomes:  make(chan outcome, maxJobs),
+		missing:   make(chan chandler.ModuleDigest, 16),
+	}
+	c.board.transitions = map[string]chandler.Status{}
+	c.metrics = newMetrics(c)
+	if cfg.Registerer != nil {
+		if err := c.metrics.register(cfg.Registerer); err != nil {
+			return nil, fmt.Errorf("control: %w", err)
+		}
+	}
+	c.fleet = newFleet(cfg.Now, c.metrics.rejects)
+	c.server = deltaserver.New(deltaserver.Config{
+		TypeURL:      wire.AttachmentTypeURL,
+		Authenticate: c.authenticateXDS,
+		View:         c.view,
+		Connected:    c.fleet.connected,
+		Nacked: func(n chandler.Node, names []string, detail string) {
+			c.log.Warn("an agent cannot read what it was sent", "node", n.ID(), "plugins", names, "reason", detail)
+		},
+		Pushed: func(d time.Duration) { c.metrics.push.Observe(d.Seconds()) },
+		Log:    cfg.Log,
+	})
+	return c, nil
+}
+
+// Ready tells why agents are not answered yet; nil when they are.
+func (c *Control) Ready() error {
+	if c.published.Load() == nil {
+		return errors.New("the resources have not been read yet")
+	}
+	return nil
+}
+
+// Run serves until ctx ends, and returns when all that it started has ended. The
+// error is that of the records at start, of the source, or of the listener; nil
+// when ctx ended it.
+func (c *Control) Run(ctx context.Context) error {
+	l, err := c.load(ctx)
+	if err != nil {
+		return errors.Join(err, c.cfg.Listener.Close())
+	}
+	grpcServer := grpc.NewServer(append(serverDefaults(), c.cfg.Server...)...)
+	c.server.Register(grpcServer)
+	chandlerv1.RegisterReportsServer(grpcServer, &reports{c: c})
+	chandlerv1.RegisterModulesServer(grpcServer, &modules{c: c})
+
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return c.cfg.Source.Run(gctx, func(s source.Snapshot) { c.deliver(gctx, s) })
+	})
+	g.Go(func() error { return l.run(gctx) })
+	g.Go(func() error { return grpcServer.Serve(c.cfg.Listener) })
+	g.Go(func() error { <-gctx.Done(); grpcServer.Stop(); return gctx.Err() })
+	err = g.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// delivery is a snapshot on its way to the loop, which closes taken when what is
+// in it is visible.
+type delivery struct {
+	snapshot source.Snapshot
+	taken    chan struct{}
+}
+
+// deliver hands a snapshot to the loop and waits until it is visible, so that who
+// has applied something finds it afterwards.
+func (c *Control) deliver(ctx context.Context, s source.Snapshot) {
+	d := delivery{s, make(chan struct{})}
+	select {
+	case c.snapshots <- d:
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-d.taken:
+	case <-ctx.Done():
+	}
+}
+
+// serverDefaults stand before the caller's options. An agent that is gone without
+// a word is noticed in 20 seconds.
+func serverDefaults() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(8 << 20), // a full report of a thousand plugins with long reasons
+		grpc.MaxConcurrentStreams(64),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	}
+}
+
+// authenticateXDS decides who opens an xDS stream.
+func (c *Control) authenticateXDS(ctx context.Context, claimed *corev3.Node) (chandler.Node, error) {
+	n, err := wire.NodeFromXDS(claimed)
+	if err != nil {
+		return chandler.Node{}, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if n, err = c.cfg.Authenticator.Authenticate(ctx, n); err != nil {
+		return chandler.Node{}, err
+	}
+	return n, c.fleet.admit(n)
+}
+
+// authenticate decides who sends a report or reads a module.
+func (c *Control) authenticate(ctx context.Context, claimed *chandlerv1.Node) (chandler.Node, error) {
+	n, err := wire.NodeFromProto(claimed)
+	if err != nil {
+		return chandler.Node{}, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return c.cfg.Authenticator.Authenticate(ctx, n)
+}
+
+// board keeps the last status of every plugin, for the times at which its
+// conditions changed.
+type board struct {
+	mu          sync.Mutex
+	transitions map[string]chandler.Status // by uid; without proxies
+}

@@ -1,0 +1,228 @@
+package control
+
+import (
+	"maps"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/wire"
+)
+
+// Limits of what is remembered of nodes.
+const (
+	MaxNodes   = 20_000
+	forgetNode = 24 * time.Hour // after its disconnect
+)
+
+// fleet is the nodes and what they report.
+type fleet struct {
+	now     func() time.Time
+	rejects interface{ Add(float64) }
+
+	mu      sync.Mutex
+	members map[string]*member // by node id
+	online  int
+	swept   time.Time
+
+	dirty    map[chandler.Key]bool // plugins about which something was said
+	allDirty bool
+}
+
+// member is one node.
+type member struct {
+	node      chandler.Node
+	connected bool
+	left      time.Time // of its disconnect
+	stream    *reporter // the report stream that counts: the newest
+	states    map[chandler.Key]chandler.AttachmentState
+}
+
+// reporter is one report stream.
+type reporter struct {
+	node     chandler.Node
+	sequence uint64
+}
+
+func newFleet(now func() time.Time, rejects interface{ Add(float64) }) *fleet {
+	return &fleet{now: now, rejects: rejects, members: map[string]*member{}, dirty: map[chandler.Key]bool{}}
+}
+
+// admit makes room for a node, or tells that there is none.
+func (f *fleet) admit(n chandler.Node) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.room(n.ID())
+}
+
+// room drops whom to forget, and at need who has been away longest.
+func (f *fleet) room(id string) error {
+	now := f.now()
+	if now.Sub(f.swept) > time.Minute {
+		f.swept = now
+		maps.DeleteFunc(f.members, func(_ string, m *member) bool {
+			return !m.connected && m.stream == nil && now.Sub(m.left) > forgetNode
+		})
+	}
+	if f.members[id] != nil || len(f.members) < MaxNodes {
+		return nil
+	}
+	oldest := ""
+	for id, m := range f.members {
+		if !m.connected && m.stream == nil && (oldest == "" || m.left.Before(f.members[oldest].left)) {
+			oldest = id
+		}
+	}
+	if oldest == "" {
+		return status.Errorf(codes.ResourceExhausted, "%d nodes are connected, limit %d", len(f.members), MaxNodes)
+	}
+	delete(f.members, oldest)
+	return nil
+}
+
+func (f *fleet) member(n chandler.Node) *member {
+	m := f.members[n.ID()]
+	if m == nil {
+		m = &member{left: f.now(), states: map[chandler.Key]chandler.AttachmentState{}}
+		f.members[n.ID()] = m
+	}
+	return m
+}
+
+// connected is told by the xDS server.
+func (f *fleet) connected(n chandler.Node, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.member(n)
+	switch {
+	case ok && !m.connected:
+		f.online++
+	case !ok && m.connected:
+		f.online--
+		m.left = f.now()
+	}
+	m.node, m.connected = n, ok
+	f.allDirty = true
+}
+
+// begin makes a report stream the one that counts for its node.
+func (f *fleet) begin(n chandler.Node) (*reporter, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.room(n.ID()); err != nil {
+		return nil, err
+	}
+	r := &reporter{node: n}
+	m := f.member(n)
+	if !m.connected {
+		m.node = n
+	}
+	m.stream = r
+	return r, nil
+}
+
+func (f *fleet) end(r *reporter) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if m := f.members[r.node.ID()]; m != nil && m.stream == r {
+		m.stream = nil
+		if !m.connected {
+			m.left = f.now()
+		}
+	}
+}
+
+// take takes a report in. The first of a stream is full, sequences grow, and what
+// a stream says after a newer one began counts for nothing.
+func (f *fleet) take(r *reporter, rep wire.Report) error {
+	switch {
+	case rep.Sequence <= r.sequence:
+		return status.Errorf(codes.InvalidArgument, "report %d after %d", rep.Sequence, r.sequence)
+	case r.sequence == 0 && !rep.Full:
+		return status.Error(codes.InvalidArgument, "the first report of a stream must be full")
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.members[r.node.ID()]
+	if m == nil || m.stream != r {
+		return status.Error(codes.Aborted, "a newer stream of this node took over")
+	}
+	states := map[chandler.Key]chandler.AttachmentState{}
+	if !rep.Full {
+		states = maps.Clone(m.states)
+	}
+	for _, key := range rep.Removed {
+		delete(states, key)
+		f.dirty[key] = true
+	}
+	for _, s := range rep.States {
+		states[s.Key] = s
+		f.dirty[s.Key] = true
+	}
+	if len(states) > wire.MaxStates {
+		return status.Errorf(codes.ResourceExhausted, "%d plugins on one node, limit %d", len(states), wire.MaxStates)
+	}
+	if rep.Full {
+		for key := range m.states {
+			f.dirty[key] = true
+		}
+	}
+	f.count(m.states, states)
+	r.sequence, m.states = rep.Sequence, states
+	return nil
+}
+
+// count adds the rejections that are new. The counter of a node begins at zero
+// when its agent does, so one that is lower than before counts whole.
+func (f *fleet) count(before, after map[chandler.Key]chandler.AttachmentState) {
+	for key, s := range after {
+		grown := s.Rejections
+		if b, ok := before[key]; ok && b.UID == s.UID && b.Rejections <= s.Rejections {
+			grown -= b.Rejections
+		}
+		if grown > 0 {
+			f.rejects.Add(float64(min(grown, 1<<20)))
+		}
+	}
+}
+
+// touch marks every plugin as one about which something was said.
+func (f *fleet) touch() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.allDirty = true
+}
+
+// takeDirty tells about which plugins something was said since the last call.
+func (f *fleet) takeDirty() (all bool, some map[chandler.Key]bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all, some = f.allDirty, f.dirty
+	f.allDirty = false
+	if len(some) > 0 {
+		f.dirty = map[chandler.Key]bool{}
+	}
+	return all, some
+}
+
+// list gives all members as they are now. States are never changed in place, so
+// they may be read without the lock.
+func (f *fleet) list() []member {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	members := make([]member, 0, len(f.members))
+	for _, m := range f.members {
+		members = append(members, *m)
+	}
+	return members
+}
+
+// size is how many nodes are connected.
+func (f *fleet) size() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.online
+}

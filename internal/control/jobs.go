@@ -1,0 +1,249 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/record"
+	"chandler.dev/chandler/internal/resolve"
+	"chandler.dev/chandler/internal/source"
+	"chandler.dev/chandler/internal/store"
+)
+
+// maxJobs is how many plugins are worked on at a time.
+const maxJobs = 8
+
+// job is work on one plugin beside the loop: to resolve it, or to bring a module
+// of its release back into the store. Its input is its own.
+type job struct {
+	id      string
+	cancel  context.CancelFunc
+	plugin  *chandler.Plugin
+	have    *chandler.Release
+	rollout *record.Rollout // the one to go on from; nil: the first
+	secrets secrets
+	restore bool
+}
+
+func resolveID(uid string) string                { return "resolve " + uid }
+func restoreID(d chandler.ModuleDigest) string   { return "restore " + string(d) }
+func (j *job) digest() (d chandler.ModuleDigest) { return j.have.Program.Module.Digest }
+func (j *job) current(o *source.Object) bool {
+	return o != nil && o.Plugin != nil && o.Plugin.Generation == j.plugin.Generation
+}
+
+// outcome is what a job came to.
+type outcome struct {
+	job     *job
+	err     error
+	release chandler.Release
+	// rollout is set when the rollout record was moved to release.
+	rollout *record.Rollout
+	lease   *store.Lease
+}
+
+// start begins the jobs that are due, as far as there is room, and cancels those
+// that are overtaken. It gives the time until the next is due.
+func (l *loop) start(ctx context.Context) time.Duration {
+	for _, j := range l.jobs {
+		if !j.restore && !j.current(l.byUID[j.plugin.UID]) {
+			j.cancel()
+		}
+	}
+	now := l.c.cfg.Now()
+	next := time.Hour
+	later := func(at time.Time) {
+		if !at.IsZero() {
+			next = min(next, max(at.Sub(now), time.Millisecond))
+		}
+	}
+	var due []*job
+	for i := range l.snapshot.Objects {
+		o := &l.snapshot.Objects[i]
+		have := l.target(o.UID)
+		d := resolve.Due(o.Plugin, have, l.attempts[o.UID], l.c.cfg.Policy, now)
+		later(d.At)
+		if d.Now && l.jobs[resolveID(o.UID)] == nil {
+			due = append(due, l.newJob(resolveID(o.UID), o, have))
+		}
+		if have == nil || have.Program.Module == nil || o.Plugin == nil {
+			continue
+		}
+		digest := have.Program.Module.Digest
+		if at := l.restores[digest]; l.leases[digest] == nil && l.jobs[restoreID(digest)] == nil {
+			if at.After(now) {
+				later(at)
+				continue
+			}
+			j := l.newJob(restoreID(digest), o, have)
+			j.restore = true
+			due = append(due, j)
+		}
+	}
+	// Who has waited longest comes first, and who was never tried before all: a
+	// few that fail again and again do not hold up the rest.
+	slices.SortStableFunc(due, func(a, b *job) int {
+		return l.attempts[a.plugin.UID].Next.Compare(l.attempts[b.plugin.UID].Next)
+	})
+	for _, j := range due {
+		if len(l.jobs) >= maxJobs {
+			break // an outcome brings us back here
+		}
+		if l.jobs[j.id] == nil {
+			l.launch(ctx, j)
+		}
+	}
+	return next
+}
+
+func (l *loop) newJob(id string, o *source.Object, have *chandler.Release) *job {
+	j := &job{id: id, plugin: o.Plugin, have: have, secrets: l.snapshot.Secrets}
+	if ro, ok := l.rollouts[o.UID]; ok {
+		j.rollout = &ro
+	}
+	return j
+}
+
+func (l *loop) launch(ctx context.Context, j *job) {
+	ctx, j.cancel = context.WithCancel(ctx)
+	l.jobs[j.id] = j
+	go func() {
+		defer j.cancel()
+		o := outcome{job: j}
+		if j.restore {
+			o.lease, o.err = l.c.restore(ctx, j)
+		} else {
+			o.err = l.c.resolve(ctx, j, &o)
+		}
+		l.c.outcomes <- o // has room for all jobs
+	}()
+}
+
+// resolve finds out what a plugin means and records it. The records are on disk
+// before any agent hears of them.
+func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
+	creds, err := j.secrets.credentials(j.plugin)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	r, err := c.cfg.Resolver.Resolve(ctx, resolve.Request{Plugin: j.plugin, Have: j.have, Credentials: creds})
+	c.metrics.resolved(j.plugin, time.Since(began), err)
+	if err != nil {
+		return err
+	}
+	if r.Program.Module != nil {
+		if o.lease, err = c.cfg.Store.Acquire(r.Program.Module.Digest); err != nil {
+			return err
+		}
+	}
+	o.release = r
+	if j.have != nil && j.have.ID == r.ID {
+		return nil // it means what it meant
+	}
+	next := record.Rollout{
+		Format: 1, UID: r.UID, Key: r.Key, Sequence: 1, Release: r.ID,
+		Generation: r.Generation, UpdatedAt: c.cfg.Now().UTC(), Revision: 1,
+	}
+	if j.rollout != nil {
+		next.Sequence, next.Previous, next.Revision = j.rollout.Sequence+1, j.rollout.Release, j.rollout.Revision+1
+	}
+	// Side by side, for each waits for the disk. A rollout without its release is
+	// as good as none.
+	var g errgroup.Group
+	g.Go(func() error { return c.cfg.Records.PutRelease(ctx, r) })
+	g.Go(func() error { next, err = c.swap(ctx, j.rollout, next); return err })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	o.rollout = &next
+	return nil
+}
+
+// swap moves a rollout record on. Revisions are the store's; the next one is
+// guessed, and when the guess was wrong the record is read again.
+func (c *Control) swap(ctx context.Context, old *record.Rollout, next record.Rollout) (record.Rollout, error) {
+	err := c.cfg.Records.SwapRollout(ctx, old, next)
+	if !errors.Is(err, record.ErrConflict) {
+		return next, err
+	}
+	all, err := c.cfg.Records.Rollouts(ctx)
+	if err != nil {
+		return next, err
+	}
+	old = nil
+	for i := range all {
+		if all[i].UID == next.UID {
+			old = &all[i]
+			next.Sequence, next.Revision = max(next.Sequence, old.Sequence+1), old.Revision+1
+		}
+	}
+	return next, c.cfg.Records.SwapRollout(ctx, old, next)
+}
+
+// restore leases a module, fetching it again if the store lost it.
+func (c *Control) restore(ctx context.Context, j *job) (*store.Lease, error) {
+	lease, err := c.cfg.Store.Acquire(j.digest())
+	if !errors.Is(err, fs.ErrNotExist) {
+		return lease, err
+	}
+	creds, err := j.secrets.credentials(j.plugin)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.cfg.Resolver.Restore(ctx, j.plugin, j.have, creds); err != nil {
+		return nil, err
+	}
+	return c.cfg.Store.Acquire(j.digest())
+}
+
+// finished takes an outcome in.
+func (l *loop) finished(o outcome) {
+	j, now := o.job, l.c.cfg.Now()
+	delete(l.jobs, j.id)
+	key := j.plugin.Key
+	log := l.c.log.With("plugin", key.String())
+	if o.lease != nil {
+		l.lease(o.lease)
+	}
+	if o.rollout != nil {
+		uid := j.plugin.UID
+		l.rollouts[uid], l.releases[o.release.ID] = *o.rollout, &o.release
+		ids := slices.DeleteFunc(l.history[uid], func(id chandler.ReleaseID) bool { return id == o.release.ID })
+		l.history[uid] = append(ids, o.release.ID)
+		log.Info("new release", "release", o.release.ID.Short(), "generation", o.release.Generation, "sequence", o.rollout.Sequence, "reference", o.release.ShownReference())
+	}
+	cancelled := errors.Is(o.err, context.Canceled) && !j.current(l.byUID[j.plugin.UID])
+	switch {
+	case j.restore:
+		if o.err != nil {
+			l.restores[j.digest()] = now.Add(restoreFailed)
+			log.Warn("a module is not in the store and cannot be fetched", "module", j.digest(), "error", o.err)
+		}
+	case o.err == nil:
+		l.attempts[j.plugin.UID] = resolve.Succeeded(j.plugin, now)
+	case !cancelled:
+		a := l.attempts[j.plugin.UID].After(j.plugin, o.err, now, rand.Float64())
+		l.attempts[j.plugin.UID] = a
+		log.Warn("cannot be resolved", "code", a.Problem.Code, "error", a.Problem.Error(), "attempt", a.Failed, "retry_in", a.Next.Sub(now).Round(time.Millisecond))
+	}
+	if l.byUID[j.plugin.UID] == nil {
+		delete(l.attempts, j.plugin.UID)
+	}
+	l.stale[key] = true
+}
+
+// lease keeps a module from being dropped while it is attached.
+func (l *loop) lease(lease *store.Lease) {
+	if old := l.leases[lease.Digest()]; old != nil {
+		old.Release()
+	}
+	l.leases[lease.Digest()] = lease
+}

@@ -1,0 +1,274 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/record"
+	"chandler.dev/chandler/internal/resolve"
+	"chandler.dev/chandler/internal/source"
+	"chandler.dev/chandler/internal/store"
+)
+
+const (
+	keepReleases  = 10               // of each plugin
+	transitEvery  = time.Second      // how exact the times of conditions are
+	collectEvery  = 10 * time.Second // between tries to delete records that could not be
+	restoreFailed = 5 * time.Second  // between tries to bring a module back
+)
+
+// loop owns the plugins' state. Only its goroutine touches it.
+type loop struct {
+	c *Control
+
+	seen     bool // a snapshot
+	snapshot source.Snapshot
+	byUID    map[string]*source.Object
+	entries  map[chandler.Key]*entry // of the last publication
+	stale    map[chandler.Key]bool   // entries to make anew
+
+	rollouts map[string]record.Rollout // by uid
+	releases map[chandler.ReleaseID]*chandler.Release
+	history  map[string][]chandler.ReleaseID // by uid, oldest first
+	attempts map[string]resolve.Attempts     // by uid
+
+	leases   map[chandler.ModuleDigest]*store.Lease // of what is attached
+	restores map[chandler.ModuleDigest]time.Time    // not before
+
+	jobs        map[string]*job
+	collectNext time.Time
+}
+
+// load reads the records.
+func (c *Control) load(ctx context.Context) (*loop, error) {
+	l := &loop{
+		c:        c,
+		byUID:    map[string]*source.Object{},
+		entries:  map[chandler.Key]*entry{},
+		stale:    map[chandler.Key]bool{},
+		rollouts: map[string]record.Rollout{},
+		releases: map[chandler.ReleaseID]*chandler.Release{},
+		history:  map[string][]chandler.ReleaseID{},
+		attempts: map[string]resolve.Attempts{},
+		leases:   map[chandler.ModuleDigest]*store.Lease{},
+		restores: map[chandler.ModuleDigest]time.Time{},
+		jobs:     map[string]*job{},
+	}
+	releases, err := c.cfg.Records.Releases(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read releases: %w", err)
+	}
+	slices.SortStableFunc(releases, func(a, b chandler.Release) int {
+		return cmp.Or(cmp.Compare(a.Generation, b.Generation), a.ResolvedAt.Compare(b.ResolvedAt))
+	})
+	for i := range releases {
+		r := &releases[i]
+		l.releases[r.ID] = r
+		l.history[r.UID] = append(l.history[r.UID], r.ID)
+	}
+	rollouts, err := c.cfg.Records.Rollouts(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read rollouts: %w", err)
+	}
+	for _, r := range rollouts {
+		l.rollouts[r.UID] = r
+	}
+	c.cfg.Resolver.Know(releases)
+	return l, nil
+}
+
+// run is the loop: take in what happened, then bring everything else in line
+// with it.
+func (l *loop) run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	transit := time.NewTicker(transitEvery)
+	defer transit.Stop()
+	defer l.end()
+	for {
+		var taken chan<- struct{}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case d := <-l.c.snapshots:
+			l.taken(d.snapshot)
+			taken = d.taken
+		case o := <-l.c.outcomes:
+			l.finished(o)
+		case d := <-l.c.missing:
+			l.lost(d)
+		case <-transit.C:
+			l.c.transit()
+			continue
+		case <-timer.C:
+		}
+		if !l.seen {
+			continue
+		}
+		l.publish()
+		if taken != nil {
+			close(taken)
+		}
+		next := l.start(ctx)
+		l.collect(ctx)
+		timer.Reset(next)
+	}
+}
+
+// end waits for the jobs, whose context has ended, and gives the leases back.
+func (l *loop) end() {
+	for len(l.jobs) > 0 {
+		o := <-l.c.outcomes
+		delete(l.jobs, o.job.id)
+		if o.lease != nil {
+			o.lease.Release()
+		}
+	}
+	for _, lease := range l.leases {
+		lease.Release()
+	}
+}
+
+// taken takes a snapshot in.
+func (l *loop) taken(s source.Snapshot) {
+	before := l.snapshot
+	l.snapshot, l.seen = s, true
+	clear(l.byUID)
+	for i := range s.Objects {
+		o := &s.Objects[i]
+		l.byUID[o.UID] = o
+		l.stale[o.Key] = true
+		if o.Plugin == nil {
+			continue
+		}
+		if a := l.attempts[o.UID]; a.Failed > 0 && !secrets(before.Secrets).same(s.Secrets, o.Plugin) {
+			a.Next = time.Time{}
+			l.attempts[o.UID] = a
+		}
+	}
+	for uid := range l.attempts {
+		if l.byUID[uid] == nil {
+			delete(l.attempts, uid)
+		}
+	}
+}
+
+// target is the release that a plugin's rollout is at, or the one before when the
+// record of that was lost; nil when there is none.
+func (l *loop) target(uid string) *chandler.Release {
+	ro := l.rollouts[uid]
+	for _, id := range []chandler.ReleaseID{ro.Release, ro.Previous} {
+		if r := l.releases[id]; r != nil && r.UID == uid {
+			return r
+		}
+	}
+	return nil
+}
+
+// publish makes what changed visible: to agents, and to whoever asks.
+func (l *loop) publish() {
+	before := l.c.published.Load()
+	if len(l.stale) == 0 && before != nil && len(before.entries) == len(l.snapshot.Objects) {
+		return
+	}
+	entries := make([]*entry, 0, len(l.snapshot.Objects))
+	next := make(map[chandler.Key]*entry, len(l.snapshot.Objects))
+	for _, o := range l.snapshot.Objects {
+		e := l.entries[o.Key]
+		if e == nil || l.stale[o.Key] {
+			var err error
+			if e, err = newEntry(o, l.target(o.UID), l.rollouts[o.UID].Sequence, l.attempts[o.UID], e); err != nil {
+				l.c.log.Error("an attachment cannot be marshalled", "plugin", o.Key.String(), "error", err)
+			}
+		}
+		entries = append(entries, e)
+		next[o.Key] = e
+	}
+	l.entries = next
+	clear(l.stale)
+	l.c.published.Store(newPublication(entries))
+	l.c.fleet.touch()
+	l.c.server.Refresh()
+	l.unlease()
+}
+
+// unlease gives back the leases of modules that nothing names any more.
+func (l *loop) unlease() {
+	named := map[chandler.ModuleDigest]bool{}
+	for _, e := range l.entries {
+		for _, d := range e.modules {
+			named[d] = true
+		}
+	}
+	for d, lease := range l.leases {
+		if !named[d] {
+			lease.Release()
+			delete(l.leases, d)
+		}
+	}
+	for d := range l.restores {
+		if !named[d] {
+			delete(l.restores, d)
+		}
+	}
+}
+
+// lost notes that a module that should be in the store is not.
+func (l *loop) lost(d chandler.ModuleDigest) {
+	if lease := l.leases[d]; lease != nil {
+		lease.Release()
+		delete(l.leases, d)
+	}
+}
+
+// collect deletes the records of plugins that are gone. What cannot be deleted
+// now is tried again later: it does no harm.
+func (l *loop) collect(ctx context.Context) {
+	now := l.c.cfg.Now()
+	if now.Before(l.collectNext) {
+		return
+	}
+	for uid := range l.rollouts {
+		if l.byUID[uid] != nil || l.jobs[resolveID(uid)] != nil {
+			continue
+		}
+		if err := l.c.cfg.Records.DeleteRollout(ctx, uid); err != nil {
+			l.later(now, err)
+			return
+		}
+		delete(l.rollouts, uid)
+	}
+	for uid, ids := range l.history {
+		keep := keepReleases
+		if l.byUID[uid] == nil && l.jobs[resolveID(uid)] == nil {
+			keep = 0
+		}
+		ro := l.rollouts[uid]
+		for i := 0; len(ids) > keep && i < len(ids); {
+			id := ids[i]
+			if keep > 0 && (id == ro.Release || id == ro.Previous) {
+				i++
+				continue
+			}
+			if err := l.c.cfg.Records.DeleteRelease(ctx, id); err != nil {
+				l.later(now, err)
+				return
+			}
+			delete(l.releases, id)
+			ids = slices.Delete(ids, i, i+1)
+			l.history[uid] = ids
+		}
+		if len(ids) == 0 {
+			delete(l.history, uid)
+		}
+	}
+}
+
+func (l *loop) later(now time.Time, err error) {
+	l.collectNext = now.Add(collectEvery)
+	l.c.log.Warn("records of a deleted plugin cannot be removed yet", "error", err)
+}

@@ -1,0 +1,93 @@
+package control
+
+import (
+	"context"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/assign"
+	"chandler.dev/chandler/internal/source"
+	"chandler.dev/chandler/internal/status"
+)
+
+// ObjectView is an object with its status.
+type ObjectView struct {
+	source.Object
+	Status chandler.Status
+}
+
+// Objects gives all objects with their status, in the order of their keys, read
+// at one moment. It fails as long as Ready does.
+func (c *Control) Objects(context.Context) ([]ObjectView, error) {
+	p := c.published.Load()
+	if p == nil {
+		return nil, c.Ready()
+	}
+	members := c.fleet.list()
+	views := make([]ObjectView, 0, len(p.entries))
+	for _, e := range p.entries {
+		views = append(views, ObjectView{Object: e.object, Status: c.join(e, members)})
+	}
+	return views, nil
+}
+
+// join derives the status of one object, and remembers when its conditions
+// changed.
+func (c *Control) join(e *entry, members []member) chandler.Status {
+	in := status.Input{
+		Generation: e.object.Generation,
+		Problems:   e.object.Problems,
+		Warnings:   e.object.Warnings,
+		Plugin:     e.object.Plugin,
+		Target:     e.target,
+		Denied:     e.denied,
+		Resolve:    status.Resolve{Problem: e.attempts.Problem, Attempt: e.attempts.Failed, NextTry: e.attempts.Next},
+		Now:        c.cfg.Now().UTC(),
+	}
+	if e.object.Plugin != nil {
+		for _, m := range members {
+			if !assign.Selects(e.object.Plugin, m.node, c.cfg.RootNamespace) {
+				continue
+			}
+			p := status.Proxy{Node: m.node, Connected: m.connected}
+			if s, ok := m.states[e.object.Key]; ok {
+				p.State = &s
+			}
+			in.Proxies = append(in.Proxies, p)
+		}
+	}
+	c.board.mu.Lock()
+	defer c.board.mu.Unlock()
+	if before, ok := c.board.transitions[e.id()]; ok {
+		in.Previous = &before
+	}
+	s := status.Join(in)
+	c.board.transitions[e.id()] = chandler.Status{Conditions: s.Conditions}
+	return s
+}
+
+func (e *entry) id() string { return e.object.Key.String() + " " + e.object.UID }
+
+// transit dates the conditions of the plugins about which something was said,
+// so that their times do not depend on somebody asking.
+func (c *Control) transit() {
+	p := c.published.Load()
+	all, some := c.fleet.takeDirty()
+	if p == nil || !all && len(some) == 0 {
+		return
+	}
+	members := c.fleet.list()
+	there := make(map[string]bool, len(p.entries))
+	for _, e := range p.entries {
+		there[e.id()] = true
+		if all || some[e.object.Key] {
+			c.join(e, members)
+		}
+	}
+	c.board.mu.Lock()
+	defer c.board.mu.Unlock()
+	for id := range c.board.transitions {
+		if !there[id] {
+			delete(c.board.transitions, id)
+		}
+	}
+}

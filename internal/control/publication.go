@@ -1,0 +1,122 @@
+package control
+
+import (
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/assign"
+	"chandler.dev/chandler/internal/resolve"
+	"chandler.dev/chandler/internal/source"
+	"chandler.dev/chandler/internal/wire"
+	"chandler.dev/chandler/internal/xds/deltaserver"
+)
+
+// publication is the plugins' state at one moment, whole and immutable.
+type publication struct {
+	entries     []*entry // in the order of the snapshot
+	byNamespace map[string][]*entry
+}
+
+// entry is one object with what became of it. It is immutable.
+type entry struct {
+	object   source.Object
+	target   *chandler.Release
+	attempts resolve.Attempts // of the object's valid generation
+	denied   bool
+
+	resource *deltaserver.Resource
+	made     making
+	modules  []chandler.ModuleDigest // what the resource names
+}
+
+// making is all that an attachment is made of and can change: while it is the
+// same, so are the bytes.
+type making struct {
+	uid         string
+	key         chandler.Key
+	generation  int64 // of the plugin; a release that is there says the rest
+	created     int64
+	firstAttach chandler.FirstAttach
+	release     chandler.ReleaseID
+	sequence    uint64
+	denied      bool
+}
+
+// newEntry joins an object with its rollout. Without a release its resource has no
+// body: proxies keep what they have of it, whatever became of the records here.
+// before is its entry in the last publication, or nil: what was marshalled is used
+// again where it can be.
+func newEntry(o source.Object, target *chandler.Release, sequence uint64, a resolve.Attempts, before *entry) (*entry, error) {
+	e := &entry{object: o, target: target, resource: &deltaserver.Resource{Name: o.Key.String()}}
+	p := o.Plugin
+	if p == nil {
+		return e, nil
+	}
+	if a.UID == p.UID && a.Generation == p.Generation {
+		e.attempts = a
+	}
+	e.denied = target == nil && p.FirstAttach == chandler.FirstAttachDeny
+	if target == nil && !e.denied {
+		return e, nil
+	}
+	e.made = making{
+		uid: p.UID, key: p.Key, generation: p.Generation, created: p.Created.UnixNano(),
+		firstAttach: p.FirstAttach, sequence: sequence, denied: e.denied,
+	}
+	if target != nil {
+		e.made.release, e.made.generation = target.ID, target.Generation
+	}
+	if before != nil && before.made == e.made {
+		e.resource, e.modules = before.resource, before.modules
+		return e, nil
+	}
+	att := assign.Attach(assign.Candidate{Plugin: p, Release: target, Sequence: sequence, Deny: e.denied})
+	body, version, err := wire.MarshalAttachment(&att)
+	if err != nil {
+		return e, err
+	}
+	e.resource = &deltaserver.Resource{Name: p.Key.String(), Version: version, Body: body}
+	if m := att.Program.Module; m != nil {
+		e.modules = append(e.modules, m.Digest)
+	}
+	for _, m := range att.Standby {
+		e.modules = append(e.modules, m.Digest)
+	}
+	return e, nil
+}
+
+func newPublication(entries []*entry) *publication {
+	p := &publication{entries: entries, byNamespace: map[string][]*entry{}}
+	for _, e := range entries {
+		p.byNamespace[e.object.Namespace] = append(p.byNamespace[e.object.Namespace], e)
+	}
+	return p
+}
+
+// of calls fn with every entry that is for a node, until it returns false. Of an
+// object that was never valid nobody knows whom it is for.
+func (p *publication) of(n chandler.Node, root string, fn func(*entry) bool) {
+	namespaces := []string{root, n.Namespace}
+	if root == n.Namespace {
+		namespaces = namespaces[:1]
+	}
+	for _, ns := range namespaces {
+		for _, e := range p.byNamespace[ns] {
+			if (e.object.Plugin == nil || assign.Selects(e.object.Plugin, n, root)) && !fn(e) {
+				return
+			}
+		}
+	}
+}
+
+// view is what a node shall have; false before the first snapshot.
+func (c *Control) view(n chandler.Node) ([]*deltaserver.Resource, bool) {
+	p := c.published.Load()
+	if p == nil {
+		return nil, false
+	}
+	var view []*deltaserver.Resource
+	p.of(n, c.cfg.RootNamespace, func(e *entry) bool {
+		view = append(view, e.resource)
+		return true
+	})
+	return view, true
+}

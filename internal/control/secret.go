@@ -1,0 +1,47 @@
+package control
+
+import (
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/source"
+)
+
+type secrets map[source.SecretName]source.Secret
+
+// of gives the pull secret that a plugin names.
+func (s secrets) of(p *chandler.Plugin) (source.Secret, bool) {
+	if p.Wasm == nil || p.Wasm.PullSecret == "" {
+		return source.Secret{}, false
+	}
+	secret, ok := s[source.SecretName{Namespace: p.Namespace, Name: p.Wasm.PullSecret}]
+	return secret, ok
+}
+
+// same tells whether a plugin's pull secret is the same in both.
+func (s secrets) same(o secrets, p *chandler.Plugin) bool {
+	a, oka := s.of(p)
+	b, okb := o.of(p)
+	return oka == okb && string(a.DockerConfigJSON) == string(b.DockerConfigJSON)
+}
+
+// credentials finds what a plugin's pull secret holds for its registry; nil when
+// it names no secret, or the secret has nothing for that registry.
+func (s secrets) credentials(p *chandler.Plugin) (*fetch.Credentials, error) {
+	if p.Wasm == nil || p.Wasm.PullSecret == "" {
+		return nil, nil
+	}
+	field := "spec.imagePullSecret"
+	if p.Kind == chandler.KindTrafficExtension {
+		field = "spec.wasm.imagePullSecret"
+	}
+	secret, ok := s.of(p)
+	if !ok {
+		return nil, chandler.Problemf(chandler.CodeSecretType, field, "create it in the plugin's own namespace",
+			"secret %s is not in namespace %s", chandler.Quote(p.Wasm.PullSecret), p.Namespace)
+	}
+	parsed, _, err := fetch.ParseSecret(secret.DockerConfigJSON)
+	if err != nil {
+		return nil, err
+	}
+	return parsed.For(p.Wasm.Reference), nil
+}

@@ -1,0 +1,180 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"chandler.dev/chandler"
+	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/internal/wire"
+)
+
+const (
+	chunkSize   = 64 << 10
+	maxReads    = 256              // modules being sent at a time; more wait
+	firstReport = 10 * time.Second // for the first message of a report stream
+)
+
+// reports is the service that agents tell their state.
+type reports struct {
+	chandlerv1.UnimplementedReportsServer
+	c *Control
+}
+
+// Report takes in one node's reports until its stream ends.
+func (s *reports) Report(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, chandlerv1.ReportResponse]) error {
+	msg, err := receive(str)
+	if err != nil {
+		return err
+	}
+	node, err := s.c.authenticate(str.Context(), msg.GetNode())
+	if err != nil {
+		return err
+	}
+	r, err := s.c.fleet.begin(node)
+	if err != nil {
+		return err
+	}
+	defer s.c.fleet.end(r)
+	for {
+		rep, err := wire.ReportFromProto(msg)
+		if err != nil {
+			return status.Error(codes.InvalidArgument, err.Error())
+		}
+		if rep.Node != nil && rep.Node.ID() != node.ID() {
+			return status.Errorf(codes.InvalidArgument, "node changed from %s to %s", chandler.Quote(node.ID()), chandler.Quote(rep.Node.ID()))
+		}
+		if err := s.c.fleet.take(r, rep); err != nil {
+			return err
+		}
+		if err := str.Send(&chandlerv1.ReportResponse{Sequence: rep.Sequence}); err != nil {
+			return err
+		}
+		if msg, err = str.Recv(); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// receive waits for the first message, but not for ever. The goroutine ends with
+// the stream, which ends when the handler returns.
+func receive(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, chandlerv1.ReportResponse]) (*chandlerv1.ReportRequest, error) {
+	type message struct {
+		req *chandlerv1.ReportRequest
+		err error
+	}
+	first := make(chan message, 1)
+	go func() {
+		req, err := str.Recv()
+		first <- message{req, err}
+	}()
+	select {
+	case m := <-first:
+		return m.req, m.err
+	case <-time.After(firstReport):
+		return nil, status.Errorf(codes.DeadlineExceeded, "no first report in %v", firstReport)
+	}
+}
+
+// modules is the service that gives agents the bytes of what is attached to them.
+type modules struct {
+	chandlerv1.UnimplementedModulesServer
+	c *Control
+}
+
+// Read sends a module from an offset on. A node that may not have it gets the
+// same answer as for a digest that nobody has.
+func (s *modules) Read(req *chandlerv1.ReadRequest, str grpc.ServerStreamingServer[chandlerv1.ReadResponse]) error {
+	node, err := s.c.authenticate(str.Context(), req.GetNode())
+	if err != nil {
+		return err
+	}
+	p := s.c.published.Load()
+	if p == nil {
+		return status.Error(codes.Unavailable, "the resources have not been read yet")
+	}
+	d, ok := chandler.ParseDigest[chandler.ModuleDigest](req.GetDigest())
+	if !ok || !s.c.attached(p, node, d) {
+		return status.Error(codes.NotFound, "no such module for this node")
+	}
+	select {
+	case s.c.reading <- struct{}{}:
+		defer func() { <-s.c.reading }()
+	case <-str.Context().Done():
+		return status.FromContextError(str.Context().Err()).Err()
+	}
+	return s.c.send(str, d, req.GetOffset())
+}
+
+// attached tells whether a module is named by an attachment of a node.
+func (c *Control) attached(p *publication, n chandler.Node, d chandler.ModuleDigest) bool {
+	found := false
+	p.of(n, c.cfg.RootNamespace, func(e *entry) bool {
+		found = slices.Contains(e.modules, d)
+		return !found
+	})
+	return found
+}
+
+func (c *Control) send(str grpc.ServerStreamingServer[chandlerv1.ReadResponse], d chandler.ModuleDigest, offset uint64) error {
+	lease, err := c.cfg.Store.Acquire(d)
+	if errors.Is(err, fs.ErrNotExist) {
+		select {
+		case c.missing <- d:
+		default: // the loop has enough to do
+		}
+		return status.Error(codes.Unavailable, "the module is being fetched")
+	}
+	if err != nil {
+		return c.unreadable(d, err)
+	}
+	defer lease.Release()
+	size := uint64(lease.Size())
+	if offset > size {
+		return status.Errorf(codes.OutOfRange, "offset %d of %d bytes", offset, size)
+	}
+	f, err := lease.Open()
+	if err != nil {
+		return c.unreadable(d, err)
+	}
+	defer f.Close()
+	if _, err := f.Seek(int64(offset), io.SeekStart); err != nil {
+		return c.unreadable(d, err)
+	}
+	first, buf := size, make([]byte, chunkSize)
+	for left := size - offset; ; {
+		n := min(left, chunkSize)
+		if _, err := io.ReadFull(f, buf[:n]); err != nil {
+			return c.unreadable(d, err)
+		}
+		if err := str.Send(&chandlerv1.ReadResponse{Size: first, Chunk: buf[:n]}); err != nil {
+			return err
+		}
+		c.metrics.sent.Add(float64(n))
+		first = 0
+		if left -= n; left == 0 {
+			return nil
+		}
+	}
+}
+
+// unreadable answers for a module that is there and cannot be read; why is not
+// the agent's business.
+func (c *Control) unreadable(d chandler.ModuleDigest, err error) error {
+	if errors.Is(err, context.Canceled) {
+		return status.FromContextError(err).Err()
+	}
+	c.log.Error("a module cannot be read from the store", "module", d, "error", err)
+	return status.Error(codes.Unavailable, "the module cannot be read here")
+}
