@@ -1,0 +1,359 @@
+package source
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	"chandler.dev/chandler"
+)
+
+// defaultNamespace is that of documents which name none.
+const defaultNamespace = "default"
+
+// Document is one object of a manifest, judged by itself.
+type Document struct {
+	// Key is what the document is about; parts that cannot be made out are empty.
+	// Kind is KindSecret for a pull secret.
+	chandler.Key
+	Labels      map[string]string
+	Annotations map[string]string
+	// Plugin has neither UID nor Generation nor Created, which are the source's. It
+	// and Secret are nil when there are Problems.
+	Plugin   *chandler.Plugin
+	Secret   *Secret
+	Problems []chandler.Problem
+	Warnings []chandler.Problem
+	// Manifest is the text of this document, by itself and with its namespace.
+	Manifest []byte
+	// Line is where it begins in the whole, from 1.
+	Line int
+
+	// digest is over all that decides what the object means; see digest.
+	digest string
+	// foreign: a resource of another API, for somebody else.
+	foreign bool
+}
+
+// identified tells whether it is known which object the document is about.
+func (d *Document) identified() bool { return d.Kind != "" && d.Namespace != "" && d.Name != "" }
+
+// Decode reads a manifest of YAML or JSON: any number of documents, and Lists of
+// them. It is strict: what is not known is a problem, with the path of the field
+// and what was probably meant. All rules that need nothing but the text are
+// applied. Documents that say nothing are left out. namespace is for those that
+// name none; empty means "default".
+func Decode(manifest []byte, namespace string) []Document {
+	if namespace == "" {
+		namespace = defaultNamespace
+	}
+	var docs []Document
+	for _, c := range split(manifest) {
+		j := &judge{}
+		root := grow(c, j)
+		switch {
+		case root == nil:
+			docs = append(docs, Document{Problems: j.all(), Line: c.line})
+		case isList(root):
+			docs = append(docs, decodeList(root, c, namespace, j)...)
+		case root.kind == null:
+		default:
+			d := decodeObject(root, namespace, j)
+			d.Line = c.line
+			if root.get("metadata").get("namespace") != nil || d.Manifest == nil {
+				d.Manifest = c.text
+			}
+			docs = append(docs, d)
+		}
+	}
+	return docs
+}
+
+// isList tells whether root is a v1 List, as kubectl writes it.
+func isList(root *node) bool {
+	kind, version := root.get("kind"), root.get("apiVersion")
+	if kind == nil || version == nil {
+		return false
+	}
+	return kind.text == "List" && version.text == "v1" ||
+		version.text == chandler.APIVersion && (kind.text == chandler.KindWasmPlugin+"List" || kind.text == chandler.KindTrafficExtension+"List")
+}
+
+func decodeList(root *node, c chunk, namespace string, j *judge) []Document {
+	top := j.record(root, &path{}, nil, "apiVersion", "kind", "metadata", "items")
+	items, at := top.list("items")
+	var docs []Document
+	if problems := j.all(); len(problems) > 0 {
+		docs = append(docs, Document{Problems: problems, Line: c.line})
+	}
+	for i, item := range items {
+		j := &judge{}
+		var d Document
+		switch {
+		case item.size > 2*maxDocument:
+			j.problem(chandler.CodeSpecParse, at.item(i), "make it smaller; a module reads large data from elsewhere",
+				"the object is over %d bytes", maxDocument)
+			d = Document{Problems: j.all()}
+		case isList(item):
+			j.problem(chandler.CodeSpecShape, at.item(i), "put its items into the outer List", "a List in a List")
+			d = Document{Problems: j.all()}
+		default:
+			d = decodeObject(item, namespace, j)
+			if d.Manifest == nil {
+				d.Manifest = item.yaml()
+			}
+		}
+		d.Line = c.line
+		docs = append(docs, d)
+	}
+	return docs
+}
+
+// decodeObject reads one resource. Manifest stays nil unless the namespace had to
+// be put in.
+func decodeObject(root *node, namespace string, j *judge) Document {
+	var d Document
+	if root.kind != object {
+		j.problem(chandler.CodeSpecShape, nil, "write apiVersion, kind, metadata and spec",
+			"the document must be an object of kind WasmPlugin v1alpha1, not %s", root.kind)
+		return Document{Problems: j.all()}
+	}
+	d.Kind, d.foreign = kindOf(root, j)
+	if d.foreign || d.Kind == "" {
+		d.Problems = j.all()
+		return d
+	}
+	known := []string{"apiVersion", "kind", "metadata", "spec", "status"}
+	if d.Kind == KindSecret {
+		known = []string{"apiVersion", "kind", "metadata", "type", "data", "stringData", "immutable"}
+	}
+	top := j.record(root, &path{}, topHints(d.Kind), known...)
+	decodeMetadata(top, &d, namespace)
+	if d.Kind == KindSecret {
+		d.Secret = decodeSecret(top, d.Key)
+	} else {
+		if status, at := top.field("status"); status != nil {
+			j.warn(chandler.CodeSpecValue, at, "leave it out", "status is ignored: it says what is so, not what is asked for")
+		}
+		d.Plugin = decodePlugin(top, d.Key)
+		d.digest = digest(root, d.Annotations)
+		if d.Plugin != nil {
+			d.Plugin.Labels, d.Plugin.Annotations = d.Labels, d.Annotations
+			d.Plugin.FirstAttach = firstAttach(j, d.Annotations)
+		}
+	}
+	d.Problems, d.Warnings = j.all(), j.warnings
+	if len(d.Problems) > 0 {
+		d.Plugin, d.Secret = nil, nil
+	}
+	if root.get("metadata").get("namespace") == nil && d.identified() {
+		d.Manifest = withNamespace(root, d.Namespace).yaml()
+	}
+	return d
+}
+
+// topHints are for fields of the spec that stand beside it.
+func topHints(kind string) map[string]string {
+	hints := map[string]string{}
+	if kind == KindSecret {
+		return hints
+	}
+	for _, f := range slices.Concat(commonFields, wasmFields, []string{"targetRef", "wasm", "lua"}) {
+		hints[f] = "write it under spec; see its indentation"
+	}
+	return hints
+}
+
+// kindOf tells which resource it is, or the judge why it is none.
+func kindOf(root *node, j *judge) (kind string, foreign bool) {
+	top := record{j, &path{}, root}
+	before := len(j.problems)
+	version, _ := top.text("apiVersion")
+	kind, _ = top.text("kind")
+	if len(j.problems) > before {
+		return "", false
+	}
+	const hint = "write apiVersion: " + chandler.APIVersion + " and kind: WasmPlugin or TrafficExtension"
+	group, _, grouped := strings.Cut(version, "/")
+	ownGroup, _, _ := strings.Cut(chandler.APIVersion, "/")
+	plugin := kind == chandler.KindWasmPlugin || kind == chandler.KindTrafficExtension
+	switch {
+	case kind == KindSecret && version == "v1", plugin && version == chandler.APIVersion:
+		return kind, false
+	case kind == "" || version == "":
+		missing := "kind"
+		if kind != "" {
+			missing = "apiVersion"
+		}
+		j.problem(chandler.CodeSpecShape, top.at.field(missing), hint, "%s is missing; the document must be an object of kind WasmPlugin v1alpha1", missing)
+	case plugin:
+		j.problem(chandler.CodeSpecShape, top.at.field("apiVersion"), "write "+chandler.APIVersion,
+			"apiVersion %s has no %s", chandler.Quote(version), kind)
+		return kind, false
+	case grouped && group == ownGroup || !grouped && version != "v1":
+		at := hint
+		if s := suggest(kind, []string{chandler.KindWasmPlugin, chandler.KindTrafficExtension}); s != "" {
+			at = "did you mean " + s + "?"
+		}
+		j.problem(chandler.CodeSpecShape, top.at.field("kind"), at, "kind %s of %s is not known", chandler.Quote(kind), chandler.Quote(version))
+	default:
+		j.problem(chandler.CodeSpecShape, top.at.field("kind"), "keep it in another folder; WasmPlugin, TrafficExtension and Secret are read here",
+			"kind %s of %s is not read here", chandler.Quote(kind), chandler.Quote(version))
+		return "", true
+	}
+	return "", false
+}
+
+var (
+	dnsLabel  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	subdomain = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+)
+
+const maxName = 253
+
+// decodeMetadata reads what identifies the object. What the API server writes
+// into metadata is accepted and ignored.
+func decodeMetadata(top record, d *Document, namespace string) {
+	n, at := top.field("metadata")
+	if n == nil {
+		top.problem(chandler.CodeSpecRequired, at, "write metadata with a name", "metadata is required")
+		return
+	}
+	m := top.record(n, at, nil, "name", "namespace", "labels", "annotations", "generateName", "uid", "resourceVersion", "generation",
+		"creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "ownerReferences", "finalizers", "managedFields", "selfLink")
+	if m.node == nil {
+		return
+	}
+	d.Labels, d.Annotations = m.stringMap("labels"), m.stringMap("annotations")
+	name, ok := m.text("name")
+	switch {
+	case !ok && m.node.get("name") != nil:
+	case !ok && m.node.get("generateName") != nil:
+		m.problem(chandler.CodeSpecRequired, at.field("name"), "write a name; generateName is for the Kubernetes API", "metadata.name is required")
+	case !ok:
+		m.problem(chandler.CodeSpecRequired, at.field("name"), "write a name", "metadata.name is required")
+	case len(name) > maxName || !subdomain.MatchString(name):
+		m.problem(chandler.CodeSpecValue, at.field("name"), "use at most 253 lower-case letters, digits, dashes and dots, with a letter or digit at both ends",
+			"name %s is not valid", chandler.Quote(name))
+	default:
+		d.Name = name
+	}
+	if written, ok := m.text("namespace"); ok {
+		namespace = written
+	} else if m.node.get("namespace") != nil {
+		return
+	}
+	if !dnsLabel.MatchString(namespace) {
+		m.problem(chandler.CodeSpecValue, at.field("namespace"), "use at most 63 lower-case letters, digits and dashes, with a letter or digit at both ends",
+			"namespace %s is not valid", chandler.Quote(namespace))
+		return
+	}
+	d.Namespace = namespace
+}
+
+// annotationPrefix is of the annotations that are ours.
+const annotationPrefix = "chandler.dev/"
+
+// firstAttach reads our annotations. One that nobody knows is worth a warning
+// only: an older or newer control plane may know it.
+func firstAttach(j *judge, annotations map[string]string) chandler.FirstAttach {
+	at := (&path{}).field("metadata").field("annotations")
+	known := []string{chandler.AnnotationFirstAttach}
+	for _, name := range slices.Sorted(maps.Keys(annotations)) {
+		if !strings.HasPrefix(name, annotationPrefix) || slices.Contains(known, name) {
+			continue
+		}
+		hint := "remove it; known is " + strings.Join(known, ", ")
+		if s := suggest(name, known); s != "" {
+			hint = "did you mean " + s + "?"
+		}
+		j.warn(chandler.CodeSpecUnknown, at.field(name), hint, "annotation %s is not known and ignored", chandler.Quote(name))
+	}
+	switch v, ok := annotations[chandler.AnnotationFirstAttach]; {
+	case !ok, v == "hold":
+	case v == "deny":
+		return chandler.FirstAttachDeny
+	default:
+		j.problem(chandler.CodeSpecEnum, at.field(chandler.AnnotationFirstAttach), "write deny or hold",
+			"%s %s is unknown", chandler.AnnotationFirstAttach, chandler.Quote(v))
+	}
+	return chandler.FirstAttachHold
+}
+
+// digest is over what decides the meaning of a plugin: its spec and the
+// annotations that are read. Labels, comments and spelling are not in it.
+func digest(root *node, annotations map[string]string) string {
+	h := sha256.New()
+	if spec := root.get("spec"); spec != nil {
+		h.Write(spec.canonical())
+	}
+	h.Write([]byte("\n" + annotations[chandler.AnnotationFirstAttach]))
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// withNamespace is root with its namespace written out.
+func withNamespace(root *node, namespace string) *node {
+	c := *root
+	c.fields = slices.Clone(root.fields)
+	for i, f := range c.fields {
+		if f.name != "metadata" {
+			continue
+		}
+		m := *f.value
+		m.fields = slices.DeleteFunc(slices.Clone(m.fields), func(f field) bool { return f.name == "namespace" })
+		m.fields = append(m.fields, field{"namespace", &node{kind: text, text: namespace}})
+		c.fields[i].value = &m
+	}
+	return &c
+}
+
+const (
+	secretType = "kubernetes.io/dockerconfigjson"
+	secretItem = ".dockerconfigjson"
+)
+
+// decodeSecret reads a pull secret. No message shows anything of its content.
+func decodeSecret(top record, key chandler.Key) *Secret {
+	if typ, ok := top.text("type"); !ok || typ != secretType {
+		top.problem(chandler.CodeSecretType, top.at.field("type"), "only pull secrets are read here; write type: "+secretType,
+			"secret is of type %s; needs %s", chandler.Quote(typ), secretType)
+		return nil
+	}
+	dataNode, dataAt := top.field("data")
+	plainNode, plainAt := top.field("stringData")
+	var content []byte
+	at := plainAt.field(secretItem)
+	switch data, plain := dataNode.get(secretItem), plainNode.get(secretItem); {
+	case plain != nil && plain.kind == text:
+		content = []byte(plain.text)
+	case data != nil && data.kind == text:
+		at = dataAt.field(secretItem)
+		decoded, err := base64.StdEncoding.DecodeString(strings.NewReplacer("\n", "", " ", "").Replace(data.text))
+		if err != nil {
+			top.problem(chandler.CodeSecretJSON, at, "write the base64 of the docker config, or put the config itself into stringData", "not base64")
+			return nil
+		}
+		content = decoded
+	default:
+		top.problem(chandler.CodeSecretType, dataAt, "put the docker config there", "secret has no %s", secretItem)
+		return nil
+	}
+	var config map[string]json.RawMessage
+	err := json.Unmarshal(content, &config)
+	var syntax *json.SyntaxError
+	switch {
+	case errors.As(err, &syntax):
+		top.problem(chandler.CodeSecretJSON, at, "write a docker config with auths", "not JSON at offset %d", syntax.Offset)
+		return nil
+	case err != nil || config == nil:
+		top.problem(chandler.CodeSecretJSON, at, "write a docker config with auths", "not a JSON object")
+		return nil
+	}
+	return &Secret{SecretName{key.Namespace, key.Name}, content}
+}
