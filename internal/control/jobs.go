@@ -32,11 +32,20 @@ type job struct {
 	restore bool
 }
 
-func resolveID(uid string) string                { return "resolve " + uid }
-func restoreID(d chandler.ModuleDigest) string   { return "restore " + string(d) }
-func (j *job) digest() (d chandler.ModuleDigest) { return j.have.Program.Module.Digest }
-func (j *job) current(o *source.Object) bool {
-	return o != nil && o.Plugin != nil && o.Plugin.Generation == j.plugin.Generation
+func resolveID(uid string) string              { return "resolve " + uid }
+func restoreID(d chandler.ModuleDigest) string { return "restore " + string(d) }
+
+func (j *job) digest() chandler.ModuleDigest { return j.have.Program.Module.Digest }
+
+// wanted tells whether what a job is about to find out is still of use: for the
+// very generation, or for one that asks for the same module.
+func (j *job) wanted(o *source.Object) bool {
+	if o == nil || o.Plugin == nil {
+		return false
+	}
+	a, b := j.plugin, o.Plugin
+	return a.Generation == b.Generation || a.Wasm != nil && b.Wasm != nil &&
+		a.Wasm.Reference == b.Wasm.Reference && a.Wasm.SHA256 == b.Wasm.SHA256 && a.Wasm.PullSecret == b.Wasm.PullSecret
 }
 
 // outcome is what a job came to.
@@ -53,7 +62,7 @@ type outcome struct {
 // that are overtaken. It gives the time until the next is due.
 func (l *loop) start(ctx context.Context) time.Duration {
 	for _, j := range l.jobs {
-		if !j.restore && !j.current(l.byUID[j.plugin.UID]) {
+		if o := l.byUID[j.plugin.UID]; o == nil || !j.restore && !j.wanted(o) {
 			j.cancel()
 		}
 	}
@@ -220,7 +229,7 @@ func (l *loop) finished(o outcome) {
 		l.history[uid] = append(ids, o.release.ID)
 		log.Info("new release", "release", o.release.ID.Short(), "generation", o.release.Generation, "sequence", o.rollout.Sequence, "reference", o.release.ShownReference())
 	}
-	cancelled := errors.Is(o.err, context.Canceled) && !j.current(l.byUID[j.plugin.UID])
+	cancelled := errors.Is(o.err, context.Canceled) && !j.wanted(l.byUID[j.plugin.UID])
 	switch {
 	case j.restore:
 		if o.err != nil {
