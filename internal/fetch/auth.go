@@ -41,7 +41,7 @@ func (c *Client) credentials(ctx context.Context, ref chandler.Reference, repo n
 		if !own.covers(ref) {
 			return authn.AuthConfig{}, nil
 		}
-		return own.config, nil
+		return own.reveal(), nil
 	}
 	auth, err := authn.Resolve(ctx, c.Keychain, repo)
 	if err != nil {

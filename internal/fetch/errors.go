@@ -58,6 +58,7 @@ func asError(ctx context.Context, err error) *Error {
 		known   *Error
 		problem *chandler.Problem
 		status  *transport.Error
+		bare    *noTLS
 	)
 	if ctxErr := ctx.Err(); ctxErr != nil {
 		e := temporary(chandler.CodeFetchFailed, "the fetch was stopped: %v", ctxErr)
@@ -76,6 +77,8 @@ func asError(ctx context.Context, err error) *Error {
 			where = status.Request.URL.Host
 		}
 		return statusError(where, status.StatusCode, nil)
+	case errors.As(err, &bare):
+		return bare.err
 	case isDisk(err):
 		return diskError(err)
 	}
@@ -121,6 +124,13 @@ func retryAfter(h http.Header) time.Duration {
 	return min(max(at.Sub(now), 0), maxRetryAfter)
 }
 
+// noTLS is the error of a server that speaks plain HTTP only, where it may. The
+// registry client then tries that, and only what comes of it counts: so this is
+// no *Error.
+type noTLS struct{ err *Error }
+
+func (n *noTLS) Error() string { return n.err.Error() }
+
 // networkError explains why a request got no answer, or its body broke off.
 func networkError(host string, err error) *Error {
 	var (
@@ -129,7 +139,6 @@ func networkError(host string, err error) *Error {
 		cert  *tls.CertificateVerificationError
 		auth  x509.UnknownAuthorityError
 		name  x509.HostnameError
-		rec   tls.RecordHeaderError
 		alert tls.AlertError
 	)
 	const tlsHint = "mend the server's certificate, or give the operator's CA"
@@ -145,7 +154,7 @@ func networkError(host string, err error) *Error {
 			why = "has no address"
 		}
 		return temporary(chandler.CodeFetchFailed, "%s: the name %s", host, why)
-	case strings.Contains(text, "server gave HTTP response to HTTPS client"), errors.As(err, &rec):
+	case speaksNoTLS(err):
 		return refuse(chandler.CodeTLS, "give the server TLS, or let the operator allow plain http for this host", "%s: does not speak TLS", host)
 	case errors.As(err, &auth):
 		return refuse(chandler.CodeTLS, tlsHint, "%s: its certificate is of an authority that is not trusted", host)
@@ -169,6 +178,11 @@ func networkError(host string, err error) *Error {
 		return temporary(chandler.CodeFetchFailed, "%s: no answer in time", host)
 	}
 	return temporary(chandler.CodeFetchFailed, "%s: the connection broke off", host)
+}
+
+func speaksNoTLS(err error) bool {
+	var record tls.RecordHeaderError
+	return errors.As(err, &record) || strings.Contains(err.Error(), "server gave HTTP response to HTTPS client")
 }
 
 func tlsReason(err error) string {

@@ -96,7 +96,11 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		if ctxErr := req.Context().Err(); ctxErr != nil {
 			return nil, ctxErr
 		}
-		return nil, networkError(host, err)
+		e := networkError(host, err)
+		if speaksNoTLS(err) && g.plain(host) {
+			return nil, &noTLS{e}
+		}
+		return nil, e
 	}
 	body.answered(ctx, resp.Body)
 	resp.Body = body

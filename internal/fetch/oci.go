@@ -164,7 +164,11 @@ func (c *Client) pullLayer(ctx context.Context, s *session, index int, d *descri
 		return Artifact{}, err
 	}
 	switch {
-	case blob.size != d.Size:
+	case blob.size > d.Size:
+		return Artifact{}, refuse(chandler.CodeDescSize, "push it again", "%s: declared size is %d bytes, it has %d or more", what, d.Size, blob.size)
+	case blob.size < d.Size && resp.ContentLength < 0:
+		return Artifact{}, temporary(chandler.CodeFetchShort, "%s: declared size is %d bytes, the registry sent %d", what, d.Size, blob.size)
+	case blob.size < d.Size:
 		return Artifact{}, refuse(chandler.CodeDescSize, "push it again", "%s: declared size is %d bytes, it has %d", what, d.Size, blob.size)
 	case string(blob.digest) != d.Digest:
 		return Artifact{}, refuse(chandler.CodeDigestMismatch, "look at the registry", "%s: the registry gives other bytes for %s: they have %s", what, d.Digest, blob.digest)

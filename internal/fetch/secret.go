@@ -26,20 +26,23 @@ type Secret struct {
 // path of it when the secret says so. They show nothing of themselves.
 type Credentials struct {
 	host, path string // host may have * in its parts; path may be empty
-	config     authn.AuthConfig
+	// reveal is a function so that no way of printing a Credentials, or what
+	// holds one, shows it.
+	reveal func() authn.AuthConfig
+}
+
+func conceal(cfg authn.AuthConfig) func() authn.AuthConfig {
+	return func() authn.AuthConfig { return cfg }
 }
 
 // NewCredentials gives credentials of user at host (with its port if it has one)
 // for every repository there.
 func NewCredentials(host, user, password string) *Credentials {
-	return &Credentials{host: registryHost(host), config: authn.AuthConfig{Username: user, Password: password}}
+	return &Credentials{host: registryHost(host), reveal: conceal(authn.AuthConfig{Username: user, Password: password})}
 }
 
 // String tells the place and not the secret.
 func (c Credentials) String() string { return "credentials for " + path.Join(c.host, c.path) }
-
-// GoString is String, so that %#v shows no secret either.
-func (c Credentials) GoString() string { return c.String() }
 
 // covers tells whether the credentials are bound to where ref points.
 func (c *Credentials) covers(ref chandler.Reference) bool {
@@ -161,11 +164,11 @@ func parseEntry(key string, e *secretEntry) (Credentials, *chandler.Problem) {
 	if host == "" || strings.ContainsAny(host, "@ ") {
 		return Credentials{}, chandler.Problemf(chandler.CodeSecretAuth, "", "write the registry's host", "an entry of auths names no host")
 	}
-	c := Credentials{host: host, path: repository}
+	c := Credentials{host: host, path: repository, reveal: conceal(authn.AuthConfig{})}
 	if e == nil {
 		return c, nil // anonymous
 	}
-	c.config = authn.AuthConfig{Username: e.Username, Password: e.Password, IdentityToken: e.IdentityToken, RegistryToken: e.RegistryToken}
+	cfg := authn.AuthConfig{Username: e.Username, Password: e.Password, IdentityToken: e.IdentityToken, RegistryToken: e.RegistryToken}
 	if e.Auth != "" {
 		plain, err := base64.StdEncoding.DecodeString(e.Auth)
 		if err != nil {
@@ -175,13 +178,14 @@ func parseEntry(key string, e *secretEntry) (Credentials, *chandler.Problem) {
 		if err != nil || !ok || user == "" {
 			return bad("auth is not base64 of user:password")
 		}
-		c.config.Username, c.config.Password = user, password
+		cfg.Username, cfg.Password = user, password
 	}
-	for _, s := range []string{c.config.Username, c.config.Password, c.config.IdentityToken, c.config.RegistryToken} {
+	for _, s := range []string{cfg.Username, cfg.Password, cfg.IdentityToken, cfg.RegistryToken} {
 		if !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
 			return bad("it has a control character, such as a NUL or the end of a line")
 		}
 	}
+	c.reveal = conceal(cfg)
 	return c, nil
 }
 

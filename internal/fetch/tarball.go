@@ -49,7 +49,7 @@ type tarModule struct {
 	picks  func(name string) bool
 
 	entries int
-	names   []string // of the first ten files
+	names   []string // of the files that are not the module
 	found   string
 	err     error
 }
@@ -134,7 +134,7 @@ func (t *tarModule) look(h *tar.Header) (bool, error) {
 	if deleted, ok := strings.CutPrefix(base, ".wh."); ok && (t.picks(deleted) || (deleted == ".wh..opq" && t.found != "")) {
 		return false, refuse(chandler.CodeTarWhiteout, "put the module into the last layer", "%s deletes the module with %s", t.what, name)
 	}
-	if h.Typeflag != tar.TypeDir && len(t.names) <= 10 {
+	if h.Typeflag != tar.TypeDir {
 		t.names = append(t.names, name)
 	}
 	if h.Typeflag == tar.TypeDir || !t.picks(h.Name) {
