@@ -290,6 +290,9 @@ func (r *Resolver) inspect(d chandler.ModuleDigest) (abi string, err error) {
 	if err != nil {
 		return "", err
 	}
+	for i := range m.Warnings {
+		r.cfg.Log.Warn("module with a warning", "module", d, "code", m.Warnings[i].Code, "warning", m.Warnings[i].Error())
+	}
 	return m.ABI, nil
 }
 
