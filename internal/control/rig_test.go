@@ -112,7 +112,7 @@ func (trust) Authenticate(_ context.Context, n chandler.Node) (chandler.Node, er
 
 // rig is a control plane whose disk outlives it.
 type rig struct {
-	t *testing.T
+	t testing.TB
 	*registry
 	records record.Store
 	dir     string
@@ -126,7 +126,7 @@ type rig struct {
 	stop    func()
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	r := &rig{
 		t: t, registry: &registry{mods: map[string][]byte{}}, records: record.NewMemory(), dir: t.TempDir(),
@@ -242,7 +242,7 @@ func (r *rig) await(name string, typ chandler.ConditionType, want string) {
 // agent is the real delta client with a scripted head: it reports what the test
 // says.
 type agent struct {
-	t     *testing.T
+	t     testing.TB
 	node  chandler.Node
 	stop  func()
 	conns chan *grpc.ClientConn
@@ -334,7 +334,7 @@ func (a *agent) conn() *grpc.ClientConn {
 	}
 }
 
-func eventually(t *testing.T, ok func() bool, what func() string) {
+func eventually(t testing.TB, ok func() bool, what func() string) {
 	t.Helper()
 	deadline := time.After(10 * time.Second)
 	for !ok() {
@@ -349,7 +349,7 @@ func eventually(t *testing.T, ok func() bool, what func() string) {
 var gateway = chandler.Node{Namespace: "istio-system", Name: "gw", Labels: map[string]string{"istio": "ingressgateway"}}
 
 // gauge gives the value of the only series of a metric with the given label.
-func gauge(t *testing.T, reg *prometheus.Registry, name string, label ...string) float64 {
+func gauge(t testing.TB, reg *prometheus.Registry, name string, label ...string) float64 {
 	t.Helper()
 	families, err := reg.Gather()
 	if err != nil {
