@@ -1,0 +1,145 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"chandler.dev/chandler"
+	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
+)
+
+const defaultServer = "127.0.0.1:9911"
+
+// clientFlags adds the flags of a command that talks to a control plane.
+func (e *env) clientFlags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&e.server, "server", cmp.Or(e.getenv("CHANDLER_SERVER"), defaultServer), "admin address of the control plane (or CHANDLER_SERVER)")
+	cmd.Flags().DurationVar(&e.timeout, "timeout", 30*time.Second, "how long to wait for an answer")
+}
+
+// scopeFlags adds the flags that choose objects.
+func (e *env) scopeFlags(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", `namespace (default "default")`)
+	cmd.Flags().BoolVarP(&e.all, "all-namespaces", "A", false, "objects of all namespaces")
+	cmd.Flags().StringVarP(&e.labels, "selector", "l", "", "labels the objects must have, KEY=VALUE[,KEY=VALUE]")
+}
+
+func (e *env) outputFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&e.output, "output", "o", "table", "table, wide, json, yaml or name")
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if !slices.Contains([]string{"table", "wide", "json", "yaml", "name"}, e.output) {
+			return usagef("--output %s: one of table, wide, json, yaml, name", e.output)
+		}
+		return nil
+	}
+}
+
+func (e *env) admin() chandlerv1connect.AdminClient {
+	base := e.server
+	if !strings.Contains(base, "://") {
+		base = "http://" + base
+	}
+	return chandlerv1connect.NewAdminClient(http.DefaultClient, base, connect.WithReadMaxBytes(64<<20))
+}
+
+// call bounds a request and says in plain words when nobody answers.
+func call[Req, Res any](ctx context.Context, e *env, f func(context.Context, *connect.Request[Req]) (*connect.Response[Res], error), req *Req) (*Res, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	res, err := f(ctx, connect.NewRequest(req))
+	if err == nil {
+		return res.Msg, nil
+	}
+	var dial *net.OpError
+	switch {
+	case errors.As(err, &dial):
+		return nil, fmt.Errorf("no control plane at %s: %v; is \"chandler serve\" running there (--server, CHANDLER_SERVER)?", e.server, dial.Err)
+	case connect.CodeOf(err) == connect.CodeDeadlineExceeded:
+		return nil, &exitError{code: exitTimeout, text: fmt.Sprintf("%s did not answer within %s", e.server, e.timeout)}
+	}
+	var ce *connect.Error
+	if errors.As(err, &ce) {
+		return nil, errors.New(ce.Message())
+	}
+	return nil, err
+}
+
+// kinds are the spellings of a kind on the command line.
+var kinds = map[string]string{
+	"wasmplugin": chandler.KindWasmPlugin, "wasmplugins": chandler.KindWasmPlugin,
+	"wasmplugins.extensions.istio.io": chandler.KindWasmPlugin, "wp": chandler.KindWasmPlugin,
+	"trafficextension": chandler.KindTrafficExtension, "trafficextensions": chandler.KindTrafficExtension,
+	"trafficextensions.extensions.istio.io": chandler.KindTrafficExtension,
+}
+
+func parseKind(s string) (string, error) {
+	if kind, ok := kinds[strings.ToLower(s)]; ok {
+		return kind, nil
+	}
+	return "", usagef("%q is no kind that is known; use wasmplugin or trafficextension", s)
+}
+
+// listRequest is what the scope flags and the arguments [KIND [NAME]] ask for.
+func (e *env) listRequest(args []string, defaultAll bool) (*chandlerv1.ListRequest, error) {
+	req := &chandlerv1.ListRequest{Labels: map[string]string{}}
+	if len(args) > 0 {
+		kind, err := parseKind(args[0])
+		if err != nil {
+			return nil, err
+		}
+		req.Kind = kind
+	}
+	if len(args) > 1 {
+		req.Name = args[1]
+	}
+	if len(args) > 2 {
+		return nil, usagef("unexpected argument %q", args[2])
+	}
+	if !e.all && (e.namespace != "" || !defaultAll) {
+		req.Namespace = cmp.Or(e.namespace, "default")
+	}
+	for pair := range strings.SplitSeq(e.labels, ",") {
+		if pair == "" {
+			continue
+		}
+		key, value, ok := strings.Cut(pair, "=")
+		if !ok {
+			return nil, usagef("--selector: %q is not KEY=VALUE", pair)
+		}
+		req.Labels[key] = value
+	}
+	return req, nil
+}
+
+// list gives the objects asked for. A name that is not there is an error that
+// says where it would be found.
+func (e *env) list(ctx context.Context, req *chandlerv1.ListRequest) ([]*chandlerv1.Object, error) {
+	res, err := call(ctx, e, e.admin().List, req)
+	if err != nil {
+		return nil, err
+	}
+	if len(res.Objects) > 0 || req.Name == "" {
+		return res.Objects, nil
+	}
+	err = fmt.Errorf("%s %q not found in namespace %q", strings.ToLower(cmp.Or(req.Kind, "plugin")), req.Name, req.Namespace)
+	elsewhere, listErr := call(ctx, e, e.admin().List, &chandlerv1.ListRequest{Kind: req.Kind, Name: req.Name})
+	if listErr == nil && len(elsewhere.Objects) > 0 {
+		err = fmt.Errorf("%w; there is one in namespace %q (-n)", err, elsewhere.Objects[0].Ref.Namespace)
+	}
+	return nil, err
+}
+
+// refName is the name kubectl would print.
+func refName(ref *chandlerv1.ObjectRef) string {
+	return strings.ToLower(ref.GetKind()) + ".extensions.istio.io/" + ref.GetName()
+}

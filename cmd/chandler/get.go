@@ -1,0 +1,213 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"chandler.dev/chandler"
+	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+)
+
+func getCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "get [KIND [NAME]]",
+		Short:   "List plugins as they were written",
+		Example: "  chandler get -A\n  chandler get wasmplugin basic-auth -n istio-system -o yaml",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req, err := e.listRequest(args, false)
+			if err != nil {
+				return err
+			}
+			objects, err := e.list(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			return e.print(objects, func(w io.Writer) { e.getTable(w, objects) })
+		},
+	}
+	e.scopeFlags(cmd)
+	e.clientFlags(cmd)
+	e.outputFlag(cmd)
+	return cmd
+}
+
+func (e *env) getTable(w io.Writer, objects []*chandlerv1.Object) {
+	wide := e.output == "wide"
+	row(w, wide, []string{"NAMESPACE", "KIND", "NAME", "PHASE", "READY", "AGE", "URL"}, "DIGEST", "ORIGIN")
+	for _, o := range objects {
+		row(w, wide, []string{
+			o.Ref.Namespace, o.Ref.Kind, o.Ref.Name, dash(o.Phase), ready(o.Status), age(o.Created), dash(o.Url),
+		}, dash(o.Status.GetResolved().GetModuleDigest()), dash(o.Origin))
+	}
+}
+
+// row writes one line of a table, with more columns when it is wide.
+func row(w io.Writer, wide bool, columns []string, more ...string) {
+	if wide {
+		columns = append(columns, more...)
+	}
+	fmt.Fprintln(w, strings.Join(columns, "\t"))
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func ready(st *chandlerv1.Status) string {
+	return fmt.Sprintf("%d/%d", st.GetInForce(), st.GetDesired())
+}
+
+// age is how long ago something was, as kubectl writes it.
+func age(t *timestamppb.Timestamp) string {
+	if !t.IsValid() || t.GetSeconds() == 0 {
+		return "-"
+	}
+	return ageOf(time.Since(t.AsTime()))
+}
+
+func ageOf(d time.Duration) string {
+	switch {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", max(0, int(d.Seconds())))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// print writes objects in the chosen form; table draws the two tables.
+func (e *env) print(objects []*chandlerv1.Object, table func(io.Writer)) error {
+	switch e.output {
+	case "name":
+		for _, o := range objects {
+			fmt.Fprintln(e.stdout, refName(o.Ref))
+		}
+		return nil
+	case "json", "yaml":
+		return e.printDocuments(objects)
+	}
+	if len(objects) == 0 {
+		fmt.Fprintln(e.stderr, "No plugins found.")
+		return nil
+	}
+	w := tabwriter.NewWriter(e.stdout, 0, 4, 3, ' ', 0)
+	table(w)
+	return w.Flush()
+}
+
+func (e *env) printDocuments(objects []*chandlerv1.Object) error {
+	docs := make([]map[string]any, 0, len(objects))
+	for _, o := range objects {
+		doc, err := document(o)
+		if err != nil {
+			return err
+		}
+		docs = append(docs, doc)
+	}
+	if e.output == "yaml" {
+		enc := yaml.NewEncoder(e.stdout)
+		enc.SetIndent(2)
+		for _, doc := range docs {
+			if err := enc.Encode(doc); err != nil {
+				return err
+			}
+		}
+		return enc.Close()
+	}
+	enc := json.NewEncoder(e.stdout)
+	enc.SetIndent("", "  ")
+	if len(docs) == 1 {
+		return enc.Encode(docs[0])
+	}
+	return enc.Encode(map[string]any{"apiVersion": "v1", "kind": "List", "items": docs})
+}
+
+// document is the object as Kubernetes would show it: as written, with what the
+// control plane adds to the metadata, and its status.
+func document(o *chandlerv1.Object) (map[string]any, error) {
+	doc := map[string]any{}
+	if err := yaml.Unmarshal(o.Manifest, &doc); err != nil {
+		return nil, fmt.Errorf("%s: %w", refName(o.Ref), err)
+	}
+	meta, ok := doc["metadata"].(map[string]any)
+	if !ok {
+		meta = map[string]any{}
+		doc["metadata"] = meta
+	}
+	meta["namespace"] = o.Ref.Namespace
+	meta["uid"] = o.Uid
+	meta["generation"] = o.Generation
+	meta["creationTimestamp"] = stamp(o.Created)
+	doc["status"] = statusDocument(o.Status)
+	return doc, nil
+}
+
+// statusDocument has the shape of the resource's status on Kubernetes.
+func statusDocument(st *chandlerv1.Status) map[string]any {
+	var conditions []map[string]any
+	for _, c := range st.GetConditions() {
+		conditions = append(conditions, map[string]any{
+			"type": c.Type, "status": c.Status, "reason": c.Reason, "message": c.Message,
+			"observedGeneration": c.ObservedGeneration, "lastTransitionTime": stamp(c.LastTransition),
+		})
+	}
+	own := map[string]any{
+		"proxies": map[string]any{"desired": st.GetDesired(), "inForce": st.GetInForce(), "failed": st.GetFailed()},
+	}
+	if r := st.GetResolved(); r != nil {
+		own["resolved"] = map[string]any{
+			"reference": r.Reference, "artifactDigest": r.ArtifactDigest, "blobDigest": r.BlobDigest, "moduleDigest": r.ModuleDigest,
+			"size": r.Size, "abi": r.Abi, "at": stamp(r.At), "release": r.Release,
+		}
+	}
+	if st.GetAttempt() > 0 {
+		own["attempt"], own["nextTry"] = st.Attempt, stamp(st.NextTry)
+	}
+	own["failures"] = proxyDocuments(st.GetFailures())
+	if len(st.GetProxies()) > 0 {
+		own["proxyStates"] = proxyDocuments(st.Proxies)
+	}
+	return map[string]any{"observedGeneration": st.GetObservedGeneration(), "conditions": conditions, "chandler": own}
+}
+
+func proxyDocuments(proxies []*chandlerv1.ProxyStatus) []map[string]any {
+	docs := []map[string]any{}
+	for _, p := range proxies {
+		docs = append(docs, map[string]any{
+			"node": p.Node, "namespace": p.Namespace, "state": p.State, "release": p.Release, "inForce": p.InForce,
+			"reason": p.Reason, "message": p.Message, "attempt": p.Attempt, "nextTry": stamp(p.NextTry), "since": stamp(p.Since),
+			"connected": p.Connected,
+		})
+	}
+	return docs
+}
+
+func stamp(t *timestamppb.Timestamp) any {
+	if !t.IsValid() || t.GetSeconds() <= 0 {
+		return nil
+	}
+	return t.AsTime().UTC().Format(time.RFC3339)
+}
+
+// condition finds one of the conditions.
+func condition(st *chandlerv1.Status, kind chandler.ConditionType) *chandlerv1.Condition {
+	for _, c := range st.GetConditions() {
+		if c.Type == string(kind) {
+			return c
+		}
+	}
+	return &chandlerv1.Condition{Type: string(kind), Status: string(chandler.Unknown)}
+}

@@ -1,0 +1,121 @@
+// Command chandler is the control plane and the operator's hand on it:
+// "chandler serve" resolves and distributes plugins, the other commands talk to
+// a running one over its admin port.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// Exit codes. Usage errors are cobra's and ours alike.
+const (
+	exitFailed    = 1
+	exitUsage     = 2
+	exitUnhealthy = 3
+	exitTimeout   = 4
+)
+
+// exitError ends the command with a code. An empty text means that everything
+// was said already.
+type exitError struct {
+	code int
+	text string
+}
+
+func (e *exitError) Error() string { return e.text }
+
+func usagef(format string, args ...any) error {
+	return &exitError{code: exitUsage, text: fmt.Sprintf(format, args...)}
+}
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
+}
+
+func run(args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	root := rootCommand(&env{getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr})
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var exit *exitError
+	if !errors.As(err, &exit) {
+		fmt.Fprintf(stderr, "chandler: %v\n", err)
+		return exitFailed
+	}
+	if exit.text != "" {
+		fmt.Fprintf(stderr, "chandler: %s\n", exit.text)
+	}
+	return exit.code
+}
+
+// env is what the commands have of the world: results go to stdout, talk to
+// stderr.
+type env struct {
+	getenv         func(string) string
+	stdin          io.Reader
+	stdout, stderr io.Writer
+
+	// Flags of every command that talks to a control plane.
+	server    string
+	namespace string
+	all       bool
+	labels    string
+	output    string
+	timeout   time.Duration
+}
+
+func rootCommand(e *env) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "chandler",
+		Short:         "Distribute Proxy-Wasm plugins to fleets of Envoy proxies",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usagef("%v", err) })
+	root.AddCommand(
+		serveCommand(e),
+		applyCommand(e), deleteCommand(e),
+		getCommand(e), describeCommand(e), statusCommand(e),
+		versionCommand(e),
+	)
+	return root
+}
+
+func versionCommand(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprintln(e.stdout, "chandler", version)
+			return err
+		},
+	}
+}
+
+// noArgs is cobra.NoArgs with the exit code of a usage error.
+func noArgs(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("unexpected argument %q", args[0])
+	}
+	return nil
+}

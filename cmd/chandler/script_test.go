@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/testenv/module"
+	"chandler.dev/chandler/internal/testenv/registry"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"chandler": main})
+}
+
+// TestScript runs testdata/script/*.txtar: the command as a user types it. Each
+// script has a registry at $REGISTRY with the images plugin:v1 and plugin:broken,
+// and two free addresses, $LISTEN and $CHANDLER_SERVER.
+func TestScript(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			reg, err := registry.Start(registry.Config{})
+			if err != nil {
+				return err
+			}
+			env.Defer(reg.Close)
+			client := fetch.New(fetch.Config{Dir: env.WorkDir})
+			defer client.Close()
+			for tag, mod := range map[string][]byte{"v1": module.Append(), "abi": module.BadABI(), "import": module.MissingImport()} {
+				if _, err := client.Push(context.Background(), reg.Addr+"/plugin:"+tag, mod, fetch.PushOptions{}); err != nil {
+					return err
+				}
+			}
+			env.Setenv("REGISTRY", reg.Addr)
+			for _, name := range []string{"LISTEN", "CHANDLER_SERVER"} {
+				addr, err := freeAddress()
+				if err != nil {
+					return err
+				}
+				env.Setenv(name, addr)
+			}
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"serve": serveInScript,
+			"subst": substitute,
+		},
+	})
+}
+
+func freeAddress() (string, error) {
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer lis.Close()
+	return lis.Addr().String(), nil
+}
+
+// serveInScript starts "chandler serve" with more flags, waits until it answers,
+// and stops it with the script. "! serve" stops it now.
+func serveInScript(ts *testscript.TestScript, neg bool, args []string) {
+	if neg {
+		ts.Fatalf("serve cannot be negated")
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	log, err := os.CreateTemp(ts.Getenv("WORK"), "serve-*.log")
+	ts.Check(err)
+	e := &env{getenv: ts.Getenv, stdout: log, stderr: log}
+	root := rootCommand(e)
+	root.SetArgs(append([]string{"serve", "--data", ts.MkAbs("data"), "--listen", ts.Getenv("LISTEN"), "--admin", ts.Getenv("CHANDLER_SERVER")}, args...))
+	go func() {
+		done <- root.ExecuteContext(ctx)
+		log.Close()
+	}()
+	ts.Defer(func() {
+		cancel()
+		if err := <-done; err != nil {
+			ts.Logf("serve: %v", err)
+		}
+	})
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		conn, err := net.DialTimeout("tcp", ts.Getenv("CHANDLER_SERVER"), time.Second)
+		if err == nil {
+			conn.Close()
+			return
+		}
+		select {
+		case err := <-done:
+			done <- err
+			ts.Fatalf("serve ended: %v", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("serve does not answer: %v", err)
+		}
+	}
+}
+
+// substitute replaces $VARIABLES in files.
+func substitute(ts *testscript.TestScript, _ bool, args []string) {
+	for _, name := range args {
+		text := os.Expand(ts.ReadFile(name), ts.Getenv)
+		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(text), 0o600))
+	}
+}
+
+func TestAge(t *testing.T) {
+	if got := age(nil); got != "-" {
+		t.Errorf("no time: %q", got)
+	}
+	for d, want := range map[time.Duration]string{5 * time.Second: "5s", 3 * time.Minute: "3m", 5 * time.Hour: "5h", 72 * time.Hour: "3d"} {
+		if got := ageOf(d); got != want {
+			t.Errorf("%s: %q, want %q", d, got, want)
+		}
+	}
+}

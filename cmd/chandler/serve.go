@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"chandler.dev/chandler/internal/control"
+	"chandler.dev/chandler/internal/durable"
+	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/record"
+	"chandler.dev/chandler/internal/resolve"
+	"chandler.dev/chandler/internal/source"
+	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/web"
+)
+
+// serveFlags are the flags of "chandler serve".
+type serveFlags struct {
+	plugins, data, listen, admin string
+	rootNamespace                string
+	resolveInterval              time.Duration
+	insecure                     []string
+	logLevel                     string
+}
+
+func serveCommand(e *env) *cobra.Command {
+	var f serveFlags
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the control plane",
+		Long: `Run the control plane: read plugins, resolve and check their modules, and send
+them to the agents.
+
+Plugins come from the folder given by --plugins, which is only read, and from
+"chandler apply". Agents connect to --listen, the other commands to --admin; both
+are for this machine unless you say otherwise. Registry credentials are those of
+docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.`,
+		Example: "  chandler serve --plugins ./plugins --data ./data",
+		Args:    noArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return e.serve(cmd.Context(), f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.plugins, "plugins", "", "folder of plugin YAML; it is watched and never written")
+	flags.StringVar(&f.data, "data", "chandler-data", "folder for records, modules and applied plugins")
+	flags.StringVar(&f.listen, "listen", "127.0.0.1:9910", "address for agents")
+	flags.StringVar(&f.admin, "admin", "127.0.0.1:9911", "address for commands, health and metrics")
+	flags.StringVar(&f.rootNamespace, "root-namespace", control.DefaultRootNamespace, "namespace whose plugins are for proxies of every namespace")
+	flags.DurationVar(&f.resolveInterval, "resolve-interval", 0, "resolve tags with pull policy Always again after this time; 0 for only when the resource changes")
+	flags.StringArrayVar(&f.insecure, "insecure-registry", nil, "registry host[:port] that may be spoken to in plain HTTP; may be given several times")
+	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	return cmd
+}
+
+func (e *env) serve(ctx context.Context, f serveFlags) error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
+		return usagef("--log-level: %v", err)
+	}
+	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
+	data, err := filepath.Abs(f.data)
+	if err != nil {
+		return err
+	}
+	if err := durable.Mkdir(durable.OS(), data); err != nil {
+		return err
+	}
+	lock, err := durable.Lock(data)
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
+	modules, err := store.Open(store.Config{Dir: filepath.Join(data, "modules"), Log: log})
+	if err != nil {
+		return err
+	}
+	defer modules.Close()
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	plane, plugins, err := newControl(f, data, modules, metrics, log)
+	if err != nil {
+		return err
+	}
+	return e.run(ctx, f, plane, plugins, metrics, log)
+}
+
+// newControl puts the control plane together. The listener it opens is closed by
+// the control plane's Run.
+func newControl(f serveFlags, data string, modules *store.Store, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, *source.Directory, error) {
+	records, err := record.OpenDirectory(durable.OS(), filepath.Join(data, "records"), log)
+	if err != nil {
+		return nil, nil, err
+	}
+	plugins, err := source.OpenDirectory(source.DirectoryConfig{Dir: f.plugins, Data: data, Now: time.Now, Log: log})
+	if err != nil {
+		return nil, nil, err
+	}
+	client := fetch.New(fetch.Config{
+		Proxy:    http.ProxyFromEnvironment,
+		Keychain: fetch.DockerKeychain(),
+		Insecure: func(host string) bool { return slices.Contains(f.insecure, host) },
+	})
+	listener, err := net.Listen("tcp", f.listen)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--listen: %w", err)
+	}
+	plane, err := control.New(control.Config{
+		Source: plugins, Records: records, Store: modules, Listener: listener,
+		Resolver:      resolve.New(resolve.Config{Fetcher: client, Store: modules, Log: log}),
+		Policy:        resolve.Policy{Interval: f.resolveInterval},
+		RootNamespace: f.rootNamespace, Registerer: metrics, Log: log,
+	})
+	if err != nil {
+		listener.Close()
+		return nil, nil, err
+	}
+	return plane, plugins, nil
+}
+
+// run serves until ctx ends.
+func (e *env) run(ctx context.Context, f serveFlags, plane *control.Control, editor source.Editor, metrics *prometheus.Registry, log *slog.Logger) error {
+	admin, err := net.Listen("tcp", f.admin)
+	if err != nil {
+		return fmt.Errorf("--admin: %w", err)
+	}
+	srv := &http.Server{
+		Handler:           web.Handler(web.Config{Control: plane, Editor: editor, Metrics: metrics}),
+		ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10,
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return plane.Run(ctx) })
+	g.Go(func() error {
+		if err := srv.Serve(admin); err != http.ErrServerClosed {
+			return err
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-ctx.Done()
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			return srv.Close()
+		}
+		return nil
+	})
+	log.Info("serving", "agents", f.listen, "admin", f.admin, "version", version)
+	return g.Wait()
+}

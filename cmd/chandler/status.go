@@ -1,0 +1,236 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"chandler.dev/chandler"
+	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+)
+
+func statusCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status [NAME]",
+		Short: "What is in force where",
+		Long: `What is in force where: a line a plugin, or with NAME a line a proxy.
+
+The exit code is 3 when something is not as it should be.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usagef("unexpected argument %q", args[1])
+			}
+			req, err := e.listRequest(nil, true)
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 {
+				req.Name, req.Proxies = args[0], true
+			}
+			objects, err := e.list(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			table := e.statusTable
+			if req.Proxies {
+				table = e.proxyTable
+			}
+			if err := e.print(objects, func(w io.Writer) { table(w, objects) }); err != nil {
+				return err
+			}
+			for _, o := range objects {
+				if !healthy(o.Status) {
+					return &exitError{code: exitUnhealthy}
+				}
+			}
+			return nil
+		},
+	}
+	e.scopeFlags(cmd)
+	e.clientFlags(cmd)
+	e.outputFlag(cmd)
+	return cmd
+}
+
+// healthy tells whether a plugin is as it should be, wherever it should be; one
+// that no proxy needs is.
+func healthy(st *chandlerv1.Status) bool {
+	return condition(st, chandler.ConditionReady).Status != string(chandler.False) && st.GetInForce() == st.GetDesired()
+}
+
+func (e *env) statusTable(w io.Writer, objects []*chandlerv1.Object) {
+	wide := e.output == "wide"
+	row(w, wide, []string{"NAMESPACE", "NAME", "READY", "DIGEST", "PHASE", "AGE", "STATE"}, "REASON")
+	for _, o := range objects {
+		state, reason := summary(o.Status)
+		row(w, wide, []string{
+			o.Ref.Namespace, o.Ref.Name, ready(o.Status), shortDigest(o.Status.GetResolved().GetModuleDigest()),
+			dash(o.Phase), age(o.Created), state,
+		}, reason)
+	}
+}
+
+// summary is the condition that says most: the first one that is not true.
+func summary(st *chandlerv1.Status) (state, reason string) {
+	for _, kind := range []chandler.ConditionType{
+		chandler.ConditionAccepted, chandler.ConditionResolvedRefs, chandler.ConditionProgrammed,
+	} {
+		if c := condition(st, kind); c.Status != string(chandler.True) {
+			return dash(c.Reason), dash(c.Message)
+		}
+	}
+	c := condition(st, chandler.ConditionProgrammed)
+	return c.Reason, dash(c.Message)
+}
+
+func shortDigest(d string) string {
+	hex := strings.TrimPrefix(d, "sha256:")
+	return dash(hex[:min(len(hex), 12)])
+}
+
+func (e *env) proxyTable(w io.Writer, objects []*chandlerv1.Object) {
+	wide := e.output == "wide"
+	row(w, wide, []string{"NODE", "STATE", "IN FORCE", "WANTED", "SINCE", "NEXT TRY", "REASON"}, "MESSAGE")
+	for _, o := range objects {
+		for _, p := range o.Status.GetProxies() {
+			state := p.State
+			if !p.Connected {
+				state += " (disconnected)"
+			}
+			row(w, wide, []string{
+				p.Namespace + "/" + p.Node, state, shortDigest(p.InForce), shortDigest(p.Release), age(p.Since), until(p.NextTry), dash(p.Reason),
+			}, dash(p.Message))
+		}
+	}
+}
+
+// until is how long it is to a time.
+func until(t *timestamppb.Timestamp) string {
+	if !t.IsValid() || t.GetSeconds() <= 0 {
+		return "-"
+	}
+	return max(0, time.Until(t.AsTime())).Round(time.Second).String()
+}
+
+func describeCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "describe KIND NAME",
+		Short:   "All that is known of a plugin, and why it is as it is",
+		Example: "  chandler describe wasmplugin basic-auth -n istio-system",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return usagef("describe needs KIND NAME")
+			}
+			req, err := e.listRequest(args, false)
+			if err != nil {
+				return err
+			}
+			req.Proxies = true
+			objects, err := e.list(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			for _, o := range objects {
+				e.describe(o)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", `namespace (default "default")`)
+	cmd.Flags().BoolVarP(&e.all, "all-namespaces", "A", false, "objects of all namespaces")
+	e.clientFlags(cmd)
+	return cmd
+}
+
+func (e *env) describe(o *chandlerv1.Object) {
+	w := tabwriter.NewWriter(e.stdout, 0, 4, 2, ' ', 0)
+	defer w.Flush()
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(w, "%s:\t%s\n", name, value)
+		}
+	}
+	line("Name", o.Ref.Name)
+	line("Namespace", o.Ref.Namespace)
+	line("Kind", o.Ref.Kind)
+	line("UID", o.Uid)
+	line("Generation", fmt.Sprint(o.Generation))
+	line("Created", fmt.Sprint(stamp(o.Created)))
+	line("Origin", o.Origin)
+	line("Phase", o.Phase)
+	line("URL", o.Url)
+	st := o.Status
+	if r := st.GetResolved(); r != nil {
+		line("Resolved", r.Reference)
+		line("  Artifact", r.ArtifactDigest)
+		line("  Blob", r.BlobDigest)
+		line("  Module", r.ModuleDigest)
+		if r.Size > 0 {
+			line("  Size", fmt.Sprintf("%d bytes", r.Size))
+		}
+		line("  ABI", r.Abi)
+		line("  At", fmt.Sprint(stamp(r.At)))
+		line("  Release", r.Release)
+	}
+	if st.GetAttempt() > 0 {
+		line("Attempt", fmt.Sprintf("%d, next in %s", st.Attempt, until(st.NextTry)))
+	}
+	w.Flush()
+	e.describeConditions(st)
+	e.describeProblems("Problems", st.GetProblems())
+	e.describeProblems("Warnings", st.GetWarnings())
+	e.describeProxies(st)
+}
+
+func (e *env) describeConditions(st *chandlerv1.Status) {
+	fmt.Fprintln(e.stdout, "Conditions:")
+	w := tabwriter.NewWriter(e.stdout, 0, 4, 2, ' ', 0)
+	defer w.Flush()
+	fmt.Fprintln(w, "  TYPE\tSTATUS\tREASON\tAGE\tMESSAGE")
+	for _, c := range st.GetConditions() {
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\n", c.Type, c.Status, c.Reason, age(c.LastTransition), c.Message)
+	}
+}
+
+func (e *env) describeProblems(title string, problems []*chandlerv1.Problem) {
+	if len(problems) == 0 {
+		return
+	}
+	fmt.Fprintln(e.stdout, title+":")
+	for _, p := range problems {
+		field := p.Field
+		if field != "" {
+			field += ": "
+		}
+		fmt.Fprintf(e.stdout, "  %s%s (%s)\n", field, p.Message, p.Code)
+		if p.Hint != "" {
+			fmt.Fprintf(e.stdout, "    %s\n", p.Hint)
+		}
+	}
+}
+
+func (e *env) describeProxies(st *chandlerv1.Status) {
+	fmt.Fprintf(e.stdout, "Proxies: %d desired, %d in force, %d failed\n", st.GetDesired(), st.GetInForce(), st.GetFailed())
+	if len(st.GetProxies()) == 0 {
+		return
+	}
+	w := tabwriter.NewWriter(e.stdout, 0, 4, 2, ' ', 0)
+	defer w.Flush()
+	fmt.Fprintln(w, "  NODE\tSTATE\tIN FORCE\tREASON\tMESSAGE")
+	for _, p := range st.Proxies {
+		state := p.State
+		if !p.Connected {
+			state += " (disconnected)"
+		}
+		message := p.Message
+		if p.Attempt > 0 && p.NextTry.GetSeconds() > 0 {
+			message += fmt.Sprintf(" (attempt %d, next in %s)", p.Attempt, until(p.NextTry))
+		}
+		fmt.Fprintf(w, "  %s/%s\t%s\t%s\t%s\t%s\n", p.Namespace, p.Node, state, shortDigest(p.InForce), dash(p.Reason), dash(message))
+	}
+}
