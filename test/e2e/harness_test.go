@@ -1,0 +1,471 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/testenv/module"
+	"chandler.dev/chandler/internal/testenv/registry"
+)
+
+// built are the commands under test, built once for the package.
+var built string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "chandler-e2e-")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir)
+		built = dir
+		cmd := exec.Command("go", "build", "-o", dir+"/", "chandler.dev/chandler/cmd/chandler", "chandler.dev/chandler/cmd/chandler-agent")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// nextPort counts through ports below the kernel's range for outgoing
+// connections, so that a port found free stays free.
+var nextPort atomic.Int32
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	for range 5000 {
+		port := 20000 + int(nextPort.Add(1)+int32(os.Getpid()%97)*100)%10000
+		if lis, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			lis.Close()
+			return port
+		}
+	}
+	t.Fatal("no free port")
+	return 0
+}
+
+func loopback(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+
+// eventually waits for a condition, with a bound; why is asked when it fails.
+func eventually(t testing.TB, within time.Duration, what string, holds func() (bool, string)) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		ok, why := holds()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %s: %s", what, within, why)
+		}
+		time.Sleep(5 * time.Millisecond) // between looks at a condition
+	}
+}
+
+// world is a registry, an upstream and a control plane; agents are added to it.
+type world struct {
+	t        testing.TB
+	dir      string
+	registry *registry.Registry
+	upstream *httptest.Server
+	control  *process
+	listen   string
+	admin    string
+	plugins  string
+}
+
+// newWorld starts everything but agents. It ends with the test.
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	w := &world{t: t, dir: t.TempDir(), listen: loopback(freePort(t)), admin: loopback(freePort(t))}
+	w.plugins = filepath.Join(w.dir, "plugins")
+	if err := os.Mkdir(w.plugins, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	reg, err := registry.Start(registry.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(reg.Close)
+	w.registry = reg
+	w.upstream = httptest.NewServer(http.HandlerFunc(echo))
+	t.Cleanup(w.upstream.Close)
+	w.startControl()
+	return w
+}
+
+func (w *world) startControl() {
+	w.t.Helper()
+	w.control = start(w.t, filepath.Join(w.dir, "control.log"), filepath.Join(built, "chandler"), "serve",
+		"--plugins", w.plugins, "--data", filepath.Join(w.dir, "control"), "--listen", w.listen, "--admin", w.admin)
+	eventually(w.t, 20*time.Second, "control plane ready", func() (bool, string) {
+		return status("http://" + w.admin + "/healthz/ready")
+	})
+}
+
+// echo answers with the request's headers, so that a test sees what plugins did
+// to it.
+func echo(w http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, 1<<20))
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(r.Header)
+}
+
+func status(url string) (bool, string) {
+	resp, err := http.Get(url)
+	if err != nil {
+		return false, err.Error()
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+	return resp.StatusCode == http.StatusOK, resp.Status + ": " + string(body)
+}
+
+// push puts a module into the registry and gives its url.
+func (w *world) push(name string, mod []byte) string {
+	url, _ := w.pushDigest(name, mod)
+	return url
+}
+
+// pushDigest gives the manifest's digest too.
+func (w *world) pushDigest(name string, mod []byte) (url string, digest chandler.ArtifactDigest) {
+	w.t.Helper()
+	client := fetch.New(fetch.Config{Dir: w.dir})
+	defer client.Close()
+	ref := w.registry.Addr + "/plugins/" + name
+	digest, err := client.Push(w.t.Context(), ref, mod, fetch.PushOptions{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return "oci://" + ref, digest
+}
+
+// cli runs chandler and gives its output and whether it succeeded.
+func (w *world) cli(stdin string, args ...string) (string, bool) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(built, "chandler"), append(args, "--server", w.admin)...)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		w.t.Fatalf("chandler %v: %v", args, err)
+	}
+	return string(out), err == nil
+}
+
+// apply applies a manifest and waits until it is in force.
+func (w *world) apply(manifest string) {
+	w.t.Helper()
+	if out, ok := w.cli(manifest, "apply", "-f", "-", "--wait", "--timeout", "60s"); !ok {
+		w.t.Fatalf("apply: %s\n%s", out, manifest)
+	}
+}
+
+// submit applies a manifest and does not wait.
+func (w *world) submit(manifest string) {
+	w.t.Helper()
+	if out, ok := w.cli(manifest, "apply", "-f", "-"); !ok {
+		w.t.Fatalf("apply: %s\n%s", out, manifest)
+	}
+}
+
+// plugin is a WasmPlugin in the namespace "edge"; more are further lines of the
+// spec, written without indentation.
+func plugin(name, url string, more ...string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: %s, namespace: edge}\nspec:\n  url: %s\n", name, url)
+	for _, line := range more {
+		fmt.Fprintf(&b, "  %s\n", line)
+	}
+	return b.String()
+}
+
+// process is a command of ours that a test started.
+type process struct {
+	cmd  *exec.Cmd
+	log  string
+	done chan struct{}
+	err  error
+}
+
+func start(t testing.TB, log, path string, args ...string) *process {
+	t.Helper()
+	f, err := os.OpenFile(log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	p := &process{cmd: exec.Command(path, args...), log: log, done: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = f, f
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	t.Cleanup(func() {
+		if err := p.stop(); err != nil {
+			t.Errorf("%s: %v", filepath.Base(path), err)
+		}
+		if t.Failed() {
+			t.Logf("%s log:\n%s", filepath.Base(path), p.tail())
+		}
+	})
+	return p
+}
+
+// stop asks the process to end and waits for it.
+func (p *process) stop() error {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+		return p.err
+	case <-time.After(30 * time.Second):
+		_ = p.cmd.Process.Kill()
+		<-p.done
+		return errors.New("did not end when asked to")
+	}
+}
+
+func (p *process) tail() string {
+	b, _ := os.ReadFile(p.log)
+	return string(b[max(0, len(b)-12<<10):])
+}
+
+// proxy is an agent with its Envoy.
+type proxy struct {
+	*process
+	w     *world
+	dir   string
+	admin string
+}
+
+// node says who an agent is.
+type node struct {
+	name, namespace string
+	labels          []string
+}
+
+// startAgent starts an agent over an Envoy configuration, and does not wait.
+func (w *world) startAgent(n node, config string) *proxy {
+	w.t.Helper()
+	p := &proxy{w: w, dir: w.t.TempDir(), admin: loopback(freePort(w.t))}
+	file := filepath.Join(p.dir, "envoy.yaml")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	if n.namespace == "" {
+		n.namespace = "edge"
+	}
+	args := []string{"--control", w.listen, "--node", n.name, "--namespace", n.namespace, "--data", filepath.Join(p.dir, "data"),
+		"--admin", p.admin, "--envoy", module.Envoy(w.t), "--drain", "1s"}
+	for _, l := range n.labels {
+		args = append(args, "--label", l)
+	}
+	p.process = start(w.t, filepath.Join(p.dir, "agent.log"), filepath.Join(built, "chandler-agent"), append(args, "--", "-c", file, "--concurrency", "1")...)
+	return p
+}
+
+// agent starts an agent and waits until it is ready.
+func (w *world) agent(n node, config string) *proxy {
+	w.t.Helper()
+	p := w.startAgent(n, config)
+	p.awaitReady()
+	return p
+}
+
+func (p *proxy) awaitReady() {
+	p.w.t.Helper()
+	eventually(p.w.t, 60*time.Second, "agent ready", func() (bool, string) {
+		select {
+		case <-p.done:
+			p.w.t.Fatalf("agent ended: %v\n%s", p.err, p.tail())
+		default:
+		}
+		return status("http://" + p.admin + "/healthz/ready")
+	})
+}
+
+// listener is one listener of a gateway configuration.
+type listener struct {
+	port int
+	// name and direction are left out when empty.
+	name, direction string
+	// upgrades is YAML flow for upgrade_configs.
+	upgrades string
+}
+
+// gateway writes an Envoy configuration whose listeners all route to upstream.
+func (w *world) gateway(listeners ...listener) string {
+	var b strings.Builder
+	b.WriteString("static_resources:\n  listeners:\n")
+	for _, l := range listeners {
+		fmt.Fprintf(&b, "  - address: {socket_address: {address: 127.0.0.1, port_value: %d}}\n", l.port)
+		if l.name != "" {
+			fmt.Fprintf(&b, "    name: %s\n", l.name)
+		}
+		if l.direction != "" {
+			fmt.Fprintf(&b, "    traffic_direction: %s\n", l.direction)
+		}
+		fmt.Fprintf(&b, "    filter_chains:\n    - filters:\n%s", connectionManager("      ", l.upgrades))
+	}
+	host, port, _ := net.SplitHostPort(strings.TrimPrefix(w.upstream.URL, "http://"))
+	fmt.Fprintf(&b, `  clusters:
+  - name: upstream
+    connect_timeout: 2s
+    load_assignment: {cluster_name: upstream, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: %s, port_value: %s}}}}]}]}
+`, host, port)
+	return b.String()
+}
+
+func connectionManager(indent, upgrades string) string {
+	text := `- name: envoy.filters.network.http_connection_manager
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+    stat_prefix: gateway
+    route_config: {virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: upstream}}]}]}
+    http_filters:
+    - name: envoy.filters.http.router
+      typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+`
+	if upgrades != "" {
+		text += "    upgrade_configs: " + upgrades + "\n"
+	}
+	return indent + strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n"+indent) + "\n"
+}
+
+// answer is what a request through a proxy saw.
+type answer struct {
+	code    int
+	headers http.Header // of the response
+	seen    http.Header // of the request as the upstream saw it
+}
+
+// fresh makes a connection for every request.
+var fresh = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+
+func request(client *http.Client, method string, port int, path string, header http.Header) (answer, error) {
+	req, err := http.NewRequest(method, "http://"+loopback(port)+path, nil)
+	if err != nil {
+		return answer{}, err
+	}
+	if header != nil {
+		req.Header = header
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return answer{}, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return answer{}, err
+	}
+	a := answer{code: resp.StatusCode, headers: resp.Header}
+	if bytes.HasPrefix(body, []byte("{")) {
+		if err := json.Unmarshal(body, &a.seen); err != nil {
+			return a, err
+		}
+	}
+	return a, nil
+}
+
+// get asks a port once, on a new connection.
+func get(t testing.TB, port int, path string) answer {
+	t.Helper()
+	a, err := request(fresh, http.MethodGet, port, path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// load sends requests until it is told to stop, over connections that are kept
+// and over new ones, and counts what was not as it should be.
+type load struct {
+	stop    chan struct{}
+	wg      sync.WaitGroup
+	answers atomic.Int64
+	dials   atomic.Int64 // connections that the keeping clients made
+	mu      sync.Mutex
+	wrong   []string
+	closed  atomic.Int64 // answers that announced the end of their connection
+}
+
+// startLoad sends requests from keep clients that keep their connection and from
+// anew clients that do not. right judges an answer.
+func startLoad(port, keep, anew int, right func(answer) error) *load {
+	l := &load{stop: make(chan struct{})}
+	for i := range keep + anew {
+		transport := &http.Transport{MaxIdleConnsPerHost: 1, DisableKeepAlives: i >= keep}
+		if i < keep {
+			transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				l.dials.Add(1)
+				var d net.Dialer
+				return d.DialContext(ctx, network, addr)
+			}
+		}
+		client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+		l.wg.Add(1)
+		go func() {
+			defer l.wg.Done()
+			defer transport.CloseIdleConnections()
+			l.run(client, port, i < keep, right)
+		}()
+	}
+	return l
+}
+
+func (l *load) run(client *http.Client, port int, keeps bool, right func(answer) error) {
+	for {
+		select {
+		case <-l.stop:
+			return
+		default:
+		}
+		a, err := request(client, http.MethodGet, port, "/", nil)
+		if err == nil {
+			err = right(a)
+		}
+		l.answers.Add(1)
+		if keeps && a.headers.Get("Connection") == "close" {
+			l.closed.Add(1)
+		}
+		if err != nil {
+			l.mu.Lock()
+			if len(l.wrong) < 20 {
+				l.wrong = append(l.wrong, err.Error())
+			}
+			l.mu.Unlock()
+		}
+		time.Sleep(time.Millisecond) // bounds the load: it is there to notice, not to press
+	}
+}
+
+// end stops the load and waits for its clients.
+func (l *load) end() {
+	close(l.stop)
+	l.wg.Wait()
+}

@@ -1,0 +1,133 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"chandler.dev/chandler/internal/testenv/module"
+)
+
+// An agent that is asked to end lets the requests in flight finish, and its
+// Envoy is gone when it is.
+func TestStopLosesNoRequest(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	arrived, release := make(chan struct{}), make(chan struct{})
+	w.upstream.Close()
+	w.upstream = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		close(arrived)
+		<-release
+		_, _ = rw.Write([]byte("{}"))
+	}))
+	t.Cleanup(w.upstream.Close)
+	port := freePort(t)
+	p := w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
+	done := make(chan error, 1)
+	go func() {
+		a, err := request(fresh, http.MethodGet, port, "/", nil)
+		if err == nil && a.code != 200 {
+			err = fmt.Errorf("status %d", a.code)
+		}
+		done <- err
+	}()
+	<-arrived
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "the agent drains", func() (bool, string) {
+		return strings.Contains(p.tail(), "draining envoy"), p.tail()
+	})
+	close(release)
+	if err := <-done; err != nil {
+		t.Errorf("the request in flight: %v", err)
+	}
+	<-p.done
+	if p.err != nil {
+		t.Errorf("the agent ended with %v", p.err)
+	}
+}
+
+var envoyPid = regexp.MustCompile(`envoy started.*pid=(\d+)`)
+
+// An Envoy that ends by itself ends its agent, with the same code and its last
+// words.
+func TestEnvoyEnds(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.agent(node{name: "a"}, w.gateway(listener{port: freePort(t), name: "in"}))
+	log, err := os.ReadFile(p.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := envoyPid.FindSubmatch(log)
+	if m == nil {
+		t.Fatalf("the agent does not tell Envoy's pid:\n%s", log)
+	}
+	pid, err := strconv.Atoi(string(m[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-p.done
+	var exit *exec.ExitError
+	if !errors.As(p.err, &exit) || exit.ExitCode() != 128+int(syscall.SIGKILL) {
+		t.Errorf("the agent ended with %v, want exit code 137", p.err)
+	}
+	p.err = nil // as expected; the clean-up has nothing to add
+}
+
+// What cannot work is refused before anything is started, with words.
+func TestAgentRefuses(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	good := write("good.yaml", directGateway(1))
+	for name, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"no configuration":  {[]string{"--", "-l", "info"}, "name no configuration"},
+		"missing file":      {[]string{"--", "-c", filepath.Join(dir, "none.yaml")}, "no such file"},
+		"hot restart":       {[]string{"--", "-c", good, "--restart-epoch", "1"}, "hot restart"},
+		"dynamic resources": {[]string{"--", "-c", write("dynamic.yaml", "dynamic_resources: {ads_config: {api_type: GRPC}}\n")}, "dynamic_resources"},
+		"no envoy":          {[]string{"--envoy", filepath.Join(dir, "no-envoy"), "--", "-c", good}, "--envoy"},
+		"unknown flag":      {[]string{"--nonsense", "--", "-c", good}, "nonsense"},
+	} {
+		args := append([]string{"--data", filepath.Join(dir, strings.ReplaceAll(name, " ", "-")), "--admin", "", "--control", "", "--envoy", module.Envoy(t)}, c.args...)
+		out, err := exec.Command(filepath.Join(built, "chandler-agent"), args...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), c.want) {
+			t.Errorf("%s: want a refusal with %q, got %v: %s", name, c.want, err, out)
+		}
+	}
+}
+
+// Two agents do not share a directory.
+func TestFault_F12_TwoAgentsOneDirectory(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.agent(node{name: "a"}, w.gateway(listener{port: freePort(t), name: "in"}))
+	out, err := exec.Command(filepath.Join(built, "chandler-agent"), "--data", filepath.Join(p.dir, "data"), "--admin", "",
+		"--envoy", module.Envoy(t), "--", "-c", filepath.Join(p.dir, "envoy.yaml")).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "another") {
+		t.Errorf("a second agent on the directory: %v: %s", err, out)
+	}
+}
