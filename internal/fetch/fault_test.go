@@ -561,7 +561,7 @@ func TestFault_F27(t *testing.T) {
 		took time.Duration // zero: it succeeds
 		text string
 	}{
-		{"a byte a second", pipe{step: time.Second, chunk: 1}, 15 * time.Second, "h.example: only 14 bytes came in 15s, at least 15360 are wanted; it is tried again by itself"},
+		{"a byte a second", pipe{step: 1100 * time.Millisecond, chunk: 1}, 15 * time.Second, "h.example: only 13 bytes came in 15s, at least 15360 are wanted; it is tried again by itself"},
 		{"stalled", pipe{step: time.Hour, chunk: 1}, 15 * time.Second, "h.example: only 0 bytes came in 15s, at least 15360 are wanted; it is tried again by itself"},
 		{"silent", pipe{header: time.Hour}, 15 * time.Second, "h.example: no answer in 15s; it is tried again by itself"},
 		{"slow and steady", pipe{header: 10 * time.Second, step: time.Second, chunk: 2048}, 0, ""},
@@ -596,6 +596,8 @@ func TestSinkErrors(t *testing.T) {
 			t.Errorf("%s: temporary %t", code, e.Temporary)
 		}
 	}
+	_, plain := client(t, nil).Pull(t.Context(), fetch.Request{Reference: reference(t, url)}, broken{errors.New("no limit of realms")})
+	judge(t, fetch.Artifact{}, plain, &shelf{}, chandler.CodeInternal, "the module cannot be kept: store: no limit of realms; it is tried again by itself")
 	cl := fetch.New(fetch.Config{Dir: "/nowhere/at/all"})
 	defer cl.Close()
 	_, err := cl.Pull(t.Context(), fetch.Request{Reference: reference(t, url)}, &shelf{})

@@ -42,7 +42,8 @@ type Config struct {
 	// is anonymous.
 	Keychain authn.Keychain
 	// Insecure tells which registries (host, with a port if there is one) may be
-	// spoken to in plain HTTP when they have no TLS. Loopback always may.
+	// spoken to in plain HTTP when they have no TLS. Loopback always may. It is
+	// not asked about http URLs, which are plain by their author's choice.
 	Insecure func(host string) bool
 
 	// MaxBlob bounds what is transferred and MaxModule what is unpacked, in

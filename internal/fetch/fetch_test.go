@@ -369,7 +369,7 @@ func TestResolve(t *testing.T) {
 
 func TestPush(t *testing.T) {
 	t.Parallel()
-	big := make([]byte, 3<<20)
+	big := make([]byte, 600<<10)
 	if _, err := rand.Read(big); err != nil {
 		t.Fatal(err)
 	}

@@ -280,18 +280,18 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestRefuse_B45(t *testing.T) {
-	bomb := gzipOf(t, must(io.ReadAll(bigTar(t, "plugin.wasm", 32<<20)))(t))
+	bomb := gzipOf(t, must(io.ReadAll(bigTar(t, "plugin.wasm", 8<<20)))(t))
 	for range 3 { // each member small, all together large
 		bomb = append(bomb, bomb...)
 	}
 	const e = "layer 0: stopped at 100:1 after "
 	refuseLayer(t, ociGzip, string(bomb), chandler.CodeLayerRatio, "")
-	one := gzipOf(t, must(io.ReadAll(bigTar(t, "plugin.wasm", 32<<20)))(t))
+	one := gzipOf(t, must(io.ReadAll(bigTar(t, "plugin.wasm", 8<<20)))(t))
 	_, err := client(t, nil).Pull(t.Context(), imageOf(t, ociGzip, string(one), nil).request(t), &shelf{})
 	if err == nil || !strings.HasPrefix(err.Error(), e) {
 		t.Errorf("got %v, want %s...", err, e)
 	}
-	refuseLayer(t, ociZstd, string(zstdOf(t, must(io.ReadAll(bigTar(t, "plugin.wasm", 32<<20)))(t))), chandler.CodeLayerRatio, "")
+	refuseLayer(t, ociZstd, string(zstdOf(t, must(io.ReadAll(bigTar(t, "plugin.wasm", 8<<20)))(t))), chandler.CodeLayerRatio, "")
 }
 
 func TestRefuse_B46(t *testing.T) {

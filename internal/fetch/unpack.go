@@ -45,12 +45,25 @@ func (c *Client) unpack(what string, f *os.File, b blob, open opener, sink Sink,
 	}
 	module, size, err := sink.Ingest(&moduleReader{r: r, what: what, limit: c.MaxModule}, want)
 	if err != nil {
-		return Artifact{}, err
+		return Artifact{}, sinkError(err)
 	}
 	if want != "" && module != want {
 		return Artifact{}, refuse(chandler.CodeDigestMismatch, "correct sha256, or look at the server", "%s: module is %s, sha256 says %s", what, module, want)
 	}
 	return Artifact{Blob: b.digest, BlobSize: b.size, Module: module, Size: size}, nil
+}
+
+// sinkError keeps what is known: an *Error of the module's reader, a Problem of
+// the sink, a full disk. Else the sink's own words are shown.
+func sinkError(err error) error {
+	var (
+		known   *Error
+		problem *chandler.Problem
+	)
+	if errors.As(err, &known) || errors.As(err, &problem) || isDisk(err) {
+		return err
+	}
+	return temporary(chandler.CodeInternal, "the module cannot be kept: %s", chandler.Printable(err.Error(), 300))
 }
 
 // moduleReader lets through what begins as a core module does and is not too
