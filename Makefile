@@ -5,7 +5,7 @@
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 COMMANDS := ./cmd/chandler ./cmd/chandler-agent ./cmd/bookinfo
-MODULES := . plugins/basicauth tools
+MODULES := . plugins/basicauth tools internal/testenv/registry/distribution
 PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 # -buildvcs=false: the version above says it, and a checkout of another user's
 # builds too.
@@ -35,6 +35,7 @@ test: tools lint build bin/basicauth.wasm ## all tests, with a real Envoy
 	@$(if $(RACE),,echo "no C compiler: testing without the race detector")
 	go test $(RACE) -timeout 20m -p 2 ./...
 	go -C plugins/basicauth test $(RACE) -timeout 5m ./...
+	go -C internal/testenv/registry/distribution test -timeout 10m ./...
 
 lint: ## gofmt, go vet, staticcheck, generated files up to date
 	@out=$$(gofmt -l .) && if [ -n "$$out" ]; then echo "not gofmt'd:"; echo "$$out"; exit 1; fi

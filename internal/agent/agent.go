@@ -167,7 +167,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	if !a.binary.slots {
-		return fmt.Errorf("Envoy %s at %s has no filter chain filter (envoy.filters.http.filter_chain); use 1.39 or newer", a.binary.version, a.binary.path)
+		return fmt.Errorf("the Envoy %s at %s has no filter chain filter (envoy.filters.http.filter_chain); use 1.39 or newer", a.binary.version, a.binary.path)
 	}
 	a.cfg.Node.EnvoyVersion = a.binary.version
 	sockets, remove, err := socketDir(a.envoyDir())

@@ -32,14 +32,13 @@ var valueFlags = map[string]func(*envoyArgs, string){
 
 // refusedFlags are those the agent cannot honour, with the reason.
 var refusedFlags = map[string]string{
-	"--mode":                          "the agent runs Envoy to serve; call envoy itself to validate",
-	"--restart-epoch":                 "hot restart is not supported under the agent",
-	"--hot-restart-version":           "it prints and exits; call envoy itself",
-	"--base-id-path":                  "hot restart is not supported under the agent",
-	"--parent-shutdown-time-s":        "hot restart is not supported under the agent",
-	"--allow-unknown-fields":          "it is deprecated; use --allow-unknown-static-fields",
-	"--bootstrap-version":             "it is not an option of a current Envoy",
-	"--reject-unknown-dynamic-fields": "slots carry fields that are new to old Envoys",
+	"--mode":                   "the agent runs Envoy to serve; call envoy itself to validate",
+	"--restart-epoch":          "hot restart is not supported under the agent",
+	"--hot-restart-version":    "it prints and exits; call envoy itself",
+	"--base-id-path":           "hot restart is not supported under the agent",
+	"--parent-shutdown-time-s": "hot restart is not supported under the agent",
+	"--allow-unknown-fields":   "it is deprecated; use --allow-unknown-static-fields",
+	"--bootstrap-version":      "it is not an option of a current Envoy",
 }
 
 // parseEnvoyArgs reads what stands behind "--". The configuration is given by
@@ -88,6 +87,11 @@ func (a *envoyArgs) commandLine(bootstrap, drainSeconds string) []string {
 	}
 	if !a.has("--base-id", "--use-dynamic-base-id", "--disable-hot-restart") {
 		args = append(args, "--use-dynamic-base-id")
+	}
+	// The listeners come from a file now; what is unknown in them stays an error,
+	// as it was in the user's own.
+	if !a.has("--allow-unknown-static-fields", "--reject-unknown-dynamic-fields") {
+		args = append(args, "--reject-unknown-dynamic-fields")
 	}
 	if !a.has("--drain-time-s") {
 		args = append(args, "--drain-time-s", drainSeconds)

@@ -109,6 +109,7 @@ func TestAgentRefuses(t *testing.T) {
 		"missing file":      {[]string{"--", "-c", filepath.Join(dir, "none.yaml")}, "no such file"},
 		"hot restart":       {[]string{"--", "-c", good, "--restart-epoch", "1"}, "hot restart"},
 		"dynamic resources": {[]string{"--", "-c", write("dynamic.yaml", "dynamic_resources: {ads_config: {api_type: GRPC}}\n")}, "dynamic_resources"},
+		"misspelt field":    {[]string{"--", "-c", write("typo.yaml", strings.Replace(directGateway(1), "stat_prefix:", "stat_prefixx:", 1))}, "stat_prefixx"},
 		"no envoy":          {[]string{"--envoy", filepath.Join(dir, "no-envoy"), "--", "-c", good}, "--envoy"},
 		"unknown flag":      {[]string{"--nonsense", "--", "-c", good}, "nonsense"},
 	} {
