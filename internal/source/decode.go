@@ -30,13 +30,15 @@ type Document struct {
 	Secret   *Secret
 	Problems []chandler.Problem
 	Warnings []chandler.Problem
-	// Manifest is the text of this document, by itself and with its namespace.
+	// Manifest is the text of this document by itself, as it was written.
 	Manifest []byte
 	// Line is where it begins in the whole, from 1.
 	Line int
 
 	// digest is over all that decides what the object means; see digest.
 	digest string
+	// explicit is Manifest with the namespace written out.
+	explicit []byte
 	// foreign: a resource of another API, for somebody else.
 	foreign bool
 }
@@ -64,12 +66,7 @@ func Decode(manifest []byte, namespace string) []Document {
 			docs = append(docs, decodeList(root, c, namespace, j)...)
 		case root.kind == null:
 		default:
-			d := decodeObject(root, namespace, j)
-			d.Line = c.line
-			if root.get("metadata").get("namespace") != nil || d.Manifest == nil {
-				d.Manifest = c.text
-			}
-			docs = append(docs, d)
+			docs = append(docs, decodeObject(root, c, namespace, j))
 		}
 	}
 	return docs
@@ -94,35 +91,31 @@ func decodeList(root *node, c chunk, namespace string, j *judge) []Document {
 	}
 	for i, item := range items {
 		j := &judge{}
-		var d Document
+		d := Document{Line: c.line}
 		switch {
 		case item.size > 2*maxDocument:
 			j.problem(chandler.CodeSpecParse, at.item(i), "make it smaller; a module reads large data from elsewhere",
 				"the object is over %d bytes", maxDocument)
-			d = Document{Problems: j.all()}
+			d.Problems = j.all()
 		case isList(item):
 			j.problem(chandler.CodeSpecShape, at.item(i), "put its items into the outer List", "a List in a List")
-			d = Document{Problems: j.all()}
+			d.Problems = j.all()
 		default:
-			d = decodeObject(item, namespace, j)
-			if d.Manifest == nil {
-				d.Manifest = item.yaml()
-			}
+			d = decodeObject(item, chunk{item.yaml(), c.line}, namespace, j)
 		}
-		d.Line = c.line
 		docs = append(docs, d)
 	}
 	return docs
 }
 
-// decodeObject reads one resource. Manifest stays nil unless the namespace had to
-// be put in.
-func decodeObject(root *node, namespace string, j *judge) Document {
-	var d Document
+// decodeObject reads one resource; c is its text.
+func decodeObject(root *node, c chunk, namespace string, j *judge) Document {
+	d := Document{Manifest: c.text, Line: c.line}
 	if root.kind != object {
 		j.problem(chandler.CodeSpecShape, nil, "write apiVersion, kind, metadata and spec",
 			"the document must be an object of kind WasmPlugin v1alpha1, not %s", root.kind)
-		return Document{Problems: j.all()}
+		d.Problems = j.all()
+		return d
 	}
 	d.Kind, d.foreign = kindOf(root, j)
 	if d.foreign || d.Kind == "" {
@@ -152,8 +145,9 @@ func decodeObject(root *node, namespace string, j *judge) Document {
 	if len(d.Problems) > 0 {
 		d.Plugin, d.Secret = nil, nil
 	}
+	d.explicit = d.Manifest
 	if root.get("metadata").get("namespace") == nil && d.identified() {
-		d.Manifest = withNamespace(root, d.Namespace).yaml()
+		d.explicit = withNamespace(root, d.Namespace).yaml()
 	}
 	return d
 }

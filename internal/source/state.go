@@ -1,0 +1,148 @@
+package source
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/durable"
+)
+
+// entryFormat is the format of an entry's file.
+const entryFormat = 1
+
+// entry is what must outlive a restart of one object: who it is, and its texts.
+// There is a file for each.
+type entry struct {
+	Format int
+	chandler.Key
+	UID        string
+	Created    time.Time
+	Generation int64
+	// Digest is that of the newest text, Origin the path of its file.
+	Digest   string
+	Origin   string
+	Manifest string
+	// Valid is the last text without a problem; nil when there never was one.
+	Valid *validText `json:",omitempty"`
+}
+
+// validText is a text and its generation; an empty Manifest is the newest text.
+type validText struct {
+	Generation int64
+	Manifest   string `json:",omitempty"`
+}
+
+func newEntry(key chandler.Key, now time.Time) entry {
+	return entry{Format: entryFormat, Key: key, UID: newUID(), Created: now.UTC().Truncate(time.Millisecond)}
+}
+
+// newUID is a random UUID (RFC 9562, version 4).
+func newUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// stem names the files of an object. The parts are joined by _, which is in none
+// of them: a-b and c are others than a and b-c.
+func stem(key chandler.Key) string {
+	s := strings.ToLower(key.Kind) + "_" + key.Namespace + "_" + key.Name
+	if len(s) <= 200 {
+		return s
+	}
+	d := chandler.Digest[chandler.ModuleDigest]([]byte(s))
+	return s[:128] + "_" + d.Hex()
+}
+
+// ledger keeps the entries in a directory.
+type ledger struct {
+	fsys durable.FS
+	dir  string
+}
+
+const (
+	entrySuffix = ".json"
+	asideSuffix = ".aside"
+	maxEntry    = 8 << 20
+)
+
+// load reads all entries. A file that is none, or of a format that is not known,
+// is renamed and left for a person.
+func (l ledger) load(log *slog.Logger) (map[chandler.Key]entry, error) {
+	if err := durable.Mkdir(l.fsys, l.dir); err != nil {
+		return nil, err
+	}
+	if err := durable.Sweep(l.fsys, l.dir); err != nil {
+		return nil, err
+	}
+	files, err := l.fsys.ReadDir(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	entries := map[chandler.Key]entry{}
+	for _, f := range files {
+		if !strings.HasSuffix(f.Name(), entrySuffix) {
+			continue
+		}
+		name := filepath.Join(l.dir, f.Name())
+		b, err := durable.Read(l.fsys, name, maxEntry)
+		if err != nil && !errors.Is(err, durable.ErrTooLarge) && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		var e entry
+		if err != nil || json.Unmarshal(b, &e) != nil || e.Format != entryFormat || e.UID == "" || stem(e.Key)+entrySuffix != f.Name() {
+			log.Warn("the state of an object cannot be read and is put aside", "file", name)
+			if err := l.fsys.Rename(name, name+asideSuffix); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		entries[e.Key] = e
+	}
+	return entries, nil
+}
+
+func (l ledger) put(e entry) error {
+	b, err := json.MarshalIndent(e, "", " ")
+	if err != nil { // plain types only
+		return err
+	}
+	return durable.Write(l.fsys, filepath.Join(l.dir, stem(e.Key)+entrySuffix), b)
+}
+
+func (l ledger) remove(key chandler.Key) error {
+	return durable.Remove(l.fsys, filepath.Join(l.dir, stem(key)+entrySuffix))
+}
+
+// lastValid decodes the last valid text of an entry, or gives nil.
+func (e entry) lastValid() *chandler.Plugin {
+	if e.Valid == nil {
+		return nil
+	}
+	text := e.Valid.Manifest
+	if text == "" {
+		text = e.Manifest
+	}
+	for _, d := range Decode([]byte(text), e.Namespace) {
+		if d.Key == e.Key && d.Plugin != nil {
+			return e.identify(d.Plugin, e.Valid.Generation)
+		}
+	}
+	return nil
+}
+
+// identify gives a decoded plugin its identity.
+func (e entry) identify(p *chandler.Plugin, generation int64) *chandler.Plugin {
+	own := *p
+	own.UID, own.Created, own.Generation = e.UID, e.Created, generation
+	return &own
+}
