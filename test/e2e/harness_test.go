@@ -37,7 +37,8 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		built = dir
-		cmd := exec.Command("go", "build", "-o", dir+"/", "chandler.dev/chandler/cmd/chandler", "chandler.dev/chandler/cmd/chandler-agent")
+		args := append([]string{"build"}, buildFlags...)
+		cmd := exec.Command("go", append(args, "-o", dir+"/", "chandler.dev/chandler/cmd/chandler", "chandler.dev/chandler/cmd/chandler-agent")...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
 			return 1
