@@ -498,13 +498,12 @@ func (a *Agent) followControl(ctx context.Context) error {
 			defer a.loader.conn.CompareAndSwap(conn, nil)
 			a.report(ctx, conn)
 		},
-		Connected: func(up bool, target string, err error) {
+		Connected: func(up bool, target string, _ error) {
 			if up {
 				a.metrics.connected.Set(1)
 				a.log.Info("connected to control plane", "address", target)
 			} else {
 				a.metrics.connected.Set(0)
-				a.log.Warn("no control plane", "address", target, "error", err)
 			}
 		},
 		Log: a.log,
