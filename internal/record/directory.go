@@ -51,10 +51,14 @@ const (
 	releasesDir = "releases"
 	rolloutsDir = "rollouts"
 	extension   = ".json"
-	// asideExtension marks files that cannot be used: they are kept for people
-	// and for newer versions, and never read or removed here.
+	// asideExtension marks files that are torn or not what their name says: they
+	// are kept for people, and never read or removed here.
 	asideExtension = ".aside"
 )
+
+// errFormat is a record of another version of this program. It is passed by and
+// stays in its place, for that version to find.
+var errFormat = errors.New("its format is not known here")
 
 func (d *Directory) path(sub, name string) (string, error) {
 	if name == "" || strings.ContainsAny(name, `/\`) || strings.HasPrefix(name, ".") {
@@ -63,8 +67,8 @@ func (d *Directory) path(sub, name string) (string, error) {
 	return filepath.Join(d.dir, sub, name+extension), nil
 }
 
-// Releases implements Store. A file that is not what its name says, or of
-// another format, is set aside with a log line.
+// Releases implements Store. A file that is not what its name says is set aside,
+// and one of another format passed by, with a log line.
 func (d *Directory) Releases(context.Context) ([]chandler.Release, error) {
 	var out []chandler.Release
 	err := d.each(releasesDir, func(name string, b []byte) error {
@@ -104,7 +108,7 @@ func decode(b []byte, into any, got *int) error {
 		return err
 	}
 	if *got != format {
-		return fmt.Errorf("format %d is not known here", *got)
+		return fmt.Errorf("format %d: %w", *got, errFormat)
 	}
 	return nil
 }
@@ -130,11 +134,30 @@ func (d *Directory) each(sub string, read func(name string, b []byte) error) err
 			return fmt.Errorf("records: %w", err)
 		}
 		if err := read(name, b); err != nil {
-			d.log.Warn("a record is set aside", "file", path+asideExtension, "reason", err)
-			if err := d.fsys.Rename(path, path+asideExtension); err != nil {
-				return fmt.Errorf("records: set aside: %w", err)
+			if err := d.setAside(path, err); err != nil {
+				return err
 			}
 		}
+	}
+	return nil
+}
+
+// setAside deals with a file that is no record to us.
+func (d *Directory) setAside(path string, reason error) error {
+	if errors.Is(reason, errFormat) {
+		d.log.Warn("a record is passed by", "file", path, "reason", reason)
+		return nil
+	}
+	aside := path + asideExtension
+	for n := 1; ; n++ {
+		if _, err := d.fsys.Stat(aside); errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		aside = fmt.Sprintf("%s%s-%d", path, asideExtension, n)
+	}
+	d.log.Warn("a record is set aside", "file", aside, "reason", reason)
+	if err := d.fsys.Rename(path, aside); err != nil {
+		return fmt.Errorf("records: set aside: %w", err)
 	}
 	return nil
 }

@@ -178,9 +178,38 @@ func TestUnreadableRecordsAreKeptAside(t *testing.T) {
 		t.Fatalf("%v, %v; want the good one alone", got, err)
 	}
 	for name, content := range odd {
-		if b, err := os.ReadFile(path(name) + asideExtension); err != nil || string(b) != content {
+		place := path(name) + asideExtension
+		if name == "newer" { // for the version that wrote it
+			place = path(name)
+		}
+		if b, err := os.ReadFile(place); err != nil || string(b) != content {
 			t.Errorf("%s is not kept as it was: %v", name, err)
 		}
+	}
+}
+
+// A rollout of a newer format is not written over: its sequence would begin anew
+// and agents would take what follows for older than what they have.
+func TestNewerRolloutIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	d, err := OpenDirectory(durable.OS(), dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const newer = `{"Format": 2, "UID": "u", "Sequence": 9}`
+	path := filepath.Join(dir, rolloutsDir, "u.json")
+	if err := os.WriteFile(path, []byte(newer), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := d.Rollouts(t.Context()); err != nil || len(all) != 0 {
+		t.Errorf("rollouts %v, %v; want none", all, err)
+	}
+	if err := d.SwapRollout(t.Context(), nil, rollout(1)); err == nil {
+		t.Error("a rollout of a newer format was written over")
+	}
+	if b, _ := os.ReadFile(path); string(b) != newer {
+		t.Errorf("it is now %s", b)
 	}
 }
 
