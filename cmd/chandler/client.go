@@ -129,6 +129,7 @@ func (e *env) list(ctx context.Context, req *chandlerv1.ListRequest) ([]*chandle
 		return nil, err
 	}
 	if len(res.Objects) > 0 || req.Name == "" {
+		e.broken = res.Broken
 		return res.Objects, nil
 	}
 	err = fmt.Errorf("%s %q not found in namespace %q", strings.ToLower(cmp.Or(req.Kind, "plugin")), req.Name, req.Namespace)

@@ -99,6 +99,7 @@ func (e *env) print(objects []*chandlerv1.Object, table func(io.Writer)) error {
 	case "json", "yaml":
 		return e.printDocuments(objects)
 	}
+	defer e.printBroken()
 	if len(objects) == 0 {
 		fmt.Fprintln(e.stderr, "No plugins found.")
 		return nil
@@ -106,6 +107,17 @@ func (e *env) print(objects []*chandlerv1.Object, table func(io.Writer)) error {
 	w := tabwriter.NewWriter(e.stdout, 0, 4, 3, ' ', 0)
 	table(w)
 	return w.Flush()
+}
+
+// printBroken tells of files that cannot be read, so that nobody takes a table
+// for the whole truth.
+func (e *env) printBroken() {
+	for _, b := range e.broken {
+		fmt.Fprintf(e.stderr, "warning: %s cannot be taken in whole:\n", b.Path)
+		for _, p := range b.Problems {
+			e.printProblem("", p)
+		}
+	}
 }
 
 func (e *env) printDocuments(objects []*chandlerv1.Object) error {

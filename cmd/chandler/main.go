@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 )
 
 // version is set by the linker.
@@ -81,6 +83,9 @@ type env struct {
 	labels    string
 	output    string
 	timeout   time.Duration
+
+	// broken are the files that the control plane said it cannot read.
+	broken []*chandlerv1.BrokenFile
 }
 
 func rootCommand(e *env) *cobra.Command {

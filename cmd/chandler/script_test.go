@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,6 +52,7 @@ func TestScript(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serveInScript,
 			"subst": substitute,
+			"retry": retry,
 		},
 	})
 }
@@ -102,6 +105,22 @@ func serveInScript(ts *testscript.TestScript, neg bool, args []string) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("serve does not answer: %v", err)
 		}
+	}
+}
+
+// retry runs "chandler COMMAND" until its output holds a text.
+func retry(ts *testscript.TestScript, _ bool, args []string) {
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		var out bytes.Buffer
+		_ = run([]string{args[0]}, ts.Getenv, strings.NewReader(""), &out, &out)
+		if strings.Contains(out.String(), args[1]) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("chandler %s never said %q: %s", args[0], args[1], out.String())
+		}
+		time.Sleep(10 * time.Millisecond) // between looks at a condition
 	}
 }
 

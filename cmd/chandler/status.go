@@ -43,6 +43,9 @@ The exit code is 3 when something is not as it should be.`,
 			if err := e.print(objects, func(w io.Writer) { table(w, objects) }); err != nil {
 				return err
 			}
+			if len(e.broken) > 0 {
+				return &exitError{code: exitUnhealthy}
+			}
 			for _, o := range objects {
 				if !healthy(o.Status) {
 					return &exitError{code: exitUnhealthy}

@@ -74,8 +74,9 @@ type Control struct {
 	server  *deltaserver.Server
 	board   board
 
-	published atomic.Pointer[publication] // nil before the first snapshot
-	reading   chan struct{}               // counts reads of modules under way
+	published atomic.Pointer[publication]     // nil before the first snapshot
+	broken    atomic.Pointer[[]source.Broken] // of the newest snapshot
+	reading   chan struct{}                   // counts reads of modules under way
 
 	snapshots chan delivery
 	outcomes  chan outcome

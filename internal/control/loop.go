@@ -137,6 +137,7 @@ func (l *loop) end() {
 func (l *loop) taken(s source.Snapshot) {
 	before := l.snapshot
 	l.snapshot, l.seen = s, true
+	l.c.broken.Store(&s.Broken)
 	clear(l.byUID)
 	for i := range s.Objects {
 		o := &s.Objects[i]

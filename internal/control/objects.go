@@ -30,6 +30,14 @@ func (c *Control) Objects(context.Context) ([]ObjectView, error) {
 	return views, nil
 }
 
+// Broken gives the files in which the source could not make out everything.
+func (c *Control) Broken() []source.Broken {
+	if broken := c.broken.Load(); broken != nil {
+		return *broken
+	}
+	return nil
+}
+
 // join derives the status of one object, and remembers when its conditions
 // changed.
 func (c *Control) join(e *entry, members []member) chandler.Status {

@@ -43,6 +43,8 @@ type Config struct {
 type Control interface {
 	// Objects gives the objects with their status, read at one moment.
 	Objects(ctx context.Context) ([]control.ObjectView, error)
+	// Broken gives the files in which the source could not make out everything.
+	Broken() []source.Broken
 	// Ready tells why agents are not answered yet; nil when they are.
 	Ready() error
 }
@@ -120,6 +122,9 @@ func (a *admin) List(ctx context.Context, req *connect.Request[chandlerv1.ListRe
 		if selected(req.Msg, &views[i].Object) {
 			res.Objects = append(res.Objects, objectToProto(&views[i], req.Msg.Proxies))
 		}
+	}
+	for _, b := range a.cfg.Control.Broken() {
+		res.Broken = append(res.Broken, &chandlerv1.BrokenFile{Path: b.Path, Problems: wire.ProblemsToProto(b.Problems)})
 	}
 	return connect.NewResponse(res), nil
 }

@@ -564,8 +564,11 @@ func (x *ListRequest) GetProxies() bool {
 }
 
 type ListResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Objects       []*Object              `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Objects []*Object              `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	// Files of the plugins folder that cannot be read, or in which something
+	// cannot be made out; whatever the request asks for.
+	Broken        []*BrokenFile `protobuf:"bytes,2,rep,name=broken,proto3" json:"broken,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -607,6 +610,65 @@ func (x *ListResponse) GetObjects() []*Object {
 	return nil
 }
 
+func (x *ListResponse) GetBroken() []*BrokenFile {
+	if x != nil {
+		return x.Broken
+	}
+	return nil
+}
+
+type BrokenFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Problems      []*Problem             `protobuf:"bytes,2,rep,name=problems,proto3" json:"problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BrokenFile) Reset() {
+	*x = BrokenFile{}
+	mi := &file_chandler_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BrokenFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BrokenFile) ProtoMessage() {}
+
+func (x *BrokenFile) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BrokenFile.ProtoReflect.Descriptor instead.
+func (*BrokenFile) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *BrokenFile) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *BrokenFile) GetProblems() []*Problem {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
 type Object struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Ref        *ObjectRef             `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -627,7 +689,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[9]
+	mi := &file_chandler_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -639,7 +701,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[9]
+	mi := &file_chandler_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -652,7 +714,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Object) GetRef() *ObjectRef {
@@ -749,7 +811,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[10]
+	mi := &file_chandler_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +823,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[10]
+	mi := &file_chandler_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +836,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Status) GetObservedGeneration() int64 {
@@ -876,7 +938,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[11]
+	mi := &file_chandler_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +950,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[11]
+	mi := &file_chandler_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +963,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Condition) GetType() string {
@@ -962,7 +1024,7 @@ type Resolved struct {
 
 func (x *Resolved) Reset() {
 	*x = Resolved{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[12]
+	mi := &file_chandler_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1036,7 @@ func (x *Resolved) String() string {
 func (*Resolved) ProtoMessage() {}
 
 func (x *Resolved) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[12]
+	mi := &file_chandler_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1049,7 @@ func (x *Resolved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resolved.ProtoReflect.Descriptor instead.
 func (*Resolved) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Resolved) GetReference() string {
@@ -1066,7 +1128,7 @@ type ProxyStatus struct {
 
 func (x *ProxyStatus) Reset() {
 	*x = ProxyStatus{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[13]
+	mi := &file_chandler_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1140,7 @@ func (x *ProxyStatus) String() string {
 func (*ProxyStatus) ProtoMessage() {}
 
 func (x *ProxyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[13]
+	mi := &file_chandler_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1153,7 @@ func (x *ProxyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatus.ProtoReflect.Descriptor instead.
 func (*ProxyStatus) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ProxyStatus) GetNode() string {
@@ -1211,9 +1273,14 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\aproxies\x18\x05 \x01(\bR\aproxies\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"=\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"n\n" +
 	"\fListResponse\x12-\n" +
-	"\aobjects\x18\x01 \x03(\v2\x13.chandler.v1.ObjectR\aobjects\"\x97\x03\n" +
+	"\aobjects\x18\x01 \x03(\v2\x13.chandler.v1.ObjectR\aobjects\x12/\n" +
+	"\x06broken\x18\x02 \x03(\v2\x17.chandler.v1.BrokenFileR\x06broken\"R\n" +
+	"\n" +
+	"BrokenFile\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x120\n" +
+	"\bproblems\x18\x02 \x03(\v2\x14.chandler.v1.ProblemR\bproblems\"\x97\x03\n" +
 	"\x06Object\x12(\n" +
 	"\x03ref\x18\x01 \x01(\v2\x16.chandler.v1.ObjectRefR\x03ref\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1e\n" +
@@ -1303,7 +1370,7 @@ func file_chandler_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_chandler_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_chandler_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_chandler_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_chandler_v1_admin_proto_goTypes = []any{
 	(Action)(0),                   // 0: chandler.v1.Action
 	(*ObjectRef)(nil),             // 1: chandler.v1.ObjectRef
@@ -1315,14 +1382,15 @@ var file_chandler_v1_admin_proto_goTypes = []any{
 	(*DeleteResponse)(nil),        // 7: chandler.v1.DeleteResponse
 	(*ListRequest)(nil),           // 8: chandler.v1.ListRequest
 	(*ListResponse)(nil),          // 9: chandler.v1.ListResponse
-	(*Object)(nil),                // 10: chandler.v1.Object
-	(*Status)(nil),                // 11: chandler.v1.Status
-	(*Condition)(nil),             // 12: chandler.v1.Condition
-	(*Resolved)(nil),              // 13: chandler.v1.Resolved
-	(*ProxyStatus)(nil),           // 14: chandler.v1.ProxyStatus
-	nil,                           // 15: chandler.v1.ListRequest.LabelsEntry
-	nil,                           // 16: chandler.v1.Object.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*BrokenFile)(nil),            // 10: chandler.v1.BrokenFile
+	(*Object)(nil),                // 11: chandler.v1.Object
+	(*Status)(nil),                // 12: chandler.v1.Status
+	(*Condition)(nil),             // 13: chandler.v1.Condition
+	(*Resolved)(nil),              // 14: chandler.v1.Resolved
+	(*ProxyStatus)(nil),           // 15: chandler.v1.ProxyStatus
+	nil,                           // 16: chandler.v1.ListRequest.LabelsEntry
+	nil,                           // 17: chandler.v1.Object.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
 }
 var file_chandler_v1_admin_proto_depIdxs = []int32{
 	5,  // 0: chandler.v1.ApplyResponse.results:type_name -> chandler.v1.ObjectResult
@@ -1332,34 +1400,36 @@ var file_chandler_v1_admin_proto_depIdxs = []int32{
 	2,  // 4: chandler.v1.ObjectResult.warnings:type_name -> chandler.v1.Problem
 	1,  // 5: chandler.v1.DeleteRequest.refs:type_name -> chandler.v1.ObjectRef
 	5,  // 6: chandler.v1.DeleteResponse.results:type_name -> chandler.v1.ObjectResult
-	15, // 7: chandler.v1.ListRequest.labels:type_name -> chandler.v1.ListRequest.LabelsEntry
-	10, // 8: chandler.v1.ListResponse.objects:type_name -> chandler.v1.Object
-	1,  // 9: chandler.v1.Object.ref:type_name -> chandler.v1.ObjectRef
-	17, // 10: chandler.v1.Object.created:type_name -> google.protobuf.Timestamp
-	16, // 11: chandler.v1.Object.labels:type_name -> chandler.v1.Object.LabelsEntry
-	11, // 12: chandler.v1.Object.status:type_name -> chandler.v1.Status
-	12, // 13: chandler.v1.Status.conditions:type_name -> chandler.v1.Condition
-	13, // 14: chandler.v1.Status.resolved:type_name -> chandler.v1.Resolved
-	14, // 15: chandler.v1.Status.failures:type_name -> chandler.v1.ProxyStatus
-	14, // 16: chandler.v1.Status.proxies:type_name -> chandler.v1.ProxyStatus
-	2,  // 17: chandler.v1.Status.problems:type_name -> chandler.v1.Problem
-	2,  // 18: chandler.v1.Status.warnings:type_name -> chandler.v1.Problem
-	17, // 19: chandler.v1.Status.next_try:type_name -> google.protobuf.Timestamp
-	17, // 20: chandler.v1.Condition.last_transition:type_name -> google.protobuf.Timestamp
-	17, // 21: chandler.v1.Resolved.at:type_name -> google.protobuf.Timestamp
-	17, // 22: chandler.v1.ProxyStatus.next_try:type_name -> google.protobuf.Timestamp
-	17, // 23: chandler.v1.ProxyStatus.since:type_name -> google.protobuf.Timestamp
-	3,  // 24: chandler.v1.Admin.Apply:input_type -> chandler.v1.ApplyRequest
-	6,  // 25: chandler.v1.Admin.Delete:input_type -> chandler.v1.DeleteRequest
-	8,  // 26: chandler.v1.Admin.List:input_type -> chandler.v1.ListRequest
-	4,  // 27: chandler.v1.Admin.Apply:output_type -> chandler.v1.ApplyResponse
-	7,  // 28: chandler.v1.Admin.Delete:output_type -> chandler.v1.DeleteResponse
-	9,  // 29: chandler.v1.Admin.List:output_type -> chandler.v1.ListResponse
-	27, // [27:30] is the sub-list for method output_type
-	24, // [24:27] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	16, // 7: chandler.v1.ListRequest.labels:type_name -> chandler.v1.ListRequest.LabelsEntry
+	11, // 8: chandler.v1.ListResponse.objects:type_name -> chandler.v1.Object
+	10, // 9: chandler.v1.ListResponse.broken:type_name -> chandler.v1.BrokenFile
+	2,  // 10: chandler.v1.BrokenFile.problems:type_name -> chandler.v1.Problem
+	1,  // 11: chandler.v1.Object.ref:type_name -> chandler.v1.ObjectRef
+	18, // 12: chandler.v1.Object.created:type_name -> google.protobuf.Timestamp
+	17, // 13: chandler.v1.Object.labels:type_name -> chandler.v1.Object.LabelsEntry
+	12, // 14: chandler.v1.Object.status:type_name -> chandler.v1.Status
+	13, // 15: chandler.v1.Status.conditions:type_name -> chandler.v1.Condition
+	14, // 16: chandler.v1.Status.resolved:type_name -> chandler.v1.Resolved
+	15, // 17: chandler.v1.Status.failures:type_name -> chandler.v1.ProxyStatus
+	15, // 18: chandler.v1.Status.proxies:type_name -> chandler.v1.ProxyStatus
+	2,  // 19: chandler.v1.Status.problems:type_name -> chandler.v1.Problem
+	2,  // 20: chandler.v1.Status.warnings:type_name -> chandler.v1.Problem
+	18, // 21: chandler.v1.Status.next_try:type_name -> google.protobuf.Timestamp
+	18, // 22: chandler.v1.Condition.last_transition:type_name -> google.protobuf.Timestamp
+	18, // 23: chandler.v1.Resolved.at:type_name -> google.protobuf.Timestamp
+	18, // 24: chandler.v1.ProxyStatus.next_try:type_name -> google.protobuf.Timestamp
+	18, // 25: chandler.v1.ProxyStatus.since:type_name -> google.protobuf.Timestamp
+	3,  // 26: chandler.v1.Admin.Apply:input_type -> chandler.v1.ApplyRequest
+	6,  // 27: chandler.v1.Admin.Delete:input_type -> chandler.v1.DeleteRequest
+	8,  // 28: chandler.v1.Admin.List:input_type -> chandler.v1.ListRequest
+	4,  // 29: chandler.v1.Admin.Apply:output_type -> chandler.v1.ApplyResponse
+	7,  // 30: chandler.v1.Admin.Delete:output_type -> chandler.v1.DeleteResponse
+	9,  // 31: chandler.v1.Admin.List:output_type -> chandler.v1.ListResponse
+	29, // [29:32] is the sub-list for method output_type
+	26, // [26:29] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_chandler_v1_admin_proto_init() }
@@ -1373,7 +1443,7 @@ func file_chandler_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_chandler_v1_admin_proto_rawDesc), len(file_chandler_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
