@@ -44,7 +44,7 @@ func (s *stage) walk(ctx context.Context) error {
 			mark = "FAIL"
 			failed++
 		}
-		fmt.Printf("%s %2d  %-46s expected %-28s saw %-28s %8s\n", mark, i+1, st.what, st.expect, seen, time.Since(begin).Round(time.Millisecond))
+		fmt.Printf("%s %2d  %-51s expected %-11s saw %-11s %8s\n", mark, i+1, st.what, st.expect, seen, time.Since(begin).Round(time.Millisecond))
 	}
 	if failed > 0 {
 		return fmt.Errorf("%d of %d steps went otherwise than expected; logs are in %s", failed, len(s.steps()), s.dir)
@@ -64,10 +64,10 @@ func (s *stage) steps() []step {
 		{page + " with a wrong password", "401", s.page("Basic b2s6d3Jvbmc=", 401)},
 		{"GET / which no rule guards", "200", s.path("/", "", 200)},
 		{"metric istio_agent_wasm_cache_entries", "1", s.metric("istio_agent_wasm_cache_entries", "1")},
-		{"metric ..._cache_lookup_count{hit=\"false\"}", "1", s.metric(`istio_agent_wasm_cache_lookup_count{hit="false"}`, "1")},
-		{"metric ..._remote_fetch_count{result=\"success\"}", "1", s.metric(`istio_agent_wasm_remote_fetch_count{result="success"}`, "1")},
-		{"metric ..._config_conversion_count{\"success\"}", "1", s.metric(`istio_agent_wasm_config_conversion_count{result="success"}`, "1")},
-		{"metric ..._config_conversion_duration_count", "1", s.metric("istio_agent_wasm_config_conversion_duration_count", "1")},
+		{"metric istio_agent_wasm_cache_lookup_count misses", "1", s.metric(`istio_agent_wasm_cache_lookup_count{hit="false"}`, "1")},
+		{"metric istio_agent_wasm_remote_fetch_count good", "1", s.metric(`istio_agent_wasm_remote_fetch_count{result="success"}`, "1")},
+		{"metric istio_agent_wasm_config_conversion_count good", "1", s.metric(`istio_agent_wasm_config_conversion_count{result="success"}`, "1")},
+		{"metric istio_agent_wasm_config_conversion_duration", "1", s.metric("istio_agent_wasm_config_conversion_duration_count", "1")},
 		{"apply an update that cannot start", "Rejected", s.apply("broken", false, "Rejected")},
 		{"chandler describe tells the reason", "unreachable", s.describe("unreachable")},
 		{page + " without credentials, still", "401", s.page("", 401)},
