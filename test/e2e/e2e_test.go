@@ -15,7 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/testenv/module"
+	"chandler.dev/chandler/internal/testenv/registry"
 )
 
 // appended gives what plugins added to the request that the upstream saw, in
@@ -192,6 +194,52 @@ func TestSourcesAndPins(t *testing.T) {
 	}
 	sees(t, port, "file", "http", "oci", "pinned")
 }
+
+// A private registry: refused without a secret, pulled with one, and the secret
+// is in nothing that a proxy gets or a person sees.
+func TestPullSecret(t *testing.T) {
+	t.Parallel()
+	const password = "correct-horse-battery"
+	private, err := registry.Start(registry.Config{Username: "puller", Password: password, Token: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(private.Close)
+	w := newWorld(t)
+	port := freePort(t)
+	p := w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
+	client := fetch.New(fetch.Config{Dir: t.TempDir()})
+	t.Cleanup(client.Close)
+	ref := private.Addr + "/team/append:v1"
+	opts := fetch.PushOptions{Layout: fetch.LayoutImage, Credentials: fetch.NewCredentials(private.Addr, "puller", password)}
+	if _, err := client.Push(t.Context(), ref, module.Append(), opts); err != nil {
+		t.Fatal(err)
+	}
+	out, ok := w.cli(plugin("p", "oci://"+ref, tag("p")), "apply", "-f", "-", "--wait", "--timeout", "20s")
+	if ok || !strings.Contains(out, "Unauthorized") {
+		t.Errorf("without a secret: %s", out)
+	}
+	w.apply(fmt.Sprintf(`apiVersion: v1
+kind: Secret
+type: kubernetes.io/dockerconfigjson
+metadata: {name: pull, namespace: edge}
+stringData:
+  .dockerconfigjson: '{"auths":{%q:{"username":"puller","password":%q}}}'
+---
+`, private.Addr, password) + plugin("p", "oci://"+ref, tag("p"), "imagePullSecret: pull"))
+	sees(t, port, "p")
+	described, _ := w.cli("", "describe", "wasmplugin", "p", "-n", "edge")
+	for name, text := range map[string]string{
+		"describe": described, "get": first(w.cli("", "get", "-A", "-o", "yaml")),
+		"control log": w.control.tail(), "agent log": p.tail(), "agent report": fetchText(t, "http://"+p.admin+"/report"),
+	} {
+		if strings.Contains(text, password) {
+			t.Errorf("the password is in %s", name)
+		}
+	}
+}
+
+func first(out string, _ bool) string { return out }
 
 func TestFortyConnectionManagers(t *testing.T) {
 	t.Parallel()
