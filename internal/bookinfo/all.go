@@ -10,13 +10,23 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// All runs every service in one process: productpage on listen, the others on
-// free ports of loopback, the three versions of reviews at once. It writes a line
-// for each to out when all answer, and returns when ctx has ended.
-func All(ctx context.Context, listen string, out io.Writer) error {
+// Addresses says where All listens. Those that are empty are free ports of
+// loopback.
+type Addresses struct {
+	ProductPage, Details, Ratings string
+	Reviews                       [3]string // v1, v2, v3
+}
+
+// All runs every service in one process, the three versions of reviews at once.
+// It writes a line for each to out when all can be asked, and returns when ctx
+// has ended or one of them could not go on.
+func All(ctx context.Context, at Addresses, out io.Writer) error {
 	g, ctx := errgroup.WithContext(ctx)
 	var lines []string
 	start := func(name, addr string, h http.Handler) (string, error) {
+		if addr == "" {
+			addr = "127.0.0.1:0"
+		}
 		lis, err := net.Listen("tcp", addr)
 		if err != nil {
 			return "", fmt.Errorf("%s: %w", name, err)
@@ -26,7 +36,7 @@ func All(ctx context.Context, listen string, out io.Writer) error {
 		g.Go(func() error { return Serve(ctx, lis, h) })
 		return url, nil
 	}
-	err := startAll(start, listen)
+	err := startAll(start, at)
 	if err != nil {
 		g.Go(func() error { return err }) // ends those that run
 		return g.Wait()
@@ -37,27 +47,32 @@ func All(ctx context.Context, listen string, out io.Writer) error {
 	return g.Wait()
 }
 
-func startAll(start func(name, addr string, h http.Handler) (string, error), listen string) error {
-	const free = "127.0.0.1:0"
+// startAll starts from the back, as each needs the URLs of those that it asks.
+func startAll(start func(name, addr string, h http.Handler) (string, error), at Addresses) error {
 	var b Backends
 	var err error
-	if b.Ratings, err = start("ratings", free, Ratings()); err != nil {
+	if b.Ratings, err = start("ratings", at.Ratings, Ratings()); err != nil {
 		return err
 	}
-	for _, v := range []Version{V3, V2, V1} {
-		url, err := start("reviews-"+string(v), free, Reviews(v, b.Ratings))
+	b.Reviews = make([]string, len(at.Reviews))
+	versions := [len(at.Reviews)]Version{V1, V2, V3}
+	for i := len(versions) - 1; i >= 0; i-- {
+		v := versions[i]
+		h, err := Reviews(v, b.Ratings)
 		if err != nil {
 			return err
 		}
-		b.Reviews = append([]string{url}, b.Reviews...)
+		if b.Reviews[i], err = start("reviews-"+string(v), at.Reviews[i], h); err != nil {
+			return err
+		}
 	}
-	if b.Details, err = start("details", free, Details()); err != nil {
+	if b.Details, err = start("details", at.Details, Details()); err != nil {
 		return err
 	}
 	front, err := ProductPage(b)
 	if err != nil {
 		return err
 	}
-	_, err = start("productpage", listen, front)
+	_, err = start("productpage", at.ProductPage, front)
 	return err
 }

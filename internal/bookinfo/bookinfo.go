@@ -16,14 +16,25 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 )
 
 // Limits of everything that comes from outside.
 const (
 	maxBody    = 64 << 10
+	maxName    = 64   // bytes of the name of a user or a reviewer
 	maxRatings = 1000 // reviewers of a product
-	askTimeout = 2 * time.Second
+
+	readTimeout  = 5 * time.Second
+	writeTimeout = 15 * time.Second
+	grace        = 2 * time.Second
+	echoIdle     = 5 * time.Minute // a WebSocket without a message
+
+	// The front waits longer than the services behind it, so that one that hangs
+	// at the back is named by the one that asks it, and not taken for it.
+	frontTimeout   = 3 * time.Second
+	reviewsTimeout = 1500 * time.Millisecond
 )
 
 // Product is a book of the one-book shop.
@@ -84,8 +95,8 @@ var forwarded = []string{"end-user", "x-request-id", "traceparent"}
 // asker asks other services.
 type asker struct{ client *http.Client }
 
-func newAsker() asker {
-	return asker{&http.Client{Timeout: askTimeout, Transport: &http.Transport{
+func newAsker(timeout time.Duration) asker {
+	return asker{&http.Client{Timeout: timeout, Transport: &http.Transport{
 		MaxIdleConnsPerHost: 8, IdleConnTimeout: 10 * time.Second,
 	}}}
 }
@@ -112,26 +123,43 @@ func (a asker) ask(r *http.Request, url string, into any) error {
 	return json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(into)
 }
 
-// Serve answers on lis until ctx ends, and lets requests in flight finish.
+// Serve answers on lis until ctx ends. Then requests in flight may finish for
+// as long as grace; what is open after that, and every WebSocket, is closed. No
+// handler runs any more when it returns.
 func Serve(ctx context.Context, lis net.Listener, h http.Handler) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	// Requests live longer than ctx, or there would be no grace.
+	requests, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	var handlers sync.WaitGroup
 	srv := &http.Server{
-		Handler: http.MaxBytesHandler(h, maxBody), ReadHeaderTimeout: 5 * time.Second,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			handlers.Add(1)
+			defer handlers.Done()
+			http.MaxBytesHandler(h, maxBody).ServeHTTP(w, r)
+		}),
+		BaseContext:       func(net.Listener) context.Context { return requests },
+		ReadHeaderTimeout: readTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout,
 		IdleTimeout: time.Minute, MaxHeaderBytes: 32 << 10,
 	}
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
 		<-ctx.Done()
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		patience, cancel := context.WithTimeout(requests, grace)
 		defer cancel()
-		if srv.Shutdown(grace) != nil {
+		if srv.Shutdown(patience) != nil {
 			srv.Close()
 		}
+		cut() // Shutdown knows nothing of WebSockets
+		handlers.Wait()
 	}()
 	err := srv.Serve(lis)
-	if !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
+	stop()
 	<-stopped
-	return nil
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
 }

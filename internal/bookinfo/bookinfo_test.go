@@ -3,7 +3,11 @@ package bookinfo
 import (
 	"bufio"
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
@@ -24,7 +28,7 @@ func site(t *testing.T) string {
 	ctx, cancel := context.WithCancel(context.Background())
 	r, w := io.Pipe()
 	done := make(chan error, 1)
-	go func() { done <- All(ctx, "127.0.0.1:0", w) }()
+	go func() { done <- All(ctx, Addresses{ProductPage: "127.0.0.1:0"}, w) }()
 	lines := bufio.NewScanner(r)
 	front := ""
 	for range 6 {
@@ -115,9 +119,10 @@ func TestLogin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusBadRequest {
-		t.Errorf("a login without a name: %d", resp.StatusCode)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(b), "A user name has") {
+		t.Errorf("a login without a name: %d %s %v", resp.StatusCode, b, err)
 	}
 }
 
@@ -141,7 +146,11 @@ func TestServicesDown(t *testing.T) {
 		t.Errorf("ratings without their service: %d", w.Code)
 	}
 	w = httptest.NewRecorder()
-	Reviews(V2, nobody).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/reviews/0", nil))
+	reviews, err := Reviews(V2, nobody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reviews.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/reviews/0", nil))
 	if !strings.Contains(w.Body.String(), "not to be had") || w.Code != http.StatusOK {
 		t.Errorf("reviews without ratings: %d %s", w.Code, w.Body)
 	}
@@ -157,10 +166,27 @@ func TestRatings(t *testing.T) {
 	if w := post(`{"Reviewer1": 1, "New": 3}`); w.Code != 200 || !strings.Contains(w.Body.String(), `"New":3`) {
 		t.Errorf("a rating: %d %s", w.Code, w.Body)
 	}
-	for _, bad := range []string{`{"A": 6}`, `{"A": 0}`, `[`, ``} {
+	for _, bad := range []string{`{"A": 6}`, `{"A": 0}`, `{"": 3}`, `{"` + strings.Repeat("n", maxName+1) + `": 3}`, `[`, ``} {
 		if w := post(bad); w.Code != http.StatusBadRequest {
 			t.Errorf("%s: %d", bad, w.Code)
 		}
+	}
+	many := map[string]int{}
+	for i := range maxRatings {
+		many[fmt.Sprint("r", i)] = 1
+	}
+	b, err := json.Marshal(many)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w := post(string(b)); w.Code != http.StatusInsufficientStorage {
+		t.Errorf("more ratings than are kept: %d", w.Code)
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/ratings/0", nil))
+	var kept BookRatings
+	if err := json.Unmarshal(w.Body.Bytes(), &kept); err != nil || len(kept.Ratings) != 3 || kept.Ratings["Reviewer1"] != 1 {
+		t.Errorf("kept are %v, %v", kept, err)
 	}
 }
 
@@ -172,7 +198,7 @@ func TestForwardedHeaders(t *testing.T) {
 		writeJSON(w, 200, BookRatings{})
 	}))
 	defer backend.Close()
-	h, err := ProductPage(Backends{Ratings: backend.URL, Reviews: []string{backend.URL}})
+	h, err := ProductPage(Backends{Details: backend.URL, Ratings: backend.URL, Reviews: []string{backend.URL}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,5 +225,229 @@ func TestWebSocketEcho(t *testing.T) {
 	}
 	if _, b, err := conn.Read(ctx); err != nil || string(b) != "hello" {
 		t.Errorf("got %q, %v", b, err)
+	}
+}
+
+// serve runs h until the test or stop ends it; ended gives what Serve said.
+func serve(t *testing.T, h http.Handler) (addr string, stop func(), ended <-chan error) {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, lis, h) }()
+	return lis.Addr().String(), cancel, done
+}
+
+// Every service answers by itself, not only behind the page.
+func TestEachService(t *testing.T) {
+	ratings := httptest.NewServer(Ratings())
+	defer ratings.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	services := map[string]http.Handler{"/details/0": Details(), "/ratings/0": Ratings()}
+	for _, v := range []Version{V1, V2, V3} {
+		h, err := Reviews(v, ratings.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		services["/reviews/0?"+string(v)] = h
+	}
+	for path, h := range services {
+		srv := httptest.NewServer(h)
+		for at, want := range map[string]int{path: 200, "/health": 200, strings.Replace(path, "0", "9", 1): 404, "/": 404} {
+			if code, body := get(t, http.DefaultClient, srv.URL+at); code != want {
+				t.Errorf("%s of %s: %d %s", at, path, code, body)
+			}
+		}
+		srv.Close()
+	}
+}
+
+// One service that is down takes only its own part of the page with it.
+func TestOneServiceDown(t *testing.T) {
+	const nobody = "http://127.0.0.1:1"
+	details := httptest.NewServer(Details())
+	defer details.Close()
+	v3, err := Reviews(V3, nobody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reviews := httptest.NewServer(v3)
+	defer reviews.Close()
+	page := func(b Backends) string {
+		h, err := ProductPage(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/productpage", nil))
+		if w.Code != http.StatusOK {
+			t.Errorf("the page: %d", w.Code)
+		}
+		return w.Body.String()
+	}
+	for _, c := range []struct {
+		backends   Backends
+		has, hasnt string
+	}{
+		{Backends{nobody, nobody, []string{reviews.URL}}, "details service does not answer", "reviews service does not answer"},
+		{Backends{details.URL, nobody, []string{nobody}}, "reviews service does not answer", "details service does not answer"},
+		{Backends{details.URL, nobody, []string{reviews.URL}}, "ratings are not to be had", "does not answer"},
+	} {
+		if body := page(c.backends); !strings.Contains(body, c.has) || strings.Contains(body, c.hasnt) {
+			t.Errorf("with %+v the page is %s", c.backends, body)
+		}
+	}
+}
+
+// Ratings that hang are told as such: the reviews still come in time.
+func TestRatingsHang(t *testing.T) {
+	t.Parallel()
+	hang := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	defer hang.Close()
+	v2, err := Reviews(V2, hang.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reviews := httptest.NewServer(v2)
+	defer reviews.Close()
+	h, err := ProductPage(Backends{Details: reviews.URL, Ratings: hang.URL, Reviews: []string{reviews.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/productpage", nil))
+	if body := w.Body.String(); !strings.Contains(body, "ratings are not to be had") || !strings.Contains(body, "Served by reviews v2") {
+		t.Errorf("the page is %s", body)
+	}
+}
+
+func TestWrongBackends(t *testing.T) {
+	const ok = "http://127.0.0.1:1"
+	for _, b := range []Backends{
+		{}, {ok, ok, nil}, {ok, ok, []string{ok, ""}}, {"127.0.0.1:80", ok, []string{ok}}, {ok, "ftp://x", []string{ok}},
+	} {
+		if _, err := ProductPage(b); err == nil {
+			t.Errorf("%+v is taken", b)
+		}
+	}
+	if _, err := Reviews("v4", ok); err == nil {
+		t.Error("there is a v4")
+	}
+	if _, err := Reviews(V2, ""); err == nil {
+		t.Error("v2 goes without ratings")
+	}
+}
+
+// A request in flight ends well when the server is told to stop.
+func TestStopLetsRequestsFinish(t *testing.T) {
+	arrived, leave := make(chan struct{}), make(chan struct{})
+	addr, stop, ended := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(arrived)
+		<-leave
+		if r.Context().Err() != nil {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	}))
+	code := make(chan int, 1)
+	go func() {
+		resp, err := http.Get("http://" + addr)
+		if err != nil {
+			code <- 0
+			return
+		}
+		resp.Body.Close()
+		code <- resp.StatusCode
+	}()
+	<-arrived
+	stop()
+	// The listener is closed first; from then on the server is stopping.
+	for until := time.Now().Add(grace); time.Now().Before(until); {
+		c, err := net.DialTimeout("tcp", addr, time.Second)
+		if err != nil {
+			break
+		}
+		c.Close()
+	}
+	close(leave)
+	if got := <-code; got != http.StatusOK {
+		t.Errorf("the request in flight got %d", got)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// A request that never ends is cut after the grace, an idle WebSocket at once.
+func TestStopCutsTheRest(t *testing.T) {
+	t.Parallel()
+	arrived := make(chan struct{})
+	addr, stop, ended := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/ws" {
+			echo(w, r)
+			return
+		}
+		close(arrived)
+		<-r.Context().Done()
+	}))
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	conn, _, err := websocket.Dial(ctx, "ws://"+addr+"/ws", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.CloseNow()
+	failed := make(chan error, 1)
+	go func() {
+		resp, err := http.Get("http://" + addr)
+		if err == nil {
+			resp.Body.Close()
+		}
+		failed <- err
+	}()
+	<-arrived
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if <-failed == nil {
+		t.Error("a request without an end was answered")
+	}
+	if _, _, err := conn.Read(ctx); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the WebSocket is still open: %v", err)
+	}
+}
+
+// A port that is taken ends everything, and says which service wanted it.
+func TestPortTaken(t *testing.T) {
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lis.Close()
+	err = All(t.Context(), Addresses{ProductPage: lis.Addr().String()}, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "productpage") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestBodyIsBounded(t *testing.T) {
+	addr, stop, ended := serve(t, Ratings())
+	resp, err := http.Post("http://"+addr+"/ratings/0", "application/json", strings.NewReader(`{"A": 1`+strings.Repeat(" ", maxBody)+`}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("a body over the limit: %d", resp.StatusCode)
+	}
+	http.DefaultClient.CloseIdleConnections()
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

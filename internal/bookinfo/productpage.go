@@ -2,10 +2,15 @@ package bookinfo
 
 import (
 	"bytes"
+	"context"
 	"embed"
+	"errors"
+	"fmt"
 	"html/template"
 	"net/http"
+	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/coder/websocket"
@@ -26,8 +31,9 @@ type page struct {
 	Title   string
 	User    string
 	Product Product
-	Details *BookDetails
-	Reviews *BookReviews
+	Details *BookDetails // nil: the service does not answer
+	Reviews *BookReviews // likewise
+	Refused string       // why a login failed
 }
 
 // productPage is the service that people look at.
@@ -43,7 +49,18 @@ type productPage struct {
 //	GET /  /productpage  /logout  /health     POST /login
 //	GET /api/v1/products[/{id}[/reviews|/ratings]]
 //	GET /ws                                  a WebSocket that echoes
+//
+// It is an error when a URL is not one of http or https with a host, or when
+// there is none for reviews.
 func ProductPage(b Backends) (http.Handler, error) {
+	if len(b.Reviews) == 0 {
+		return nil, errors.New("at least one URL of reviews is needed")
+	}
+	for _, raw := range append([]string{b.Details, b.Ratings}, b.Reviews...) {
+		if err := serviceURL(raw); err != nil {
+			return nil, err
+		}
+	}
 	stars := func(n int) string {
 		return strings.Repeat("★", max(0, min(n, 5))) + strings.Repeat("☆", 5-max(0, min(n, 5)))
 	}
@@ -51,14 +68,14 @@ func ProductPage(b Backends) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &productPage{backends: b, asker: newAsker(), templates: t}
+	p := &productPage{backends: b, asker: newAsker(frontTimeout), templates: t}
 	mux := http.NewServeMux()
 	withHealth(mux, "productpage")
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
-		p.render(w, "index.html", page{Title: "Bookinfo", User: user(r)})
+		p.render(w, http.StatusOK, "index.html", page{Title: "Bookinfo", User: user(r)})
 	})
 	mux.HandleFunc("GET /productpage", p.product)
-	mux.HandleFunc("POST /login", login)
+	mux.HandleFunc("POST /login", p.login)
 	mux.HandleFunc("GET /logout", logout)
 	mux.HandleFunc("GET /ws", echo)
 	mux.HandleFunc("GET /api/v1/products", func(w http.ResponseWriter, _ *http.Request) {
@@ -70,14 +87,26 @@ func ProductPage(b Backends) (http.Handler, error) {
 	return mux, nil
 }
 
+// serviceURL says what is wrong with the URL of a service.
+func serviceURL(raw string) error {
+	u, err := url.Parse(raw)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return fmt.Errorf("%q is no URL of a service, such as http://127.0.0.1:9081", raw)
+	}
+	return nil
+}
+
 // render writes a page whole or not at all.
-func (p *productPage) render(w http.ResponseWriter, name string, v page) {
+func (p *productPage) render(w http.ResponseWriter, status int, name string, v page) {
 	var b bytes.Buffer
 	if err := p.templates.ExecuteTemplate(&b, name, v); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
 	_, _ = w.Write(b.Bytes())
 }
 
@@ -86,15 +115,21 @@ func (p *productPage) product(w http.ResponseWriter, r *http.Request) {
 	r = asUser(r)
 	book := products()[0]
 	v := page{Title: book.Title, User: user(r), Product: book}
-	var details BookDetails
-	if p.asker.ask(r, p.backends.Details+"/details/0", &details) == nil {
-		v.Details = &details
-	}
-	var reviews BookReviews
-	if p.asker.ask(r, p.nextReviews()+"/reviews/0", &reviews) == nil {
-		v.Reviews = &reviews
-	}
-	p.render(w, "product.html", v)
+	var both sync.WaitGroup
+	both.Go(func() {
+		var details BookDetails
+		if p.asker.ask(r, p.backends.Details+"/details/0", &details) == nil {
+			v.Details = &details
+		}
+	})
+	both.Go(func() {
+		var reviews BookReviews
+		if p.asker.ask(r, p.nextReviews()+"/reviews/0", &reviews) == nil {
+			v.Reviews = &reviews
+		}
+	})
+	both.Wait()
+	p.render(w, http.StatusOK, "product.html", v)
 }
 
 func (p *productPage) nextReviews() string {
@@ -128,10 +163,8 @@ func relay[T any](w http.ResponseWriter, r *http.Request, a asker, url string) {
 // no secrets.
 const userCookie = "bookinfo-user"
 
-const maxUser = 64
-
 func user(r *http.Request) string {
-	if c, err := r.Cookie(userCookie); err == nil {
+	if c, err := r.Cookie(userCookie); err == nil && len(c.Value) <= maxName {
 		return c.Value
 	}
 	return ""
@@ -145,15 +178,18 @@ func asUser(r *http.Request) *http.Request {
 	return r
 }
 
-func login(w http.ResponseWriter, r *http.Request) {
+func (p *productPage) login(w http.ResponseWriter, r *http.Request) {
 	name := strings.Map(func(c rune) rune {
 		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.' {
 			return c
 		}
 		return -1
 	}, r.PostFormValue("username"))
-	if name == "" || len(name) > maxUser {
-		problem(w, http.StatusBadRequest, "a user name of 1 to 64 letters and digits is needed")
+	if name == "" || len(name) > maxName {
+		p.render(w, http.StatusBadRequest, "index.html", page{
+			Title: "Bookinfo", User: user(r),
+			Refused: fmt.Sprintf("A user name has 1 to %d letters and digits.", maxName),
+		})
 		return
 	}
 	http.SetCookie(w, &http.Cookie{Name: userCookie, Value: name, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode})
@@ -165,7 +201,8 @@ func logout(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, "/productpage", http.StatusSeeOther)
 }
 
-// echo answers every message of a WebSocket with itself.
+// echo answers every message of a WebSocket with itself, until nothing comes
+// for echoIdle or the server ends.
 func echo(w http.ResponseWriter, r *http.Request) {
 	conn, err := websocket.Accept(w, r, nil)
 	if err != nil {
@@ -174,9 +211,15 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	defer conn.CloseNow()
 	conn.SetReadLimit(maxBody)
 	for {
-		kind, b, err := conn.Read(r.Context())
-		if err != nil || conn.Write(r.Context(), kind, b) != nil {
+		if !echoOne(r.Context(), conn) {
 			return
 		}
 	}
+}
+
+func echoOne(ctx context.Context, conn *websocket.Conn) bool {
+	ctx, cancel := context.WithTimeout(ctx, echoIdle)
+	defer cancel()
+	kind, b, err := conn.Read(ctx)
+	return err == nil && conn.Write(ctx, kind, b) == nil
 }

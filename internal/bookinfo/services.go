@@ -2,6 +2,7 @@ package bookinfo
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"sync"
@@ -61,7 +62,11 @@ func Ratings() http.Handler {
 			problem(w, http.StatusBadRequest, "the body must be an object of reviewer and stars")
 			return
 		}
-		for _, stars := range given {
+		for name, stars := range given {
+			if name == "" || len(name) > maxName {
+				problem(w, http.StatusBadRequest, fmt.Sprintf("a reviewer's name has 1 to %d bytes", maxName))
+				return
+			}
 			if stars < 1 || stars > 5 {
 				problem(w, http.StatusBadRequest, "stars go from 1 to 5")
 				return
@@ -119,9 +124,18 @@ type Rating struct {
 }
 
 // Reviews gives the service of opinions in one version: GET /reviews/{id}.
-// ratings is the URL of the ratings service.
-func Reviews(version Version, ratings string) http.Handler {
-	asker := newAsker()
+// ratings is the URL of the ratings service, which V1 does not need. It is an
+// error when there is no such version or the URL is none.
+func Reviews(version Version, ratings string) (http.Handler, error) {
+	if version != V1 && version != V2 && version != V3 {
+		return nil, fmt.Errorf("%q is no version of reviews; they are v1, v2 and v3", version)
+	}
+	if version != V1 {
+		if err := serviceURL(ratings); err != nil {
+			return nil, fmt.Errorf("reviews %s need the ratings: %w", version, err)
+		}
+	}
+	asker := newAsker(reviewsTimeout)
 	mux := http.NewServeMux()
 	withHealth(mux, "reviews")
 	mux.HandleFunc("GET /reviews/{id}", knownProduct(func(w http.ResponseWriter, r *http.Request, p Product) {
@@ -142,5 +156,5 @@ func Reviews(version Version, ratings string) http.Handler {
 		}
 		writeJSON(w, http.StatusOK, reviews)
 	}))
-	return mux
+	return mux, nil
 }
