@@ -118,6 +118,7 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 	flags.StringVar(&cfg.Admin, "admin", "127.0.0.1:9912", "address of health and metrics; empty for none")
 	flags.StringVar(&cfg.Envoy, "envoy", "envoy", "Envoy binary")
 	flags.DurationVar(&cfg.Drain, "drain", 10*time.Second, "how long Envoy may finish what it serves when it is stopped")
+	flags.BoolVar(&cfg.LeaveEnvoy, "leave-envoy", false, "leave Envoy running when the agent is stopped; the next agent adopts it")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 

@@ -50,6 +50,8 @@ type Config struct {
 	HostEnv map[string]string
 	// Drain bounds the time from a request to stop to Envoy's end; default 10 s.
 	Drain time.Duration
+	// LeaveEnvoy leaves Envoy running when Run ends, for the next agent.
+	LeaveEnvoy bool
 	// DialOptions are used towards the control plane; default: no TLS.
 	DialOptions []grpc.DialOption
 	// EnvoyLog gets a copy of Envoy's log; nil: nobody.
@@ -70,6 +72,10 @@ type Agent struct {
 	envoyAdmin *adminClient
 	envoyLog   *envoyLog
 	process    *envoyProcess
+	adopted    bool // the process was left behind by the agent before
+
+	lastGood Restored
+	restored bool // lastGood was on disk
 
 	state    *State
 	store    *store.Store
@@ -170,11 +176,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		return fmt.Errorf("the Envoy %s at %s has no filter chain filter (envoy.filters.http.filter_chain); use 1.39 or newer", a.binary.version, a.binary.path)
 	}
 	a.cfg.Node.EnvoyVersion = a.binary.version
-	sockets, remove, err := socketDir(a.envoyDir())
+	sockets, err := socketDir(a.envoyDir())
 	if err != nil {
 		return err
 	}
-	defer remove()
 	if err := a.derive(sockets); err != nil {
 		return err
 	}
@@ -190,8 +195,8 @@ func (a *Agent) openDirectory() (*durable.DirLock, error) {
 	return durable.Lock(a.cfg.Data)
 }
 
-// derive writes the bootstrap that Envoy will run: the user's, with its
-// listeners moved to a file and slots put into them.
+// derive makes the bootstrap that Envoy will run: the user's, with its listeners
+// moved to a file and slots put into them.
 func (a *Agent) derive(sockets string) error {
 	var file []byte
 	if a.envoyArgs.configPath != "" {
@@ -210,12 +215,6 @@ func (a *Agent) derive(sockets string) error {
 	}
 	for _, warning := range a.derived.Warnings {
 		a.log.Warn("envoy configuration", "warning", warning)
-	}
-	if err := durable.Write(durable.OS(), a.derived.ListenersFile, a.derived.Listeners); err != nil {
-		return err
-	}
-	if err := durable.Write(durable.OS(), a.bootstrapPath(), a.derived.Bootstrap); err != nil {
-		return err
 	}
 	a.envoyAdmin = newAdminClient(a.derived.Admin.Network, a.derived.Admin.Address)
 	return nil
@@ -251,7 +250,15 @@ func (a *Agent) run(ctx context.Context, socket string) error {
 		Jitter:   rand.Float64,
 	})
 	a.cfg.Node.Features = a.state.set.Features
-	a.known.Store(&map[string]string{})
+	var err error
+	if a.lastGood, a.restored, err = loadLastGood(a.cfg.Data); err != nil {
+		a.log.Error("last good set", "error", err)
+	}
+	known := make(map[string]string, len(a.lastGood.Versions))
+	for _, v := range a.lastGood.Versions {
+		known[v.Key.String()] = v.Version
+	}
+	a.known.Store(&known)
 	a.reporter = &reporter{node: wire.NodeToProto(a.cfg.Node), changed: make(chan struct{}, 1)}
 	a.loader = &loader{
 		store: a.store, node: wire.NodeToProto(a.cfg.Node), metrics: a.metrics,
@@ -272,7 +279,7 @@ func (a *Agent) run(ctx context.Context, socket string) error {
 		_ = g.Wait()
 		return err
 	}
-	err := a.loop(ctx, services)
+	err = a.loop(ctx, services)
 	cancel()
 	a.loader.wait()
 	if waitErr := g.Wait(); err == nil && !errors.Is(waitErr, context.Canceled) {
@@ -291,6 +298,7 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket str
 		return err
 	}
 	a.ads = envoyads.New(envoyads.Config{Log: a.log, Events: func(ev envoyads.Event) { a.envoyEvent(ctx, ev) }})
+	a.envoyLog = a.openEnvoyLog()
 	g.Go(func() error { return a.ads.Serve(ctx, ads) })
 	if a.cfg.Admin != "" {
 		lis, err := net.Listen("tcp", a.cfg.Admin)
@@ -299,30 +307,9 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket str
 		}
 		g.Go(func() error { return serveHTTP(ctx, lis, a.adminHandler(a.cfg.Metrics)) })
 	}
-	if len(a.cfg.Control) > 0 {
-		g.Go(func() error { return a.followControl(ctx) })
-	}
-	return a.startEnvoy(ctx, g)
-}
-
-func (a *Agent) startEnvoy(ctx context.Context, g *errgroup.Group) error {
-	logPath := a.envoyArgs.logPath
-	own := logPath == ""
-	if own {
-		logPath = filepath.Join(a.envoyDir(), "envoy.log")
-		_ = os.Rename(logPath, logPath+".1")
-	}
-	a.envoyLog = &envoyLog{path: logPath, out: a.cfg.EnvoyLog, own: own}
-	if st, err := os.Stat(logPath); err == nil {
-		a.envoyLog.offset = st.Size()
-	}
-	drain := strconv.Itoa(max(1, int(a.cfg.Drain/time.Second)))
-	process, err := startEnvoy(a.binary, a.envoyArgs.commandLine(a.bootstrapPath(), drain), logPath)
-	if err != nil {
+	if err := a.takeEnvoy(); err != nil {
 		return err
 	}
-	a.process = process
-	a.log.Info("envoy started", "version", a.binary.version, "pid", process.cmd.Process.Pid)
 	g.Go(func() error { a.envoyLog.run(ctx); return nil })
 	g.Go(func() error {
 		switch err := a.envoyAdmin.awaitListeners(ctx, 20*time.Millisecond); {
@@ -333,7 +320,60 @@ func (a *Agent) startEnvoy(ctx context.Context, g *errgroup.Group) error {
 		}
 		return nil
 	})
+	if len(a.cfg.Control) > 0 {
+		g.Go(func() error { return a.followControl(ctx) })
+	}
 	return nil
+}
+
+// openEnvoyLog follows Envoy's log from where it ends now.
+func (a *Agent) openEnvoyLog() *envoyLog {
+	l := &envoyLog{path: a.envoyArgs.logPath, out: a.cfg.EnvoyLog}
+	if l.path == "" {
+		l.path, l.own = filepath.Join(a.envoyDir(), "envoy.log"), true
+	}
+	if st, err := os.Stat(l.path); err == nil {
+		l.offset = st.Size()
+	}
+	return l
+}
+
+// takeEnvoy gets an Envoy: the one that the agent before left behind, if it is
+// of the same program and configuration and there is a last good set to go on
+// with; else a new one, after that has ended.
+func (a *Agent) takeEnvoy() error {
+	config := string(chandler.Digest[string](append(append([]byte(nil), a.derived.Bootstrap...), a.derived.Listeners...)))
+	record, process := leftBehind(a.envoyDir())
+	if process != nil {
+		if a.restored && record.Binary == a.binary.digest && record.Config == config {
+			a.process, a.adopted = process, true
+			a.log.Info("envoy adopted", "version", a.binary.version, "pid", record.PID)
+			return nil
+		}
+		a.log.Info("an Envoy of another program or configuration is stopped first", "pid", record.PID)
+		process.stop(newAdminClient(record.AdminNetwork, record.AdminAddress), a.cfg.Drain)
+	}
+	for path, content := range map[string][]byte{a.derived.ListenersFile: a.derived.Listeners, a.bootstrapPath(): a.derived.Bootstrap} {
+		if err := durable.Write(durable.OS(), path, content); err != nil {
+			return err
+		}
+	}
+	drain := strconv.Itoa(max(1, int(a.cfg.Drain/time.Second)))
+	started, err := startEnvoy(a.binary, a.envoyArgs.commandLine(a.bootstrapPath(), drain), a.envoyLog.path)
+	if err != nil {
+		return err
+	}
+	a.process = started
+	pid := started.proc.Pid
+	a.log.Info("envoy started", "version", a.binary.version, "pid", pid)
+	begun, ok := processStart(pid)
+	if !ok {
+		return nil // it has ended, or this system cannot tell: nothing to adopt later
+	}
+	return saveProcess(a.envoyDir(), processRecord{
+		PID: pid, Started: begun, Binary: a.binary.digest, Config: config,
+		AdminNetwork: a.derived.Admin.Network, AdminAddress: a.derived.Admin.Address,
+	})
 }
 
 // send hands a message to the goroutine that owns the state.
@@ -348,14 +388,10 @@ func (a *Agent) send(ctx context.Context, m message) bool {
 
 // loop owns the state. It returns when Envoy has ended.
 func (a *Agent) loop(ctx, services context.Context) error {
-	last, ok, err := loadLastGood(a.cfg.Data)
-	if err != nil {
-		a.log.Error("last good set", "error", err)
+	if a.restored {
+		a.step(services, message{event: a.lastGood})
 	}
-	if ok {
-		a.step(services, message{event: last})
-	}
-	a.step(services, message{event: EnvoyStarted{Envoy: a.binary.digest}})
+	a.step(services, message{event: EnvoyStarted{Envoy: a.binary.digest, Open: a.adopted}})
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
@@ -376,6 +412,10 @@ func (a *Agent) loop(ctx, services context.Context) error {
 		case <-a.process.done:
 			return &ExitError{Code: a.process.exitCode(), Log: a.envoyLog.tail(20)}
 		case <-ctx.Done():
+			if a.cfg.LeaveEnvoy {
+				a.log.Info("envoy is left running", "pid", a.process.proc.Pid)
+				return nil
+			}
 			a.log.Info("draining envoy", "at most", a.cfg.Drain)
 			a.process.stop(a.envoyAdmin, a.cfg.Drain)
 			return nil

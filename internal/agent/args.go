@@ -85,8 +85,11 @@ func (a *envoyArgs) commandLine(bootstrap, drainSeconds string) []string {
 	if a.serviceCluster != "" {
 		args = append(args, "--service-cluster", a.serviceCluster)
 	}
-	if !a.has("--base-id", "--use-dynamic-base-id", "--disable-hot-restart") {
-		args = append(args, "--use-dynamic-base-id")
+	// With hot restart compiled in and not disabled, Envoy asks the kernel for a
+	// SIGTERM when the thread that started it ends. The agent's threads come and
+	// go, and Envoy is to outlive even the agent.
+	if !a.has("--disable-hot-restart") {
+		args = append(args, "--disable-hot-restart")
 	}
 	// The listeners come from a file now; what is unknown in them stays an error,
 	// as it was in the user's own.

@@ -105,9 +105,7 @@ func (s *State) settleSlots() []Effect {
 	if !s.seeded || s.envoy == "" {
 		return nil
 	}
-	if !s.open && s.awaitsGood() {
-		return nil
-	}
+	awaits := s.awaitsGood()
 	chosen := map[chandler.Key]member{}
 	for _, key := range s.sortedKeys() {
 		if m, ok := s.choose(s.plugins[key]); ok {
@@ -116,7 +114,7 @@ func (s *State) settleSlots() []Effect {
 	}
 	var effects []Effect
 	for _, sl := range s.slots {
-		if !sl.subscribed || sl.sent != nil {
+		if !sl.subscribed || sl.sent != nil || sl.acked == nil && awaits {
 			continue
 		}
 		next := s.next(sl, chosen)
@@ -137,11 +135,9 @@ func (s *State) settleSlots() []Effect {
 }
 
 // awaitsGood tells whether a module of the last good set is still being read
-// from disk: listeners wait for that, as it takes no network.
+// from disk. The first content of a slot waits for that, as it takes no network:
+// listeners do not open, and an Envoy that was left behind keeps what it has.
 func (s *State) awaitsGood() bool {
-	if s.goodEnvoy != s.envoy {
-		return false
-	}
 	for _, p := range s.plugins {
 		if p.good == nil {
 			continue

@@ -11,11 +11,9 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"chandler.dev/chandler"
@@ -81,85 +79,6 @@ func fileDigest(path string) (string, error) {
 		return "", err
 	}
 	return chandler.DigestOf[string](h.Sum(nil)), nil
-}
-
-// envoyProcess is a running Envoy.
-type envoyProcess struct {
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
-	err  error         // valid then
-}
-
-// startEnvoy runs Envoy in a process group of its own, so that a terminal's
-// interrupt reaches the agent alone, which then drains.
-func startEnvoy(bin envoyBinary, args []string, logPath string) (*envoyProcess, error) {
-	stderr, err := os.OpenFile(logPath, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer stderr.Close()
-	p := &envoyProcess{cmd: exec.Command(bin.path, args...), done: make(chan struct{})}
-	p.cmd.Stdout = os.Stdout
-	p.cmd.Stderr = stderr
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start Envoy: %w", err)
-	}
-	go func() {
-		p.err = p.cmd.Wait()
-		close(p.done)
-	}()
-	return p, nil
-}
-
-// exitCode is Envoy's own, or 128 and the signal as shells count.
-func (p *envoyProcess) exitCode() int {
-	var exit *exec.ExitError
-	if errors.As(p.err, &exit) {
-		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-			return 128 + int(ws.Signal())
-		}
-		return exit.ExitCode()
-	}
-	if p.err != nil {
-		return 1
-	}
-	return 0
-}
-
-// stop lets Envoy finish what it is serving, for at most drain, and ends it.
-func (p *envoyProcess) stop(admin *adminClient, drain time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), drain)
-	defer cancel()
-	if _, err := admin.post(ctx, "/drain_listeners?graceful&skip_exit"); err == nil {
-		p.awaitIdle(ctx, admin)
-	}
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-p.done:
-	case <-time.After(5 * time.Second):
-		_ = p.cmd.Process.Kill()
-		<-p.done
-	}
-}
-
-// awaitIdle waits until no connection is open on the listeners.
-func (p *envoyProcess) awaitIdle(ctx context.Context, admin *adminClient) {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		active, err := admin.activeConnections(ctx)
-		if err == nil && active == 0 {
-			return
-		}
-		select {
-		case <-p.done:
-			return
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
 }
 
 // adminClient speaks to Envoy's admin interface.
@@ -257,22 +176,3 @@ func (c *adminClient) awaitListeners(ctx context.Context, step time.Duration) er
 }
 
 var errListenersRefused = errors.New("envoy refused the listeners")
-
-// socketDir gives a directory for Unix sockets whose path is short enough for
-// the kernel (108 bytes): dir itself, or a private one under the temporary
-// directory that the caller removes.
-func socketDir(dir string) (path string, remove func(), err error) {
-	const longest = 80 // leaves room for the sockets' names
-	abs, err := filepath.Abs(dir)
-	if err != nil {
-		return "", nil, err
-	}
-	if len(abs) <= longest {
-		return abs, func() {}, nil
-	}
-	tmp, err := os.MkdirTemp(os.TempDir(), "chandler-")
-	if err != nil {
-		return "", nil, err
-	}
-	return tmp, func() { os.RemoveAll(tmp) }, nil
-}

@@ -166,8 +166,12 @@ type (
 		Size   int64
 		Err    *LoadError
 	}
-	// EnvoyStarted tells that a new Envoy of this binary digest begins.
-	EnvoyStarted struct{ Envoy string }
+	// EnvoyStarted tells that an Envoy of this binary digest is there. Open: it
+	// serves already, and was left behind by the agent before.
+	EnvoyStarted struct {
+		Envoy string
+		Open  bool
+	}
 	// ListenersOpen tells that all its listeners are active.
 	ListenersOpen struct{}
 	// Subscribed tells that Envoy asks for a slot. Version is what it already

@@ -21,7 +21,7 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 	case Loaded:
 		s.loaded(ev, now)
 	case EnvoyStarted:
-		s.envoyStarted(ev.Envoy)
+		s.envoyStarted(ev)
 	case ListenersOpen:
 		s.open = true
 	case Subscribed:
@@ -173,8 +173,8 @@ func backoff(attempt uint32, least, most time.Duration) time.Duration {
 
 // envoyStarted forgets what the Envoy before had: a new one has nothing, and a
 // version that was refused is worth another try.
-func (s *State) envoyStarted(digest string) {
-	s.envoy, s.open = digest, false
+func (s *State) envoyStarted(ev EnvoyStarted) {
+	s.envoy, s.open = ev.Envoy, ev.Open
 	for _, sl := range s.slots {
 		*sl = slot{Slot: sl.Slot, name: sl.name}
 	}

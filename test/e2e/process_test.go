@@ -58,7 +58,7 @@ func TestStopLosesNoRequest(t *testing.T) {
 	}
 }
 
-var envoyPid = regexp.MustCompile(`envoy started.*pid=(\d+)`)
+var envoyPid = regexp.MustCompile(`envoy (?:started|adopted).*pid=(\d+)`)
 
 // An Envoy that ends by itself ends its agent, with the same code and its last
 // words.

@@ -1,0 +1,209 @@
+package agent
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"chandler.dev/chandler/internal/durable"
+)
+
+// envoyProcess is a running Envoy, started by this agent or by the one before.
+type envoyProcess struct {
+	proc *os.Process
+	done chan struct{} // closed when it has ended
+	err  error         // valid then
+}
+
+// startEnvoy runs Envoy in a process group of its own, so that a terminal's
+// interrupt reaches the agent alone, which then drains.
+func startEnvoy(bin envoyBinary, args []string, logPath string) (*envoyProcess, error) {
+	stderr, err := os.OpenFile(logPath, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer stderr.Close()
+	cmd := exec.Command(bin.path, args...)
+	cmd.Stdout = os.Stdout
+	cmd.Stderr = stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start Envoy: %w", err)
+	}
+	p := &envoyProcess{proc: cmd.Process, done: make(chan struct{})}
+	go func() {
+		p.err = cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// exitCode is Envoy's own, or 128 and the signal as shells count.
+func (p *envoyProcess) exitCode() int {
+	var exit *exec.ExitError
+	if errors.As(p.err, &exit) {
+		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			return 128 + int(ws.Signal())
+		}
+		return exit.ExitCode()
+	}
+	if p.err != nil {
+		return 1
+	}
+	return 0
+}
+
+// stop lets Envoy finish what it is serving, for at most drain, and ends it.
+func (p *envoyProcess) stop(admin *adminClient, drain time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), drain)
+	defer cancel()
+	if _, err := admin.post(ctx, "/drain_listeners?graceful&skip_exit"); err == nil {
+		p.awaitIdle(ctx, admin)
+	}
+	_ = p.proc.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(5 * time.Second):
+		_ = p.proc.Kill()
+		<-p.done
+	}
+}
+
+// awaitIdle waits until no connection is open on the listeners.
+func (p *envoyProcess) awaitIdle(ctx context.Context, admin *adminClient) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		active, err := admin.activeConnections(ctx)
+		if err == nil && active == 0 {
+			return
+		}
+		select {
+		case <-p.done:
+			return
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// processRecord tells the next agent which Envoy this one left behind. A process
+// is the same if number, start time and boot are.
+type processRecord struct {
+	PID     int    `json:"pid"`
+	Started string `json:"started"`
+	// Binary is the digest of the program, and Config that of the bootstrap and
+	// the listeners it runs.
+	Binary       string `json:"binary"`
+	Config       string `json:"config"`
+	AdminNetwork string `json:"adminNetwork"`
+	AdminAddress string `json:"adminAddress"`
+}
+
+func recordPath(dir string) string { return filepath.Join(dir, "process.json") }
+
+func saveProcess(dir string, r processRecord) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return durable.Write(durable.OS(), recordPath(dir), b)
+}
+
+// leftBehind gives the Envoy that the agent before left running; nil when there
+// is none. What a reboot or a reused number left is none.
+func leftBehind(dir string) (*processRecord, *envoyProcess) {
+	b, err := os.ReadFile(recordPath(dir))
+	if err != nil {
+		return nil, nil
+	}
+	var r processRecord
+	if err := json.Unmarshal(b, &r); err != nil || r.PID <= 0 {
+		return nil, nil
+	}
+	if started, ok := processStart(r.PID); !ok || started != r.Started {
+		return nil, nil
+	}
+	proc, err := os.FindProcess(r.PID)
+	if err != nil {
+		return nil, nil
+	}
+	p := &envoyProcess{proc: proc, done: make(chan struct{}), err: errNotOurChild}
+	go p.watch(r)
+	return &r, p
+}
+
+// errNotOurChild stands for the exit code of a process whose parent is gone.
+var errNotOurChild = errors.New("it was started by another agent, so its exit code is not known")
+
+// watch closes done when a process that is no child of ours has ended. It ends
+// with that process, or with this one.
+func (p *envoyProcess) watch(r processRecord) {
+	defer close(p.done)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for range tick.C {
+		if started, ok := processStart(r.PID); !ok || started != r.Started {
+			return
+		}
+	}
+}
+
+// processStart gives boot and start time of a process that runs; false where
+// that cannot be told, or when it does not.
+func processStart(pid int) (string, bool) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", false
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", false
+	}
+	// The name, in parentheses, may hold anything; state is the first field behind
+	// it and the start time the twentieth.
+	_, rest, ok := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+		return "", false
+	}
+	return strings.TrimSpace(string(boot)) + "/" + fields[19], true
+}
+
+// socketDir gives the directory for Unix sockets whose path is short enough for
+// the kernel (108 bytes): dir itself, or a private one under the temporary
+// directory. It is the same at every start, so that an Envoy left behind finds
+// its agent again.
+func socketDir(dir string) (string, error) {
+	const longest = 80 // leaves room for the sockets' names
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if len(abs) <= longest {
+		return abs, nil
+	}
+	sum := sha256.Sum256([]byte(abs))
+	short := filepath.Join(os.TempDir(), "chandler-"+hex.EncodeToString(sum[:8]))
+	if err := os.Mkdir(short, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", err
+	}
+	st, err := os.Lstat(short)
+	if err != nil {
+		return "", err
+	}
+	if owner, ok := st.Sys().(*syscall.Stat_t); !ok || !st.IsDir() || st.Mode().Perm() != 0o700 || int(owner.Uid) != os.Getuid() {
+		return "", fmt.Errorf("the directory %s for sockets belongs to somebody else; use a --data whose path is shorter", short)
+	}
+	return short, nil
+}
