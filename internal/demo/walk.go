@@ -170,29 +170,35 @@ func (s *stage) metric(name, want string) func(context.Context) (string, bool) {
 
 // up tells where everything is and waits to be interrupted.
 func (s *stage) up(ctx context.Context) error {
-	fmt.Printf(`Bookinfo behind Envoy   http://%s/productpage
-control plane           bin/chandler status --server %s
-plugins folder          %s
-registry                %s
-agent                   http://%s/stats/prometheus
-logs                    %s
-
-Put a guard before /productpage, from another terminal:
-
-  bin/chandler apply --server %s -f %s
-  curl -i http://%s/productpage
-  curl -i -H "Authorization: %s" http://%s/productpage
-
-Ctrl-C stops all of it.
-`, s.gateway, s.admin, filepath.Join(s.dir, "plugins"), s.registry.Addr, s.agentAdmin, s.dir,
-		s.admin, filepath.Join(s.dir, "basic-auth.yaml"), s.gateway, goodCredential, s.gateway)
 	manifest, err := s.manifest("1.12.0")
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(s.dir, "basic-auth.yaml"), []byte(manifest), 0o644); err != nil {
+	const file = ".run/demo/basic-auth.yaml" // of the repository's folder, where make runs
+	if err := os.WriteFile(filepath.Join(s.root, file), []byte(manifest), 0o644); err != nil {
 		return err
 	}
+	server := ""
+	if s.admin != "127.0.0.1:9911" {
+		server = " --server " + s.admin
+	}
+	fmt.Printf(`Bookinfo behind Envoy   http://%s/productpage
+registry                %s
+agent                   http://%s/stats/prometheus
+plugins folder          %s
+logs                    %s
+
+Put a guard before the page, from another terminal:
+
+  bin/chandler apply -f %s --wait%s
+  bin/chandler status%s
+  curl -i http://%s/productpage
+  curl -i -H "Authorization: %s" http://%s/productpage
+  bin/chandler delete -f %s%s
+
+Ctrl-C stops all of it.
+`, s.gateway, s.registry.Addr, s.agentAdmin, filepath.Join(".run", "demo", "plugins"), filepath.Join(".run", "demo"),
+		file, server, server, s.gateway, goodCredential, s.gateway, file, server)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
