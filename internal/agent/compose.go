@@ -5,6 +5,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"time"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
@@ -17,9 +18,18 @@ func source(v *Version) Source {
 	case v.Program.Module != nil:
 		return Source{Digest: v.Program.Module.Digest}
 	case v.Program.File != nil:
-		return Source{Digest: v.Program.File.Digest, Path: v.Program.File.Path, Version: v.Version}
+		return Source{Digest: v.Program.File.Digest, Path: v.Program.File.Path, Version: v.Version, Pinned: v.Pinned}
 	}
 	return Source{}
+}
+
+// origins tells from where a version's module can be had beside the control
+// plane.
+func origins(v *Version) []string {
+	if v.Program.Module == nil {
+		return nil
+	}
+	return v.Program.Module.Origins
 }
 
 func sortedSources(seq iter.Seq[Source]) []Source {
@@ -38,10 +48,10 @@ func (s *State) lacks(v *Version) string {
 	return ""
 }
 
-// usable tells whether v could go to Envoy now: its bytes are on disk, and
-// nothing it requires is missing.
+// usable tells whether v could go to Envoy now: it has a place there, its bytes
+// are on disk, and nothing it requires is missing.
 func (s *State) usable(v *Version) bool {
-	if v == nil || s.lacks(v) != "" || v.Program.Deny {
+	if v == nil || s.lacks(v) != "" || v.Program.Deny || !s.belongs(v) {
 		return false
 	}
 	src := source(v)
@@ -58,37 +68,43 @@ func (s *State) choose(p *plugin) (member, bool) {
 	if p.want == nil || !s.belongs(p.want) {
 		return member{}, false
 	}
-	if !s.open {
-		return s.chooseStarting(p)
+	if v := s.chooseVersion(p); v != nil {
+		return member{version: v}, true
 	}
-	if p.rejected != p.want.Version && s.usable(p.want) {
-		return member{version: p.want}, true
-	}
-	if s.usable(p.good) {
-		return member{version: p.good}, true
-	}
-	switch {
-	case p.want.Program.Deny:
-		return member{p.want, chandler.StandInDeny}, true
-	case p.rejected == p.want.Version, p.overdue:
-		return member{p.want, contract(p.want)}, true
-	case p.want.FirstAttach == chandler.FirstAttachDeny:
-		return member{p.want, chandler.StandInDeny}, true
-	case p.standIn != chandler.StandInNone:
-		return member{p.want, p.standIn}, true
-	}
-	return member{}, false // hold: traffic goes on as before
+	p.standIn = s.chooseStandIn(p)
+	return member{p.want, p.standIn}, p.standIn != chandler.StandInNone
 }
 
-// chooseStarting decides while listeners warm: only what this Envoy binary has
-// acknowledged before may be sent. What is not of that kind gets its stand-in,
-// and keeps it until a version of it is ready.
-func (s *State) chooseStarting(p *plugin) (member, bool) {
-	if s.goodEnvoy == s.envoy && s.usable(p.good) && p.rejected != p.good.Version {
-		return member{version: p.good}, true
+// chooseVersion gives the version that can run. While listeners warm it must be
+// one that this Envoy binary has acknowledged before.
+func (s *State) chooseVersion(p *plugin) *Version {
+	if !s.open && s.goodEnvoy != s.envoy {
+		return nil
 	}
-	p.standIn = contract(p.want)
-	return member{p.want, p.standIn}, true
+	if s.open && p.rejected != p.want.Version && s.usable(p.want) {
+		return p.want
+	}
+	if s.usable(p.good) && p.rejected != p.good.Version {
+		return p.good
+	}
+	return nil
+}
+
+// chooseStandIn decides for a plugin of which no version can run.
+func (s *State) chooseStandIn(p *plugin) chandler.StandIn {
+	switch {
+	case p.want.Program.Deny:
+		return chandler.StandInDeny
+	case p.rejected == p.want.Version, p.overdue:
+		return contract(p.want)
+	case p.want.FirstAttach == chandler.FirstAttachDeny:
+		return chandler.StandInDeny
+	case p.standIn != chandler.StandInNone:
+		return p.standIn
+	case !s.open, p.good != nil: // it starts, or it is lost: not left out in silence
+		return contract(p.want)
+	}
+	return chandler.StandInNone // hold: traffic goes on as before
 }
 
 // contract is what failStrategy makes of a plugin that cannot run.
@@ -100,25 +116,30 @@ func contract(v *Version) chandler.StandIn {
 }
 
 // settleSlots pushes to every slot what it should hold and does not. A slot has
-// one push at a time; what changes meanwhile goes out with the next.
-func (s *State) settleSlots() []Effect {
+// one push at a time; what changes meanwhile goes out with the next. adopted
+// tells that a slot took in versions without a push, as its bytes are the same:
+// that may have put them in force.
+func (s *State) settleSlots(now time.Time) (effects []Effect, adopted bool) {
 	if !s.seeded || s.envoy == "" {
-		return nil
+		return nil, false
 	}
-	awaits := s.awaitsGood()
+	s.awaiting = s.awaitsGood(now)
 	chosen := map[chandler.Key]member{}
 	for _, key := range s.sortedKeys() {
 		if m, ok := s.choose(s.plugins[key]); ok {
 			chosen[key] = m
 		}
 	}
-	var effects []Effect
 	for _, sl := range s.slots {
-		if !sl.subscribed || sl.sent != nil || sl.acked == nil && awaits {
+		if !sl.subscribed || sl.sent != nil || sl.acked == nil && s.awaiting {
 			continue
 		}
 		next := s.next(sl, chosen)
 		if next == nil {
+			continue
+		}
+		if sl.acked != nil && !sl.revert && sl.acked.version == next.version {
+			sl.acked, adopted = next, true
 			continue
 		}
 		sl.sent = next
@@ -131,13 +152,16 @@ func (s *State) settleSlots() []Effect {
 		slices.SortFunc(push.Wasm, chandler.Key.Compare)
 		effects = append(effects, push)
 	}
-	return effects
+	return effects, adopted
 }
 
 // awaitsGood tells whether a module of the last good set is still being read
 // from disk. The first content of a slot waits for that, as it takes no network:
 // listeners do not open, and an Envoy that was left behind keeps what it has.
-func (s *State) awaitsGood() bool {
+func (s *State) awaitsGood(now time.Time) bool {
+	if !now.Before(s.envoySince.Add(goodPatience)) {
+		return false
+	}
 	for _, p := range s.plugins {
 		if p.good == nil {
 			continue
@@ -162,22 +186,31 @@ func (s *State) next(sl *slot, chosen map[chandler.Key]member) *composition {
 	}
 	s.keepLeaving(sl, chosen, want)
 	if sl.careful {
-		changed := changes(sl.acked, want)
-		if len(changed) <= 1 {
-			sl.careful = false
-		} else {
-			want = oneChange(sl.acked, want, changed[0])
-		}
+		want = sl.carefully(want)
 	}
 	if sl.acked != nil && maps.EqualFunc(sl.acked.members, want, member.equal) {
 		return nil
 	}
-	next := s.compose(sl, want)
-	if sl.acked != nil && sl.acked.version == next.version {
-		sl.acked.members = want
-		return nil
+	return s.compose(sl, want)
+}
+
+// carefully gives the next composition on the way to one that was refused, Envoy
+// did not say for which plugin: one plugin after the other changes. A slot that
+// holds nothing yet begins with stand-ins, so that nothing is left out meanwhile.
+func (sl *slot) carefully(want map[chandler.Key]member) map[chandler.Key]member {
+	if sl.acked == nil {
+		all := map[chandler.Key]member{}
+		for key, m := range want {
+			all[key] = member{m.version, contract(m.version)}
+		}
+		return all
 	}
-	return next
+	changed := changes(sl.acked, want)
+	if len(changed) <= 1 {
+		sl.careful = false
+		return want
+	}
+	return oneChange(sl.acked, want, changed[0])
 }
 
 // keepLeaving keeps in a slot the plugins that move to another one, until that

@@ -73,7 +73,7 @@ func (s *State) reportOf(p *plugin) chandler.AttachmentState {
 	case chandler.StateRejected:
 		st.Reason, st.Message, st.Attempt, st.NextTry = p.reason, p.message, p.attempt, p.nextTry
 	case chandler.StateFailed, chandler.StateFetching:
-		s.reportLoad(v, &st)
+		s.reportLoad(p, &st)
 	}
 	if s.envoy == "" {
 		st.Reason, st.Message = chandler.CodeEnvoyDown, "Envoy is not running"
@@ -83,7 +83,8 @@ func (s *State) reportOf(p *plugin) chandler.AttachmentState {
 
 // reportLoad tells why a module is not on disk. The last error stays in sight
 // while the next try runs.
-func (s *State) reportLoad(v *Version, st *chandler.AttachmentState) {
+func (s *State) reportLoad(p *plugin, st *chandler.AttachmentState) {
+	v := p.want
 	if f := s.lacks(v); f != "" {
 		st.Reason = chandler.CodeFeatureNotSupported
 		st.Message = "this agent cannot do what the plugin needs: " + chandler.Quote(f)
@@ -100,6 +101,9 @@ func (s *State) reportLoad(v *Version, st *chandler.AttachmentState) {
 	if !l.running {
 		st.NextTry = l.nextTry
 	}
+	if p.overdue && st.Reason == "" {
+		st.Reason, st.Message = chandler.CodeDeadlinePassed, "the module did not come within the fetch deadline; it is still being fetched"
+	}
 }
 
 // standIn tells what Envoy holds in a plugin's place.
@@ -114,7 +118,9 @@ func (s *State) standIn(key chandler.Key) chandler.StandIn {
 	return chandler.StandInNone
 }
 
-// Readiness tells why this proxy should not get traffic yet; nil when it may.
+// Readiness tells why this proxy should not get traffic yet; nil when it may. A
+// plugin counts while its denial stands in for it: one that is being attached to
+// a serving proxy leaves traffic as it was.
 func (s *State) Readiness() []string {
 	if s.envoy == "" {
 		return []string{"envoy is not running"}
@@ -128,7 +134,7 @@ func (s *State) Readiness() []string {
 		if p.want == nil || p.want.FailStrategy == chandler.FailOpen || !s.belongs(p.want) {
 			continue
 		}
-		if !s.inForce(p.want) && (p.good == nil || !s.inForce(p.good)) {
+		if s.standIn(key) == chandler.StandInDeny {
 			why = append(why, key.String()+" is "+string(p.state))
 		}
 	}

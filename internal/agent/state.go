@@ -23,6 +23,9 @@ import (
 type Version struct {
 	chandler.Attachment
 	Version string
+	// Pinned is, of a local file that was in force, the digest of what it held
+	// then: what it holds later does not matter.
+	Pinned chandler.ModuleDigest `json:",omitempty"`
 }
 
 // Settings are what a State needs to know and does not change.
@@ -41,6 +44,10 @@ type Settings struct {
 // DefaultFetchDeadline bounds the first fetch of a plugin before its
 // failStrategy applies.
 const DefaultFetchDeadline = 30 * time.Second
+
+// goodPatience bounds how long a starting Envoy's listeners wait for the last
+// good modules to be read from disk.
+const goodPatience = 5 * time.Second
 
 // How long to wait between tries.
 const (
@@ -68,8 +75,11 @@ type State struct {
 	// envoy is the digest of the running binary, and goodEnvoy that of the one
 	// that acknowledged the last good set.
 	envoy, goodEnvoy string
+	envoySince       time.Time
+	awaiting         bool // modules of the last good set, before the first pushes
 
-	dirty bool // the last good set must be written
+	dirty   bool     // the last good set must be written
+	denying []string // versions that the written set says are denied
 }
 
 // plugin is one assigned plugin.
@@ -77,16 +87,18 @@ type plugin struct {
 	want *Version // nil: removed, and leaving its slots
 	good *Version // the last version that all its slots acknowledged
 
-	rejected  string    // version that Envoy refused
-	nextTry   time.Time // of the rejected version
-	attempt   uint32
-	reason    chandler.Code
-	message   string
-	since     time.Time // of the present state
-	state     chandler.State
-	deadline  time.Time        // of the first fetch; zero once a version was good
-	overdue   bool             // the deadline has passed
-	standIn   chandler.StandIn // set while listeners opened without a good version
+	rejected string    // version that Envoy refused
+	nextTry  time.Time // of the rejected version
+	attempt  uint32
+	reason   chandler.Code
+	message  string
+	since    time.Time // of the present state
+	state    chandler.State
+	deadline time.Time // of the first fetch; zero once a version was good
+	overdue  bool      // the deadline has passed
+	// standIn stays in the plugin's place, once it had to be put there, until a
+	// version is in force: an edit must not open what was closed.
+	standIn   chandler.StandIn
 	rejects   uint64
 	failCount uint64
 	traps     uint64
@@ -127,8 +139,9 @@ type Source struct {
 	Digest chandler.ModuleDigest
 	Path   string
 	// Version distinguishes files, which are read anew for each new version of
-	// an attachment and then pinned.
+	// an attachment and then pinned: to Pinned, after a restart.
 	Version string
+	Pinned  chandler.ModuleDigest
 }
 
 // load is a module on its way to, or on, local disk.
@@ -150,8 +163,8 @@ type (
 	// Restored gives the last good set that was on disk, which the Envoy binary
 	// of digest Envoy acknowledged.
 	Restored struct {
-		Envoy    string
-		Versions []Version
+		Envoy            string
+		Versions, Denied []Version
 	}
 	// Assigned is an update from the control plane.
 	Assigned struct {
@@ -211,8 +224,12 @@ type LoadError struct {
 type Effect interface{ isEffect() }
 
 type (
-	// Load asks for a module; the answer is one Loaded.
-	Load struct{ Source Source }
+	// Load asks for a module; the answer is one Loaded. Origins are where it can
+	// be had beside the control plane, by digest.
+	Load struct {
+		Source  Source
+		Origins []string
+	}
 	// CancelLoad ends a Load that nobody wants any more; no Loaded is due.
 	CancelLoad struct{ Source Source }
 	// Push sends a slot's composition to Envoy; the answer is Acked or Nacked,
@@ -227,6 +244,9 @@ type (
 	SaveLastGood struct {
 		Envoy    string
 		Versions []Version
+		// Denied never were in force and refuse requests: the next agent must not
+		// take them for new and let traffic pass.
+		Denied []Version
 	}
 )
 

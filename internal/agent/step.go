@@ -21,7 +21,7 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 	case Loaded:
 		s.loaded(ev, now)
 	case EnvoyStarted:
-		s.envoyStarted(ev)
+		s.envoyStarted(ev, now)
 	case ListenersOpen:
 		s.open = true
 	case Subscribed:
@@ -54,14 +54,20 @@ func (s *State) settle(now time.Time) []Effect {
 	}
 	s.promote()
 	effects := s.settleLoads(now)
-	effects = append(effects, s.settleSlots()...)
+	for again := true; again; {
+		var pushes []Effect
+		if pushes, again = s.settleSlots(now); again {
+			s.promote()
+		}
+		effects = append(effects, pushes...)
+	}
 	s.forget()
 	for _, key := range s.sortedKeys() {
 		s.refreshState(s.plugins[key], now)
 	}
-	if s.dirty {
-		s.dirty = false
-		effects = append(effects, s.lastGood())
+	if save := s.lastGood(); s.dirty || !slices.Equal(versionsOf(save.Denied), s.denying) {
+		s.dirty, s.denying = false, versionsOf(save.Denied)
+		effects = append(effects, save)
 	}
 	return effects
 }
@@ -87,6 +93,9 @@ func (s *State) Wake() time.Time {
 			earliest(p.deadline)
 		}
 	}
+	if s.awaiting {
+		earliest(s.envoySince.Add(goodPatience))
+	}
 	return at
 }
 
@@ -101,6 +110,11 @@ func (s *State) restored(ev Restored, now time.Time) {
 		v := &ev.Versions[i]
 		s.plugins[v.Key] = &plugin{want: v, good: v, since: now}
 	}
+	for i := range ev.Denied {
+		v := &ev.Denied[i]
+		s.plugins[v.Key] = &plugin{want: v, standIn: chandler.StandInDeny, since: now}
+	}
+	s.denying = versionsOf(ev.Denied)
 }
 
 // assigned takes an update in. Within one uid nothing older wins, whatever the
@@ -120,11 +134,14 @@ func (s *State) assigned(ev Assigned, now time.Time) {
 			}
 		}
 		p.want = v
-		p.rejected, p.reason, p.message, p.attempt = "", "", "", 0
 		if p.good == nil {
+			if p.overdue || p.rejected != "" || p.standIn != chandler.StandInNone {
+				p.standIn = contract(v)
+			}
 			p.deadline = now.Add(cmp.Or(v.FetchDeadline, DefaultFetchDeadline))
 			p.overdue = false
 		}
+		p.rejected, p.reason, p.message, p.attempt = "", "", "", 0
 	}
 	for _, key := range ev.Removed {
 		if p := s.plugins[key]; p != nil {
@@ -173,13 +190,13 @@ func backoff(attempt uint32, least, most time.Duration) time.Duration {
 
 // envoyStarted forgets what the Envoy before had: a new one has nothing, and a
 // version that was refused is worth another try.
-func (s *State) envoyStarted(ev EnvoyStarted) {
-	s.envoy, s.open = ev.Envoy, ev.Open
+func (s *State) envoyStarted(ev EnvoyStarted, now time.Time) {
+	s.envoy, s.envoySince, s.open = ev.Envoy, now, ev.Open
 	for _, sl := range s.slots {
 		*sl = slot{Slot: sl.Slot, name: sl.name}
 	}
 	for _, p := range s.plugins {
-		p.rejected, p.standIn = "", chandler.StandInNone
+		p.rejected = ""
 	}
 }
 
@@ -217,7 +234,7 @@ func (s *State) nacked(ev Nacked, now time.Time) {
 	refused := sl.sent
 	sl.sent = nil
 	// What was in force may itself be refused, when a file of it is gone; then
-	// there is nothing to go back to, and Envoy keeps running it.
+	// there is nothing to go back to.
 	sl.revert = refused != sl.acked
 	culprit, ok := s.culprit(sl, refused, ev.Message)
 	if !ok {
@@ -251,8 +268,11 @@ func (s *State) reject(key chandler.Key, v *Version, ev Nacked, now time.Time) {
 	}
 	p.rejects++
 	if p.good != nil && p.good.Version == v.Version {
-		// It was good and is refused: another Envoy, or a file that is gone.
-		p.good = nil
+		// It was good and is refused: another Envoy, or a file that is gone. It must
+		// not be left out in silence, hold up its neighbours, or be sent to the next
+		// Envoy as it starts.
+		p.good, s.dirty = nil, true
+		p.standIn = contract(v)
 	}
 	if p.want == nil || p.want.Version != v.Version {
 		return
@@ -275,7 +295,7 @@ func (s *State) promote() {
 		if p.want == nil {
 			continue
 		}
-		if s.inForce(p.want) {
+		if s.inForce(p.want) && p.rejected != p.want.Version {
 			if p.good != p.want {
 				p.good = p.want
 				s.dirty = true
@@ -328,37 +348,59 @@ func (s *State) forget() {
 	}
 }
 
-func (s *State) lastGood() Effect {
+func (s *State) lastGood() SaveLastGood {
 	save := SaveLastGood{Envoy: s.goodEnvoy}
 	for _, key := range s.sortedKeys() {
-		if p := s.plugins[key]; p.good != nil {
-			save.Versions = append(save.Versions, *p.good)
+		switch p := s.plugins[key]; {
+		case p.good != nil:
+			save.Versions = append(save.Versions, s.pinned(*p.good))
+		case p.want != nil && p.standIn == chandler.StandInDeny && s.belongs(p.want):
+			save.Denied = append(save.Denied, *p.want)
 		}
 	}
 	return save
 }
 
+func versionsOf(list []Version) []string {
+	var versions []string
+	for _, v := range list {
+		versions = append(versions, v.Version)
+	}
+	return versions
+}
+
+// pinned notes what a local file held when it was loaded.
+func (s *State) pinned(v Version) Version {
+	if v.Program.File != nil {
+		if l := s.loads[source(&v)]; l != nil && l.ready {
+			v.Pinned = l.digest
+		}
+	}
+	return v
+}
+
 // settleLoads starts the loads that are needed and due, and cancels those that
 // no version needs any more.
 func (s *State) settleLoads(now time.Time) []Effect {
-	needed := map[Source]bool{}
+	needed := map[Source][]string{} // with their origins
 	for _, p := range s.plugins {
 		for _, v := range []*Version{p.want, p.good} {
 			if v != nil && s.lacks(v) == "" && s.belongs(v) {
 				if src := source(v); src != (Source{}) {
-					needed[src] = true
+					needed[src] = origins(v)
 				}
 			}
 		}
 	}
 	var effects []Effect
 	for _, src := range sortedSources(maps.Keys(s.loads)) {
-		if l := s.loads[src]; !needed[src] && !s.referenced(src) {
-			if l.running {
-				effects = append(effects, CancelLoad{src})
-			}
-			delete(s.loads, src)
+		if _, wanted := needed[src]; wanted || s.referenced(src) {
+			continue
 		}
+		if s.loads[src].running {
+			effects = append(effects, CancelLoad{src})
+		}
+		delete(s.loads, src)
 	}
 	for _, src := range sortedSources(maps.Keys(needed)) {
 		l := s.loads[src]
@@ -371,7 +413,7 @@ func (s *State) settleLoads(now time.Time) []Effect {
 		}
 		l.running = true
 		l.attempt++
-		effects = append(effects, Load{src})
+		effects = append(effects, Load{Source: src, Origins: needed[src]})
 	}
 	return effects
 }
