@@ -31,10 +31,7 @@ import (
 // resource is applied to a control plane. The medians of both are reported, and
 // their difference, which is what chandler adds.
 func BenchmarkConfigChange(b *testing.B) {
-	mod, err := os.ReadFile(filepath.Join("..", "..", "bin", "basicauth.wasm"))
-	if err != nil {
-		b.Fatalf("%v: run make bin/basicauth.wasm", err)
-	}
+	mod := sample(b)
 	alone, whole := envoyAlone(b, mod), underChandler(b, mod)
 	alone.change(b, 0)
 	whole.change(b, 0)

@@ -1,0 +1,88 @@
+package e2e
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// sample is the module of plugins/basicauth.
+func sample(t testing.TB) []byte {
+	t.Helper()
+	mod, err := os.ReadFile(filepath.Join("..", "..", "bin", "basicauth.wasm"))
+	if err != nil {
+		t.Fatalf("%v: run make bin/basicauth.wasm", err)
+	}
+	return mod
+}
+
+// The walkthrough of the README: the resource of the example, as it is but for
+// the registry's host, on a gateway of its namespace and label.
+func TestWalkthrough(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	port := freePort(t)
+	p := w.agent(node{name: "gateway", namespace: "istio-system", labels: []string{"istio=ingressgateway"}},
+		w.gateway(listener{port: port, name: "ingress"}))
+	written, err := os.ReadFile(filepath.Join("..", "..", "examples", "bookinfo", "basic-auth.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const url = "oci://127.0.0.1:5000/istio-ecosystem/wasm-extensions/basic_auth:1.12.0"
+	if !strings.Contains(string(written), url) {
+		t.Fatalf("the example does not name %s", url)
+	}
+	manifest := strings.Replace(string(written), url, w.push("basic_auth:1.12.0", sample(t)), 1)
+
+	decides := func(when string, method, path, authorization string, want int) {
+		t.Helper()
+		a, err := request(fresh, method, port, path, http.Header{"Authorization": {authorization}})
+		if err != nil || a.code != want {
+			t.Errorf("%s: %s %s with %q: %d, %v; want %d", when, method, path, authorization, a.code, err, want)
+		}
+		if want == 401 && a.headers.Get("Www-Authenticate") != "Basic realm=istio" {
+			t.Errorf("%s: the denial has the headers %v", when, a.headers)
+		}
+	}
+	const encoded, clear = "Basic YWRtaW4zOmFkbWluMw==", "Basic b2s6dGVzdA=="
+	guarded := func(when string) {
+		t.Helper()
+		for _, method := range []string{http.MethodGet, http.MethodPost} {
+			decides(when, method, "/productpage", "", 401)
+			decides(when, method, "/productpage", encoded, 200)
+			decides(when, method, "/productpage", clear, 200)
+			decides(when, method, "/productpage", "Basic b2s6d3Jvbmc=", 401)
+		}
+		decides(when, http.MethodDelete, "/productpage", "", 200)
+		decides(when, http.MethodGet, "/details/0", "", 200)
+	}
+
+	decides("before", http.MethodGet, "/productpage", "", 200)
+	w.apply(manifest)
+	guarded("applied")
+	metrics := fetchText(t, "http://"+p.admin+"/stats/prometheus")
+	for _, sample := range []string{
+		"istio_agent_wasm_cache_entries 1",
+		`istio_agent_wasm_cache_lookup_count{hit="false"} 1`,
+		`istio_agent_wasm_remote_fetch_count{result="success"} 1`,
+		`istio_agent_wasm_config_conversion_count{result="success"} 1`,
+		"istio_agent_wasm_config_conversion_duration_count 1",
+	} {
+		if !strings.Contains(metrics, "\n"+sample+"\n") {
+			t.Errorf("the metrics lack %s; there is %s", sample, grep(metrics, strings.Fields(strings.Split(sample, "{")[0])[0]))
+		}
+	}
+
+	broken := strings.Replace(manifest, "request_methods:", "request_method:", 1)
+	if out, ok := w.cli(broken, "apply", "-f", "-", "--wait"); ok || !strings.Contains(out, "request_methods") {
+		t.Errorf("a configuration that the plugin refuses: %s", out)
+	}
+	guarded("after a refused update")
+	if out, ok := w.cli("", "delete", "wasmplugins.extensions.istio.io", "-n", "istio-system", "basic-auth"); !ok {
+		t.Fatal(out)
+	}
+	sees(t, port)
+	decides("deleted", http.MethodPost, "/productpage", "", 200)
+}
