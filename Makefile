@@ -14,7 +14,7 @@ BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.vers
 RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test lint tools generate cross bench clean
+.PHONY: help build demo up test faults lint tools generate cross bench clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,10 @@ test: tools lint build bin/basicauth.wasm ## all tests, with a real Envoy
 	go test $(RACE) -timeout 20m -p 2 ./...
 	go -C plugins/basicauth test $(RACE) -timeout 5m ./...
 	go -C internal/testenv/registry/distribution test -timeout 10m ./...
+
+faults: tools ## the table of faults: which are survived, as tests show
+	@echo "the fault tests run; this takes some minutes" >&2
+	go test -run '^TestFault_' -count 1 -timeout 20m -json ./... | go run ./test/faults
 
 lint: ## gofmt, go vet, staticcheck, generated files up to date
 	@out=$$(gofmt -l .) && if [ -n "$$out" ]; then echo "not gofmt'd:"; echo "$$out"; exit 1; fi

@@ -156,7 +156,7 @@ var symbols = []rule{
 	},
 	{
 		in:     []string{"..."},
-		except: []string{"cmd/...", "internal/demo", "tools/...", "plugins/..."},
+		except: []string{"cmd/...", "internal/demo", "test/faults", "tools/...", "plugins/..."},
 		never: []string{
 			"os.Exit", "os.Getenv", "os.LookupEnv", "os.Environ", "os.ExpandEnv", "os.Args", "log.Fatal", "log.Fatalf",
 			"log.Fatalln", "flag.Parse", "flag.CommandLine",

@@ -1,0 +1,91 @@
+package main
+
+// fault is a row of the table.
+type fault struct {
+	number int
+	what   string
+	// open is why there may be no test: what the fault needs that is not built.
+	open string
+	// remark says where the design answers differently from what one may expect,
+	// or what of the row is still to come.
+	remark string
+}
+
+// Reasons for a row to be open.
+const (
+	kubernetes = "Kubernetes"
+	vetting    = "vetting in a child process"
+	later      = "later"
+)
+
+// faults are all rows. Gaps in the numbering stay: a number never changes.
+var faults = []fault{
+	{number: 1, what: "the agent is killed while idle"},
+	{number: 2, what: "killed in the middle of writing a module"},
+	{number: 3, what: "killed between write, sync, rename and directory sync"},
+	{number: 4, what: "agent killed after it sent, before the ACK is on disk"},
+	{number: 5, what: "control plane killed at random, in mid-push", remark: "one replica; two come with Kubernetes"},
+	{number: 6, what: "control plane killed while it writes status", open: kubernetes},
+	{number: 7, what: "Envoy killed with registry and control plane down"},
+	{number: 8, what: "the agent stands still and goes on"},
+	{number: 9, what: "asked to end during a download", remark: "what was half downloaded is dropped and fetched anew"},
+	{number: 11, what: "no file descriptors left"},
+	{number: 12, what: "two agents on one directory"},
+	{number: 14, what: "disk full in mid-write"},
+	{number: 15, what: "the disk fails at sync, close or rename"},
+	{number: 16, what: "a stored module cannot be read"},
+	{number: 17, what: "a bit of a stored module flips", remark: "found at the first use after a start"},
+	{number: 18, what: "a stored module is deleted"},
+	{number: 19, what: "the directory cannot be written"},
+	{number: 20, what: "power loss"},
+	{number: 21, what: "no inodes left"},
+	{number: 22, what: "the store is full of what is in use"},
+	{number: 23, what: "trimming races with use"},
+	{number: 25, what: "registry answers 429 with Retry-After"},
+	{number: 26, what: "registry answers 500, 502, 503 for long"},
+	{number: 27, what: "a body that trickles"},
+	{number: 28, what: "connection reset in mid-body"},
+	{number: 29, what: "a body shorter than was said"},
+	{number: 31, what: "bytes that are not what their digest says"},
+	{number: 32, what: "a digest header that disagrees with the body"},
+	{number: 33, what: "redirects: loops, to plain http, to metadata, to other hosts"},
+	{number: 34, what: "a token expires in mid-pull"},
+	{number: 35, what: "a credential is revoked, its module is cached"},
+	{number: 36, what: "wrong CA, expired certificate, wrong name, plain text on a TLS port"},
+	{number: 38, what: "the registry is away for long"},
+	{number: 39, what: "a tag moves during a rollout"},
+	{number: 40, what: "a digest is deleted at the registry"},
+	{number: 41, what: "a mirror serves junk"},
+	{number: 42, what: "DNS fails, or changes to an internal address"},
+	{number: 43, what: "the clock jumps"},
+	{number: 45, what: "the API server restarts", open: kubernetes},
+	{number: 46, what: "watches too old, compaction", open: kubernetes},
+	{number: 47, what: "no API server when the control plane starts", open: kubernetes},
+	{number: 48, what: "etcd down, slow, without quorum", open: kubernetes},
+	{number: 49, what: "one plugin edited without pause"},
+	{number: 50, what: "10,000 resources appear at once"},
+	{number: 51, what: "a resource that was never admitted", open: kubernetes},
+	{number: 53, what: "a replica cut off from the API server", open: kubernetes},
+	{number: 54, what: "two leaders for a while", open: kubernetes},
+	{number: 55, what: "the right to read secrets is withdrawn", open: kubernetes},
+	{number: 56, what: "a secret is rotated"},
+	{number: 57, what: "a plugin is deleted while its module downloads"},
+	{number: 58, what: "five updates during one download"},
+	{number: 59, what: "a plugin is removed under load"},
+	{number: 61, what: "Envoy refuses a version"},
+	{number: 62, what: "a thousand agents' Envoys refuse"},
+	{number: 63, what: "one bad plugin among many in one push"},
+	{number: 64, what: "a stale nonce carries a change of subscription"},
+	{number: 65, what: "messages over the limit, reset streams"},
+	{number: 66, what: "Envoy reads slowly"},
+	{number: 67, what: "no control plane when the node boots"},
+	{number: 68, what: "10,000 agents reconnect at once"},
+	{number: 69, what: "some agents never read"},
+	{number: 70, what: "a module refuses its configuration", open: vetting},
+	{number: 72, what: "a module loops", open: vetting},
+	{number: 73, what: "a module takes memory without end", open: vetting},
+	{number: 74, what: "the vetting child crashes or hangs", open: vetting},
+	{number: 75, what: "two plugins of one module, one traps"},
+	{number: 77, what: "random faults for a day"},
+	{number: 78, what: "older and newer versions mixed, unknown formats on disk"},
+}
