@@ -83,6 +83,9 @@ type labels map[string]string
 func (l labels) String() string { return "" }
 
 func (l labels) Set(s string) error {
+	if s == "" {
+		return nil
+	}
 	for pair := range strings.SplitSeq(s, ",") {
 		key, value, ok := strings.Cut(pair, "=")
 		if !ok || key == "" {
@@ -119,6 +122,8 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 	flags.StringVar(&cfg.Envoy, "envoy", "envoy", "Envoy binary")
 	flags.DurationVar(&cfg.Drain, "drain", 10*time.Second, "how long Envoy may finish what it serves when it is stopped")
 	flags.BoolVar(&cfg.LeaveEnvoy, "leave-envoy", false, "leave Envoy running when the agent is stopped; the next agent adopts it")
+	flags.StringVar(&cfg.FetchFrom, "fetch-from", agent.FromControl, "where modules are fetched from: control, or origin with control as the fallback")
+	flags.StringVar(&cfg.DockerConfig, "docker-config", "", "directory of the config.json with this node's credentials for --fetch-from origin; anonymously without")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 
@@ -162,7 +167,7 @@ func fromVariables(flags *flag.FlagSet, env map[string]string) error {
 	var err error
 	flags.VisitAll(func(f *flag.Flag) {
 		name := "CHANDLER_AGENT_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if value, ok := env[name]; ok && err == nil {
+		if value, ok := env[name]; ok && err == nil && f.Name != "version" { // which tells images apart, not what to do
 			if setErr := f.Value.Set(value); setErr != nil {
 				err = fmt.Errorf("%s: %w", name, setErr)
 			}
@@ -173,7 +178,7 @@ func fromVariables(flags *flag.FlagSet, env map[string]string) error {
 
 // defaultData is what systemd gives, else the user's directory for state.
 func defaultData(env map[string]string) string {
-	if dir := env["STATE_DIRECTORY"]; dir != "" {
+	if dir, _, _ := strings.Cut(env["STATE_DIRECTORY"], ":"); dir != "" {
 		return dir
 	}
 	if dir := env["XDG_STATE_HOME"]; dir != "" {

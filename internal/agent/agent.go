@@ -11,14 +11,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -27,7 +26,6 @@ import (
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/store"
 	"chandler.dev/chandler/internal/wire"
-	"chandler.dev/chandler/internal/xds/deltaclient"
 	"chandler.dev/chandler/internal/xds/envoyads"
 )
 
@@ -52,6 +50,12 @@ type Config struct {
 	Drain time.Duration
 	// LeaveEnvoy leaves Envoy running when Run ends, for the next agent.
 	LeaveEnvoy bool
+	// FetchFrom says where modules are fetched from: FromControl, the default, or
+	// FromOrigin.
+	FetchFrom string
+	// DockerConfig is a directory whose config.json has this node's credentials
+	// for FromOrigin; empty: anonymously.
+	DockerConfig string
 	// DialOptions are used towards the control plane; default: no TLS.
 	DialOptions []grpc.DialOption
 	// EnvoyLog gets a copy of Envoy's log; nil: nobody.
@@ -60,6 +64,13 @@ type Config struct {
 	// Metrics are registered on and served from it; default: a new one.
 	Metrics *prometheus.Registry
 }
+
+// Where modules can be fetched from. An origin is asked by digest, and the
+// control plane is asked for what no origin has.
+const (
+	FromControl = "control"
+	FromOrigin  = "origin"
+)
 
 // Agent runs beside one Envoy.
 type Agent struct {
@@ -86,9 +97,13 @@ type Agent struct {
 	inbox    chan message
 	// leases keep modules on disk that a composition names or may name.
 	leases map[chandler.ModuleDigest]*store.Lease
+	// unsaved is the last good set that could not be written; due again at saveAt.
+	unsaved *SaveLastGood
+	saveAt  time.Time
 	// assignedAt is when a plugin's newest version came, until it is pushed.
 	assignedAt map[chandler.Key]time.Time
-	// logMark is the place in Envoy's log where the last push was answered.
+	// logMark is the place in Envoy's log behind which stands what Envoy says of
+	// the push that is under way.
 	logMark atomic.Int64
 	// known are the versions of the assigned resources, for reconnects.
 	known atomic.Pointer[map[string]string]
@@ -139,6 +154,13 @@ func New(cfg Config) (*Agent, error) {
 	}
 	if cfg.DialOptions == nil {
 		cfg.DialOptions = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+	}
+	switch cfg.FetchFrom {
+	case "":
+		cfg.FetchFrom = FromControl
+	case FromControl, FromOrigin:
+	default:
+		return nil, fmt.Errorf("modules are fetched from %q or %q, not from %s", FromControl, FromOrigin, chandler.Quote(cfg.FetchFrom))
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -192,53 +214,16 @@ func (a *Agent) openDirectory() (*durable.DirLock, error) {
 	if err := os.MkdirAll(a.envoyDir(), 0o700); err != nil {
 		return nil, err
 	}
-	return durable.Lock(a.cfg.Data)
-}
-
-// derive makes the bootstrap that Envoy will run: the user's, with its listeners
-// moved to a file and slots put into them.
-func (a *Agent) derive(sockets string) error {
-	var file []byte
-	if a.envoyArgs.configPath != "" {
-		var err error
-		if file, err = os.ReadFile(a.envoyArgs.configPath); err != nil {
-			return fmt.Errorf("envoy configuration: %w", err)
+	lock, err := durable.Lock(a.cfg.Data)
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{a.cfg.Data, a.envoyDir()} {
+		if err := durable.Sweep(durable.OS(), dir); err != nil {
+			a.log.Warn("what a crash left behind stays", "error", err)
 		}
 	}
-	config, err := attach.MergeConfig(a.envoyArgs.configPath, file, a.envoyArgs.configYAML)
-	if err != nil {
-		return fmt.Errorf("envoy configuration: %w", err)
-	}
-	a.derived, err = attach.Derive(config, a.deriveConfig(sockets))
-	if err != nil {
-		return fmt.Errorf("envoy configuration: %w", err)
-	}
-	for _, warning := range a.derived.Warnings {
-		a.log.Warn("envoy configuration", "warning", warning)
-	}
-	a.envoyAdmin = newAdminClient(a.derived.Admin.Network, a.derived.Admin.Address)
-	return nil
-}
-
-// deriveConfig leaves the node's id and cluster out where the command line
-// gives them.
-func (a *Agent) deriveConfig(sockets string) attach.DeriveConfig {
-	dc := attach.DeriveConfig{
-		ADSSocket:     filepath.Join(sockets, "ads.sock"),
-		AdminSocket:   filepath.Join(sockets, "admin.sock"),
-		ListenersFile: filepath.Join(a.envoyDir(), "listeners"),
-	}
-	if a.envoyArgs.serviceNode == "" {
-		dc.NodeID = a.cfg.Node.ID()
-	}
-	if a.envoyArgs.serviceCluster == "" {
-		dc.Cluster = a.cfg.Node.Namespace
-	}
-	return dc
-}
-
-func (a *Agent) bootstrapPath() string {
-	return filepath.Join(a.envoyDir(), "bootstrap"+a.derived.Extension)
+	return lock, nil
 }
 
 // run starts everything and owns the state until the end.
@@ -251,19 +236,17 @@ func (a *Agent) run(ctx context.Context, socket string) error {
 	})
 	a.cfg.Node.Features = a.state.set.Features
 	var err error
-	if a.lastGood, a.restored, err = loadLastGood(a.cfg.Data); err != nil {
+	if a.lastGood, a.restored, err = loadLastGood(durable.OS(), a.cfg.Data); err != nil {
 		a.log.Error("last good set", "error", err)
 	}
-	known := make(map[string]string, len(a.lastGood.Versions))
-	for _, v := range a.lastGood.Versions {
+	known := map[string]string{}
+	for _, v := range append(slices.Clone(a.lastGood.Versions), a.lastGood.Denied...) {
 		known[v.Key.String()] = v.Version
 	}
 	a.known.Store(&known)
 	a.reporter = &reporter{node: wire.NodeToProto(a.cfg.Node), changed: make(chan struct{}, 1)}
-	a.loader = &loader{
-		store: a.store, node: wire.NodeToProto(a.cfg.Node), metrics: a.metrics,
-		slots: semaphore.NewWeighted(maxLoads), running: map[Source]context.CancelFunc{},
-	}
+	a.loader = newLoader(a.store, a.cfg, a.metrics)
+	defer a.loader.close()
 
 	// Everything below ends with the services' context; Envoy is stopped first.
 	services, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -285,10 +268,21 @@ func (a *Agent) run(ctx context.Context, socket string) error {
 	if waitErr := g.Wait(); err == nil && !errors.Is(waitErr, context.Canceled) {
 		err = waitErr
 	}
+	a.releaseAll()
+	return err
+}
+
+// releaseAll gives every lease up: those held, and those of modules that came too
+// late.
+func (a *Agent) releaseAll() {
 	for _, lease := range a.leases {
 		lease.Release()
 	}
-	return err
+	for len(a.inbox) > 0 {
+		if m := <-a.inbox; m.lease != nil {
+			m.lease.Release()
+		}
+	}
 }
 
 func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket string) error {
@@ -326,56 +320,6 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket str
 	return nil
 }
 
-// openEnvoyLog follows Envoy's log from where it ends now.
-func (a *Agent) openEnvoyLog() *envoyLog {
-	l := &envoyLog{path: a.envoyArgs.logPath, out: a.cfg.EnvoyLog}
-	if l.path == "" {
-		l.path, l.own = filepath.Join(a.envoyDir(), "envoy.log"), true
-	}
-	if st, err := os.Stat(l.path); err == nil {
-		l.offset = st.Size()
-	}
-	return l
-}
-
-// takeEnvoy gets an Envoy: the one that the agent before left behind, if it is
-// of the same program and configuration and there is a last good set to go on
-// with; else a new one, after that has ended.
-func (a *Agent) takeEnvoy() error {
-	config := string(chandler.Digest[string](append(append([]byte(nil), a.derived.Bootstrap...), a.derived.Listeners...)))
-	record, process := leftBehind(a.envoyDir())
-	if process != nil {
-		if a.restored && record.Binary == a.binary.digest && record.Config == config {
-			a.process, a.adopted = process, true
-			a.log.Info("envoy adopted", "version", a.binary.version, "pid", record.PID)
-			return nil
-		}
-		a.log.Info("an Envoy of another program or configuration is stopped first", "pid", record.PID)
-		process.stop(newAdminClient(record.AdminNetwork, record.AdminAddress), a.cfg.Drain)
-	}
-	for path, content := range map[string][]byte{a.derived.ListenersFile: a.derived.Listeners, a.bootstrapPath(): a.derived.Bootstrap} {
-		if err := durable.Write(durable.OS(), path, content); err != nil {
-			return err
-		}
-	}
-	drain := strconv.Itoa(max(1, int(a.cfg.Drain/time.Second)))
-	started, err := startEnvoy(a.binary, a.envoyArgs.commandLine(a.bootstrapPath(), drain), a.envoyLog.path)
-	if err != nil {
-		return err
-	}
-	a.process = started
-	pid := started.proc.Pid
-	a.log.Info("envoy started", "version", a.binary.version, "pid", pid)
-	begun, ok := processStart(pid)
-	if !ok {
-		return nil // it has ended, or this system cannot tell: nothing to adopt later
-	}
-	return saveProcess(a.envoyDir(), processRecord{
-		PID: pid, Started: begun, Binary: a.binary.digest, Config: config,
-		AdminNetwork: a.derived.Admin.Network, AdminAddress: a.derived.Admin.Address,
-	})
-}
-
 // send hands a message to the goroutine that owns the state.
 func (a *Agent) send(ctx context.Context, m message) bool {
 	select {
@@ -395,11 +339,7 @@ func (a *Agent) loop(ctx, services context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
-		if at := a.state.Wake(); !at.IsZero() {
-			timer.Reset(max(0, time.Until(at)))
-		} else {
-			timer.Reset(time.Hour)
-		}
+		timer.Reset(a.untilWake())
 		select {
 		case m := <-a.inbox:
 			if m.fatal != nil {
@@ -409,6 +349,9 @@ func (a *Agent) loop(ctx, services context.Context) error {
 			a.step(services, m)
 		case <-timer.C:
 			a.step(services, message{event: Tick{}})
+		case <-services.Done(): // one of them failed, and Run tells with what
+			a.process.stop(a.envoyAdmin, a.cfg.Drain)
+			return nil
 		case <-a.process.done:
 			return &ExitError{Code: a.process.exitCode(), Log: a.envoyLog.tail(20)}
 		case <-ctx.Done():
@@ -423,38 +366,83 @@ func (a *Agent) loop(ctx, services context.Context) error {
 	}
 }
 
+// untilWake is how long nothing is to do unless something happens.
+func (a *Agent) untilWake() time.Duration {
+	wait := time.Hour
+	if at := a.state.Wake(); !at.IsZero() {
+		wait = max(0, time.Until(at))
+	}
+	if a.unsaved != nil {
+		wait = min(wait, saveRetry)
+	}
+	return wait
+}
+
 // step feeds one event to the state and runs the effects.
 func (a *Agent) step(ctx context.Context, m message) {
 	now := time.Now()
-	if ev, ok := m.event.(Assigned); ok {
-		for _, v := range ev.Changed {
-			a.assignedAt[v.Key] = now
-		}
-	}
+	a.observe(m.event, now)
+	quiet := !a.state.Pushing()
 	effects := a.state.Step(m.event, now)
 	if m.lease != nil {
 		a.keep(m.lease)
 	}
+	if quiet && a.state.Pushing() {
+		a.logMark.Store(a.envoyLog.mark()) // what was logged before is not about these
+	}
 	for _, effect := range effects {
 		a.run1(ctx, effect, now)
 	}
+	if a.unsaved != nil && !now.Before(a.saveAt) {
+		a.save(*a.unsaved, now)
+	}
 	a.releaseUnused()
 	a.publish()
+}
+
+// observe keeps what the metrics need to know of events.
+func (a *Agent) observe(ev Event, now time.Time) {
+	switch ev := ev.(type) {
+	case Assigned:
+		for _, v := range ev.Changed {
+			a.assignedAt[v.Key] = now
+		}
+		for _, key := range ev.Removed {
+			delete(a.assignedAt, key)
+		}
+	case Loaded:
+		if ev.Err != nil {
+			a.metrics.conversions.WithLabelValues(conversionFetchFailure).Inc()
+		}
+	}
 }
 
 // run1 runs one effect.
 func (a *Agent) run1(ctx context.Context, effect Effect, now time.Time) {
 	switch e := effect.(type) {
 	case Load:
-		a.loader.start(ctx, e.Source)
+		if e.Attempt > 1 {
+			a.metrics.retries.Inc()
+		}
+		a.loader.start(ctx, e.Source, e.Origins)
 	case CancelLoad:
 		a.loader.cancel(e.Source)
 	case Push:
 		a.push(e, now)
 	case SaveLastGood:
-		if err := saveLastGood(durable.OS(), a.cfg.Data, e); err != nil {
-			a.log.Error("last good set not written", "error", err)
-		}
+		a.save(e, now)
+	}
+}
+
+// saveRetry is how soon a last good set that could not be written is tried again.
+const saveRetry = 5 * time.Second
+
+// save writes the last good set. On a full disk the newest one waits.
+func (a *Agent) save(e SaveLastGood, now time.Time) {
+	a.unsaved = nil
+	if err := saveLastGood(durable.OS(), a.cfg.Data, e); err != nil {
+		a.log.Error("last good set not written", "error", err, "retry_in", saveRetry)
+		a.unsaved, a.saveAt = &e, now.Add(saveRetry)
 	}
 }
 
@@ -522,72 +510,4 @@ func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 		}
 		a.send(ctx, message{event: Nacked{Slot: ev.Slot, Version: ev.Version, Message: ev.Message, Reason: reason}})
 	}
-}
-
-// followControl keeps the stream to a control plane until ctx ends.
-func (a *Agent) followControl(ctx context.Context) error {
-	client := deltaclient.New(deltaclient.Config{
-		Targets: a.cfg.Control,
-		Dial:    a.cfg.DialOptions,
-		Node:    wire.NodeToXDS(a.cfg.Node),
-		TypeURL: wire.AttachmentTypeURL,
-		Known:   func() map[string]string { return *a.known.Load() },
-		Handle:  func(u deltaclient.Update) error { return a.assigned(ctx, u) },
-		Session: func(ctx context.Context, conn *grpc.ClientConn) {
-			a.loader.conn.Store(conn)
-			defer a.loader.conn.CompareAndSwap(conn, nil)
-			a.report(ctx, conn)
-		},
-		Connected: func(up bool, target string, _ error) {
-			if up {
-				a.metrics.connected.Set(1)
-				a.log.Info("connected to control plane", "address", target)
-			} else {
-				a.metrics.connected.Set(0)
-			}
-		},
-		Log: a.log,
-	})
-	return client.Run(ctx)
-}
-
-// report keeps the report stream of a connection; the connection's end is its
-// end too.
-func (a *Agent) report(ctx context.Context, conn *grpc.ClientConn) {
-	for ctx.Err() == nil {
-		if err := a.reporter.run(ctx, conn); ctx.Err() == nil {
-			a.log.Warn("report stream ended", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(reportRetry):
-		}
-	}
-}
-
-// reportRetry is how soon a broken report stream is opened again.
-const reportRetry = time.Second
-
-// assigned takes an update in. What cannot be read is refused by name and the
-// rest is taken: one plugin must not hold up the others.
-func (a *Agent) assigned(ctx context.Context, u deltaclient.Update) error {
-	var ev Assigned
-	var errs []error
-	for _, r := range u.Changed {
-		att, err := wire.UnmarshalAttachment(r.Body)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", chandler.Quote(r.Name), err))
-			continue
-		}
-		ev.Changed = append(ev.Changed, Version{Attachment: att, Version: r.Version})
-	}
-	for _, name := range u.Removed {
-		if key, ok := chandler.ParseKey(name); ok {
-			ev.Removed = append(ev.Removed, key)
-		}
-	}
-	if !a.send(ctx, message{event: ev}) {
-		return ctx.Err()
-	}
-	return errors.Join(errs...)
 }

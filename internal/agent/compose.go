@@ -155,6 +155,11 @@ func (s *State) settleSlots(now time.Time) (effects []Effect, adopted bool) {
 	return effects, adopted
 }
 
+// Pushing tells whether a push awaits its answer.
+func (s *State) Pushing() bool {
+	return slices.ContainsFunc(s.slots, func(sl *slot) bool { return sl.sent != nil })
+}
+
 // awaitsGood tells whether a module of the last good set is still being read
 // from disk. The first content of a slot waits for that, as it takes no network:
 // listeners do not open, and an Envoy that was left behind keeps what it has.

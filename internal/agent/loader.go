@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
@@ -17,8 +20,10 @@ import (
 
 	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/proxywasm"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/wire"
 )
 
 // maxLoads bounds downloads at one time; reads of what is in the store do not
@@ -28,11 +33,24 @@ const maxLoads = 4
 // maxFileModule bounds a module that is read from a file:// url.
 const maxFileModule = 64 << 20
 
+// Patience with the control plane while a module is read from it.
+const (
+	firstPatience  = 500 * time.Millisecond // for a connection that is being made
+	resumePatience = 10 * time.Second       // for one that was lost, without a byte
+	chunkPatience  = 30 * time.Second       // for the next bytes of a stream
+	resumeStep     = 20 * time.Millisecond
+)
+
 // loader brings modules to local disk: from the store, from the control plane
-// by digest, or from a file of this machine.
+// by digest, from where they come from when so configured, or from a file of this
+// machine.
 type loader struct {
 	store *store.Store
 	node  *chandlerv1.Node
+	log   *slog.Logger
+	// origin fetches from where modules come from; nil: only the control plane is
+	// asked.
+	origin *fetch.Client
 	// conn is the connection to the control plane, nil while there is none.
 	conn    atomic.Pointer[grpc.ClientConn]
 	done    func(Loaded, *store.Lease)
@@ -44,8 +62,30 @@ type loader struct {
 	running map[Source]context.CancelFunc
 }
 
+func newLoader(modules *store.Store, cfg Config, m *metrics) *loader {
+	l := &loader{
+		store: modules, node: wire.NodeToProto(cfg.Node), log: cfg.Log, metrics: m,
+		slots: semaphore.NewWeighted(maxLoads), running: map[Source]context.CancelFunc{},
+	}
+	if cfg.FetchFrom == FromOrigin {
+		fc := fetch.Config{Dir: cfg.Data}
+		if cfg.DockerConfig != "" {
+			fc.Keychain = fetch.DockerConfig(cfg.DockerConfig)
+		}
+		l.origin = fetch.New(fc)
+	}
+	return l
+}
+
+// close ends idle connections; every load must have ended.
+func (l *loader) close() {
+	if l.origin != nil {
+		l.origin.Close()
+	}
+}
+
 // start begins a load; done is called with its outcome unless it is cancelled.
-func (l *loader) start(ctx context.Context, src Source) {
+func (l *loader) start(ctx context.Context, src Source, origins []string) {
 	ctx, cancel := context.WithCancel(ctx)
 	l.mu.Lock()
 	l.running[src] = cancel
@@ -54,8 +94,8 @@ func (l *loader) start(ctx context.Context, src Source) {
 	go func() {
 		defer l.wg.Done()
 		defer cancel()
-		lease, err := l.load(ctx, src)
-		if ctx.Err() != nil {
+		lease, err := l.load(ctx, src, origins)
+		if !l.finish(ctx, src) {
 			if lease != nil {
 				lease.Release()
 			}
@@ -72,6 +112,17 @@ func (l *loader) start(ctx context.Context, src Source) {
 	}()
 }
 
+// finish ends the books of a load; false when it was cancelled.
+func (l *loader) finish(ctx context.Context, src Source) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if ctx.Err() != nil {
+		return false // what is in the books may be its successor
+	}
+	delete(l.running, src)
+	return true
+}
+
 func (l *loader) cancel(src Source) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -85,7 +136,7 @@ func (l *loader) cancel(src Source) {
 // cancelled before.
 func (l *loader) wait() { l.wg.Wait() }
 
-func (l *loader) load(ctx context.Context, src Source) (*store.Lease, error) {
+func (l *loader) load(ctx context.Context, src Source, origins []string) (*store.Lease, error) {
 	if src.Path != "" {
 		return l.importFile(src)
 	}
@@ -98,16 +149,59 @@ func (l *loader) load(ctx context.Context, src Source) (*store.Lease, error) {
 		return nil, err
 	}
 	defer l.slots.Release(1)
-	err = l.download(ctx, src.Digest)
-	l.metrics.fetched(err)
-	if err != nil {
+	if err := l.bring(ctx, src.Digest, origins); err != nil {
 		return nil, err
 	}
 	return l.store.Acquire(src.Digest)
 }
 
+// bring fetches a module, from each of its origins in turn if there is a client
+// for them, and from the control plane when none has it.
+func (l *loader) bring(ctx context.Context, digest chandler.ModuleDigest, origins []string) error {
+	if l.origin == nil {
+		origins = nil
+	}
+	var failed error // at an origin
+	for _, origin := range origins {
+		err := l.pull(ctx, origin, digest)
+		l.metrics.fetched(err)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		l.log.Warn("a module cannot be had from its origin", "digest", digest, "error", err)
+		failed = err
+	}
+	err := l.download(ctx, digest)
+	l.metrics.fetched(err)
+	if failed != nil && (errors.Is(err, errNoControl) || status.Code(err) == codes.Unavailable) {
+		return failed // says more than that nobody else is there
+	}
+	return err
+}
+
+// pull fetches a module from an origin. Whatever is there, only the bytes of that
+// digest are taken.
+func (l *loader) pull(ctx context.Context, origin string, digest chandler.ModuleDigest) error {
+	ref, problem := chandler.ParseReference(origin)
+	if problem != nil {
+		return problem
+	}
+	_, err := l.origin.Pull(ctx, fetch.Request{Reference: ref}, onlyModule{l.store, digest})
+	return err
+}
+
+// onlyModule takes in the module of one digest and no other.
+type onlyModule struct {
+	store  *store.Store
+	digest chandler.ModuleDigest
+}
+
+func (o onlyModule) Ingest(r io.Reader, _ chandler.ModuleDigest) (chandler.ModuleDigest, int64, error) {
+	return o.store.Ingest(r, o.digest)
+}
+
 // download reads a module from the control plane. A stream that breaks is
-// resumed where it broke, as long as each try brings some bytes.
+// resumed where it broke, also at another control plane.
 func (l *loader) download(ctx context.Context, digest chandler.ModuleDigest) error {
 	r := &moduleReader{ctx: ctx, loader: l, digest: digest}
 	defer r.close()
@@ -118,7 +212,13 @@ func (l *loader) download(ctx context.Context, digest chandler.ModuleDigest) err
 // importFile copies a module of this machine into the store, where it is pinned:
 // what the file holds later does not matter.
 func (l *loader) importFile(src Source) (*store.Lease, error) {
-	f, err := os.Open(src.Path)
+	if src.Pinned != "" {
+		if lease, err := l.store.Acquire(src.Pinned); !errors.Is(err, fs.ErrNotExist) {
+			return lease, err
+		}
+	}
+	// Not blocking, as it may be a pipe that nobody writes to.
+	f, err := os.OpenFile(src.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, chandler.Problemf(chandler.CodeFileMissing, "spec.url", "put the module there, or use an oci url",
 			"the module's file cannot be read on this proxy's machine: %v", err)
@@ -128,14 +228,18 @@ func (l *loader) importFile(src Source) (*store.Lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !st.Mode().IsRegular() || st.Size() > maxFileModule {
-		return nil, chandler.Problemf(chandler.CodeModuleTooLarge, "spec.url", "point the url at a .wasm file within the limit",
-			"%s is no regular file of at most %d bytes", chandler.Quote(src.Path), maxFileModule)
+	if !st.Mode().IsRegular() {
+		return nil, chandler.Problemf(chandler.CodeFileMissing, "spec.url", "point the url at a .wasm file",
+			"%s is no regular file on this proxy's machine", chandler.Quote(src.Path))
+	}
+	if st.Size() > maxFileModule {
+		return nil, chandler.Problemf(chandler.CodeModuleTooLarge, "spec.url", "make the module smaller",
+			"%s has %d bytes; the limit is %d", chandler.Quote(src.Path), st.Size(), maxFileModule)
 	}
 	if _, err := proxywasm.Inspect(f, st.Size()); err != nil {
 		return nil, err
 	}
-	digest, _, err := l.store.Ingest(io.NewSectionReader(f, 0, maxFileModule), src.Digest)
+	digest, _, err := l.store.Ingest(io.NewSectionReader(f, 0, st.Size()), src.Digest)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +256,6 @@ type moduleReader struct {
 	cancel context.CancelFunc
 	chunk  []byte
 	offset uint64
-	opened uint64 // offset at which the present stream began
 }
 
 func (r *moduleReader) Read(p []byte) (int, error) {
@@ -167,23 +270,51 @@ func (r *moduleReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// next gets more bytes, over as many streams as that takes within bounds.
 func (r *moduleReader) next() error {
+	began := time.Now()
+	for {
+		err := r.receive()
+		if err == nil || err == io.EOF || r.ctx.Err() != nil {
+			return err
+		}
+		r.close()
+		if time.Since(began) > r.patience(err) {
+			return err
+		}
+		select {
+		case <-r.ctx.Done():
+			return r.ctx.Err()
+		case <-time.After(resumeStep):
+		}
+	}
+}
+
+// patience is for how long another try may follow such an end of a stream at
+// once. Without a byte so far there is little to lose, and the agent's own
+// intervals between tries are in force.
+func (r *moduleReader) patience(err error) time.Duration {
+	lost := status.Code(err) == codes.Unavailable || status.Code(err) == codes.Canceled
+	switch {
+	case r.offset > 0 && (lost || errors.Is(err, errNoControl)):
+		return resumePatience
+	case errors.Is(err, errNoControl):
+		return firstPatience
+	}
+	return -1
+}
+
+func (r *moduleReader) receive() error {
 	if r.stream == nil {
 		if err := r.open(); err != nil {
 			return err
 		}
 	}
+	stalled := time.AfterFunc(chunkPatience, r.cancel)
+	defer stalled.Stop()
 	msg, err := r.stream.Recv()
-	if err == nil {
-		r.chunk = msg.GetChunk()
-		return nil
-	}
-	resumable := status.Code(err) == codes.Unavailable && r.offset > r.opened
-	if err == io.EOF || !resumable || r.ctx.Err() != nil {
-		return err
-	}
-	r.close()
-	return nil
+	r.chunk = msg.GetChunk()
+	return err
 }
 
 func (r *moduleReader) open() error {
@@ -199,7 +330,7 @@ func (r *moduleReader) open() error {
 		cancel()
 		return err
 	}
-	r.stream, r.cancel, r.opened = stream, cancel, r.offset
+	r.stream, r.cancel = stream, cancel
 	return nil
 }
 
@@ -215,6 +346,10 @@ var errNoControl = errors.New("no connection to a control plane")
 // loadError turns what ended a load into words and a decision on when to try
 // again.
 func loadError(err error) *LoadError {
+	var fetched *fetch.Error
+	if errors.As(err, &fetched) {
+		return &LoadError{Problem: fetched.Problem, Temporary: fetched.Temporary, RetryAfter: fetched.RetryAfter}
+	}
 	var problem *chandler.Problem
 	if errors.As(err, &problem) {
 		disk := problem.Code == chandler.CodeCacheFull || problem.Code == chandler.CodeCacheUnwritable
@@ -226,7 +361,7 @@ func loadError(err error) *LoadError {
 	case errors.Is(err, errNoControl):
 		p.Code = chandler.CodeControlUnreachable
 	case !ok:
-	case st.Code() == codes.Unavailable:
+	case st.Code() == codes.Unavailable, st.Code() == codes.Canceled:
 		p.Code = chandler.CodeControlUnreachable
 		p.Message = fmt.Sprintf("the control plane does not answer: %s", chandler.Printable(st.Message(), reasonLimit))
 	case st.Code() == codes.NotFound:

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"errors"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,9 +27,9 @@ type metrics struct {
 
 // Values of the label result of istio_agent_wasm_config_conversion_count.
 const (
-	conversionSuccess      = "success"
-	conversionNoRemoteLoad = "no_remote_load"
-	conversionFetchFailure = "fetch_failure"
+	conversionSuccess          = "success"
+	conversionFetchFailure     = "fetch_failure"
+	conversionUnmarshalFailure = "unmarshal_failure"
 )
 
 func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
@@ -77,14 +79,28 @@ func (m *metrics) fetched(err error) {
 	var problem *chandler.Problem
 	switch {
 	case err == nil:
-	case errors.As(err, &problem) && problem.Code == chandler.CodeDigestMismatch:
-		result = "checksum_mismatched"
 	case errors.As(err, &problem):
-		result = "fetch_failure"
+		result = fetchResult(problem.Code)
 	default:
 		result = "download_failure"
 	}
 	m.fetches.WithLabelValues(result).Inc()
+}
+
+// fetchResult files a code under the results that Istio counts.
+func fetchResult(code chandler.Code) string {
+	begins := func(prefixes ...string) bool {
+		return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(string(code), p) })
+	}
+	switch {
+	case code == chandler.CodeDigestMismatch:
+		return "checksum_mismatched"
+	case begins("Manifest", "Index", "Desc", "ConfigBlob"):
+		return "manifest_failure"
+	case begins("Layer", "Tar", "Wasm", "ModuleTooLarge"):
+		return "fetch_failure"
+	}
+	return "download_failure"
 }
 
 // converted counts an attachment that became Envoy configuration.

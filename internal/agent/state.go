@@ -229,6 +229,7 @@ type (
 	Load struct {
 		Source  Source
 		Origins []string
+		Attempt uint32 // 1 is the first
 	}
 	// CancelLoad ends a Load that nobody wants any more; no Loaded is due.
 	CancelLoad struct{ Source Source }

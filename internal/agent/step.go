@@ -413,7 +413,7 @@ func (s *State) settleLoads(now time.Time) []Effect {
 		}
 		l.running = true
 		l.attempt++
-		effects = append(effects, Load{Source: src, Origins: needed[src]})
+		effects = append(effects, Load{Source: src, Origins: needed[src], Attempt: l.attempt})
 	}
 	return effects
 }

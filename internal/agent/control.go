@@ -1,0 +1,83 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/wire"
+	"chandler.dev/chandler/internal/xds/deltaclient"
+)
+
+// followControl keeps the stream to a control plane until ctx ends.
+func (a *Agent) followControl(ctx context.Context) error {
+	client := deltaclient.New(deltaclient.Config{
+		Targets: a.cfg.Control,
+		Dial:    a.cfg.DialOptions,
+		Node:    wire.NodeToXDS(a.cfg.Node),
+		TypeURL: wire.AttachmentTypeURL,
+		Known:   func() map[string]string { return *a.known.Load() },
+		Handle:  func(u deltaclient.Update) error { return a.assigned(ctx, u) },
+		Session: func(ctx context.Context, conn *grpc.ClientConn) {
+			a.loader.conn.Store(conn)
+			defer a.loader.conn.CompareAndSwap(conn, nil)
+			a.report(ctx, conn)
+		},
+		Connected: func(up bool, target string, _ error) {
+			if up {
+				a.metrics.connected.Set(1)
+				a.log.Info("connected to control plane", "address", target)
+			} else {
+				a.metrics.connected.Set(0)
+			}
+		},
+		Log: a.log,
+	})
+	return client.Run(ctx)
+}
+
+// report keeps the report stream of a connection; the connection's end is its
+// end too.
+func (a *Agent) report(ctx context.Context, conn *grpc.ClientConn) {
+	for ctx.Err() == nil {
+		if err := a.reporter.run(ctx, conn); ctx.Err() == nil {
+			a.log.Warn("report stream ended", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(reportRetry):
+		}
+	}
+}
+
+// reportRetry is how soon a broken report stream is opened again.
+const reportRetry = time.Second
+
+// assigned takes an update in. What cannot be read is refused by name and the
+// rest is taken: one plugin must not hold up the others.
+func (a *Agent) assigned(ctx context.Context, u deltaclient.Update) error {
+	var ev Assigned
+	var errs []error
+	for _, r := range u.Changed {
+		att, err := wire.UnmarshalAttachment(r.Body)
+		if err != nil {
+			a.metrics.conversions.WithLabelValues(conversionUnmarshalFailure).Inc()
+			errs = append(errs, fmt.Errorf("%s: %w", chandler.Quote(r.Name), err))
+			continue
+		}
+		ev.Changed = append(ev.Changed, Version{Attachment: att, Version: r.Version})
+	}
+	for _, name := range u.Removed {
+		if key, ok := chandler.ParseKey(name); ok {
+			ev.Removed = append(ev.Removed, key)
+		}
+	}
+	if !a.send(ctx, message{event: ev}) {
+		return ctx.Err()
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,112 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
+	"chandler.dev/chandler/internal/durable"
+)
+
+// derive makes the bootstrap that Envoy will run: the user's, with its listeners
+// moved to a file and slots put into them.
+func (a *Agent) derive(sockets string) error {
+	var file []byte
+	if a.envoyArgs.configPath != "" {
+		var err error
+		if file, err = os.ReadFile(a.envoyArgs.configPath); err != nil {
+			return fmt.Errorf("envoy configuration: %w", err)
+		}
+	}
+	config, err := attach.MergeConfig(a.envoyArgs.configPath, file, a.envoyArgs.configYAML)
+	if err != nil {
+		return fmt.Errorf("envoy configuration: %w", err)
+	}
+	a.derived, err = attach.Derive(config, a.deriveConfig(sockets))
+	if err != nil {
+		return fmt.Errorf("envoy configuration: %w", err)
+	}
+	for _, warning := range a.derived.Warnings {
+		a.log.Warn("envoy configuration", "warning", warning)
+	}
+	a.envoyAdmin = newAdminClient(a.derived.Admin.Network, a.derived.Admin.Address)
+	return nil
+}
+
+// deriveConfig leaves the node's id and cluster out where the command line
+// gives them.
+func (a *Agent) deriveConfig(sockets string) attach.DeriveConfig {
+	dc := attach.DeriveConfig{
+		ADSSocket:     filepath.Join(sockets, "ads.sock"),
+		AdminSocket:   filepath.Join(sockets, "admin.sock"),
+		ListenersFile: filepath.Join(a.envoyDir(), "listeners"),
+	}
+	if a.envoyArgs.serviceNode == "" {
+		dc.NodeID = a.cfg.Node.ID()
+	}
+	if a.envoyArgs.serviceCluster == "" {
+		dc.Cluster = a.cfg.Node.Namespace
+	}
+	return dc
+}
+
+func (a *Agent) bootstrapPath() string {
+	return filepath.Join(a.envoyDir(), "bootstrap"+a.derived.Extension)
+}
+
+// openEnvoyLog follows Envoy's log from where it ends now.
+func (a *Agent) openEnvoyLog() *envoyLog {
+	l := &envoyLog{path: a.envoyArgs.logPath, out: a.cfg.EnvoyLog}
+	if l.path == "" {
+		l.path, l.own = filepath.Join(a.envoyDir(), "envoy.log"), true
+	}
+	if st, err := os.Stat(l.path); err == nil {
+		l.offset = st.Size()
+	}
+	return l
+}
+
+// takeEnvoy gets an Envoy: the one that the agent before left behind, if it is
+// of the same program and configuration and there is a last good set to go on
+// with; else a new one, after that has ended.
+func (a *Agent) takeEnvoy() error {
+	config := string(chandler.Digest[string](append(append([]byte(nil), a.derived.Bootstrap...), a.derived.Listeners...)))
+	record, process := leftBehind(a.envoyDir())
+	if process != nil {
+		if a.restored && record.Binary == a.binary.digest && record.Config == config {
+			a.process, a.adopted = process, true
+			a.log.Info("envoy adopted", "version", a.binary.version, "pid", record.PID)
+			return nil
+		}
+		a.log.Info("an Envoy of another program or configuration is stopped first", "pid", record.PID)
+		process.stop(newAdminClient(record.AdminNetwork, record.AdminAddress), a.cfg.Drain)
+	}
+	for path, content := range map[string][]byte{a.derived.ListenersFile: a.derived.Listeners, a.bootstrapPath(): a.derived.Bootstrap} {
+		if err := durable.Write(durable.OS(), path, content); err != nil {
+			return err
+		}
+	}
+	drain := strconv.Itoa(max(1, int(a.cfg.Drain/time.Second)))
+	started, err := startEnvoy(a.binary, a.envoyArgs.commandLine(a.bootstrapPath(), drain), a.envoyLog.path)
+	if err != nil {
+		return err
+	}
+	a.process = started
+	pid := started.proc.Pid
+	a.log.Info("envoy started", "version", a.binary.version, "pid", pid)
+	begun, ok := processStart(pid)
+	if !ok {
+		return nil // it has ended, or this system cannot tell: nothing to adopt later
+	}
+	if err := saveProcess(a.envoyDir(), processRecord{
+		PID: pid, Started: begun, Binary: a.binary.digest, Config: config,
+		AdminNetwork: a.derived.Admin.Network, AdminAddress: a.derived.Admin.Address,
+	}); err != nil {
+		a.log.Warn("the next agent cannot adopt this Envoy", "error", err)
+	}
+	return nil
+}
