@@ -50,7 +50,7 @@ func (a *Agent) adminHandler(gatherer prometheus.Gatherer) http.Handler {
 		if view := a.view.Load(); view != nil {
 			_ = json.NewEncoder(w).Encode(view.report)
 		} else {
-			_, _ = io.WriteString(w, "{}\n")
+			_, _ = io.WriteString(w, "[]\n")
 		}
 	})
 	return mux

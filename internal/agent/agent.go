@@ -122,6 +122,8 @@ type message struct {
 type view struct {
 	report  []chandler.AttachmentState
 	unready []string
+	// pushing: a push awaits Envoy's answer; reloads: see State.Reloads.
+	pushing, reloads bool
 }
 
 // ExitError carries Envoy's exit code to the caller of Run.
@@ -305,6 +307,7 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket str
 		return err
 	}
 	g.Go(func() error { a.envoyLog.run(ctx); return nil })
+	g.Go(func() error { a.watchTraps(ctx); return nil })
 	g.Go(func() error {
 		switch err := a.envoyAdmin.awaitListeners(ctx, 20*time.Millisecond); {
 		case err == nil:
@@ -481,7 +484,10 @@ func (a *Agent) publish() {
 	report := a.state.Report()
 	a.reporter.set(report)
 	a.metrics.states(report)
-	v := &view{unready: a.state.Readiness()}
+	v := &view{
+		unready: a.state.Readiness(), report: []chandler.AttachmentState{},
+		pushing: a.state.Pushing(), reloads: a.state.Reloads(),
+	}
 	for _, key := range a.state.sortedKeys() {
 		if st, ok := report[key]; ok {
 			v.report = append(v.report, st)
@@ -502,7 +508,7 @@ func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 		a.logMark.Store(a.envoyLog.mark())
 		a.send(ctx, message{event: Acked{Slot: ev.Slot, Version: ev.Version}})
 	case envoyads.Nacked:
-		reason := a.envoyLog.reason(ctx, a.logMark.Load())
+		reason := a.envoyLog.reason(ctx, a.logMark.Load(), ev.Message)
 		a.logMark.Store(a.envoyLog.mark())
 		a.log.Warn("envoy refused a composition", "slot", ev.Slot, "message", ev.Message, "reason", reason)
 		if slot, ok := attach.ParseSlot(ev.Slot); ok {

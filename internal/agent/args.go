@@ -45,6 +45,7 @@ var refusedFlags = map[string]string{
 // --config-path (-c), --config-yaml or both.
 func parseEnvoyArgs(args []string) (envoyArgs, error) {
 	var a envoyArgs
+	given := map[string]bool{}
 	for i := 0; i < len(args); i++ {
 		name, value, inline := strings.Cut(args[i], "=")
 		if why, refused := refusedFlags[name]; refused {
@@ -61,6 +62,13 @@ func parseEnvoyArgs(args []string) (envoyArgs, error) {
 			}
 			value = args[i]
 		}
+		if name == "-c" {
+			name = "--config-path"
+		}
+		if given[name] {
+			return a, fmt.Errorf("envoy argument %s is given twice", name)
+		}
+		given[name] = true
 		set(&a, value)
 	}
 	if a.configPath == "" && a.configYAML == "" {

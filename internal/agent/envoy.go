@@ -132,20 +132,30 @@ func (c *adminClient) do(ctx context.Context, method, path string) ([]byte, erro
 // stat sums the statistics whose name matches a regular expression, but for
 // those of the admin interface itself.
 func (c *adminClient) stat(ctx context.Context, pattern string) (int64, error) {
-	body, err := c.get(ctx, "/stats?filter="+url.QueryEscape(pattern))
-	if err != nil {
-		return 0, err
-	}
+	stats, err := c.stats(ctx, pattern)
 	var sum int64
-	for line := range strings.Lines(string(body)) {
-		name, value, ok := strings.Cut(strings.TrimSpace(line), ": ")
-		if ok && !strings.HasPrefix(name, "listener.admin.") {
-			if n, err := strconv.ParseInt(value, 10, 64); err == nil {
-				sum += n
-			}
+	for name, n := range stats {
+		if !strings.HasPrefix(name, "listener.admin.") {
+			sum += n
 		}
 	}
-	return sum, nil
+	return sum, err
+}
+
+// stats gives the counters and gauges whose name matches a regular expression.
+func (c *adminClient) stats(ctx context.Context, pattern string) (map[string]int64, error) {
+	body, err := c.get(ctx, "/stats?filter="+url.QueryEscape(pattern))
+	if err != nil {
+		return nil, err
+	}
+	stats := map[string]int64{}
+	for line := range strings.Lines(string(body)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		if n, err := strconv.ParseInt(value, 10, 64); err == nil {
+			stats[name] = n
+		}
+	}
+	return stats, nil
 }
 
 func (c *adminClient) activeConnections(ctx context.Context) (int64, error) {

@@ -3,9 +3,12 @@ package agent
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,9 +36,10 @@ type envoyLog struct {
 	own bool
 
 	mu      sync.Mutex
+	file    fs.FileInfo // which offset is in
 	offset  int64
 	partial []byte
-	lines   []string // the last ones
+	lines   []string // the last ones, at least logLinesKept
 	count   int64    // lines seen in all
 }
 
@@ -67,13 +71,21 @@ func (l *envoyLog) mark() int64 {
 func (l *envoyLog) pump() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.pumpLocked()
+}
+
+func (l *envoyLog) pumpLocked() {
 	f, err := os.Open(l.path)
 	if err != nil {
 		return // not there yet
 	}
 	defer f.Close()
-	if st, err := f.Stat(); err == nil && st.Size() < l.offset {
-		l.offset = 0
+	if st, err := f.Stat(); err == nil {
+		// A smaller file was emptied, another one put in its place.
+		if st.Size() < l.offset || l.file != nil && !os.SameFile(l.file, st) {
+			l.offset = 0
+		}
+		l.file = st
 	}
 	if _, err := f.Seek(l.offset, io.SeekStart); err != nil {
 		return
@@ -102,8 +114,8 @@ func (l *envoyLog) take(b []byte) {
 		line := append(l.partial, b[:min(i, max(0, logLineLimit-len(l.partial)))]...)
 		l.partial = nil
 		l.lines = append(l.lines, string(line))
-		if len(l.lines) > logLinesKept {
-			l.lines = append(l.lines[:0:0], l.lines[len(l.lines)-logLinesKept:]...)
+		if len(l.lines) >= 2*logLinesKept {
+			l.lines = slices.Clone(l.lines[len(l.lines)-logLinesKept:])
 		}
 		l.count++
 		b = b[i+1:]
@@ -119,12 +131,27 @@ func (l *envoyLog) rotate() {
 	if !l.own || l.offset < logRotateAt {
 		return
 	}
-	if old, err := os.ReadFile(l.path); err != nil || os.WriteFile(l.path+".1", old, 0o600) != nil {
+	if copyFile(l.path+".1", l.path) != nil {
 		return // tried again at the next tick
 	}
+	l.pumpLocked() // what came meanwhile
 	if os.Truncate(l.path, 0) == nil {
 		l.offset = 0
 	}
+}
+
+func copyFile(to, from string) error {
+	r, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	w, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(w, io.LimitReader(r, 2*logRotateAt))
+	return errors.Join(err, w.Close())
 }
 
 // since gives the lines after a mark that are still kept.
@@ -147,24 +174,24 @@ func (l *envoyLog) tail(n int64) []string {
 	return l.since(max(mark, 0))
 }
 
-// reason finds why Envoy refused the configuration that was sent after mark.
-// The log may come later than the answer, so it waits, with a bound, for the
-// line in which Envoy says that it rejects.
-func (l *envoyLog) reason(ctx context.Context, mark int64) string {
+// reason finds why Envoy refused, with that message, the configuration that was
+// sent after mark. The log may come later than the answer, so it waits, with a
+// bound, for the line in which Envoy says that it rejects.
+func (l *envoyLog) reason(ctx context.Context, mark int64, message string) string {
 	deadline := time.Now().Add(reasonPatience)
 	for {
 		lines := l.since(mark)
-		for _, line := range lines {
+		for i, line := range lines {
 			if strings.Contains(line, " rejected: ") {
-				return reasonIn(lines)
+				return reasonIn(lines[:i], message)
 			}
 		}
 		if time.Now().After(deadline) {
-			return reasonIn(lines)
+			return reasonIn(lines, message)
 		}
 		select {
 		case <-ctx.Done():
-			return reasonIn(lines)
+			return reasonIn(lines, message)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
@@ -174,24 +201,29 @@ func (l *envoyLog) reason(ctx context.Context, mark int64) string {
 // [time][thread][level][component] [file:line] text.
 var logHead = regexp.MustCompile(`^\[[^\]]*\]\[\d+\]\[(\w+)\]\[(\w+)\] \[[^\]]*\] (.*)$`)
 
-// pluginHead matches what Envoy puts before a plugin's own words.
-var pluginHead = regexp.MustCompile(`^wasm log(?: [^:]*)?: (.*)$`)
+// pluginHead matches what Envoy puts before a plugin's own words: the plugin's
+// name, and more.
+var pluginHead = regexp.MustCompile(`^wasm log(?: ([^ :]+)[^:]*)?: (.*)$`)
 
 // dull are lines that only repeat that something failed.
 var dull = regexp.MustCompile(`^(Plugin .* failed to load|Wasm VM failed .*Failed to (start|configure) base Wasm.*)$`)
 
 // reasonIn puts the lines that explain a refusal together: the plugin's own
-// words first, as its author meant them for the user.
-func reasonIn(lines []string) string {
+// words first, as its author meant them for the user. Other plugins talk too
+// meanwhile; if the message of the refusal names one, only its words count.
+func reasonIn(lines []string, message string) string {
 	var own, engine, rest []string
+	named := strings.Contains(message, "Wasm plugin ")
 	for _, line := range lines {
 		m := logHead.FindStringSubmatch(line)
 		if m == nil || m[1] != "error" && m[1] != "critical" && m[1] != "warning" || m[2] != "wasm" && m[2] != "lua" {
 			continue
 		}
 		switch words := pluginHead.FindStringSubmatch(m[3]); {
+		case words != nil && named && !slices.Contains(strings.Fields(message), words[1]):
+			// of another plugin
 		case words != nil:
-			own = append(own, words[1])
+			own = append(own, words[2])
 		case dull.MatchString(m[3]):
 			rest = append(rest, m[3])
 		default:

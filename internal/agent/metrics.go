@@ -23,6 +23,8 @@ type metrics struct {
 	nacks       *prometheus.CounterVec
 	retries     prometheus.Counter
 	connected   prometheus.Gauge
+	traps       *prometheus.CounterVec
+	trapped     map[chandler.Key]uint64 // what traps has counted
 }
 
 // Values of the label result of istio_agent_wasm_config_conversion_count.
@@ -52,13 +54,16 @@ func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
 		connected: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "chandler_agent_control_connected", Help: "1 while there is a stream to a control plane."}),
 	}
+	m.trapped = map[chandler.Key]uint64{}
+	m.traps = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "chandler_agent_plugin_vm_traps_total", Help: "VMs that Envoy made anew after a fault while serving."}, []string{"namespace", "name"})
 	entries := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "istio_agent_wasm_cache_entries", Help: "Modules in the local store."},
 		func() float64 { n, _ := modules.Stats(); return float64(n) })
 	bytes := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "chandler_agent_store_bytes", Help: "Bytes of the modules in the local store."},
 		func() float64 { _, b := modules.Stats(); return float64(b) })
-	reg.MustRegister(m.lookups, m.fetches, m.conversions, m.duration, m.attachments, m.nacks, m.retries, m.connected, entries, bytes)
+	reg.MustRegister(m.lookups, m.fetches, m.conversions, m.duration, m.attachments, m.nacks, m.retries, m.connected, m.traps, entries, bytes)
 	for _, hit := range []string{"true", "false"} {
 		m.lookups.WithLabelValues(hit)
 	}
@@ -109,10 +114,24 @@ func (m *metrics) converted(result string, took time.Duration) {
 	m.duration.Observe(float64(took) / float64(time.Millisecond))
 }
 
+// states shows how many plugins are in which state, and their faults. It is for
+// one goroutine.
 func (m *metrics) states(report map[chandler.Key]chandler.AttachmentState) {
 	counts := map[chandler.State]int{}
 	for _, st := range report {
 		counts[st.State]++
+	}
+	for key, st := range report {
+		if n := m.trapped[key]; st.VMTraps > n {
+			m.traps.WithLabelValues(key.Namespace, key.Name).Add(float64(st.VMTraps - n))
+			m.trapped[key] = st.VMTraps
+		}
+	}
+	for key := range m.trapped {
+		if _, ok := report[key]; !ok {
+			m.traps.DeleteLabelValues(key.Namespace, key.Name)
+			delete(m.trapped, key)
+		}
 	}
 	for _, state := range []chandler.State{
 		chandler.StatePending, chandler.StateFetching, chandler.StateReady, chandler.StateInForce,

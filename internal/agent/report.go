@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"time"
 
 	"chandler.dev/chandler"
@@ -67,6 +68,11 @@ func (s *State) reportOf(p *plugin) chandler.AttachmentState {
 		st.StandIn = s.standIn(v.Key)
 	}
 	switch p.state {
+	case chandler.StateInForce:
+		if !p.trapped.IsZero() {
+			st.Reason = chandler.CodeVMTrap
+			st.Message = fmt.Sprintf("its VM failed while serving; Envoy made a new one %d times", p.traps)
+		}
 	case chandler.StateUnmatched:
 		st.Reason = chandler.CodeNoListener
 		st.Message = "no listener of this proxy has the mode and port that the plugin matches"
@@ -139,6 +145,17 @@ func (s *State) Readiness() []string {
 		}
 	}
 	return why
+}
+
+// Reloads tells whether a plugin is in force whose VM Envoy makes anew when it
+// fails.
+func (s *State) Reloads() bool {
+	for _, p := range s.plugins {
+		if p.good != nil && p.good.FailStrategy == chandler.FailReload {
+			return true
+		}
+	}
+	return false
 }
 
 // Known gives the versions of what is assigned, by resource name: what a

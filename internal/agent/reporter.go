@@ -34,40 +34,75 @@ func (r *reporter) set(states map[chandler.Key]chandler.AttachmentState) {
 	}
 }
 
-// run reports over conn until ctx ends or the stream breaks.
+// run reports over conn until ctx ends or the stream does, and tells why it did.
 func (r *reporter) run(ctx context.Context, conn *grpc.ClientConn) error {
+	ctx, cancel := context.WithCancel(ctx)
 	stream, err := chandlerv1.NewReportsClient(conn).Report(ctx)
 	if err != nil {
+		cancel()
 		return err
 	}
+	answers := make(chan error) // nil: an acknowledgement; else the stream's end
+	var receiving sync.WaitGroup
+	receiving.Go(func() { receive(ctx, stream, answers) })
+	defer receiving.Wait()
+	defer cancel()
+
 	sent := map[chandler.Key]chandler.AttachmentState{}
-	for sequence := uint64(1); ; sequence++ {
-		r.mu.Lock()
-		states := maps.Clone(r.states)
-		r.mu.Unlock()
+	for sequence := uint64(1); ; {
+		states := r.current()
 		msg := difference(sent, states)
 		if sequence == 1 {
 			msg.Node, msg.Full = r.node, true
 		}
-		if sequence == 1 || len(msg.States)+len(msg.Removed) > 0 {
+		if msg.Full || len(msg.States)+len(msg.Removed) > 0 {
 			msg.Sequence = sequence
-			if err := stream.Send(msg); err != nil {
-				return err
-			}
-			if _, err := stream.Recv(); err != nil {
+			_ = stream.Send(msg) // if it failed, the stream's end says why
+			if err := await(ctx, answers); err != nil {
 				return err
 			}
 			sent = states
-		} else {
-			sequence--
+			sequence++
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-stream.Context().Done():
-			return stream.Context().Err()
+		case err := <-answers:
+			if err != nil {
+				return err
+			}
 		case <-r.changed:
 		}
+	}
+}
+
+func (r *reporter) current() map[chandler.Key]chandler.AttachmentState {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.states)
+}
+
+// receive passes on what the control plane answers, until the stream ends.
+func receive(ctx context.Context, stream grpc.BidiStreamingClient[chandlerv1.ReportRequest, chandlerv1.ReportResponse], answers chan<- error) {
+	for {
+		_, err := stream.Recv()
+		select {
+		case answers <- err:
+		case <-ctx.Done():
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func await(ctx context.Context, answers <-chan error) error {
+	select {
+	case err := <-answers:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

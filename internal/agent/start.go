@@ -60,6 +60,10 @@ func (a *Agent) bootstrapPath() string {
 
 // openEnvoyLog follows Envoy's log from where it ends now.
 func (a *Agent) openEnvoyLog() *envoyLog {
+	if st, err := os.Stat(a.envoyArgs.logPath); err == nil && !st.Mode().IsRegular() {
+		a.log.Warn("the agent must be able to read Envoy's log again, and copies it to its own output", "instead_of", a.envoyArgs.logPath)
+		a.envoyArgs.logPath = ""
+	}
 	l := &envoyLog{path: a.envoyArgs.logPath, out: a.cfg.EnvoyLog}
 	if l.path == "" {
 		l.path, l.own = filepath.Join(a.envoyDir(), "envoy.log"), true

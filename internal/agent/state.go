@@ -58,6 +58,9 @@ const (
 	rejectedInterval = 5 * time.Minute
 )
 
+// trapMemory is how long a fault while serving is held against a plugin.
+const trapMemory = 5 * time.Minute
+
 // State is all the agent knows. Only Step changes it.
 type State struct {
 	set     Settings
@@ -102,6 +105,7 @@ type plugin struct {
 	rejects   uint64
 	failCount uint64
 	traps     uint64
+	trapped   time.Time // when traps grew
 }
 
 // slot is one of Envoy's config discovery filters.
@@ -195,7 +199,7 @@ type (
 	// Nacked tells that it was refused: Envoy's message, and the reason read
 	// from its log.
 	Nacked struct{ Slot, Version, Message, Reason string }
-	// Trapped tells how often plugins' VMs failed in all.
+	// Trapped tells how often plugins' VMs failed in all, as far as that is known.
 	Trapped struct{ Counts map[chandler.Key]uint64 }
 	// Tick tells that time has passed.
 	Tick struct{}

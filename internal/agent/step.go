@@ -32,8 +32,8 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 		s.nacked(ev, now)
 	case Trapped:
 		for key, n := range ev.Counts {
-			if p := s.plugins[key]; p != nil {
-				p.traps = n
+			if p := s.plugins[key]; p != nil && n > p.traps {
+				p.traps, p.trapped = n, now
 			}
 		}
 	case Tick:
@@ -47,6 +47,9 @@ func (s *State) settle(now time.Time) []Effect {
 	for _, p := range s.plugins {
 		if p.rejected != "" && !p.nextTry.After(now) {
 			p.rejected = ""
+		}
+		if !p.trapped.IsZero() && !now.Before(p.trapped.Add(trapMemory)) {
+			p.trapped = time.Time{}
 		}
 		if !p.deadline.IsZero() && !p.deadline.After(now) {
 			p.overdue = true
@@ -88,6 +91,9 @@ func (s *State) Wake() time.Time {
 	for _, p := range s.plugins {
 		if p.rejected != "" {
 			earliest(p.nextTry)
+		}
+		if !p.trapped.IsZero() {
+			earliest(p.trapped.Add(trapMemory))
 		}
 		if p.want != nil && p.good == nil && !p.overdue {
 			earliest(p.deadline)

@@ -350,10 +350,10 @@ func TestReasonInLog(t *testing.T) {
 [2026-08-01 10:00:00.002][12][critical][wasm] [source/extensions/common/wasm/wasm.cc:3] Plugin WasmPlugin/ns/a failed to load
 [2026-08-01 10:00:00.003][12][warning][config] [source/x.cc:4] gRPC config for type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig rejected: Unable to create Wasm plugin WasmPlugin/ns/a
 `), "\n")
-	if got, want := reasonIn(log), "realm is no string"; got != want {
+	if got, want := reasonIn(log, `Unable to create Wasm plugin WasmPlugin/ns/a`), "realm is no string"; got != want {
 		t.Errorf("reason %q, want %q", got, want)
 	}
-	if got, want := reasonIn(log[1:]), "Wasm VM failed Failed to configure base Wasm plugin; Plugin WasmPlugin/ns/a failed to load"; got != want {
+	if got, want := reasonIn(log[1:], ``), "Wasm VM failed Failed to configure base Wasm plugin; Plugin WasmPlugin/ns/a failed to load"; got != want {
 		t.Errorf("reason %q, want %q", got, want)
 	}
 }
