@@ -123,7 +123,7 @@ func (s *State) settleSlots(now time.Time) (effects []Effect, adopted bool) {
 	if !s.seeded || s.envoy == "" {
 		return nil, false
 	}
-	s.awaiting = s.awaitsGood(now)
+	s.awaiting, s.keeping = s.awaitsGood(now), false
 	chosen := map[chandler.Key]member{}
 	for _, key := range s.sortedKeys() {
 		if m, ok := s.choose(s.plugins[key]); ok {
@@ -132,6 +132,10 @@ func (s *State) settleSlots(now time.Time) (effects []Effect, adopted bool) {
 	}
 	for _, sl := range s.slots {
 		if !sl.subscribed || sl.sent != nil || sl.acked == nil && s.awaiting {
+			continue
+		}
+		if s.keeps(sl, now) {
+			s.keeping = true
 			continue
 		}
 		next := s.next(sl, chosen)
@@ -172,6 +176,26 @@ func (s *State) awaitsGood(now time.Time) bool {
 			continue
 		}
 		if l := s.loads[source(p.good)]; l != nil && l.running && l.attempt == 1 {
+			return true
+		}
+	}
+	return false
+}
+
+// keeps tells whether a slot of an Envoy that was left behind stays as that Envoy
+// has it, because a module of the last good set is lost and must be fetched: what
+// runs there is better than what could stand in for it. That has an end once the
+// control plane is heard, as others in the slot may want to change; before, there
+// is nothing to change to.
+func (s *State) keeps(sl *slot, now time.Time) bool {
+	if !s.left || sl.acked != nil || s.heard && !now.Before(s.envoySince.Add(DefaultFetchDeadline)) {
+		return false
+	}
+	for _, p := range s.plugins {
+		if p.good == nil || p.want == nil || !sl.Holds(&p.good.Attachment) {
+			continue
+		}
+		if l := s.loads[source(p.good)]; l != nil && !l.ready && !s.usable(p.want) {
 			return true
 		}
 	}

@@ -80,6 +80,10 @@ type State struct {
 	envoy, goodEnvoy string
 	envoySince       time.Time
 	awaiting         bool // modules of the last good set, before the first pushes
+	// left: this Envoy was left behind by the agent before and serves. heard: the
+	// control plane has told of its set.
+	left, heard bool
+	keeping     bool // slots stay as that Envoy has them
 
 	dirty   bool     // the last good set must be written
 	denying []string // versions that the written set says are denied

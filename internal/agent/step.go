@@ -102,6 +102,9 @@ func (s *State) Wake() time.Time {
 	if s.awaiting {
 		earliest(s.envoySince.Add(goodPatience))
 	}
+	if s.keeping && s.heard {
+		earliest(s.envoySince.Add(DefaultFetchDeadline))
+	}
 	return at
 }
 
@@ -126,7 +129,7 @@ func (s *State) restored(ev Restored, now time.Time) {
 // assigned takes an update in. Within one uid nothing older wins, whatever the
 // order in which updates come.
 func (s *State) assigned(ev Assigned, now time.Time) {
-	s.seeded = true
+	s.seeded, s.heard = true, true
 	for i := range ev.Changed {
 		v := &ev.Changed[i]
 		p := s.plugins[v.Key]
@@ -197,7 +200,7 @@ func backoff(attempt uint32, least, most time.Duration) time.Duration {
 // envoyStarted forgets what the Envoy before had: a new one has nothing, and a
 // version that was refused is worth another try.
 func (s *State) envoyStarted(ev EnvoyStarted, now time.Time) {
-	s.envoy, s.envoySince, s.open = ev.Envoy, now, ev.Open
+	s.envoy, s.envoySince, s.open, s.left = ev.Envoy, now, ev.Open, ev.Open
 	for _, sl := range s.slots {
 		*sl = slot{Slot: sl.Slot, name: sl.name}
 	}
