@@ -1,13 +1,16 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"chandler.dev/chandler"
@@ -15,6 +18,7 @@ import (
 )
 
 func statusCommand(e *env) *cobra.Command {
+	var watch bool
 	cmd := &cobra.Command{
 		Use:   "status [NAME]",
 		Short: "What is in force where",
@@ -32,32 +36,69 @@ The exit code is 3 when something is not as it should be.`,
 			if len(args) == 1 {
 				req.Name, req.Proxies = args[0], true
 			}
+			if watch {
+				return e.watch(cmd.Context(), req)
+			}
 			objects, err := e.list(cmd.Context(), req)
 			if err != nil {
 				return err
 			}
-			table := e.statusTable
-			if req.Proxies {
-				table = e.proxyTable
-			}
-			if err := e.print(objects, func(w io.Writer) { table(w, objects) }); err != nil {
+			if err := e.printStatus(objects, req.Proxies); err != nil {
 				return err
 			}
-			if len(e.broken) > 0 {
+			if len(e.broken) > 0 || slices.ContainsFunc(objects, func(o *chandlerv1.Object) bool { return !healthy(o.Status) }) {
 				return &exitError{code: exitUnhealthy}
-			}
-			for _, o := range objects {
-				if !healthy(o.Status) {
-					return &exitError{code: exitUnhealthy}
-				}
 			}
 			return nil
 		},
 	}
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "print again whenever something changes, until interrupted")
 	e.scopeFlags(cmd)
 	e.clientFlags(cmd)
 	e.outputFlag(cmd)
 	return cmd
+}
+
+func (e *env) printStatus(objects []*chandlerv1.Object, proxies bool) error {
+	table := e.statusTable
+	if proxies {
+		table = e.proxyTable
+	}
+	return e.print(objects, func(w io.Writer) { table(w, objects) })
+}
+
+// watchInterval is how often watch looks again.
+const watchInterval = 500 * time.Millisecond
+
+// watch prints what list gives, and again when something in it has changed.
+func (e *env) watch(ctx context.Context, req *chandlerv1.ListRequest) error {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	var shown *chandlerv1.ListResponse
+	for {
+		objects, err := e.list(ctx, req)
+		if ctx.Err() != nil {
+			return nil // interrupted, as it was said to be
+		}
+		if err != nil {
+			return err
+		}
+		now := &chandlerv1.ListResponse{Objects: objects, Broken: e.broken}
+		if !proto.Equal(shown, now) {
+			if shown != nil {
+				fmt.Fprintln(e.stdout)
+			}
+			shown = now
+			if err := e.printStatus(objects, req.Proxies); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
 }
 
 // healthy tells whether a plugin is as it should be, wherever it should be; one
