@@ -144,7 +144,7 @@ func (s *State) assigned(ev Assigned, now time.Time) {
 		}
 		p.want = v
 		if p.good == nil {
-			if p.overdue || p.rejected != "" || p.standIn != chandler.StandInNone {
+			if p.standIn != chandler.StandInNone {
 				p.standIn = contract(v)
 			}
 			p.deadline = now.Add(cmp.Or(v.FetchDeadline, DefaultFetchDeadline))
