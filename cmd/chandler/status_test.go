@@ -53,7 +53,10 @@ func TestStatusWatch(t *testing.T) {
 		}
 	}
 	cancel()
-	if err := <-done; err != nil {
+	go func() { _, _ = io.Copy(io.Discard, r) }() // what it still has to say
+	err := <-done
+	w.Close()
+	if err != nil {
 		t.Errorf("interrupted, it ended with %v", err)
 	}
 	if strings.Join(rows, " ") != "0/1 1/1" {
