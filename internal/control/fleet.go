@@ -200,10 +200,9 @@ func (f *fleet) touch() {
 func (f *fleet) takeDirty() (all bool, some map[chandler.Key]bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	all, some = f.allDirty, f.dirty
-	f.allDirty = false
-	if len(some) > 0 {
-		f.dirty = map[chandler.Key]bool{}
+	all, f.allDirty = f.allDirty, false
+	if len(f.dirty) > 0 { // an empty one goes on being written to
+		some, f.dirty = f.dirty, map[chandler.Key]bool{}
 	}
 	return all, some
 }

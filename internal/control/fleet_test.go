@@ -119,3 +119,18 @@ func TestRejectionsAreCountedOnce(t *testing.T) {
 		}
 	}
 }
+
+// What was taken to look at is not written to any more, nor is what was empty.
+func TestTakenKeysAreTheTakers(t *testing.T) {
+	t.Parallel()
+	f := newFleet(time.Now, nil)
+	f.touch()
+	_, before := f.takeDirty()
+	f.mu.Lock()
+	f.dirty[chandler.Key{Name: "p"}] = true
+	f.mu.Unlock()
+	_, some := f.takeDirty()
+	if len(before) != 0 || len(some) != 1 {
+		t.Errorf("taken before: %v, then: %v", before, some)
+	}
+}
