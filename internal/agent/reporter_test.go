@@ -1,0 +1,246 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"chandler.dev/chandler"
+	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+)
+
+// clerk is a control plane that takes reports: the test sees each one and says
+// when it is acknowledged, or with what the stream ends.
+type clerk struct {
+	chandlerv1.UnimplementedReportsServer
+	reports chan *chandlerv1.ReportRequest
+	answers chan error
+}
+
+func (c *clerk) Report(stream grpc.BidiStreamingServer[chandlerv1.ReportRequest, chandlerv1.ReportResponse]) error {
+	for {
+		req, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		select {
+		case c.reports <- req:
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		}
+		select {
+		case err := <-c.answers:
+			if err != nil {
+				return err
+			}
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		}
+		if err := stream.Send(&chandlerv1.ReportResponse{Sequence: req.Sequence}); err != nil {
+			return err
+		}
+	}
+}
+
+// reporting is a reporter that reports to a clerk.
+type reporting struct {
+	*reporter
+	*clerk
+	t     *testing.T
+	conn  *grpc.ClientConn
+	ended chan error
+}
+
+func newReporting(t *testing.T) *reporting {
+	r := &reporting{
+		t:        t,
+		reporter: &reporter{node: &chandlerv1.Node{Name: "n"}, changed: make(chan struct{}, 1)},
+		clerk:    &clerk{reports: make(chan *chandlerv1.ReportRequest), answers: make(chan error)},
+		ended:    make(chan error, 1),
+	}
+	r.conn = connect(t, func(s grpc.ServiceRegistrar) { chandlerv1.RegisterReportsServer(s, r.clerk) })
+	return r
+}
+
+// run begins a stream; it ends with the returned function or the test.
+func (r *reporting) run() context.CancelFunc {
+	ctx, cancel := context.WithCancel(r.t.Context())
+	r.t.Cleanup(cancel)
+	go func() { r.ended <- r.reporter.run(ctx, r.conn) }()
+	return cancel
+}
+
+// report gives the next report and leaves it without an answer.
+func (r *reporting) report() *chandlerv1.ReportRequest {
+	r.t.Helper()
+	select {
+	case req := <-r.reports:
+		return req
+	case <-time.After(10 * time.Second):
+		r.t.Fatal("no report comes")
+		return nil
+	}
+}
+
+func (r *reporting) answer(err error) { r.answers <- err }
+
+func (r *reporting) wantEnd() error {
+	r.t.Helper()
+	select {
+	case err := <-r.ended:
+		return err
+	case <-time.After(10 * time.Second):
+		r.t.Fatal("it does not end")
+		return nil
+	}
+}
+
+// states makes states of plugins, each with a message to tell them apart.
+func states(messages map[string]string) map[chandler.Key]chandler.AttachmentState {
+	all := map[chandler.Key]chandler.AttachmentState{}
+	for name, message := range messages {
+		key := chandler.Key{Kind: "WasmPlugin", Namespace: "ns", Name: name}
+		all[key] = chandler.AttachmentState{Key: key, State: chandler.StateFailed, Message: message}
+	}
+	return all
+}
+
+func wantReport(t *testing.T, req *chandlerv1.ReportRequest, full bool, sequence uint64, changed []string, removed ...string) {
+	t.Helper()
+	var got []string
+	for _, st := range req.States {
+		got = append(got, fmt.Sprintf("%s=%s", st.Plugin.GetName(), st.Message))
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, changed) || !slices.Equal(req.Removed, removed) || req.Full != full || req.Sequence != sequence || full != (req.Node.GetName() == "n") {
+		t.Errorf("report %d (full %v, node %q): %v without %v, want %d (full %v): %v without %v",
+			req.Sequence, req.Full, req.Node.GetName(), got, req.Removed, sequence, full, changed, removed)
+	}
+}
+
+func TestReporterSendsAllThenChanges(t *testing.T) {
+	leakFree(t)
+	r := newReporting(t)
+	r.set(states(map[string]string{"a": "1", "b": "1"}))
+	cancel := r.run()
+	wantReport(t, r.report(), true, 1, []string{"a=1", "b=1"})
+	r.answer(nil)
+
+	r.set(states(map[string]string{"a": "1", "b": "2"}))
+	wantReport(t, r.report(), false, 2, []string{"b=2"})
+	r.answer(nil)
+
+	r.set(states(map[string]string{"a": "1", "b": "2"})) // nothing new: not sent
+	r.set(states(map[string]string{"b": "2", "c": "1"}))
+	wantReport(t, r.report(), false, 3, []string{"c=1"}, "WasmPlugin/ns/a")
+	r.answer(nil)
+
+	cancel()
+	if err := r.wantEnd(); !errors.Is(err, context.Canceled) {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
+// A node without plugins says so, once.
+func TestReporterSendsEmptyState(t *testing.T) {
+	leakFree(t)
+	r := newReporting(t)
+	r.run()
+	wantReport(t, r.report(), true, 1, nil)
+}
+
+// While the control plane is slow to take a report in, changes become one.
+func TestReporterCoalesces(t *testing.T) {
+	leakFree(t)
+	r := newReporting(t)
+	r.set(states(map[string]string{"a": "0"}))
+	r.run()
+	wantReport(t, r.report(), true, 1, []string{"a=0"})
+	for i := range 1000 {
+		r.set(states(map[string]string{"a": fmt.Sprint(i), "passing": "by"}))
+	}
+	r.set(states(map[string]string{"a": "last"}))
+	r.answer(nil)
+	wantReport(t, r.report(), false, 2, []string{"a=last"})
+	r.answer(nil)
+	r.set(states(map[string]string{"a": "another"}))
+	wantReport(t, r.report(), false, 3, []string{"a=another"})
+}
+
+// A new stream begins with everything, whatever was sent on the one before.
+func TestReporterBeginsAnew(t *testing.T) {
+	leakFree(t)
+	r := newReporting(t)
+	r.set(states(map[string]string{"a": "1", "b": "1"}))
+	r.run()
+	r.report()
+	r.answer(nil)
+	r.set(states(map[string]string{"a": "2"}))
+	r.report()
+	r.answer(status.Error(codes.ResourceExhausted, "too many"))
+	if err := r.wantEnd(); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("it ends with %v", err)
+	}
+	r.run()
+	wantReport(t, r.report(), true, 1, []string{"a=2"})
+}
+
+// The end of a stream is noticed also when there is nothing to report.
+func TestReporterNoticesTheEnd(t *testing.T) {
+	leakFree(t)
+	r := newReporting(t)
+	r.run()
+	r.report()
+	r.answer(nil)
+	r.set(states(map[string]string{"a": "1"}))
+	r.report()
+	go r.answer(status.Error(codes.Aborted, "leave"))
+	if err := r.wantEnd(); status.Code(err) != codes.Aborted {
+		t.Errorf("it ends with %v", err)
+	}
+
+	idle := &idleClerk{leave: make(chan struct{})}
+	conn := connect(t, func(s grpc.ServiceRegistrar) { chandlerv1.RegisterReportsServer(s, idle) })
+	r.conn = conn
+	r.run()
+	close(idle.leave) // nothing is under way then
+	if err := r.wantEnd(); status.Code(err) != codes.Unavailable {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
+// idleClerk takes one report and ends the stream later.
+type idleClerk struct {
+	chandlerv1.UnimplementedReportsServer
+	leave chan struct{}
+}
+
+func (c *idleClerk) Report(stream grpc.BidiStreamingServer[chandlerv1.ReportRequest, chandlerv1.ReportResponse]) error {
+	if _, err := stream.Recv(); err != nil {
+		return err
+	}
+	if err := stream.Send(&chandlerv1.ReportResponse{Sequence: 1}); err != nil {
+		return err
+	}
+	<-c.leave
+	return status.Error(codes.Unavailable, "another replica will take it")
+}
+
+// A control plane that never answers holds nobody up at the end.
+func TestReporterEndsWhileItWaits(t *testing.T) {
+	leakFree(t)
+	r := newReporting(t)
+	cancel := r.run()
+	r.report()
+	cancel()
+	if err := r.wantEnd(); !errors.Is(err, context.Canceled) {
+		t.Errorf("it ends with %v", err)
+	}
+}
