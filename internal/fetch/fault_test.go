@@ -398,7 +398,7 @@ func TestRefuse_B13(t *testing.T) {
 	pull(t, cl, fetch.Request{Reference: reference(t, reg.Addr+"/p:v1"), SHA256: strings.TrimPrefix(digest, "sha256:")}, []byte(good))
 }
 
-func TestCredentials(t *testing.T) {
+func TestFault_F34_CredentialsAndTokensThatRunOut(t *testing.T) {
 	t.Parallel()
 	for _, token := range []bool{false, true} {
 		reg := startRegistry(t, registry.Config{Username: "robot", Password: "pass:secret", Token: token})

@@ -303,7 +303,7 @@ func TestRefusedResourceIsToldAndNotSentAgain(t *testing.T) {
 
 // F66, F69: one agent that does not answer holds up nobody, and when it reads
 // again it gets the newest and not the history.
-func TestFault_F66_SlowReaderGetsTheNewestAndHoldsUpNobody(t *testing.T) {
+func TestFault_F66_F69_SlowReaderGetsTheNewestAndHoldsUpNobody(t *testing.T) {
 	t.Parallel()
 	c := serve(t)
 	c.set("ns/slow", "x@0")

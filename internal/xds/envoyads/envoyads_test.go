@@ -145,7 +145,7 @@ func (p *peer) nack(res *discoveryv3.DeltaDiscoveryResponse, message string) {
 
 func (r *rig) set(slot, version string) { r.server.Set(slot, version, bodyOf(version)) }
 
-func TestOneAtATimeInOrder(t *testing.T) {
+func TestFault_F64_OneAtATimeInOrder(t *testing.T) {
 	t.Parallel()
 	r := serve(t)
 	p := r.connect()
