@@ -1,0 +1,210 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/store"
+)
+
+// fakeEnvoyAdmin answers on a Unix socket as Envoy's admin interface would.
+func fakeEnvoyAdmin(t *testing.T, answers map[string]string) *adminClient {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	lis, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer, ok := answers[r.Method+" "+r.URL.RequestURI()]
+		if !ok {
+			answer, ok = answers[r.Method+" "+r.URL.Path]
+		}
+		if !ok {
+			http.Error(w, "no such page", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = io.WriteString(w, answer)
+	})}
+	served := make(chan struct{})
+	go func() { defer close(served); _ = srv.Serve(lis) }()
+	client := newAdminClient("unix", socket)
+	t.Cleanup(func() { client.http.CloseIdleConnections(); srv.Close(); <-served })
+	return client
+}
+
+func adminAgent(t *testing.T) (*Agent, *httptest.Server) {
+	t.Helper()
+	modules, err := store.Open(store.Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg := prometheus.NewRegistry()
+	a := &Agent{metrics: newMetrics(reg, modules), envoyAdmin: newAdminClient("unix", filepath.Join(t.TempDir(), "nobody"))}
+	srv := httptest.NewServer(a.adminHandler(reg))
+	t.Cleanup(func() { srv.Close(); modules.Close() })
+	return a, srv
+}
+
+func get(t *testing.T, url string) (int, string) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+func TestAdminHealth(t *testing.T) {
+	t.Parallel()
+	a, srv := adminAgent(t)
+	want := func(path string, status int, text string) {
+		t.Helper()
+		if code, body := get(t, srv.URL+path); code != status || !strings.Contains(body, text) {
+			t.Errorf("%s: %d %q, want %d %q", path, code, body, status, text)
+		}
+	}
+	want("/healthz/live", 200, "live")
+	want("/healthz/ready", 503, "starting")
+	want("/report", 200, "[]")
+	a.view.Store(&view{unready: []string{"WasmPlugin/ns/a is Fetching", "WasmPlugin/ns/b is Rejected"}})
+	want("/healthz/live", 200, "live")
+	want("/healthz/ready", 503, "WasmPlugin/ns/a is Fetching\nWasmPlugin/ns/b is Rejected")
+	st := chandler.AttachmentState{Key: version("a").Key, State: chandler.StateInForce}
+	a.view.Store(&view{report: []chandler.AttachmentState{st}})
+	want("/healthz/ready", 200, "ready")
+
+	_, body := get(t, srv.URL+"/report")
+	var report []chandler.AttachmentState
+	if err := json.Unmarshal([]byte(body), &report); err != nil || len(report) != 1 || report[0] != st {
+		t.Errorf("the report is %s, error %v", body, err)
+	}
+	want("/nothing", 404, "")
+	if resp, err := http.Post(srv.URL+"/healthz/ready", "", nil); err != nil || resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("a POST is answered %v, %v", resp, err)
+	} else {
+		resp.Body.Close()
+	}
+}
+
+func TestAdminMergedStats(t *testing.T) {
+	t.Parallel()
+	a, srv := adminAgent(t)
+	a.metrics.lookup(true)
+	const own = `istio_agent_wasm_cache_lookup_count{hit="true"} 1`
+	code, body := get(t, srv.URL+"/stats/prometheus")
+	if code != 200 || !strings.Contains(body, "\n"+own+"\n") || !strings.HasPrefix(body, "# Envoy's own statistics are missing: ") {
+		t.Errorf("without Envoy: %d\n%s", code, body)
+	}
+	a.envoyAdmin = fakeEnvoyAdmin(t, map[string]string{"GET /stats/prometheus": "# TYPE envoy_x counter\nenvoy_x{} 7\n"})
+	code, body = get(t, srv.URL+"/stats/prometheus")
+	if code != 200 || !strings.Contains(body, "\n"+own+"\n") || !strings.HasPrefix(body, "# TYPE envoy_x counter\nenvoy_x{} 7\n") {
+		t.Errorf("with Envoy: %d\n%s", code, body)
+	}
+	if code, body := get(t, srv.URL+"/metrics"); code != 200 || !strings.Contains(body, own) || strings.Contains(body, "envoy_x") {
+		t.Errorf("its own alone: %d\n%s", code, body)
+	}
+}
+
+func TestServeHTTPEndsWithItsContext(t *testing.T) {
+	leakFree(t)
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- serveHTTP(ctx, lis, http.NotFoundHandler()) }()
+	client := &http.Client{Transport: &http.Transport{}}
+	resp, err := client.Get("http://" + lis.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	client.CloseIdleConnections()
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
+func TestAdminClient(t *testing.T) {
+	leakFree(t)
+	c := fakeEnvoyAdmin(t, map[string]string{
+		"GET /stats": "listener.a.downstream_cx_active: 2\nlistener.admin.downstream_cx_active: 9\nlistener.b.downstream_cx_active: 1\nsome.text: \"x\"\n",
+	})
+	if n, err := c.activeConnections(t.Context()); n != 3 || err != nil {
+		t.Errorf("%d connections are active, error %v", n, err)
+	}
+	if _, err := c.get(t.Context(), "/nothing"); err == nil || !strings.Contains(err.Error(), "503") {
+		t.Errorf("a page that is not there: %v", err)
+	}
+}
+
+func TestAwaitListeners(t *testing.T) {
+	leakFree(t)
+	t.Run("ready", func(t *testing.T) {
+		c := fakeEnvoyAdmin(t, map[string]string{"GET /stats": "listener_manager.lds.update_rejected: 0\n", "GET /ready": "LIVE"})
+		if err := c.awaitListeners(t.Context(), time.Millisecond); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("refused", func(t *testing.T) {
+		c := fakeEnvoyAdmin(t, map[string]string{"GET /stats": "listener_manager.lds.update_rejected: 1\n", "GET /ready": "LIVE"})
+		if err := c.awaitListeners(t.Context(), time.Millisecond); err != errListenersRefused {
+			t.Error(err)
+		}
+	})
+	t.Run("never", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		c := newAdminClient("unix", filepath.Join(t.TempDir(), "nobody"))
+		if err := c.awaitListeners(ctx, time.Millisecond); err != context.DeadlineExceeded {
+			t.Error(err)
+		}
+	})
+}
+
+func TestMetricsOfStates(t *testing.T) {
+	t.Parallel()
+	modules, err := store.Open(store.Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { modules.Close() })
+	reg := prometheus.NewRegistry()
+	m := newMetrics(reg, modules)
+	want := func(n float64, name string, labels ...string) {
+		t.Helper()
+		if got := counted(t, reg, name, labels...); got != n {
+			t.Errorf("%s%v is %v, want %v", name, labels, got, n)
+		}
+	}
+	a, b := version("a").Key, version("b").Key
+	m.states(map[chandler.Key]chandler.AttachmentState{a: {State: chandler.StateInForce, VMTraps: 2}, b: {State: chandler.StateInForce}})
+	want(2, "chandler_agent_attachments", "InForce")
+	want(0, "chandler_agent_attachments", "Rejected")
+	want(2, "chandler_agent_plugin_vm_traps_total", "a", "ns") // labels by name
+	m.states(map[chandler.Key]chandler.AttachmentState{a: {State: chandler.StateRejected, VMTraps: 3}})
+	want(0, "chandler_agent_attachments", "InForce")
+	want(1, "chandler_agent_attachments", "Rejected")
+	want(3, "chandler_agent_plugin_vm_traps_total", "a", "ns")
+	m.states(nil)
+	want(0, "chandler_agent_plugin_vm_traps_total", "a", "ns")
+}
