@@ -56,10 +56,14 @@ func TestFault_F26_RegistryFails(t *testing.T) {
 	var before []string
 	for i, status := range []int{503, 500, 502, 0} {
 		url := w.push(fmt.Sprintf("append:v%d", i), build(i))
-		w.registry.Fail(func(*http.Request) (int, bool) { return status, true })
+		var asked atomic.Int64
+		w.registry.Fail(func(*http.Request) (int, bool) { asked.Add(1); return status, true })
 		now := fmt.Sprintf("n%d", i)
 		w.submit(plugin("p", url, tag(now)))
-		w.tells("p", "Attempt", "3, next in")
+		eventually(t, 20*time.Second, "it is tried again", func() (bool, string) {
+			return asked.Load() >= 3, fmt.Sprintf("%d requests", asked.Load())
+		})
+		w.tells("p", "FetchFailed", "next in")
 		has(t, port, before...)
 		w.registry.Fail(nil)
 		heals(t, port, now)
