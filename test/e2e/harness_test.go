@@ -409,10 +409,32 @@ type load struct {
 	stop    chan struct{}
 	wg      sync.WaitGroup
 	answers atomic.Int64
-	dials   atomic.Int64 // connections that the keeping clients made
 	mu      sync.Mutex
 	wrong   []string
-	closed  atomic.Int64 // answers that announced the end of their connection
+	// closed counts the kept connections that the proxy ended, and the answers that
+	// announced it would.
+	closed atomic.Int64
+}
+
+// keptConn notices when the other side ends a connection. (That a client dials
+// anew says less: under load Go's client now and then gives one up by itself.)
+type keptConn struct {
+	net.Conn
+	ended func()
+	ours  atomic.Bool // we closed it
+}
+
+func (c *keptConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil && !c.ours.Load() {
+		c.ended()
+	}
+	return n, err
+}
+
+func (c *keptConn) Close() error {
+	c.ours.Store(true)
+	return c.Conn.Close()
 }
 
 // startLoad sends requests from keep clients that keep their connection and from
@@ -423,9 +445,12 @@ func startLoad(port, keep, anew int, right func(answer) error) *load {
 		transport := &http.Transport{MaxIdleConnsPerHost: 1, DisableKeepAlives: i >= keep}
 		if i < keep {
 			transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-				l.dials.Add(1)
 				var d net.Dialer
-				return d.DialContext(ctx, network, addr)
+				conn, err := d.DialContext(ctx, network, addr)
+				if err != nil {
+					return nil, err
+				}
+				return &keptConn{Conn: conn, ended: func() { l.closed.Add(1) }}, nil
 			}
 		}
 		client := &http.Client{Transport: transport, Timeout: 20 * time.Second}

@@ -88,9 +88,9 @@ func TestFault_F1_EnvoyOutlivesItsAgent(t *testing.T) {
 		sees(t, port, tagOf(round+1))
 	}
 	l.end()
-	if len(l.wrong) > 0 || l.closed.Load() > 0 || l.dials.Load() != keep {
-		t.Errorf("of %d requests %d closed their connection, %d clients made %d connections; wrong: %v",
-			l.answers.Load(), l.closed.Load(), keep, l.dials.Load(), l.wrong)
+	if len(l.wrong) > 0 || l.closed.Load() > 0 {
+		t.Errorf("of %d requests %d ended a kept connection; wrong: %v",
+			l.answers.Load(), l.closed.Load(), l.wrong)
 	}
 	if w.registry.Counts() != asked {
 		t.Error("the registry was asked again")

@@ -49,8 +49,8 @@ func TestNoRequestIsHarmed(t *testing.T) {
 	if len(l.wrong) > 0 {
 		t.Errorf("of %d requests some went wrong: %s", l.answers.Load(), strings.Join(l.wrong, "; "))
 	}
-	if l.closed.Load() > 0 || l.dials.Load() != keep {
-		t.Errorf("%d answers closed their connection; %d clients made %d connections", l.closed.Load(), keep, l.dials.Load())
+	if n := l.closed.Load(); n > 0 {
+		t.Errorf("%d times a kept connection was ended by the proxy", n)
 	}
 	if l.answers.Load() < 500 {
 		t.Errorf("only %d requests: the load noticed little", l.answers.Load())
