@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -44,6 +45,9 @@ func probeEnvoy(ctx context.Context, path string) (envoyBinary, error) {
 	found, err := exec.LookPath(path)
 	if err != nil {
 		return envoyBinary{}, fmt.Errorf("no Envoy binary: %w; give its path with --envoy", err)
+	}
+	if found, err = filepath.Abs(found); err != nil { // it is run from elsewhere too
+		return envoyBinary{}, err
 	}
 	bin := envoyBinary{path: found}
 	if bin.digest, err = fileDigest(found); err != nil {
