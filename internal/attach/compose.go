@@ -11,6 +11,7 @@ import (
 	filterchainv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
 	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	wasmfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
+	networkwasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/wasm/v3"
 	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -39,11 +40,16 @@ type Member struct {
 // Compose gives the content of a slot: an extension of the slot's name that
 // holds the members' filters in the order of Attachment.CompareOrder, whatever
 // the order they come in. The same members give the same bytes. A slot without
-// members is a filter chain without filters, which does nothing.
+// members is a filter chain without filters, which does nothing; a slot of one
+// plugin is that plugin's filter itself or, without a member, one that does
+// nothing.
 //
 // A filter, a plugin and its VM are named by the plugin's key and by nothing
 // else, so that what does not change keeps its state when a neighbour does.
 func Compose(slot Slot, members []Member) *corev3.TypedExtensionConfig {
+	if !slot.Shared() {
+		return &corev3.TypedExtensionConfig{Name: slot.Name(), TypedConfig: only(slot, members)}
+	}
 	members = slices.Clone(members)
 	slices.SortFunc(members, func(a, b Member) int { return a.Attachment.CompareOrder(b.Attachment) })
 	chain := &filterchainv3.FilterChainConfig{}
@@ -61,6 +67,19 @@ func Compose(slot Slot, members []Member) *corev3.TypedExtensionConfig {
 		})
 	}
 	return &corev3.TypedExtensionConfig{Name: slot.Name(), TypedConfig: packed(chain)}
+}
+
+// only is the filter in a slot of one plugin.
+func only(slot Slot, members []Member) *anypb.Any {
+	for _, m := range members {
+		if filter := m.filter(); filter != nil {
+			return filter
+		}
+	}
+	if slot.Network {
+		return networkRBAC(false)
+	}
+	return &anypb.Any{TypeUrl: typeURLPrefix + rbacType} // without rules it does nothing
 }
 
 // Body is config as the body of an xDS resource, in its deterministic bytes.
@@ -85,12 +104,17 @@ func (m Member) filter() *anypb.Any {
 	switch {
 	case m.StandIn == chandler.StandInPass:
 		return nil
+	case (m.StandIn == chandler.StandInDeny || program.Deny) && m.Attachment.Type == chandler.Network:
+		return networkRBAC(true)
 	case m.StandIn == chandler.StandInDeny, program.Deny:
 		return denyAll()
 	case program.Lua != nil:
 		return packed(&luav3.Lua{DefaultSourceCode: &corev3.DataSource{
 			Specifier: &corev3.DataSource_InlineString{InlineString: text(program.Lua.InlineCode)},
 		}})
+	}
+	if m.Attachment.Type == chandler.Network {
+		return packed(&networkwasmv3.Wasm{Config: m.plugin()})
 	}
 	return packed(&wasmfilterv3.Wasm{Config: m.plugin()})
 }
@@ -103,7 +127,23 @@ func denyAll() *anypb.Any {
 	return &anypb.Any{TypeUrl: typeURLPrefix + rbacType, Value: []byte{1<<3 | 2, 0}}
 }
 
-const rbacType = "envoy.extensions.filters.http.rbac.v3.RBAC"
+// networkRBAC closes every connection that sends something, or does nothing.
+func networkRBAC(deny bool) *anypb.Any {
+	const prefix = "chandler" // of its statistics: field 3, which must not be empty
+	value := append([]byte{3<<3 | 2, byte(len(prefix))}, prefix...)
+	if deny {
+		value = append([]byte{1<<3 | 2, 0}, value...)
+	}
+	return &anypb.Any{TypeUrl: typeURLPrefix + networkRBACType, Value: value}
+}
+
+const (
+	rbacType        = "envoy.extensions.filters.http.rbac.v3.RBAC"
+	wasmType        = "envoy.extensions.filters.http.wasm.v3.Wasm"
+	luaType         = "envoy.extensions.filters.http.lua.v3.Lua"
+	networkRBACType = "envoy.extensions.filters.network.rbac.v3.RBAC"
+	networkWasmType = "envoy.extensions.filters.network.wasm.v3.Wasm"
+)
 
 func (m Member) plugin() *wasmv3.PluginConfig {
 	a := m.Attachment

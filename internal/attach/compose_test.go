@@ -12,13 +12,14 @@ import (
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	filterchainv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
 	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"chandler.dev/chandler"
 )
 
-var testSlot = Slot{chandler.PhaseAuthn, chandler.ModeClient, 8080}
+var testSlot = Slot{Phase: chandler.PhaseAuthn, Mode: chandler.ModeClient, Port: 8080}
 
 // members are one plugin of every kind, in the order in which they must stand.
 func members() []Member {
@@ -65,12 +66,48 @@ func TestComposeGolden(t *testing.T) {
 	golden(t, "testdata/compose.golden", jsonOf(t, Compose(testSlot, members())))
 }
 
+// A slot of one plugin is the plugin's filter itself, or what stands for it.
+func TestComposeOwnSlot(t *testing.T) {
+	t.Parallel()
+	var all strings.Builder
+	for _, network := range []bool{false, true} {
+		m := members()[5]
+		a := *m.Attachment
+		if network {
+			a.Type = chandler.Network
+		}
+		m.Attachment = &a
+		slot, ok := Site{chandler.ModeServer, 80, network}.Slot(&a)
+		if !ok {
+			t.Fatal("it has no slot")
+		}
+		for _, standIn := range []chandler.StandIn{chandler.StandInNone, chandler.StandInDeny, chandler.StandInPass} {
+			m.StandIn = standIn
+			all.WriteString(jsonOf(t, Compose(slot, []Member{m})))
+		}
+		m.StandIn = chandler.StandInPass
+		if Version(Compose(slot, nil)) != Version(Compose(slot, []Member{m})) {
+			t.Error("nobody and a plugin that is left out differ")
+		}
+	}
+	golden(t, "testdata/own.golden", all.String())
+}
+
 func TestDenyAllIsTheMessage(t *testing.T) {
 	t.Parallel()
 	var got rbacfilterv3.RBAC
 	want := &rbacfilterv3.RBAC{Rules: &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW}}
 	if err := denyAll().UnmarshalTo(&got); err != nil || !proto.Equal(&got, want) {
 		t.Errorf("it is %v (%v)", &got, err)
+	}
+	for deny, want := range map[bool]*networkrbacv3.RBAC{
+		true:  {StatPrefix: "chandler", Rules: &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW}},
+		false: {StatPrefix: "chandler"},
+	} {
+		var got networkrbacv3.RBAC
+		if err := networkRBAC(deny).UnmarshalTo(&got); err != nil || !proto.Equal(&got, want) {
+			t.Errorf("deny %v is %v (%v)", deny, &got, err)
+		}
 	}
 }
 

@@ -34,6 +34,9 @@ type DeriveConfig struct {
 	// ListenersVersion is the version_info of the listeners file; empty: a hash
 	// of its content.
 	ListenersVersion string
+	// NoSharedSlots is set for an Envoy that lacks the filter which shared slots
+	// need (before 1.39): there every HTTP plugin has a slot of its own.
+	NoSharedSlots bool
 }
 
 // Derived is a bootstrap with slots, in two files.
@@ -49,14 +52,23 @@ type Derived struct {
 	ListenersVersion string
 	// ListenerNames are the names in Listeners, in the order of the user's file.
 	ListenerNames []string
-	// Slots are all the slots that the listeners use, distinct and in order.
+	// Slots are all the shared slots that the listeners use, distinct and in
+	// order.
 	Slots []Slot
+	// Sites are where slots of one plugin can enter, distinct and in order; see
+	// ListenersWith.
+	Sites []Site
 	// Admin is where Envoy's admin interface listens.
 	Admin Admin
 	// AgentCluster is the name of the cluster that was added for the agent.
 	AgentCluster string
 	// Warnings are sentences for a person.
 	Warnings []string
+
+	// templates are the user's listeners, named but without slots.
+	templates []item
+	shared    bool
+	json      bool
 }
 
 // Admin is an address to dial.
@@ -84,13 +96,12 @@ func Derive(config *Config, dc DeriveConfig) (Derived, error) {
 	if err != nil {
 		return Derived{}, err
 	}
-	d := Derived{Extension: ".yaml"}
+	d := Derived{Extension: ".yaml", json: config.json, shared: !dc.NoSharedSlots}
 	if config.json {
 		d.Extension = ".json"
 	}
 	d.ListenersFile = dc.ListenersFile + d.Extension
-	listeners, err := d.takeListeners(root)
-	if err != nil {
+	if err := d.takeListeners(root); err != nil {
 		return Derived{}, err
 	}
 	for _, step := range []func(*yaml.Node, DeriveConfig) error{d.addCluster, d.addDynamic, addNode, d.addAdmin} {
@@ -98,54 +109,90 @@ func Derive(config *Config, dc DeriveConfig) (Derived, error) {
 			return Derived{}, err
 		}
 	}
-	if err := d.renderListeners(listeners, dc.ListenersVersion, config.json); err != nil {
+	if err := d.readListeners(dc.ListenersVersion); err != nil {
 		return Derived{}, err
 	}
 	d.Bootstrap, err = render(root, config.json)
 	return d, err
 }
 
-// takeListeners gives the slots to all listeners and takes them out of root,
-// except those of the API, which Envoy accepts nowhere else.
-func (d *Derived) takeListeners(root *yaml.Node) ([]*yaml.Node, error) {
+// takeListeners takes all listeners out of root, except those of the API, which
+// Envoy accepts nowhere else.
+func (d *Derived) takeListeners(root *yaml.Node) error {
 	const path = "static_resources"
 	static, err := ensure(root, "", path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	all, err := messages(static, path, "listeners")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	e := editor{slots: map[Slot]bool{}}
-	var moved, kept []*yaml.Node
+	if d.ListenerNames, err = nameListeners(all); err != nil {
+		return err
+	}
+	var kept []*yaml.Node
 	for _, l := range all {
 		if api, err := field(l.Node, l.path, "api_listener"); err != nil {
-			return nil, err
+			return err
 		} else if api != nil {
 			kept = append(kept, l.Node)
 			d.warn("%s is an API listener: it stays as it is and runs no plugins", l.path)
 			continue
 		}
-		if err := e.listener(l); err != nil {
-			return nil, err
-		}
-		moved = append(moved, l.Node)
-	}
-	if d.ListenerNames, err = nameListeners(all); err != nil {
-		return nil, err
+		d.templates = append(d.templates, l)
 	}
 	if len(kept) > 0 {
-		err = set(static, path, "listeners", newSequence(kept...))
-	} else {
-		err = remove(static, path, "listeners")
+		return set(static, path, "listeners", newSequence(kept...))
+	}
+	return remove(static, path, "listeners")
+}
+
+// readListeners learns what the listeners hold, and gives their file as it is
+// without slots of one plugin.
+func (d *Derived) readListeners(version string) error {
+	e, listeners, err := d.edit(nil)
+	if err != nil {
+		return err
 	}
 	d.Warnings = append(d.Warnings, e.warnings...)
 	d.Slots = slices.SortedFunc(maps.Keys(e.slots), Slot.Compare)
-	if len(d.Slots) == 0 {
+	d.Sites = slices.SortedFunc(maps.Keys(e.sites), Site.Compare)
+	if !slices.ContainsFunc(d.Sites, func(s Site) bool { return !s.Network }) && len(d.Slots) == 0 {
 		d.warn("no listener has an HTTP connection manager: no HTTP plugin can run here")
 	}
-	return moved, err
+	d.Listeners, d.ListenersVersion, err = renderListeners(listeners, version, d.json)
+	return err
+}
+
+// ListenersWith gives the content and the version of the listeners file in which
+// the slots of one plugin in own stand, at their sites and in their order there.
+func (d *Derived) ListenersWith(own []Slot) (text []byte, version string, err error) {
+	_, listeners, err := d.edit(own)
+	if err != nil {
+		return nil, "", err
+	}
+	return renderListeners(listeners, "", d.json)
+}
+
+// NoListeners is a listeners file for an Envoy that must not listen yet.
+func (d *Derived) NoListeners() []byte { return []byte(`{"version_info": "none", "resources": []}`) }
+
+// edit puts slots into copies of the user's listeners.
+func (d *Derived) edit(own []Slot) (*editor, []*yaml.Node, error) {
+	e := &editor{shared: d.shared, own: own, slots: map[Slot]bool{}, sites: map[Site]bool{}}
+	var listeners []*yaml.Node
+	for _, template := range d.templates {
+		l, err := (&resolver{open: map[*yaml.Node]bool{}}).resolve(template.Node)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := e.listener(item{l, template.path}); err != nil {
+			return nil, nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return e, listeners, nil
 }
 
 // nameListeners gives every listener without a name one that stays the same as
@@ -189,26 +236,25 @@ func nameListeners(all []item) ([]string, error) {
 }
 
 // renderListeners writes the file that Envoy reads its listeners from, in the
-// form of a response of the discovery protocol.
-func (d *Derived) renderListeners(listeners []*yaml.Node, version string, asJSON bool) error {
+// form of a response of the discovery protocol. Its version, unless given, is a
+// hash of its content.
+func renderListeners(listeners []*yaml.Node, given string, asJSON bool) (text []byte, version string, err error) {
 	for _, l := range listeners {
 		l.Content = append([]*yaml.Node{newKey("@type"), newString(listenerType)}, l.Content...)
 	}
 	resources := newSequence(listeners...)
-	if version == "" {
+	if version = given; version == "" {
 		text, err := render(resources, asJSON)
 		if err != nil {
-			return err
+			return nil, "", err
 		}
 		sum := sha256.Sum256(text)
 		version = hex.EncodeToString(sum[:8])
 	}
-	d.ListenersVersion = version
 	file := newMapping()
 	file.Content = []*yaml.Node{newKey("version_info"), newString(version), newKey("resources"), resources}
-	var err error
-	d.Listeners, err = render(file, asJSON)
-	return err
+	text, err = render(file, asJSON)
+	return text, version, err
 }
 
 // addCluster adds the cluster whose one endpoint is the agent's socket.

@@ -60,6 +60,54 @@ func TestDeriveGolden(t *testing.T) {
 	}
 }
 
+// everywhere are slots of two plugins at every site, the later phase first.
+func everywhere(d Derived) []Slot {
+	var own []Slot
+	for _, site := range d.Sites {
+		for _, p := range []struct {
+			name  string
+			phase chandler.Phase
+		}{{"later", chandler.PhaseStats}, {"first", chandler.PhaseAuthn}} {
+			own = append(own, Slot{Phase: p.phase, Mode: site.Mode, Port: site.Port, Network: site.Network,
+				Plugin: chandler.Key{Kind: chandler.KindWasmPlugin, Namespace: "ns", Name: p.name}})
+		}
+	}
+	return own
+}
+
+// The listeners with slots of one plugin each: of NETWORK plugins only, and of
+// HTTP plugins too for an Envoy without shared slots.
+func TestListenersWithGolden(t *testing.T) {
+	t.Parallel()
+	for _, path := range inputs(t, "derive") {
+		for _, older := range []bool{false, true} {
+			dc := testConfig
+			dc.NoSharedSlots = older
+			d, err := derive(t, path, dc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, version, err := d.ListenersWith(everywhere(d))
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, sameVersion, _ := d.ListenersWith(everywhere(d))
+			if string(again) != string(text) || sameVersion != version {
+				t.Errorf("%s: it differs from one time to the next", path)
+			}
+			if none, version, _ := d.ListenersWith(nil); string(none) != string(d.Listeners) || version != d.ListenersVersion {
+				t.Errorf("%s: without slots it is not what Derive gave", path)
+			}
+			name := "own-"
+			if older {
+				name = "older-"
+			}
+			base := strings.TrimSuffix(filepath.Base(path), filepath.Ext(path))
+			golden(t, filepath.Join("testdata", "listeners", name+base+".golden"), string(text))
+		}
+	}
+}
+
 func TestDeriveRefuses(t *testing.T) {
 	t.Parallel()
 	for _, path := range inputs(t, "refused") {
@@ -104,7 +152,15 @@ func TestEnvoyAcceptsDerived(t *testing.T) {
 		); err != nil {
 			t.Fatal(err)
 		}
-		for _, file := range []string{bootstrap, whole} {
+		own := d
+		if own.Listeners, _, err = d.ListenersWith(everywhere(d)); err != nil {
+			t.Fatal(err)
+		}
+		withOwn := filepath.Join(dir, "own"+d.Extension)
+		if err := os.WriteFile(withOwn, joined(t, own), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range []string{bootstrap, whole, withOwn} {
 			if ok, log := validate(t, envoy, file); !ok {
 				t.Errorf("Envoy accepts %s and refuses %s derived from it: %s", base, filepath.Base(file), log)
 			}

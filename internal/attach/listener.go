@@ -27,7 +27,14 @@ const (
 
 // editor puts slots into listeners.
 type editor struct {
-	slots    map[Slot]bool
+	// shared: Envoy has the filter that shared slots need.
+	shared bool
+	// own are the slots of one plugin each, in the order in which they stand.
+	own []Slot
+
+	slots    map[Slot]bool // the shared ones that it put in
+	sites    map[Site]bool
+	udp      bool                // of the listener at hand
 	read     map[*yaml.Node]bool // connection managers that have got theirs
 	warnings []string
 }
@@ -39,6 +46,13 @@ func (e *editor) listener(l item) error {
 		return err
 	} else if dynamic != nil {
 		return problem(sub(l.path, "fcds_config"), "write the filter chains out", "filter chains that come from elsewhere cannot be given plugins")
+	}
+	udp, err := field(l.Node, l.path, "udp_listener_config")
+	if err != nil {
+		return err
+	}
+	if e.udp = udp != nil; e.udp {
+		e.warnings = append(e.warnings, l.path+" takes datagrams: it runs no NETWORK plugins")
 	}
 	mode, err := listenerMode(l)
 	if err != nil {
@@ -88,7 +102,8 @@ func (e *editor) filterChain(c item, mode chandler.Mode, port uint32) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range filters {
+	terminal := len(filters) - 1
+	for i, f := range filters {
 		hcm, err := connectionManager(f)
 		if err != nil {
 			return err
@@ -96,12 +111,46 @@ func (e *editor) filterChain(c item, mode chandler.Mode, port uint32) error {
 		if hcm.Node == nil {
 			continue
 		}
+		terminal = i
 		e.read[hcm.Node] = true
 		if err := e.connectionManager(hcm, mode, port); err != nil {
 			return err
 		}
 	}
-	return nil
+	if terminal < 0 || e.udp {
+		return nil // a chain without filters closes every connection
+	}
+	return e.networkFilters(c, filters, terminal, Site{mode, port, true})
+}
+
+// networkFilters puts the slots of NETWORK plugins before a chain's connection
+// manager or terminal filter, in the order of their phases.
+func (e *editor) networkFilters(c item, filters []item, terminal int, site Site) error {
+	e.sites[site] = true
+	list := newSequence()
+	for i, f := range filters {
+		if i == terminal {
+			for _, phase := range chandler.Phases() {
+				list.Content = append(list.Content, e.ownFilters(site, phase)...)
+			}
+		}
+		list.Content = append(list.Content, f.Node)
+	}
+	if len(list.Content) == len(filters) {
+		return nil
+	}
+	return set(c.Node, c.path, "filters", list)
+}
+
+// ownFilters are the slots of one plugin each that stand at a site, in order.
+func (e *editor) ownFilters(site Site, phase chandler.Phase) []*yaml.Node {
+	var filters []*yaml.Node
+	for _, slot := range e.own {
+		if slot.Phase == phase && (Site{slot.Mode, slot.Port, slot.Network}) == site {
+			filters = append(filters, slotFilter(slot))
+		}
+	}
+	return filters
 }
 
 // connectionManager finds the connection manager that a network filter is; one
@@ -215,11 +264,18 @@ func (e *editor) chain(m item, name string, mode chandler.Mode, port uint32) err
 	list := newSequence()
 	for i, f := range filters {
 		for p, phase := range chandler.Phases() {
-			if places[p] == i {
+			if places[p] != i {
+				continue
+			}
+			if e.shared {
 				slot := Slot{Phase: phase, Mode: mode, Port: port}
 				e.slots[slot] = true
 				list.Content = append(list.Content, slotFilter(slot))
+				continue
 			}
+			site := Site{mode, port, false}
+			e.sites[site] = true
+			list.Content = append(list.Content, e.ownFilters(site, phase)...)
 		}
 		list.Content = append(list.Content, f.Node)
 	}
@@ -238,9 +294,24 @@ func slotFilter(s Slot) *yaml.Node {
 				"resource_api_version":  "V3",
 				"initial_fetch_timeout": "0s",
 			},
-			"type_urls": []string{typeURLPrefix + filterChainType},
+			"type_urls": slotTypes(s),
 		},
 	})
+}
+
+// slotTypes are the types of all that a slot may hold.
+func slotTypes(s Slot) []string {
+	types := []string{filterChainType}
+	switch {
+	case s.Network:
+		types = []string{networkRBACType, networkWasmType}
+	case !s.Shared():
+		types = []string{luaType, rbacType, wasmType}
+	}
+	for i := range types {
+		types[i] = typeURLPrefix + types[i]
+	}
+	return types
 }
 
 // httpFilter reads what decides on a filter's place.
