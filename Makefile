@@ -14,7 +14,7 @@ BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.vers
 RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test faults lint tools generate cross bench clean
+.PHONY: help build demo up test faults updates lint tools generate cross bench clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,9 @@ test: tools lint build bin/basicauth.wasm ## all tests, with a real Envoy
 faults: tools ## the table of faults: which are survived, as tests show
 	@echo "the fault tests run; this takes some minutes" >&2
 	go test -run '^TestFault_' -count 1 -timeout 20m -json ./... | go run ./test/faults
+
+updates: tools ## 1,000 updates of a gateway under load; none is noticed
+	go test ./test/e2e -run '^TestUpdates$$' -count 1 -timeout 15m -v -updates 1000
 
 lint: ## gofmt, go vet, staticcheck, generated files up to date
 	@out=$$(gofmt -l .) && if [ -n "$$out" ]; then echo "not gofmt'd:"; echo "$$out"; exit 1; fi

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -267,6 +269,11 @@ type proxy struct {
 type node struct {
 	name, namespace string
 	labels          []string
+	// binary is the agent's, flags are more of its flags, and workers are Envoy's;
+	// the built one, none and one by default.
+	binary  string
+	flags   []string
+	workers int
 }
 
 // startAgent starts an agent over an Envoy configuration, and does not wait.
@@ -285,7 +292,8 @@ func (w *world) startAgent(n node, config string) *proxy {
 	for _, l := range n.labels {
 		args = append(args, "--label", l)
 	}
-	p.process = start(w.t, filepath.Join(p.dir, "agent.log"), filepath.Join(built, "chandler-agent"), append(args, "--", "-c", file, "--concurrency", "1")...)
+	args = append(append(args, n.flags...), "--", "-c", file, "--concurrency", strconv.Itoa(max(1, n.workers)))
+	p.process = start(w.t, filepath.Join(p.dir, "agent.log"), cmp.Or(n.binary, filepath.Join(built, "chandler-agent")), args...)
 	return p
 }
 
@@ -362,6 +370,7 @@ type answer struct {
 	code    int
 	headers http.Header // of the response
 	seen    http.Header // of the request as the upstream saw it
+	size    int         // of the body
 }
 
 // fresh makes a connection for every request.
@@ -379,12 +388,17 @@ func request(client *http.Client, method string, port int, path string, header h
 	if err != nil {
 		return answer{}, err
 	}
+	return readAnswer(resp)
+}
+
+// readAnswer reads the whole of a response.
+func readAnswer(resp *http.Response) (answer, error) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil {
 		return answer{}, err
 	}
-	a := answer{code: resp.StatusCode, headers: resp.Header}
+	a := answer{code: resp.StatusCode, headers: resp.Header, size: len(body)}
 	if bytes.HasPrefix(body, []byte("{")) {
 		if err := json.Unmarshal(body, &a.seen); err != nil {
 			return a, err
