@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -15,7 +16,6 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
-	"golang.org/x/net/http2"
 )
 
 // steady is a load of a fixed rate over connections that are opened once and
@@ -90,16 +90,17 @@ func startSteady(t *testing.T, port int, asks ...ask) *steady {
 		s.check = append(s.check, c.open)
 		s.call(i, c.call)
 	}
-	transport := &http2.Transport{AllowHTTP: true, DisableCompression: true}
+	transport := &http.Transport{Protocols: new(http.Protocols), DisableCompression: true}
+	transport.Protocols.SetUnencryptedHTTP2(true)
 	for i := range steadyH2 {
-		cc, err := transport.NewClientConn(dial(t, port))
+		cc, err := transport.NewClientConn(t.Context(), "http", loopback(port))
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = cc.Close() })
 		s.check = append(s.check, func() error {
-			if st := cc.State(); st.Closed || st.Closing {
-				return fmt.Errorf("the proxy ends a connection of HTTP/2: %+v", st)
+			if err := cc.Err(); err != nil || cc.Available() == 0 {
+				return fmt.Errorf("the proxy ends a connection of HTTP/2: %v", err)
 			}
 			return nil
 		})
@@ -234,7 +235,7 @@ func (c *plainConn) call(header http.Header) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	req.Header = header
+	maps.Copy(req.Header, header)
 	_ = c.conn.SetDeadline(time.Now().Add(20 * time.Second))
 	if err := req.Write(c.conn); err != nil {
 		return answer{}, err
@@ -260,24 +261,27 @@ func (c *plainConn) open() error {
 	return fmt.Errorf("the proxy ended a connection: %v", err)
 }
 
-func call2(cc *http2.ClientConn, port int, header http.Header) (answer, error) {
+func call2(cc *http.ClientConn, port int, header http.Header) (answer, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+loopback(port)+"/", nil)
 	if err != nil {
 		return answer{}, err
 	}
-	req.Header = header
+	maps.Copy(req.Header, header)
 	resp, err := cc.RoundTrip(req)
 	if err != nil {
 		return answer{}, err
+	}
+	if resp.ProtoMajor != 2 {
+		return answer{}, fmt.Errorf("an answer in %s", resp.Proto)
 	}
 	return readAnswer(resp)
 }
 
 // stream sends a body piece by piece and reads each piece back before the next,
 // chunks of them, or when negative until the load ends.
-func (s *steady) stream(cc *http2.ClientConn, header http.Header, chunks int) error {
+func (s *steady) stream(cc *http.ClientConn, header http.Header, chunks int) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	body, w := io.Pipe()
@@ -286,7 +290,7 @@ func (s *steady) stream(cc *http2.ClientConn, header http.Header, chunks int) er
 	if err != nil {
 		return err
 	}
-	req.Header = header
+	maps.Copy(req.Header, header)
 	watch := time.AfterFunc(20*time.Second, cancel)
 	defer watch.Stop()
 	resp, err := cc.RoundTrip(req)
