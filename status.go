@@ -117,5 +117,7 @@ type ProxyStatus struct {
 	Namespace string
 	// Connected false: what follows is the last the node said.
 	Connected bool
+	// AgentVersion and EnvoyVersion are what the agent says of itself.
+	AgentVersion, EnvoyVersion string
 	AttachmentState
 }

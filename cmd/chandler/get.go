@@ -201,7 +201,7 @@ func proxyDocuments(proxies []*chandlerv1.ProxyStatus) []map[string]any {
 		docs = append(docs, map[string]any{
 			"node": p.Node, "namespace": p.Namespace, "state": p.State, "release": p.Release, "inForce": p.InForce,
 			"reason": p.Reason, "message": p.Message, "attempt": p.Attempt, "nextTry": stamp(p.NextTry), "since": stamp(p.Since),
-			"connected": p.Connected,
+			"connected": p.Connected, "agentVersion": p.AgentVersion, "envoyVersion": p.EnvoyVersion,
 		})
 	}
 	return docs

@@ -139,7 +139,7 @@ func shortDigest(d string) string {
 
 func (e *env) proxyTable(w io.Writer, objects []*chandlerv1.Object) {
 	wide := e.output == "wide"
-	row(w, wide, []string{"NODE", "STATE", "IN FORCE", "WANTED", "SINCE", "NEXT TRY", "REASON"}, "MESSAGE")
+	row(w, wide, []string{"NODE", "STATE", "IN FORCE", "WANTED", "SINCE", "NEXT TRY", "REASON"}, "AGENT", "ENVOY", "MESSAGE")
 	for _, o := range objects {
 		for _, p := range o.Status.GetProxies() {
 			state := p.State
@@ -148,7 +148,7 @@ func (e *env) proxyTable(w io.Writer, objects []*chandlerv1.Object) {
 			}
 			row(w, wide, []string{
 				p.Namespace + "/" + p.Node, state, shortDigest(p.InForce), shortDigest(p.Release), age(p.Since), until(p.NextTry), dash(p.Reason),
-			}, dash(p.Message))
+			}, dash(p.AgentVersion), dash(p.EnvoyVersion), dash(p.Message))
 		}
 	}
 }

@@ -145,7 +145,10 @@ func first(have, p *chandler.ProxyStatus) *chandler.ProxyStatus {
 // line is what a proxy said; what it said of another plugin of the same name is
 // nothing said.
 func line(in Input, p Proxy) chandler.ProxyStatus {
-	l := chandler.ProxyStatus{Node: p.Node.Name, Namespace: p.Node.Namespace, Connected: p.Connected}
+	l := chandler.ProxyStatus{
+		Node: p.Node.Name, Namespace: p.Node.Namespace, Connected: p.Connected,
+		AgentVersion: p.Node.AgentVersion, EnvoyVersion: p.Node.EnvoyVersion,
+	}
 	if p.State != nil && (in.Plugin == nil || p.State.UID == in.Plugin.UID) {
 		l.AttachmentState = *p.State
 		return l

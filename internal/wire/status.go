@@ -75,6 +75,9 @@ func encodeProxy(p *chandler.ProxyStatus) *chandlerv1.ProxyStatus {
 		NextTry:   encodeTime(p.NextTry),
 		Since:     encodeTime(p.Since),
 		Connected: p.Connected,
+
+		AgentVersion: p.AgentVersion,
+		EnvoyVersion: p.EnvoyVersion,
 	}
 }
 

@@ -1121,7 +1121,10 @@ type ProxyStatus struct {
 	NextTry   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=next_try,json=nextTry,proto3" json:"next_try,omitempty"`
 	Since     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=since,proto3" json:"since,omitempty"`
 	// False: the node is not connected; what is shown is the last it said.
-	Connected     bool `protobuf:"varint,11,opt,name=connected,proto3" json:"connected,omitempty"`
+	Connected bool `protobuf:"varint,11,opt,name=connected,proto3" json:"connected,omitempty"`
+	// What the node's agent says it is, and of which Envoy.
+	AgentVersion  string `protobuf:"bytes,12,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	EnvoyVersion  string `protobuf:"bytes,13,opt,name=envoy_version,json=envoyVersion,proto3" json:"envoy_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1233,6 +1236,20 @@ func (x *ProxyStatus) GetConnected() bool {
 	return false
 }
 
+func (x *ProxyStatus) GetAgentVersion() string {
+	if x != nil {
+		return x.AgentVersion
+	}
+	return ""
+}
+
+func (x *ProxyStatus) GetEnvoyVersion() string {
+	if x != nil {
+		return x.EnvoyVersion
+	}
+	return ""
+}
+
 var File_chandler_v1_admin_proto protoreflect.FileDescriptor
 
 const file_chandler_v1_admin_proto_rawDesc = "" +
@@ -1330,7 +1347,7 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\x04size\x18\x05 \x01(\x04R\x04size\x12\x10\n" +
 	"\x03abi\x18\x06 \x01(\tR\x03abi\x12*\n" +
 	"\x02at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
-	"\arelease\x18\b \x01(\tR\arelease\"\xdd\x02\n" +
+	"\arelease\x18\b \x01(\tR\arelease\"\xa7\x03\n" +
 	"\vProxyStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x14\n" +
@@ -1343,7 +1360,9 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\bnext_try\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\anextTry\x120\n" +
 	"\x05since\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1c\n" +
-	"\tconnected\x18\v \x01(\bR\tconnected*\x9f\x01\n" +
+	"\tconnected\x18\v \x01(\bR\tconnected\x12#\n" +
+	"\ragent_version\x18\f \x01(\tR\fagentVersion\x12#\n" +
+	"\renvoy_version\x18\r \x01(\tR\fenvoyVersion*\x9f\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eACTION_CREATED\x10\x01\x12\x15\n" +
