@@ -120,6 +120,7 @@ func New(cfg Config) (*Control, error) {
 			c.log.Warn("an agent cannot read what it was sent", "node", n.ID(), "plugins", names, "reason", detail)
 		},
 		Pushed: func(d time.Duration) { c.metrics.push.Observe(d.Seconds()) },
+		Sent:   func(bytes int) { c.metrics.assigned.Add(float64(bytes)) },
 		Log:    cfg.Log,
 	})
 	return c, nil

@@ -22,6 +22,7 @@ type metrics struct {
 	resolves *prometheus.CounterVec
 	duration prometheus.Histogram
 	push     prometheus.Histogram
+	assigned prometheus.Counter
 	sent     prometheus.Counter
 
 	collectors []prometheus.Collector
@@ -49,6 +50,9 @@ func newMetrics(c *Control) *metrics {
 			Name: "chandler_xds_push_duration_seconds", Help: "Time from the making of an answer to an agent to its acknowledgement.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
+		assigned: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "chandler_xds_resource_bytes_sent_total", Help: "Bytes of attachments sent to agents; one that is up to date gets none.",
+		}),
 		sent: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "chandler_module_bytes_sent_total", Help: "Bytes of modules sent to agents.",
 		}),
@@ -57,7 +61,7 @@ func newMetrics(c *Control) *metrics {
 	agents := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "chandler_agents", Help: "Connected agents.",
 	}, func() float64 { return float64(c.fleet.size()) })
-	m.collectors = []prometheus.Collector{rejects, m.resolves, m.duration, m.push, m.sent, agents, newPluginCollector(c)}
+	m.collectors = []prometheus.Collector{rejects, m.resolves, m.duration, m.push, m.assigned, m.sent, agents, newPluginCollector(c)}
 	return m
 }
 

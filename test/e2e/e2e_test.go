@@ -386,7 +386,7 @@ func TestControlPlaneRestart(t *testing.T) {
 	sees(t, port, "one")
 }
 
-func fetchText(t *testing.T, url string) string {
+func fetchText(t testing.TB, url string) string {
 	t.Helper()
 	resp, err := http.Get(url)
 	if err != nil {

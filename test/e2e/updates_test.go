@@ -310,8 +310,9 @@ func (u *updater) right(a answer, begun int) error {
 
 // counters are statistics of Envoy.
 type counters struct {
-	workers, reloads, vms float64
-	harm                  harm
+	workers, vms      float64
+	received, reloads float64 // slots that came, and that were taken
+	harm              harm
 }
 
 // harm counts what updates must not do.
@@ -344,6 +345,8 @@ func proxyStats(t *testing.T, p *proxy) counters {
 		switch {
 		case strings.HasPrefix(name, "envoy_extension_config_discovery") && strings.HasSuffix(name, "config_reload"):
 			to = &c.reloads
+		case strings.HasPrefix(name, "envoy_extension_config_discovery") && strings.HasSuffix(name, "update_success"):
+			to = &c.received
 		case strings.HasPrefix(name, "envoy_extension_config_discovery") && strings.HasSuffix(name, "config_fail"):
 			to = &c.harm.fails
 		}

@@ -68,7 +68,11 @@ type Config struct {
 	// Pushed, when set, is told how long an answer took from its making to its
 	// acknowledgement.
 	Pushed func(time.Duration)
-	Log    *slog.Logger
+	// Sent, when set, is told of every answer how many bytes of resources are in
+	// it: none in the first answer to an agent that is up to date. It must neither
+	// block nor call back.
+	Sent func(bytes int)
+	Log  *slog.Logger
 }
 
 // Server serves delta ADS. New starts nothing; streams live with the gRPC
@@ -98,6 +102,9 @@ func New(cfg Config) *Server {
 	}
 	if cfg.Pushed == nil {
 		cfg.Pushed = func(time.Duration) {}
+	}
+	if cfg.Sent == nil {
+		cfg.Sent = func(int) {}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

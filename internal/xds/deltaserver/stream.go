@@ -200,6 +200,7 @@ func (st *stream) refresh() {
 	st.hold(r)
 	st.watch, st.answered = nil, true
 	st.names, st.made = r.names(), time.Now()
+	st.server.cfg.Sent(r.bytes)
 	w.out <- r
 }
 
@@ -208,7 +209,6 @@ func (st *stream) refresh() {
 func (st *stream) difference(w *watch, view []*Resource) *response {
 	r := &response{req: w.req}
 	there := make(map[string]bool, len(view))
-	size := 0
 	for _, res := range view {
 		if _, named := w.sub.SubscribedResources()[res.Name]; !named && !w.sub.IsWildcard() {
 			continue
@@ -220,9 +220,11 @@ func (st *stream) difference(w *watch, view []*Resource) *response {
 		if version, ok := st.held[res.Name]; ok && version == res.Version {
 			continue
 		}
-		if size += proto.Size(res.Body); size > maxResponse && len(r.changed) > 0 {
+		size := proto.Size(res.Body)
+		if r.bytes+size > maxResponse && len(r.changed) > 0 {
 			continue
 		}
+		r.bytes += size
 		r.changed = append(r.changed, res)
 	}
 	for name := range st.held {
@@ -252,6 +254,7 @@ type response struct {
 	req     *cache.DeltaRequest
 	changed []*Resource
 	removed []string
+	bytes   int // of what changed
 }
 
 var _ cache.DeltaResponse = (*response)(nil)
