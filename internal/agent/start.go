@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -74,11 +75,21 @@ func (a *Agent) openEnvoyLog() *envoyLog {
 	return l
 }
 
+// configDigest is the same for agents that would run the same Envoy in the same
+// way: of what they were given and derived, and of the user's arguments.
+func (a *Agent) configDigest() string {
+	parts := [][]byte{a.derived.Bootstrap, a.derived.Listeners}
+	for _, arg := range append([]string{a.envoyArgs.logPath, a.envoyArgs.serviceNode, a.envoyArgs.serviceCluster}, a.envoyArgs.rest...) {
+		parts = append(parts, []byte(arg))
+	}
+	return string(chandler.Digest[string](bytes.Join(parts, []byte{0})))
+}
+
 // takeEnvoy gets an Envoy: the one that the agent before left behind, if it is
 // of the same program and configuration and there is a last good set to go on
 // with; else a new one, after that has ended.
 func (a *Agent) takeEnvoy() error {
-	config := string(chandler.Digest[string](append(append([]byte(nil), a.derived.Bootstrap...), a.derived.Listeners...)))
+	config := a.configDigest()
 	record, process := leftBehind(a.envoyDir())
 	if process != nil {
 		if a.restored && record.Binary == a.binary.digest && record.Config == config {

@@ -101,6 +101,28 @@ func TestAgentUpgrade(t *testing.T) {
 	t.Logf("%d requests, %d exchanges", s.answers.Load(), s.exchanged.Load())
 }
 
+// Other arguments for Envoy are not adopted either: they take effect.
+func TestEnvoyArgumentsChange(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	port := freePort(t)
+	p := w.agent(node{name: "a", flags: []string{"--leave-envoy"}}, w.gateway(listener{port: port, name: "in"}))
+	w.apply(plugin("p", w.push("append:v1", module.Append()), tag("p")))
+	before := p.envoy(t)
+	if err := p.stop(); err != nil {
+		t.Fatal(err)
+	}
+	p.cmd.Args = slices.DeleteFunc(p.cmd.Args, func(arg string) bool { return arg == "--leave-envoy" })
+	p.cmd.Args[len(p.cmd.Args)-1] = "2" // --concurrency
+	p.restart()
+	p.awaitReady()
+	stopped(t, before)
+	if n := proxyStats(t, p).workers; n != 2 {
+		t.Errorf("Envoy has %v workers, and was given 2", n)
+	}
+	has(t, port, "p")
+}
+
 // guard judges what a plugin that asks for credentials and one that adds its
 // newest tag let through.
 type guard struct{ settled, last atomic.Int64 }
