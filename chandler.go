@@ -224,4 +224,7 @@ const (
 	FeatureNetwork = "network"
 	FeatureLua     = "lua"
 	FeatureFile    = "file"
+	// FeatureSlots tells that HTTP plugins come and go without a change of the
+	// listeners, which would drain their connections; Envoys before 1.39 cannot.
+	FeatureSlots = "slots"
 )

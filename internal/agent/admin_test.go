@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -157,28 +156,14 @@ func TestAdminClient(t *testing.T) {
 	}
 }
 
-func TestAwaitListeners(t *testing.T) {
+func TestAdminListeners(t *testing.T) {
 	leakFree(t)
-	t.Run("ready", func(t *testing.T) {
-		c := fakeEnvoyAdmin(t, map[string]string{"GET /stats": "listener_manager.lds.update_rejected: 0\n", "GET /ready": "LIVE"})
-		if err := c.awaitListeners(t.Context(), time.Millisecond); err != nil {
-			t.Error(err)
-		}
+	c := fakeEnvoyAdmin(t, map[string]string{
+		"GET /stats": "listener_manager.lds.update_rejected: 2\nlistener_manager.lds.version_text: \"a1\"\nlistener_manager.total_listeners_warming: 1\n",
 	})
-	t.Run("refused", func(t *testing.T) {
-		c := fakeEnvoyAdmin(t, map[string]string{"GET /stats": "listener_manager.lds.update_rejected: 1\n", "GET /ready": "LIVE"})
-		if err := c.awaitListeners(t.Context(), time.Millisecond); err != errListenersRefused {
-			t.Error(err)
-		}
-	})
-	t.Run("never", func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		defer cancel()
-		c := newAdminClient("unix", filepath.Join(t.TempDir(), "nobody"))
-		if err := c.awaitListeners(ctx, time.Millisecond); err != context.DeadlineExceeded {
-			t.Error(err)
-		}
-	})
+	if st, err := c.listeners(t.Context()); err != nil || st != (listenersStat{version: "a1", refused: 2, warming: 1}) {
+		t.Errorf("%+v, %v", st, err)
+	}
 }
 
 func TestMetricsOfStates(t *testing.T) {

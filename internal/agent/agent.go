@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -84,6 +83,10 @@ type Agent struct {
 	envoyLog   *envoyLog
 	process    *envoyProcess
 	adopted    bool // the process was left behind by the agent before
+	// listeners is the file that Envoy begins with, relistings are those that take
+	// its place.
+	listeners  listenersFile
+	relistings chan listenersFile
 
 	lastGood Restored
 	restored bool // lastGood was on disk
@@ -173,6 +176,7 @@ func New(cfg Config) (*Agent, error) {
 	return &Agent{
 		cfg: cfg, log: cfg.Log, envoyArgs: args,
 		inbox:      make(chan message, 256),
+		relistings: make(chan listenersFile, 1),
 		leases:     map[chandler.ModuleDigest]*store.Lease{},
 		assignedAt: map[chandler.Key]time.Time{},
 	}, nil
@@ -197,7 +201,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	if !a.binary.slots {
-		return fmt.Errorf("the Envoy %s at %s has no filter chain filter (envoy.filters.http.filter_chain); use 1.39 or newer", a.binary.version, a.binary.path)
+		a.log.Warn("this Envoy has no filter chain filter (1.39 and newer have it): to attach or detach a plugin drains the listener's connections", "version", a.binary.version)
 	}
 	a.cfg.Node.EnvoyVersion = a.binary.version
 	sockets, err := socketDir(a.envoyDir())
@@ -230,13 +234,10 @@ func (a *Agent) openDirectory() (*durable.DirLock, error) {
 
 // run starts everything and owns the state until the end.
 func (a *Agent) run(ctx context.Context, socket string) error {
-	a.state = NewState(Settings{
-		Slots:    a.derived.Slots,
-		HostEnv:  a.cfg.HostEnv,
-		Features: []string{chandler.FeatureHTTP, chandler.FeatureLua, chandler.FeatureFile},
-		Jitter:   rand.Float64,
-	})
-	a.cfg.Node.Features = a.state.set.Features
+	a.cfg.Node.Features = []string{chandler.FeatureHTTP, chandler.FeatureNetwork, chandler.FeatureLua, chandler.FeatureFile}
+	if a.binary.slots {
+		a.cfg.Node.Features = append(a.cfg.Node.Features, chandler.FeatureSlots)
+	}
 	var err error
 	if a.lastGood, a.restored, err = loadLastGood(durable.OS(), a.cfg.Data); err != nil {
 		a.log.Error("last good set", "error", err)
@@ -303,20 +304,12 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket str
 		}
 		g.Go(func() error { return serveHTTP(ctx, lis, a.adminHandler(a.cfg.Metrics)) })
 	}
-	if err := a.takeEnvoy(); err != nil {
+	if err := a.takeEnvoy(ctx); err != nil {
 		return err
 	}
 	g.Go(func() error { a.envoyLog.run(ctx); return nil })
 	g.Go(func() error { a.watchTraps(ctx); return nil })
-	g.Go(func() error {
-		switch err := a.envoyAdmin.awaitListeners(ctx, 20*time.Millisecond); {
-		case err == nil:
-			a.send(ctx, message{event: ListenersOpen{}})
-		case errors.Is(err, errListenersRefused):
-			a.send(ctx, message{fatal: err})
-		}
-		return nil
-	})
+	g.Go(func() error { a.followListeners(ctx); return nil })
 	if len(a.cfg.Control) > 0 {
 		g.Go(func() error { return a.followControl(ctx) })
 	}
@@ -335,9 +328,6 @@ func (a *Agent) send(ctx context.Context, m message) bool {
 
 // loop owns the state. It returns when Envoy has ended.
 func (a *Agent) loop(ctx, services context.Context) error {
-	if a.restored {
-		a.step(services, message{event: a.lastGood})
-	}
 	a.step(services, message{event: EnvoyStarted{Envoy: a.binary.digest, Open: a.adopted}})
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -432,6 +422,8 @@ func (a *Agent) run1(ctx context.Context, effect Effect, now time.Time) {
 		a.loader.cancel(e.Source)
 	case Push:
 		a.push(e, now)
+	case WriteListeners:
+		a.relist(e)
 	case SaveLastGood:
 		a.save(e, now)
 	}
@@ -504,6 +496,11 @@ func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 	switch ev := ev.(type) {
 	case envoyads.Subscribed:
 		a.send(ctx, message{event: Subscribed{Slot: ev.Slot}})
+	case envoyads.Unsubscribed:
+		if slot, ok := attach.ParseSlot(ev.Slot); ok && !slot.Shared() {
+			a.ads.Drop(ev.Slot)
+		}
+		a.send(ctx, message{event: Unsubscribed{Slot: ev.Slot}})
 	case envoyads.Acked:
 		a.logMark.Store(a.envoyLog.mark())
 		a.send(ctx, message{event: Acked{Slot: ev.Slot, Version: ev.Version}})

@@ -124,14 +124,9 @@ func (s *State) settleSlots(now time.Time) (effects []Effect, adopted bool) {
 		return nil, false
 	}
 	s.awaiting, s.keeping = s.awaitsGood(now), false
-	chosen := map[chandler.Key]member{}
-	for _, key := range s.sortedKeys() {
-		if m, ok := s.choose(s.plugins[key]); ok {
-			chosen[key] = m
-		}
-	}
+	chosen := s.chooseAll()
 	for _, sl := range s.slots {
-		if !sl.subscribed || sl.sent != nil || sl.acked == nil && s.awaiting {
+		if !sl.subscribed || sl.sent != nil || sl.acked == nil && s.awaiting || s.held(sl) {
 			continue
 		}
 		if s.keeps(sl, now) {
@@ -157,6 +152,16 @@ func (s *State) settleSlots(now time.Time) (effects []Effect, adopted bool) {
 		effects = append(effects, push)
 	}
 	return effects, adopted
+}
+
+func (s *State) chooseAll() map[chandler.Key]member {
+	chosen := map[chandler.Key]member{}
+	for _, key := range s.sortedKeys() {
+		if m, ok := s.choose(s.plugins[key]); ok {
+			chosen[key] = m
+		}
+	}
+	return chosen
 }
 
 // Pushing tells whether a push awaits its answer.
@@ -188,7 +193,7 @@ func (s *State) awaitsGood(now time.Time) bool {
 // control plane is heard, as others in the slot may want to change; before, there
 // is nothing to change to.
 func (s *State) keeps(sl *slot, now time.Time) bool {
-	if !s.left || sl.acked != nil || s.heard && !now.Before(s.envoySince.Add(DefaultFetchDeadline)) {
+	if !s.left || sl.acked != nil || !sl.present || s.heard && !now.Before(s.envoySince.Add(DefaultFetchDeadline)) {
 		return false
 	}
 	for _, p := range s.plugins {
@@ -214,6 +219,7 @@ func (s *State) next(sl *slot, chosen map[chandler.Key]member) *composition {
 		}
 	}
 	s.keepLeaving(sl, chosen, want)
+	want = s.entering(sl, want)
 	if sl.careful {
 		want = sl.carefully(want)
 	}
@@ -257,11 +263,6 @@ func (s *State) keepLeaving(sl *slot, chosen, want map[chandler.Key]member) {
 			want[key] = old
 		}
 	}
-}
-
-// belongs tells whether any slot of this Envoy is the place of v.
-func (s *State) belongs(v *Version) bool {
-	return slices.ContainsFunc(s.slots, func(sl *slot) bool { return sl.Holds(&v.Attachment) })
 }
 
 func (s *State) compose(sl *slot, members map[chandler.Key]member) *composition {

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -166,27 +165,31 @@ func (c *adminClient) activeConnections(ctx context.Context) (int64, error) {
 	return c.stat(ctx, `^listener\..*\.downstream_cx_active$`)
 }
 
-// awaitListeners polls until all listeners are active. It gives an error when
-// Envoy refused one of them: then it never will listen.
-func (c *adminClient) awaitListeners(ctx context.Context, step time.Duration) error {
-	for {
-		poll, cancel := context.WithTimeout(ctx, 2*time.Second)
-		refused, err := c.stat(poll, `^listener_manager\.(lds\.update_rejected|listener_create_failure)$`)
-		if err == nil && refused > 0 {
-			cancel()
-			return errListenersRefused
-		}
-		_, ready := c.get(poll, "/ready")
-		cancel()
-		if ready == nil && err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(step):
-		}
-	}
+// listenersStat is what Envoy says of its listeners.
+type listenersStat struct {
+	version string // of the listeners file that it took in last
+	refused int64  // how often it refused one, or a part of one
+	warming int64
 }
 
-var errListenersRefused = errors.New("envoy refused the listeners")
+func (c *adminClient) listeners(ctx context.Context) (listenersStat, error) {
+	const manager = "listener_manager."
+	body, err := c.get(ctx, "/stats?filter="+url.QueryEscape(`^listener_manager\.(lds\.(update_rejected|version_text)|total_listeners_warming)$`))
+	if err != nil {
+		return listenersStat{}, err
+	}
+	var st listenersStat
+	for line := range strings.Lines(string(body)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		n, _ := strconv.ParseInt(value, 10, 64)
+		switch name {
+		case manager + "lds.version_text":
+			st.version = strings.Trim(value, `"`)
+		case manager + "lds.update_rejected":
+			st.refused = n
+		case manager + "total_listeners_warming":
+			st.warming = n
+		}
+	}
+	return st, nil
+}

@@ -22,6 +22,7 @@ type metrics struct {
 	attachments *prometheus.GaugeVec
 	nacks       *prometheus.CounterVec
 	retries     prometheus.Counter
+	listings    prometheus.Counter
 	connected   prometheus.Gauge
 	traps       *prometheus.CounterVec
 	trapped     map[chandler.Key]uint64 // what traps has counted
@@ -51,6 +52,8 @@ func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
 			Name: "chandler_agent_nack_total", Help: "Compositions that Envoy refused, by phase of the slot."}, []string{"phase"}),
 		retries: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "chandler_agent_fetch_retries_total", Help: "Loads of modules begun again after a failure."}),
+		listings: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "chandler_agent_listener_changes_total", Help: "Changes of the listeners for a plugin, each of which drained their connections."}),
 		connected: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "chandler_agent_control_connected", Help: "1 while there is a stream to a control plane."}),
 	}
@@ -63,7 +66,7 @@ func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
 	bytes := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "chandler_agent_store_bytes", Help: "Bytes of the modules in the local store."},
 		func() float64 { _, b := modules.Stats(); return float64(b) })
-	reg.MustRegister(m.lookups, m.fetches, m.conversions, m.duration, m.attachments, m.nacks, m.retries, m.connected, m.traps, entries, bytes)
+	reg.MustRegister(m.lookups, m.fetches, m.conversions, m.duration, m.attachments, m.nacks, m.retries, m.listings, m.connected, m.traps, entries, bytes)
 	for _, hit := range []string{"true", "false"} {
 		m.lookups.WithLabelValues(hit)
 	}

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -45,6 +47,7 @@ func (a *Agent) deriveConfig(sockets string) attach.DeriveConfig {
 		ADSSocket:     filepath.Join(sockets, "ads.sock"),
 		AdminSocket:   filepath.Join(sockets, "admin.sock"),
 		ListenersFile: filepath.Join(a.envoyDir(), "listeners"),
+		NoSharedSlots: !a.binary.slots,
 	}
 	if a.envoyArgs.serviceNode == "" {
 		dc.NodeID = a.cfg.Node.ID()
@@ -87,23 +90,45 @@ func (a *Agent) configDigest() string {
 
 // takeEnvoy gets an Envoy: the one that the agent before left behind, if it is
 // of the same program and configuration and there is a last good set to go on
-// with; else a new one, after that has ended.
-func (a *Agent) takeEnvoy() error {
+// with; else a new one, after that has ended. Its listeners are those that the
+// last good set needs.
+func (a *Agent) takeEnvoy(ctx context.Context) error {
 	config := a.configDigest()
-	record, process := leftBehind(a.envoyDir())
-	if process != nil {
-		if a.restored && record.Binary == a.binary.digest && record.Config == config {
+	var listed []attach.Slot
+	if record, process := leftBehind(a.envoyDir()); process != nil {
+		var err error
+		listed, err = a.listedSlots()
+		if err == nil && a.restored && record.Binary == a.binary.digest && record.Config == config {
 			a.process, a.adopted = process, true
 			a.log.Info("envoy adopted", "version", a.binary.version, "pid", record.PID)
-			return nil
+		} else {
+			listed = nil
+			a.log.Info("an Envoy of another program or configuration is stopped first", "pid", record.PID)
+			process.stop(newAdminClient(record.AdminNetwork, record.AdminAddress), a.cfg.Drain)
 		}
-		a.log.Info("an Envoy of another program or configuration is stopped first", "pid", record.PID)
-		process.stop(newAdminClient(record.AdminNetwork, record.AdminAddress), a.cfg.Drain)
 	}
-	for path, content := range map[string][]byte{a.derived.ListenersFile: a.derived.Listeners, a.bootstrapPath(): a.derived.Bootstrap} {
-		if err := durable.Write(durable.OS(), path, content); err != nil {
-			return err
-		}
+	a.state = NewState(Settings{
+		Slots: a.derived.Slots, Sites: a.derived.Sites, Listed: listed, Running: a.adopted, Shut: !a.adopted && len(a.derived.Slots) == 0,
+		HostEnv: a.cfg.HostEnv, Features: a.cfg.Node.Features, Jitter: rand.Float64,
+	})
+	if a.adopted {
+		a.step(ctx, message{event: a.lastGood})
+		return nil
+	}
+	return a.newEnvoy(ctx, config)
+}
+
+// newEnvoy writes what an Envoy begins with, and starts it.
+func (a *Agent) newEnvoy(ctx context.Context, config string) error {
+	a.listeners = a.firstListeners()
+	if a.restored {
+		a.step(ctx, message{event: a.lastGood})
+	}
+	if err := a.writeListeners(a.listeners); err != nil {
+		return err
+	}
+	if err := durable.Write(durable.OS(), a.bootstrapPath(), a.derived.Bootstrap); err != nil {
+		return err
 	}
 	drain := strconv.Itoa(max(1, int(a.cfg.Drain/time.Second)))
 	started, err := startEnvoy(a.binary, a.envoyArgs.commandLine(a.bootstrapPath(), drain), a.envoyLog.path)

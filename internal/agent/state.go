@@ -30,8 +30,14 @@ type Version struct {
 
 // Settings are what a State needs to know and does not change.
 type Settings struct {
-	// Slots are those of the listeners that Envoy was given.
+	// Slots are the shared ones of the listeners that Envoy was given, and Sites
+	// where slots of one plugin can enter them.
 	Slots []attach.Slot
+	Sites []attach.Site
+	// Listed are the slots of one plugin that stand in the listeners already, of an
+	// Envoy that is Running. Shut: there are no listeners yet, until WriteListeners.
+	Listed        []attach.Slot
+	Running, Shut bool
 	// HostEnv are the agent's own environment variables, for plugins that copy
 	// one.
 	HostEnv map[string]string
@@ -85,6 +91,15 @@ type State struct {
 	left, heard bool
 	keeping     bool // slots stay as that Envoy has them
 
+	// listed are the slots of one plugin in the listeners as they were last
+	// written, in order; listing is set until Envoy has taken that in. relisting: a
+	// change is due and waits for pushes to be answered.
+	listed    []attach.Slot
+	listing   *listing
+	relisting bool
+	relistAt  time.Time
+	shut      bool // there are no listeners yet
+
 	dirty   bool     // the last good set must be written
 	denying []string // versions that the written set says are denied
 }
@@ -110,12 +125,15 @@ type plugin struct {
 	failCount uint64
 	traps     uint64
 	trapped   time.Time // when traps grew
+	drains    uint64    // changes of the listeners for it
 }
 
 // slot is one of Envoy's config discovery filters.
 type slot struct {
 	attach.Slot
-	name       string
+	name string
+	// present: it stands in the listeners that serve.
+	present    bool
 	subscribed bool
 	acked      *composition // in force; nil: Envoy has nothing yet
 	sent       *composition // awaits ACK or NACK
@@ -198,6 +216,13 @@ type (
 	// Subscribed tells that Envoy asks for a slot. Version is what it already
 	// holds, empty if nothing.
 	Subscribed struct{ Slot, Version string }
+	// Unsubscribed tells that it does not any more.
+	Unsubscribed struct{ Slot string }
+	// ListenersTaken ends a WriteListeners: Envoy serves with them or, while it
+	// starts, waits for their slots. ListenersRefused ends it too: it goes on with
+	// those it had.
+	ListenersTaken   struct{}
+	ListenersRefused struct{ Reason string }
 	// Acked tells that a pushed composition is in force.
 	Acked struct{ Slot, Version string }
 	// Nacked tells that it was refused: Envoy's message, and the reason read
@@ -209,16 +234,19 @@ type (
 	Tick struct{}
 )
 
-func (Restored) isEvent()      {}
-func (Assigned) isEvent()      {}
-func (Loaded) isEvent()        {}
-func (EnvoyStarted) isEvent()  {}
-func (ListenersOpen) isEvent() {}
-func (Subscribed) isEvent()    {}
-func (Acked) isEvent()         {}
-func (Nacked) isEvent()        {}
-func (Trapped) isEvent()       {}
-func (Tick) isEvent()          {}
+func (Restored) isEvent()         {}
+func (Assigned) isEvent()         {}
+func (Loaded) isEvent()           {}
+func (EnvoyStarted) isEvent()     {}
+func (ListenersOpen) isEvent()    {}
+func (Subscribed) isEvent()       {}
+func (Unsubscribed) isEvent()     {}
+func (ListenersTaken) isEvent()   {}
+func (ListenersRefused) isEvent() {}
+func (Acked) isEvent()            {}
+func (Nacked) isEvent()           {}
+func (Trapped) isEvent()          {}
+func (Tick) isEvent()             {}
 
 // LoadError says why a module is not on disk.
 type LoadError struct {
@@ -249,6 +277,10 @@ type (
 		// Wasm are the plugins in it that run a module.
 		Wasm []chandler.Key
 	}
+	// WriteListeners writes the listeners with these slots of one plugin in them.
+	// The answer is ListenersTaken or ListenersRefused, but for those written
+	// before Envoy is started.
+	WriteListeners struct{ Own []attach.Slot }
 	// SaveLastGood writes the last good set.
 	SaveLastGood struct {
 		Envoy    string
@@ -259,10 +291,11 @@ type (
 	}
 )
 
-func (Load) isEffect()         {}
-func (CancelLoad) isEffect()   {}
-func (Push) isEffect()         {}
-func (SaveLastGood) isEffect() {}
+func (Load) isEffect()           {}
+func (CancelLoad) isEffect()     {}
+func (Push) isEffect()           {}
+func (WriteListeners) isEffect() {}
+func (SaveLastGood) isEffect()   {}
 
 // NewState gives the state of an agent that knows nothing yet.
 func NewState(set Settings) *State {
@@ -274,8 +307,17 @@ func NewState(set Settings) *State {
 	if s.set.Jitter == nil {
 		s.set.Jitter = func() float64 { return 0 }
 	}
-	for _, sl := range set.Slots {
-		s.slots = append(s.slots, &slot{Slot: sl, name: sl.Name()})
-	}
+	s.listed, s.shut = set.Listed, set.Shut
+	s.freshSlots()
 	return s
+}
+
+// freshSlots are those in the listeners, of which nothing is known.
+func (s *State) freshSlots() {
+	s.slots = nil
+	for _, list := range [][]attach.Slot{s.set.Slots, s.listed} {
+		for _, sl := range list {
+			s.slots = append(s.slots, &slot{Slot: sl, name: sl.Name(), present: true})
+		}
+	}
 }

@@ -13,6 +13,7 @@ import (
 // Step takes an event in and tells what to do about it. It is the only place
 // where State changes; the same events at the same times give the same effects.
 func (s *State) Step(ev Event, now time.Time) []Effect {
+	var effects []Effect
 	switch ev := ev.(type) {
 	case Restored:
 		s.restored(ev, now)
@@ -26,6 +27,12 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 		s.open = true
 	case Subscribed:
 		s.subscribed(ev)
+	case Unsubscribed:
+		s.unsubscribed(ev.Slot)
+	case ListenersTaken:
+		s.listenersTaken()
+	case ListenersRefused:
+		effects = s.listenersRefused(ev.Reason, now)
 	case Acked:
 		s.acked(ev)
 	case Nacked:
@@ -38,7 +45,7 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 		}
 	case Tick:
 	}
-	return s.settle(now)
+	return append(effects, s.settle(now)...)
 }
 
 // settle compares what is with what should be, and gives the effects that lead
@@ -56,7 +63,7 @@ func (s *State) settle(now time.Time) []Effect {
 		}
 	}
 	s.promote()
-	effects := s.settleLoads(now)
+	effects := append(s.settleLoads(now), s.settleListing(now)...)
 	for again := true; again; {
 		var pushes []Effect
 		if pushes, again = s.settleSlots(now); again {
@@ -102,6 +109,7 @@ func (s *State) Wake() time.Time {
 	if s.awaiting {
 		earliest(s.envoySince.Add(goodPatience))
 	}
+	earliest(s.relistAt)
 	if s.keeping && s.heard {
 		earliest(s.envoySince.Add(DefaultFetchDeadline))
 	}
@@ -201,9 +209,8 @@ func backoff(attempt uint32, least, most time.Duration) time.Duration {
 // version that was refused is worth another try.
 func (s *State) envoyStarted(ev EnvoyStarted, now time.Time) {
 	s.envoy, s.envoySince, s.open, s.left = ev.Envoy, now, ev.Open, ev.Open
-	for _, sl := range s.slots {
-		*sl = slot{Slot: sl.Slot, name: sl.name}
-	}
+	s.listing, s.relistAt = nil, time.Time{}
+	s.freshSlots()
 	for _, p := range s.plugins {
 		p.rejected = ""
 	}
@@ -323,14 +330,13 @@ func (s *State) promote() {
 	}
 }
 
-// inForce tells whether every slot that v belongs to has acknowledged it.
+// inForce tells whether every slot that v belongs to has acknowledged it, in the
+// listeners that serve.
 func (s *State) inForce(v *Version) bool {
 	some := false
-	for _, sl := range s.slots {
-		if !sl.Holds(&v.Attachment) {
-			continue
-		}
-		if sl.acked == nil {
+	for place := range s.places(v) {
+		sl := s.find(place)
+		if sl == nil || !sl.present || sl.acked == nil {
 			return false
 		}
 		m, ok := sl.acked.members[v.Key]

@@ -53,8 +53,14 @@ func TestTrapsOfTheRealEnvoy(t *testing.T) {
 	t.Cleanup(admin.http.CloseIdleConnections)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if err := admin.awaitListeners(ctx, 5*time.Millisecond); err != nil {
-		t.Fatal(err)
+	for {
+		_, err := admin.get(ctx, "/ready")
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err)
+		}
 	}
 
 	reload, closed := chandler.Key{Kind: "WasmPlugin", Namespace: "ns", Name: "reload.1"}, chandler.Key{Kind: "WasmPlugin", Namespace: "ns", Name: "close"}

@@ -178,6 +178,29 @@ func (d *Derived) ListenersWith(own []Slot) (text []byte, version string, err er
 // NoListeners is a listeners file for an Envoy that must not listen yet.
 func (d *Derived) NoListeners() []byte { return []byte(`{"version_info": "none", "resources": []}`) }
 
+// OwnSlots gives the slots of one plugin that stand in a listeners file, each
+// once, in an order that ListenersWith takes to the same file.
+func OwnSlots(text []byte) ([]Slot, error) {
+	root, _, err := parse(text)
+	if err != nil {
+		return nil, err
+	}
+	var own []Slot
+	var walk func(*yaml.Node)
+	walk = func(n *yaml.Node) {
+		for i, c := range n.Content {
+			if n.Kind == yaml.MappingNode && i%2 == 1 && n.Content[i-1].Value == "name" {
+				if slot, ok := ParseSlot(c.Value); ok && !slot.Shared() && !slices.Contains(own, slot) {
+					own = append(own, slot)
+				}
+			}
+			walk(c)
+		}
+	}
+	walk(root)
+	return own, nil
+}
+
 // edit puts slots into copies of the user's listeners.
 func (d *Derived) edit(own []Slot) (*editor, []*yaml.Node, error) {
 	e := &editor{shared: d.shared, own: own, slots: map[Slot]bool{}, sites: map[Site]bool{}}

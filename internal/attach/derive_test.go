@@ -98,6 +98,13 @@ func TestListenersWithGolden(t *testing.T) {
 			if none, version, _ := d.ListenersWith(nil); string(none) != string(d.Listeners) || version != d.ListenersVersion {
 				t.Errorf("%s: without slots it is not what Derive gave", path)
 			}
+			own, err := OwnSlots(text)
+			if err != nil || len(own) != len(everywhere(d)) {
+				t.Errorf("%s: %d of %d slots are read from the file (%v)", path, len(own), len(everywhere(d)), err)
+			}
+			if again, _, _ := d.ListenersWith(own); string(again) != string(text) {
+				t.Errorf("%s: the slots read from the file make another one", path)
+			}
 			name := "own-"
 			if older {
 				name = "older-"

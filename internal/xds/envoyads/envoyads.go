@@ -33,7 +33,7 @@ const TypeURL = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
 // Bounds on what a client may make the server keep.
 const (
 	maxSlots   = 4096
-	maxName    = 256
+	maxName    = 512
 	maxMessage = 4 << 10
 )
 
@@ -112,6 +112,16 @@ func (s *Server) Set(slot, version string, body *anypb.Any) {
 	select {
 	case s.wake <- struct{}{}:
 	default: // it will look anyway
+	}
+}
+
+// Drop forgets a slot that Envoy does not want any more; one that it has
+// subscribed to stays.
+func (s *Server) Drop(slot string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sl := s.ledger.slots[slot]; sl != nil && !sl.subscribed {
+		delete(s.ledger.slots, slot)
 	}
 }
 

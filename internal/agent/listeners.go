@@ -1,0 +1,179 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"time"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
+	"chandler.dev/chandler/internal/durable"
+)
+
+// listenersFile is a content of the file that Envoy reads its listeners from.
+type listenersFile struct {
+	text    []byte
+	version string
+	err     error // why there is none
+}
+
+// How often Envoy is asked about its listeners, and how long it may take to
+// notice a new file before it is written once more.
+const (
+	listenersPoll     = 10 * time.Millisecond
+	listenersPatience = 15 * time.Second
+)
+
+// writeListeners puts the file in place, as a whole.
+func (a *Agent) writeListeners(f listenersFile) error {
+	if f.err != nil {
+		return f.err
+	}
+	return durable.Write(durable.OS(), a.derived.ListenersFile, f.text)
+}
+
+// firstListeners gives the file that an Envoy without plugins begins with. Where
+// no shared slot holds its listeners shut there are none until it is known which
+// plugins belong into them.
+func (a *Agent) firstListeners() listenersFile {
+	if len(a.derived.Slots) == 0 {
+		return listenersFile{text: a.derived.NoListeners()}
+	}
+	return listenersFile{text: a.derived.Listeners, version: a.derived.ListenersVersion}
+}
+
+// listedSlots are the slots of one plugin in the listeners that an Envoy was left
+// with.
+func (a *Agent) listedSlots() ([]attach.Slot, error) {
+	text, err := os.ReadFile(a.derived.ListenersFile)
+	if err != nil {
+		return nil, err
+	}
+	return attach.OwnSlots(text)
+}
+
+// relist runs a WriteListeners: what Envoy begins with while there is none, else
+// what followListeners writes next.
+func (a *Agent) relist(e WriteListeners) {
+	var file listenersFile
+	file.text, file.version, file.err = a.derived.ListenersWith(e.Own)
+	if a.process == nil {
+		a.listeners = file
+		return
+	}
+	select {
+	case <-a.relistings: // of an Envoy that is gone
+	default:
+	}
+	a.relistings <- file
+}
+
+// followListeners writes the listeners that are to be and tells what becomes of
+// them, until ctx ends; and, once, when all are active for the first time.
+func (a *Agent) followListeners(ctx context.Context) {
+	f := listenersFollower{agent: a, awaited: a.listeners.version, since: time.Now(), taken: a.adopted, open: a.adopted}
+	for {
+		var again <-chan time.Time
+		if f.due || f.awaited != "" || !f.open && f.taken {
+			again = time.After(listenersPoll)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case file := <-a.relistings:
+			f.file, f.due, f.awaited = file, true, ""
+		case <-again:
+			f.look(ctx)
+		}
+	}
+}
+
+// listenersFollower is the state of followListeners.
+type listenersFollower struct {
+	agent *Agent
+	file  listenersFile
+	due   bool // file is to be written
+	// awaited is the version that Envoy has not answered for; empty: none.
+	awaited string
+	since   time.Time
+	refused int64 // how often Envoy had refused a file before this one
+	mark    int64 // the end of Envoy's log then
+	taken   bool  // one file with listeners
+	open    bool  // all were active once
+}
+
+// begin writes the file that is due.
+func (f *listenersFollower) begin(ctx context.Context) {
+	a := f.agent
+	st, err := f.stat(ctx)
+	if err != nil {
+		return // Envoy does not answer yet
+	}
+	f.refused, f.mark = st.refused, a.envoyLog.mark()
+	f.due, f.awaited, f.since = false, f.file.version, time.Now()
+	a.metrics.listings.Inc()
+	if err := a.writeListeners(f.file); err != nil {
+		f.awaited = ""
+		a.send(ctx, message{event: ListenersRefused{Reason: "the listeners cannot be written: " + chandler.Printable(err.Error(), reasonLimit)}})
+	}
+}
+
+// stat asks Envoy, which does not answer while it compiles a module.
+func (f *listenersFollower) stat(ctx context.Context) (listenersStat, error) {
+	ctx, cancel := context.WithTimeout(ctx, listenersPatience)
+	defer cancel()
+	return f.agent.envoyAdmin.listeners(ctx)
+}
+
+// look asks what became of the file, and then whether all listeners are active.
+func (f *listenersFollower) look(ctx context.Context) {
+	switch {
+	case f.due:
+		f.begin(ctx)
+		return
+	case f.awaited == "":
+		f.lookReady(ctx)
+		return
+	}
+	st, err := f.stat(ctx)
+	switch {
+	case err != nil: // it will be asked again
+	case st.refused > f.refused && !f.open:
+		f.awaited = ""
+		f.agent.send(ctx, message{fatal: errListenersRefused})
+	case st.refused > f.refused:
+		f.awaited = ""
+		f.agent.send(ctx, message{event: ListenersRefused{Reason: f.reason()}})
+	case st.version == f.awaited && (!f.open || st.warming == 0):
+		f.awaited, f.taken = "", true
+		f.agent.send(ctx, message{event: ListenersTaken{}})
+	case f.file.text != nil && time.Since(f.since) > listenersPatience:
+		f.agent.log.Warn("envoy has not taken in the new listeners; they are written once more")
+		f.since = time.Now()
+		_ = f.agent.writeListeners(f.file) // it is looked at again
+	}
+}
+
+func (f *listenersFollower) lookReady(ctx context.Context) {
+	poll, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if _, err := f.agent.envoyAdmin.get(poll, "/ready"); err == nil {
+		f.open = true
+		f.agent.send(ctx, message{event: ListenersOpen{}})
+	}
+}
+
+// reason is what Envoy logged about the listeners that it refused.
+func (f *listenersFollower) reason() string {
+	const adding = "Error adding/updating listener(s) "
+	for _, line := range f.agent.envoyLog.since(f.mark) {
+		if _, why, ok := strings.Cut(line, adding); ok {
+			return "the listeners cannot take it in: " + chandler.Printable(why, reasonLimit)
+		}
+	}
+	return errListenersRefused.Error()
+}
+
+var errListenersRefused = errors.New("envoy refused the listeners")
