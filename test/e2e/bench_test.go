@@ -20,7 +20,6 @@ import (
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 	"chandler.dev/chandler/internal/attach"
-	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/xds/envoyads"
 )
 
@@ -170,7 +169,7 @@ func startEnvoyAlone(b *testing.B, dir, config string) (*envoyads.Server, []atta
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() { served <- ads.Serve(ctx, lis) }()
-	cmd := exec.Command(module.Envoy(b), "-c", bootstrap, "--use-dynamic-base-id", "--concurrency", "1", "-l", "off")
+	cmd := exec.Command(envoyBinary(b), "-c", bootstrap, "--use-dynamic-base-id", "--concurrency", "1", "-l", "off")
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
 	}

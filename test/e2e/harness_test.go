@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -27,6 +28,25 @@ import (
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/testenv/registry"
 )
+
+// envoyFlag names another Envoy to test with, by its path from the repository's
+// root.
+var envoyFlag = flag.String("envoy", "", "Envoy binary, by its path from the repository's root")
+
+func envoyBinary(t testing.TB) string {
+	t.Helper()
+	if *envoyFlag == "" {
+		return module.Envoy(t)
+	}
+	path, err := filepath.Abs(filepath.Join("..", "..", *envoyFlag))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("no Envoy at %s: run make tools", path)
+	}
+	return path
+}
 
 // built are the commands under test, built once for the package.
 var built string
@@ -288,7 +308,7 @@ func (w *world) startAgent(n node, config string) *proxy {
 		n.namespace = "edge"
 	}
 	args := []string{"--control", w.listen, "--node", n.name, "--namespace", n.namespace, "--data", filepath.Join(p.dir, "data"),
-		"--admin", p.admin, "--envoy", module.Envoy(w.t), "--drain", "1s"}
+		"--admin", p.admin, "--envoy", envoyBinary(w.t), "--drain", "1s"}
 	for _, l := range n.labels {
 		args = append(args, "--label", l)
 	}

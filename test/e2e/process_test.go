@@ -14,8 +14,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"chandler.dev/chandler/internal/testenv/module"
 )
 
 // An agent that is asked to end lets the requests in flight finish, and its
@@ -113,7 +111,7 @@ func TestAgentRefuses(t *testing.T) {
 		"no envoy":          {[]string{"--envoy", filepath.Join(dir, "no-envoy"), "--", "-c", good}, "--envoy"},
 		"unknown flag":      {[]string{"--nonsense", "--", "-c", good}, "nonsense"},
 	} {
-		args := append([]string{"--data", filepath.Join(dir, strings.ReplaceAll(name, " ", "-")), "--admin", "", "--control", "", "--envoy", module.Envoy(t)}, c.args...)
+		args := append([]string{"--data", filepath.Join(dir, strings.ReplaceAll(name, " ", "-")), "--admin", "", "--control", "", "--envoy", envoyBinary(t)}, c.args...)
 		out, err := exec.Command(filepath.Join(built, "chandler-agent"), args...).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), c.want) {
 			t.Errorf("%s: want a refusal with %q, got %v: %s", name, c.want, err, out)
@@ -127,7 +125,7 @@ func TestFault_F12_TwoAgentsOneDirectory(t *testing.T) {
 	w := newWorld(t)
 	p := w.agent(node{name: "a"}, w.gateway(listener{port: freePort(t), name: "in"}))
 	out, err := exec.Command(filepath.Join(built, "chandler-agent"), "--data", filepath.Join(p.dir, "data"), "--admin", "",
-		"--envoy", module.Envoy(t), "--", "-c", filepath.Join(p.dir, "envoy.yaml")).CombinedOutput()
+		"--envoy", envoyBinary(t), "--", "-c", filepath.Join(p.dir, "envoy.yaml")).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "another") {
 		t.Errorf("a second agent on the directory: %v: %s", err, out)
 	}

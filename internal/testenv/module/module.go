@@ -180,6 +180,26 @@ func addHeader(headerMap, name int64, length int) func(*Code) {
 	}
 }
 
+// Prefix gives a network module that puts its plugin configuration (the first 60
+// KiB of it) before every piece of data that a client sends.
+func Prefix(options ...Option) []byte {
+	const downstream = 2 // the buffer
+	network := func(m *Module) {
+		m.Imports = append(m.Imports, Import{"env", "proxy_set_buffer_bytes", ints(5), ints(1)})
+		m.Funcs = append(m.Funcs,
+			Func{"proxy_on_new_connection", ints(1), ints(1), func(c *Code) { c.Const(0) }},
+			Func{"proxy_on_downstream_data", ints(3), ints(1), func(c *Code) {
+				c.Const(downstream, 0, 0, configuration)
+				c.Global(globalConfigSize)
+				c.Call("proxy_set_buffer_bytes")
+				c.Op(opDrop)
+				c.Const(0) // continue
+			}})
+	}
+	all := []Option{Without("proxy_on_request_headers"), Without("proxy_on_response_headers"), network}
+	return Append(append(all, options...)...)
+}
+
 // DenyBody is the body of what Deny answers.
 const DenyBody = "denied by the module\n"
 
