@@ -123,14 +123,16 @@ func (s *State) settleSlots(now time.Time) (effects []Effect, adopted bool) {
 	if !s.seeded || s.envoy == "" {
 		return nil, false
 	}
-	s.awaiting, s.keeping = s.awaitsGood(now), false
+	s.awaiting, s.keepUntil = s.awaitsGood(now), time.Time{}
 	chosen := s.chooseAll()
 	for _, sl := range s.slots {
 		if !sl.subscribed || sl.sent != nil || sl.acked == nil && s.awaiting || s.held(sl) {
 			continue
 		}
-		if s.keeps(sl, now) {
-			s.keeping = true
+		if until, ok := s.keeps(sl, now); ok {
+			if s.keepUntil.IsZero() || until.Before(s.keepUntil) {
+				s.keepUntil = until
+			}
 			continue
 		}
 		next := s.next(sl, chosen)
@@ -187,24 +189,38 @@ func (s *State) awaitsGood(now time.Time) bool {
 	return false
 }
 
-// keeps tells whether a slot of an Envoy that was left behind stays as that Envoy
-// has it, because a module of the last good set is lost and must be fetched: what
-// runs there is better than what could stand in for it. That has an end once the
-// control plane is heard, as others in the slot may want to change; before, there
-// is nothing to change to.
-func (s *State) keeps(sl *slot, now time.Time) bool {
-	if !s.left || sl.acked != nil || !sl.present || s.heard && !now.Before(s.envoySince.Add(DefaultFetchDeadline)) {
-		return false
+// keeps tells whether a slot stays as Envoy has it, because the file of a module
+// that runs there is lost and must be fetched: what runs is better than what could
+// stand in for it, and cannot be sent again. That has an end, until, as others in
+// the slot may want to change; but not while an Envoy that was left behind has not
+// heard of the control plane, as then there is nothing to change to.
+func (s *State) keeps(sl *slot, now time.Time) (until time.Time, ok bool) {
+	if !sl.present {
+		return time.Time{}, false
 	}
 	for _, p := range s.plugins {
 		if p.good == nil || p.want == nil || !sl.Holds(&p.good.Attachment) {
 			continue
 		}
-		if l := s.loads[source(p.good)]; l != nil && !l.ready && !s.usable(p.want) {
-			return true
+		l := s.loads[source(p.good)]
+		if l == nil || l.ready || s.usable(p.want) {
+			continue
+		}
+		switch {
+		case sl.acked == nil && s.left && !s.heard:
+			return time.Time{}, true
+		case sl.acked == nil && s.left:
+			until = s.envoySince.Add(DefaultFetchDeadline)
+		case sl.acked != nil && !l.lost.IsZero():
+			until = l.lost.Add(DefaultFetchDeadline)
+		default:
+			continue
+		}
+		if now.Before(until) {
+			return until, true
 		}
 	}
-	return false
+	return time.Time{}, false
 }
 
 // next gives the composition that a slot should be sent; nil when it has it.
@@ -221,7 +237,7 @@ func (s *State) next(sl *slot, chosen map[chandler.Key]member) *composition {
 	s.keepLeaving(sl, chosen, want)
 	want = s.entering(sl, want)
 	if sl.careful {
-		want = sl.carefully(want)
+		want = s.carefully(sl, want)
 	}
 	if sl.acked != nil && maps.EqualFunc(sl.acked.members, want, member.equal) {
 		return nil
@@ -230,15 +246,11 @@ func (s *State) next(sl *slot, chosen map[chandler.Key]member) *composition {
 }
 
 // carefully gives the next composition on the way to one that was refused, Envoy
-// did not say for which plugin: one plugin after the other changes. A slot that
-// holds nothing yet begins with stand-ins, so that nothing is left out meanwhile.
-func (sl *slot) carefully(want map[chandler.Key]member) map[chandler.Key]member {
+// did not say for which plugin: one plugin after the other changes. A slot of which
+// nothing is known yet begins with what was good.
+func (s *State) carefully(sl *slot, want map[chandler.Key]member) map[chandler.Key]member {
 	if sl.acked == nil {
-		all := map[chandler.Key]member{}
-		for key, m := range want {
-			all[key] = member{m.version, contract(m.version)}
-		}
-		return all
+		return s.beginning(sl, want)
 	}
 	changed := changes(sl.acked, want)
 	if len(changed) <= 1 {
@@ -246,6 +258,27 @@ func (sl *slot) carefully(want map[chandler.Key]member) map[chandler.Key]member 
 		return want
 	}
 	return oneChange(sl.acked, want, changed[0])
+}
+
+// beginning is want without what is new and, if that was refused too, stand-ins
+// only. A plugin that is new to an Envoy that serves waits for its turn; else
+// nothing is left out in silence.
+func (s *State) beginning(sl *slot, want map[chandler.Key]member) map[chandler.Key]member {
+	first := map[chandler.Key]member{}
+	for key, m := range want {
+		good := s.plugins[key].good
+		switch {
+		case sl.bare:
+			first[key] = member{m.version, contract(m.version)}
+		case m.standIn != chandler.StandInNone:
+			first[key] = m
+		case good != nil && s.usable(good) && sl.Holds(&good.Attachment):
+			first[key] = member{version: good}
+		case !s.open:
+			first[key] = member{m.version, contract(m.version)}
+		}
+	}
+	return first
 }
 
 // keepLeaving keeps in a slot the plugins that move to another one, until that

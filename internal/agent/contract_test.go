@@ -335,6 +335,13 @@ func TestContract_EnvoyRefusesFirst(t *testing.T) {
 		}
 		p.pass(rejectedInterval)
 		p.wantSent(authn, "a")
+		p.nack("Unable to create Wasm plugin "+a.Key.String(), "") // Envoy gives its reason once
+		p.ackAll()
+		if st := p.s.Report()[a.Key]; st.Message != "its author says why" || st.Attempt != 2 {
+			t.Errorf("reported as %+v", st)
+		}
+		p.pass(rejectedInterval)
+		p.wantSent(authn, "a")
 		p.ackAll()
 		p.wantState(a, chandler.StateInForce, "release-a", chandler.StandInNone, "")
 	})
@@ -708,33 +715,6 @@ func TestContract_BadNeighbour(t *testing.T) {
 	p.nack("Unable to create Wasm plugin "+a.Key.String(), "")
 	p.ackAll()
 	p.want(authn, "deny a", "b")
-}
-
-// A module whose file was in force and is gone does not hold up its neighbours,
-// and its plugin is not left out in silence.
-func TestContract_LostFile(t *testing.T) {
-	p, a, b := serving(t), version("a"), version("b")
-	p.assign(a)
-	p.loaded(a)
-	p.ackAll()
-	p.assign(b)
-	p.loaded(b)
-	p.wantSent(authn, "a", "b")
-	p.nack("Invalid path: /store/"+a.Program.Module.Digest.Hex(), "")
-	p.ackAll()
-	p.want(authn, "deny a", "b")
-	p.wantState(a, chandler.StateRejected, "", chandler.StandInDeny, chandler.CodeRejected)
-	p.pass(rejectedInterval)
-	p.ackAll()
-	p.want(authn, "a", "b")
-
-	t.Run("while an update is fetched", func(t *testing.T) {
-		p.assign(version("a2"), version("c"))
-		p.loaded(version("c"))
-		p.nack("Invalid path: /store/"+a.Program.Module.Digest.Hex(), "")
-		p.ackAll()
-		p.want(authn, "deny a", "b", "c")
-	})
 }
 
 // A new version that makes no difference to Envoy is in force without a push.

@@ -208,6 +208,10 @@ var pluginHead = regexp.MustCompile(`^wasm log(?: ([^ :]+)[^:]*)?: (.*)$`)
 // dull are lines that only repeat that something failed.
 var dull = regexp.MustCompile(`^(Plugin .* failed to load|Wasm VM failed .*Failed to (start|configure) base Wasm.*)$`)
 
+// mute are lines that say only that something failed, as the refusal itself does.
+// Of a plugin that it refused before Envoy says no more.
+var mute = regexp.MustCompile(`^Plugin .* failed to load$`)
+
 // reasonIn puts the lines that explain a refusal together: the plugin's own
 // words first, as its author meant them for the user. Other plugins talk too
 // meanwhile; if the message of the refusal names one, only its words count.
@@ -231,7 +235,7 @@ func reasonIn(lines []string, message string) string {
 		}
 	}
 	parts := append(own, engine...)
-	if len(parts) == 0 {
+	if len(parts) == 0 && slices.ContainsFunc(rest, func(s string) bool { return !mute.MatchString(s) }) {
 		parts = rest
 	}
 	return chandler.Printable(strings.Join(unique(parts), "; "), reasonLimit)

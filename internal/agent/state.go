@@ -89,7 +89,9 @@ type State struct {
 	// left: this Envoy was left behind by the agent before and serves. heard: the
 	// control plane has told of its set.
 	left, heard bool
-	keeping     bool // slots stay as that Envoy has them
+	// keepUntil is when the first slot that is kept as Envoy has it is so no more;
+	// zero: none is, or there is no end to it.
+	keepUntil time.Time
 
 	// listed are the slots of one plugin in the listeners as they were last
 	// written, in order; listing is set until Envoy has taken that in. relisting: a
@@ -114,6 +116,7 @@ type plugin struct {
 	attempt  uint32
 	reason   chandler.Code
 	message  string
+	told     refusal
 	since    time.Time // of the present state
 	state    chandler.State
 	deadline time.Time // of the first fetch; zero once a version was good
@@ -128,6 +131,10 @@ type plugin struct {
 	drains    uint64    // changes of the listeners for it
 }
 
+// refusal is what Envoy said when it refused a plugin. It does so in words only once:
+// the same again it refuses without a look.
+type refusal struct{ version, reason string }
+
 // slot is one of Envoy's config discovery filters.
 type slot struct {
 	attach.Slot
@@ -138,8 +145,9 @@ type slot struct {
 	acked      *composition // in force; nil: Envoy has nothing yet
 	sent       *composition // awaits ACK or NACK
 	revert     bool         // sent is acked again, after a NACK
-	// careful: a NACK named no plugin, so changes go one plugin at a time.
-	careful bool
+	// careful: a NACK named no plugin, so changes go one plugin at a time. bare: so
+	// did one of what is good, before anything was in force.
+	careful, bare bool
 }
 
 // composition is the content of a slot.
@@ -180,6 +188,8 @@ type load struct {
 	nextTry time.Time
 	problem *chandler.Problem
 	size    int64
+	// lost is when Envoy missed the file; zero once it has found it.
+	lost time.Time
 }
 
 // Event is something that happened.

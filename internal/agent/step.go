@@ -110,9 +110,7 @@ func (s *State) Wake() time.Time {
 		earliest(s.envoySince.Add(goodPatience))
 	}
 	earliest(s.relistAt)
-	if s.keeping && s.heard {
-		earliest(s.envoySince.Add(DefaultFetchDeadline))
-	}
+	earliest(s.keepUntil)
 	return at
 }
 
@@ -237,6 +235,11 @@ func (s *State) acked(ev Acked) {
 		return
 	}
 	sl.acked, sl.sent, sl.revert = sl.sent, nil, false
+	for _, m := range sl.acked.members {
+		if l := s.loads[source(m.version)]; l != nil && m.standIn == chandler.StandInNone {
+			l.lost = time.Time{}
+		}
+	}
 }
 
 // nacked marks the plugin that Envoy refused and lets the composition that was
@@ -252,12 +255,41 @@ func (s *State) nacked(ev Nacked, now time.Time) {
 	// What was in force may itself be refused, when a file of it is gone; then
 	// there is nothing to go back to.
 	sl.revert = refused != sl.acked
+	if s.lose(refused, ev.Message, now) {
+		return
+	}
 	culprit, ok := s.culprit(sl, refused, ev.Message)
 	if !ok {
-		sl.careful = true
+		sl.careful, sl.bare = true, sl.acked == nil && (sl.careful || s.allGood(refused))
 		return
 	}
 	s.reject(culprit, refused.members[culprit].version, ev, now)
+}
+
+// allGood tells whether a composition has nothing but what was good.
+func (s *State) allGood(c *composition) bool {
+	for key, m := range c.members {
+		if p := s.plugins[key]; m.standIn == chandler.StandInNone && (p == nil || p.good == nil || p.good.Version != m.version.Version) {
+			return false
+		}
+	}
+	return true
+}
+
+// lose notes that files are gone which Envoy was to run, and tells whether that
+// explains a NACK. They are brought again, and what runs goes on meanwhile; a file
+// that Envoy then misses once more is its plugin's fault.
+func (s *State) lose(refused *composition, message string, now time.Time) bool {
+	lost := false
+	for _, m := range refused.members {
+		l := s.loads[source(m.version)]
+		if m.standIn != chandler.StandInNone || l == nil || !l.ready || !l.lost.IsZero() || !attach.MissingFile(message, l.path) {
+			continue
+		}
+		l.ready, l.attempt, l.nextTry, l.lost = false, 0, time.Time{}, now
+		lost = true
+	}
+	return lost
 }
 
 // culprit finds the plugin that a NACK is about: the one Envoy names, or the
@@ -297,7 +329,14 @@ func (s *State) reject(key chandler.Key, v *Version, ev Nacked, now time.Time) {
 	p.attempt++
 	p.nextTry = now.Add(rejectedInterval)
 	p.reason = chandler.CodeRejected
-	p.message = cmp.Or(ev.Reason, ev.Message)
+	same := s.compose(s.slot(ev.Slot), map[chandler.Key]member{key: {version: v}}).version
+	switch {
+	case ev.Reason != "":
+		p.told = refusal{same, ev.Reason}
+	case p.told.version != same:
+		p.told = refusal{same, ev.Message}
+	}
+	p.message = p.told.reason
 }
 
 // promote makes a wanted version the good one once every slot that it belongs

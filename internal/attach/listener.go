@@ -284,19 +284,30 @@ func (e *editor) chain(m item, name string, mode chandler.Mode, port uint32) err
 
 // slotFilter is the filter that is a slot. Its listener waits, without end,
 // until the agent has filled it: it must not open before what protects it is in
-// force.
+// force. If Envoy refuses what one slot is filled with it waits no longer for any
+// of them: those that are empty still then deny, where without a default they
+// would answer 500.
 func slotFilter(s Slot) *yaml.Node {
-	return fromObject(object{
-		"name": s.Name(),
-		"config_discovery": object{
-			"config_source": object{
-				"ads":                   object{},
-				"resource_api_version":  "V3",
-				"initial_fetch_timeout": "0s",
-			},
-			"type_urls": slotTypes(s),
+	discovery := object{
+		"config_source": object{
+			"ads":                   object{},
+			"resource_api_version":  "V3",
+			"initial_fetch_timeout": "0s",
 		},
-	})
+		"type_urls": slotTypes(s),
+	}
+	deny := object{"@type": typeURLPrefix + rbacType, "rules": object{}}
+	switch {
+	case s.Network: // without a configuration it closes connections anyway
+	case s.Shared():
+		discovery["default_config"] = object{
+			"@type":                typeURLPrefix + filterChainType,
+			"default_filter_chain": object{"filters": []any{object{"name": "deny", "typed_config": deny}}},
+		}
+	default:
+		discovery["default_config"] = deny
+	}
+	return fromObject(object{"name": s.Name(), "config_discovery": discovery})
 }
 
 // slotTypes are the types of all that a slot may hold.

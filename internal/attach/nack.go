@@ -22,12 +22,18 @@ func PluginOfNack(message string, members []Member) (chandler.Key, bool) {
 	for _, m := range members {
 		key := m.Attachment.Key
 		named := mentions(message, nackedPlugin, key.String()) ||
-			m.ModulePath != "" && m.runsWasm() && mentions(message, nackedPath, m.ModulePath)
+			m.runsWasm() && MissingFile(message, m.ModulePath)
 		if named && (!ok || key.Compare(found) < 0) {
 			found, ok = key, true
 		}
 	}
 	return found, ok
+}
+
+// MissingFile tells whether Envoy refused a composition because the file at path is
+// missing.
+func MissingFile(message, path string) bool {
+	return path != "" && mentions(message, nackedPath, path)
 }
 
 // mentions tells whether message holds lead followed by name, where the name

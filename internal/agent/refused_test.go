@@ -1,0 +1,118 @@
+package agent
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"chandler.dev/chandler"
+)
+
+// The file of a module that runs is gone, which shows when a neighbour changes. It
+// is brought again, and what runs goes on meanwhile. When it cannot be had within
+// the deadline, or Envoy misses it all the same, it does not hold its neighbours up
+// any longer, and is not left out in silence.
+func TestContract_LostFile(t *testing.T) {
+	a, b := version("a"), version("b")
+	missing := "Invalid path: /store/" + a.Program.Module.Digest.Hex()
+	lost := func(t *testing.T) *proxy {
+		p := serving(t)
+		p.assign(a)
+		p.loaded(a)
+		p.ackAll()
+		p.assign(b)
+		p.loaded(b)
+		p.wantSent(authn, "a", "b")
+		push := p.sent()
+		p.pushes = nil
+		p.step(Nacked{Slot: push.Slot, Version: push.Version, Message: missing})
+		p.wantQuiet()
+		p.wantState(a, chandler.StateInForce, "release-a", chandler.StandInNone, "")
+		p.wantReady(true)
+		return p
+	}
+	t.Run("fetched", func(t *testing.T) {
+		p := lost(t)
+		p.loadFails(a, chandler.CodeControlUnreachable, true)
+		p.pass(time.Second)
+		p.loaded(a)
+		p.wantSent(authn, "a") // what was in force first, as after every refusal
+		p.ack()
+		p.wantSent(authn, "a", "b")
+		p.ackAll()
+		p.want(authn, "a", "b")
+	})
+	t.Run("missed again", func(t *testing.T) {
+		p := lost(t)
+		p.loaded(a)
+		p.wantSent(authn, "a")
+		push := p.sent()
+		p.pushes = nil
+		p.step(Nacked{Slot: push.Slot, Version: push.Version, Message: missing})
+		p.ackAll()
+		p.want(authn, "deny a", "b")
+		p.wantState(a, chandler.StateRejected, "", chandler.StandInDeny, chandler.CodeRejected)
+		p.pass(rejectedInterval)
+		p.ackAll()
+		p.want(authn, "a", "b")
+	})
+	t.Run("not to be had", func(t *testing.T) {
+		p := lost(t)
+		p.loadFails(a, chandler.CodeControlUnreachable, true)
+		if at := p.s.Wake(); at.After(p.now.Add(DefaultFetchDeadline)) {
+			t.Errorf("it wants to be woken at %v", at)
+		}
+		p.pass(DefaultFetchDeadline - time.Second)
+		p.wantQuiet()
+		p.pass(time.Second)
+		p.ackAll()
+		p.want(authn, "deny a", "b")
+	})
+	t.Run("an update is there", func(t *testing.T) {
+		p, a2 := lost(t), version("a2")
+		p.assign(a2)
+		p.wantQuiet()
+		p.loaded(a2)
+		p.ackAll()
+		p.want(authn, "a2", "b")
+	})
+}
+
+// An Envoy that was left behind refuses a composition and does not say for which
+// plugin: what was good is in force all the time, and the culprit is found.
+func TestContract_UnknownCulpritLeftBehind(t *testing.T) {
+	p := serving(t)
+	for _, name := range []string{"a1", "b1", "c1"} {
+		p.assign(version(name))
+		p.loaded(version(name))
+		p.ackAll()
+	}
+	q := p.restarted()
+	q.start("envoy-1", true)
+	q.assign(version("a2"), version("b2"), version("d"))
+	for _, name := range []string{"a2", "b2", "d", "b1", "c1"} {
+		v := version(name)
+		l := q.s.loads[source(&v)]
+		l.path, l.ready, l.running = "/store/"+name, true, false // all in one moment
+	}
+	q.loaded(version("a1"))
+	for range 20 {
+		if len(q.pushes) == 0 {
+			break
+		}
+		held := held(t, q.sent())
+		for _, plugin := range held {
+			if strings.HasPrefix(plugin, "deny") && plugin != "deny d" {
+				t.Fatalf("it was sent %v", held)
+			}
+		}
+		if slices.Contains(held, "b2") {
+			q.nack("script load error", "")
+		} else {
+			q.ack()
+		}
+	}
+	q.want(authn, "a2", "b1", "c1", "d")
+	q.wantState(version("b2"), chandler.StateRejected, "release-b1", chandler.StandInNone, chandler.CodeRejected)
+}
