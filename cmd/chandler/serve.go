@@ -30,6 +30,7 @@ type serveFlags struct {
 	plugins, data, listen, admin string
 	rootNamespace                string
 	resolveInterval              time.Duration
+	fetchDeadline                time.Duration
 	insecure                     []string
 	logLevel                     string
 }
@@ -57,6 +58,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.StringVar(&f.admin, "admin", "127.0.0.1:9911", "address for commands, health and metrics")
 	flags.StringVar(&f.rootNamespace, "root-namespace", control.DefaultRootNamespace, "namespace whose plugins are for proxies of every namespace")
 	flags.DurationVar(&f.resolveInterval, "resolve-interval", 0, "resolve tags with pull policy Always again after this time; 0 for only when the resource changes")
+	flags.DurationVar(&f.fetchDeadline, "fetch-deadline", 30*time.Second, "how long an agent may take to fetch a new plugin's module before the plugin's failStrategy applies on its proxy; fetching goes on")
 	flags.StringArrayVar(&f.insecure, "insecure-registry", nil, "registry host[:port] that may be spoken to in plain HTTP; may be given several times")
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -68,6 +70,9 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 		return usagef("--log-level: %v", err)
 	}
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
+	if f.fetchDeadline <= 0 {
+		return usagef("--fetch-deadline: %s is not a time to wait", f.fetchDeadline)
+	}
 	data, err := filepath.Abs(f.data)
 	if err != nil {
 		return err
@@ -118,7 +123,7 @@ func newControl(f serveFlags, data string, modules *store.Store, metrics *promet
 		Source: plugins, Records: records, Store: modules, Listener: listener,
 		Resolver:      resolve.New(resolve.Config{Fetcher: client, Store: modules, Log: log}),
 		Policy:        resolve.Policy{Interval: f.resolveInterval},
-		RootNamespace: f.rootNamespace, Registerer: metrics, Log: log,
+		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Registerer: metrics, Log: log,
 	})
 	if err != nil {
 		listener.Close()

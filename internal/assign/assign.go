@@ -5,6 +5,7 @@ package assign
 
 import (
 	"slices"
+	"time"
 
 	"chandler.dev/chandler"
 )
@@ -20,6 +21,9 @@ type Candidate struct {
 	Deny bool
 	// Standby are modules worth having on disk besides the release's own.
 	Standby []chandler.Module
+	// FetchDeadline is how long agents may take to fetch the module before
+	// failStrategy applies; zero: the agents' default.
+	FetchDeadline time.Duration
 }
 
 // Labels that a Gateway API gateway declares of itself.
@@ -76,6 +80,8 @@ func Attach(c Candidate) chandler.Attachment {
 		Created:     c.Plugin.Created,
 		FirstAttach: c.Plugin.FirstAttach,
 		Standby:     c.Standby,
+
+		FetchDeadline: c.FetchDeadline,
 	}
 	if r := c.Release; r != nil {
 		a.Generation, a.Release = r.Generation, r.ID

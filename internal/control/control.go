@@ -56,6 +56,9 @@ type Config struct {
 
 	// RootNamespace is DefaultRootNamespace when empty.
 	RootNamespace string
+	// FetchDeadline is how long an agent may take to fetch a plugin's first module
+	// before failStrategy applies on its proxy; zero: the agents' default.
+	FetchDeadline time.Duration
 	// Authenticator decides who an agent is; nil is Loopback.
 	Authenticator Authenticator
 	// Registerer takes the metrics; nil keeps them to ourselves.

@@ -182,7 +182,7 @@ func (l *loop) publish() {
 		e := l.entries[o.Key]
 		if e == nil || l.stale[o.Key] {
 			var err error
-			if e, err = newEntry(o, l.target(o.UID), l.rollouts[o.UID].Sequence, l.attempts[o.UID], e); err != nil {
+			if e, err = newEntry(o, l.target(o.UID), l.rollouts[o.UID].Sequence, l.attempts[o.UID], l.c.cfg.FetchDeadline, e); err != nil {
 				l.c.log.Error("an attachment cannot be marshalled", "plugin", o.Key.String(), "error", err)
 			}
 		}

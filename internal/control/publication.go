@@ -1,6 +1,8 @@
 package control
 
 import (
+	"time"
+
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/assign"
 	"chandler.dev/chandler/internal/resolve"
@@ -43,8 +45,8 @@ type making struct {
 // newEntry joins an object with its rollout. Without a release its resource has no
 // body: proxies keep what they have of it, whatever became of the records here.
 // before is its entry in the last publication, or nil: what was marshalled is used
-// again where it can be.
-func newEntry(o source.Object, target *chandler.Release, sequence uint64, a resolve.Attempts, before *entry) (*entry, error) {
+// again where it can be. deadline is the same for all.
+func newEntry(o source.Object, target *chandler.Release, sequence uint64, a resolve.Attempts, deadline time.Duration, before *entry) (*entry, error) {
 	e := &entry{object: o, target: target, resource: &deltaserver.Resource{Name: o.Key.String()}}
 	p := o.Plugin
 	if p == nil {
@@ -68,7 +70,7 @@ func newEntry(o source.Object, target *chandler.Release, sequence uint64, a reso
 		e.resource, e.modules = before.resource, before.modules
 		return e, nil
 	}
-	att := assign.Attach(assign.Candidate{Plugin: p, Release: target, Sequence: sequence, Deny: e.denied})
+	att := assign.Attach(assign.Candidate{Plugin: p, Release: target, Sequence: sequence, Deny: e.denied, FetchDeadline: deadline})
 	body, version, err := wire.MarshalAttachment(&att)
 	if err != nil {
 		return e, err

@@ -114,12 +114,14 @@ type world struct {
 	listen   string
 	admin    string
 	plugins  string
+	flags    []string // more of the control plane's
 }
 
-// newWorld starts everything but agents. It ends with the test.
-func newWorld(t testing.TB) *world {
+// newWorld starts everything but agents. It ends with the test. flags are more of
+// the control plane's.
+func newWorld(t testing.TB, flags ...string) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), listen: loopback(freePort(t)), admin: loopback(freePort(t))}
+	w := &world{t: t, flags: flags, dir: t.TempDir(), listen: loopback(freePort(t)), admin: loopback(freePort(t))}
 	w.plugins = filepath.Join(w.dir, "plugins")
 	if err := os.Mkdir(w.plugins, 0o755); err != nil {
 		t.Fatal(err)
@@ -138,8 +140,8 @@ func newWorld(t testing.TB) *world {
 
 func (w *world) startControl() {
 	w.t.Helper()
-	w.control = start(w.t, filepath.Join(w.dir, "control.log"), filepath.Join(built, "chandler"), "serve",
-		"--plugins", w.plugins, "--data", filepath.Join(w.dir, "control"), "--listen", w.listen, "--admin", w.admin)
+	args := []string{"serve", "--plugins", w.plugins, "--data", filepath.Join(w.dir, "control"), "--listen", w.listen, "--admin", w.admin}
+	w.control = start(w.t, filepath.Join(w.dir, "control.log"), filepath.Join(built, "chandler"), append(args, w.flags...)...)
 	eventually(w.t, 20*time.Second, "control plane ready", func() (bool, string) {
 		return status("http://" + w.admin + "/healthz/ready")
 	})
