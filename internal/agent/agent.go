@@ -197,13 +197,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	defer a.store.Close()
 	a.metrics = newMetrics(a.cfg.Metrics, a.store)
-	if a.binary, err = probeEnvoy(ctx, a.cfg.Envoy); err != nil {
+	if a.binary, err = probeEnvoy(ctx, a.cfg.Envoy, filepath.Join(a.envoyDir(), "probe.json")); err != nil {
 		return err
 	}
-	if !a.binary.slots {
-		a.log.Warn("this Envoy has no filter chain filter (1.39 and newer have it): to attach or detach a plugin drains the listener's connections", "version", a.binary.version)
+	if !a.binary.Slots {
+		a.log.Warn("this Envoy has no filter chain filter (1.39 and newer have it): to attach or detach a plugin drains the listener's connections", "version", a.binary.Version)
 	}
-	a.cfg.Node.EnvoyVersion = a.binary.version
+	a.cfg.Node.EnvoyVersion = a.binary.Version
 	sockets, err := socketDir(a.envoyDir())
 	if err != nil {
 		return err
@@ -235,7 +235,7 @@ func (a *Agent) openDirectory() (*durable.DirLock, error) {
 // run starts everything and owns the state until the end.
 func (a *Agent) run(ctx context.Context, socket string) error {
 	a.cfg.Node.Features = []string{chandler.FeatureHTTP, chandler.FeatureNetwork, chandler.FeatureLua, chandler.FeatureFile}
-	if a.binary.slots {
+	if a.binary.Slots {
 		a.cfg.Node.Features = append(a.cfg.Node.Features, chandler.FeatureSlots)
 	}
 	var err error
@@ -328,7 +328,7 @@ func (a *Agent) send(ctx context.Context, m message) bool {
 
 // loop owns the state. It returns when Envoy has ended.
 func (a *Agent) loop(ctx, services context.Context) error {
-	a.step(services, message{event: EnvoyStarted{Envoy: a.binary.digest, Open: a.adopted}})
+	a.step(services, message{event: EnvoyStarted{Envoy: a.binary.Digest, Open: a.adopted}})
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {

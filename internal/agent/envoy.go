@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,17 +16,19 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/durable"
 )
 
 // envoyBinary is what is known of the Envoy that will run.
 type envoyBinary struct {
 	path    string
-	version string // "1.40.0"
-	digest  string
-	slots   bool // it has the filter_chain filter
+	Version string `json:"version"` // "1.40.0"
+	Digest  string `json:"digest"`
+	Slots   bool   `json:"slots"` // it has the filter_chain filter
 }
 
 var versionPattern = regexp.MustCompile(`/(\d+\.\d+\.\d+[^/]*)/`)
@@ -39,8 +43,10 @@ stat_prefix: p, route_config: {}, http_filters: [
 {name: s, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.filter_chain.v3.FilterChainConfig}},
 {name: r, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]}}]}]}]}}`
 
-// probeEnvoy asks the binary for its version and whether it has slots.
-func probeEnvoy(ctx context.Context, path string) (envoyBinary, error) {
+// probeEnvoy tells what the binary is. What was found out once is kept in the file
+// memory, under the identity of the binary's file: to hash 100 MB and to run it
+// twice would hold up every start.
+func probeEnvoy(ctx context.Context, path, memory string) (envoyBinary, error) {
 	found, err := exec.LookPath(path)
 	if err != nil {
 		return envoyBinary{}, fmt.Errorf("no Envoy binary: %w; give its path with --envoy", err)
@@ -48,27 +54,67 @@ func probeEnvoy(ctx context.Context, path string) (envoyBinary, error) {
 	if found, err = filepath.Abs(found); err != nil { // it is run from elsewhere too
 		return envoyBinary{}, err
 	}
-	bin := envoyBinary{path: found}
-	if bin.digest, err = fileDigest(found); err != nil {
+	identity, err := fileIdentity(found)
+	if err != nil {
+		return envoyBinary{}, err
+	}
+	remembered := map[string]envoyBinary{}
+	if b, err := os.ReadFile(memory); err == nil && json.Unmarshal(b, &remembered) == nil && remembered[identity].Digest != "" {
+		bin := remembered[identity]
+		bin.path = found
+		return bin, nil
+	}
+	bin, err := askEnvoy(ctx, found)
+	if err != nil {
+		return bin, err
+	}
+	b, err := json.Marshal(map[string]envoyBinary{identity: bin})
+	if err == nil {
+		err = durable.Write(durable.OS(), memory, b)
+	}
+	return bin, err
+}
+
+// fileIdentity changes whenever the file is replaced or written.
+func fileIdentity(path string) (string, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	identity := fmt.Sprintf("%s %d %d", path, st.Size(), st.ModTime().UnixNano())
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		identity += fmt.Sprintf(" %d %d", sys.Dev, sys.Ino)
+	}
+	return identity, nil
+}
+
+// askEnvoy runs the binary for its version and for whether it has slots.
+func askEnvoy(ctx context.Context, path string) (bin envoyBinary, err error) {
+	bin = envoyBinary{path: path}
+	if bin.Digest, err = fileDigest(path); err != nil {
 		return bin, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, found, "--version").CombinedOutput()
+	out, err := exec.CommandContext(ctx, path, "--version").CombinedOutput()
 	m := versionPattern.FindSubmatch(out)
 	if m == nil {
-		return bin, fmt.Errorf("%s --version says no Envoy version: %s (%v)", found, chandler.Printable(string(out), 256), err)
+		return bin, fmt.Errorf("%s --version says no Envoy version: %s (%v)", path, chandler.Printable(string(out), 256), err)
 	}
-	bin.version = string(m[1])
+	bin.Version = string(m[1])
 	dir, err := os.MkdirTemp("", "chandler-probe-")
 	if err != nil {
 		return bin, err
 	}
 	defer os.RemoveAll(dir)
-	cmd := exec.CommandContext(ctx, found, "--mode", "validate", "--use-dynamic-base-id", "-l", "off", "--config-yaml", filterChainProbe)
+	cmd := exec.CommandContext(ctx, path, "--mode", "validate", "--use-dynamic-base-id", "-l", "off", "--config-yaml", filterChainProbe)
 	cmd.Dir = dir
-	bin.slots = cmd.Run() == nil
-	return bin, ctx.Err()
+	err = cmd.Run()
+	bin.Slots = err == nil
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.Exited() {
+		err = nil // it refuses the filter; all else would be remembered wrongly
+	}
+	return bin, err
 }
 
 func fileDigest(path string) (string, error) {

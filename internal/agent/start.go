@@ -49,7 +49,7 @@ func (a *Agent) deriveConfig(sockets string) attach.DeriveConfig {
 		ADSSocket:     filepath.Join(sockets, "ads.sock"),
 		AdminSocket:   filepath.Join(sockets, "admin.sock"),
 		ListenersFile: filepath.Join(a.envoyDir(), "listeners"),
-		NoSharedSlots: !a.binary.slots,
+		NoSharedSlots: !a.binary.Slots,
 	}
 	if a.envoyArgs.serviceNode == "" {
 		dc.NodeID = a.cfg.Node.ID()
@@ -100,9 +100,9 @@ func (a *Agent) takeEnvoy(ctx context.Context) error {
 	if record, process := leftBehind(a.envoyDir()); process != nil {
 		var err error
 		listed, err = a.listedSlots()
-		if err == nil && a.restored && record.Binary == a.binary.digest && record.Config == config {
+		if err == nil && a.restored && record.Binary == a.binary.Digest && record.Config == config {
 			a.process, a.adopted = process, true
-			a.log.Info("envoy adopted", "version", a.binary.version, "pid", record.PID)
+			a.log.Info("envoy adopted", "version", a.binary.Version, "pid", record.PID)
 		} else {
 			listed = nil
 			a.log.Info("an Envoy of another program or configuration is stopped first", "pid", record.PID)
@@ -160,13 +160,13 @@ func (a *Agent) newEnvoy(ctx context.Context, config string) error {
 	}
 	a.process = started
 	pid := started.proc.Pid
-	a.log.Info("envoy started", "version", a.binary.version, "pid", pid)
+	a.log.Info("envoy started", "version", a.binary.Version, "pid", pid)
 	begun, ok := processStart(pid)
 	if !ok {
 		return nil // it has ended, or this system cannot tell: nothing to adopt later
 	}
 	if err := saveProcess(a.envoyDir(), processRecord{
-		PID: pid, Started: begun, Binary: a.binary.digest, Config: config,
+		PID: pid, Started: begun, Binary: a.binary.Digest, Config: config,
 		AdminNetwork: a.derived.Admin.Network, AdminAddress: a.derived.Admin.Address,
 	}); err != nil {
 		a.log.Warn("the next agent cannot adopt this Envoy", "error", err)

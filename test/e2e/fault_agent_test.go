@@ -23,7 +23,7 @@ func (p *process) signal(t *testing.T, sig syscall.Signal) {
 }
 
 // killAll ends an agent and its Envoy as the machine's end would.
-func (p *proxy) killAll(t *testing.T) {
+func (p *proxy) killAll(t testing.TB) {
 	t.Helper()
 	envoy := p.envoy(t)
 	p.kill(t)

@@ -16,7 +16,7 @@ import (
 )
 
 // kill ends a process as a crash would, and takes it off the clean-up.
-func (p *process) kill(t *testing.T) {
+func (p *process) kill(t testing.TB) {
 	t.Helper()
 	if err := p.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -26,7 +26,7 @@ func (p *process) kill(t *testing.T) {
 }
 
 // envoy gives the number of the Envoy that the agent said it runs, last.
-func (p *proxy) envoy(t *testing.T) int {
+func (p *proxy) envoy(t testing.TB) int {
 	t.Helper()
 	log, err := os.ReadFile(p.log)
 	if err != nil {
@@ -49,7 +49,7 @@ func (p *proxy) restart() {
 }
 
 // stopped waits for the end of a process that is no child of the test.
-func stopped(t *testing.T, pid int) {
+func stopped(t testing.TB, pid int) {
 	t.Helper()
 	eventually(t, 20*time.Second, fmt.Sprintf("process %d is gone", pid), func() (bool, string) {
 		return syscall.Kill(pid, 0) != nil, "it runs"
