@@ -18,7 +18,6 @@ import (
 // Envoy that keeps the real one's rules: a slot is asked for when a listener with
 // it is taken in, and given up when none has it any more.
 type tcp struct {
-	t     testing.TB
 	s     *State
 	now   time.Time
 	fatal func(string, ...any)
