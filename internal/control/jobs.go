@@ -105,9 +105,17 @@ func (l *loop) start(ctx context.Context) time.Duration {
 		if len(l.jobs) >= maxJobs {
 			break // an outcome brings us back here
 		}
-		if l.jobs[j.id] == nil {
-			l.launch(ctx, j)
+		if l.jobs[j.id] != nil {
+			continue
 		}
+		if ok, at := l.admits(j, now); ok {
+			l.launch(ctx, j)
+		} else {
+			later(at)
+		}
+	}
+	if len(l.stale) > 0 {
+		return 0 // to be told
 	}
 	return next
 }
@@ -242,6 +250,9 @@ func (l *loop) finished(o outcome) {
 		a := l.attempts[j.plugin.UID].After(j.plugin, o.err, now, rand.Float64())
 		l.attempts[j.plugin.UID] = a
 		log.Warn("cannot be resolved", "code", a.Problem.Code, "error", a.Problem.Error(), "attempt", a.Failed, "retry_in", a.Next.Sub(now).Round(time.Millisecond))
+	}
+	if !cancelled {
+		l.answered(j, o.err, now)
 	}
 	if l.byUID[j.plugin.UID] == nil {
 		delete(l.attempts, j.plugin.UID)

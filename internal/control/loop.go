@@ -40,6 +40,7 @@ type loop struct {
 	restores map[chandler.ModuleDigest]time.Time    // not before
 
 	jobs        map[string]*job
+	hosts       map[string]*host // those that do not answer
 	collectNext time.Time
 }
 
@@ -57,6 +58,7 @@ func (c *Control) load(ctx context.Context) (*loop, error) {
 		leases:   map[chandler.ModuleDigest]*store.Lease{},
 		restores: map[chandler.ModuleDigest]time.Time{},
 		jobs:     map[string]*job{},
+		hosts:    map[string]*host{},
 	}
 	releases, err := c.cfg.Records.Releases(ctx)
 	if err != nil {

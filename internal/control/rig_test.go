@@ -35,6 +35,7 @@ type registry struct {
 	mu    sync.Mutex
 	mods  map[string][]byte
 	err   error
+	away  map[string]error // by host
 	calls int
 }
 
@@ -44,6 +45,9 @@ func (r *registry) find(req fetch.Request) ([]byte, error) {
 	r.calls++
 	if r.err != nil {
 		return nil, r.err
+	}
+	if err := r.away[req.Reference.Host]; err != nil {
+		return nil, err
 	}
 	for name, mod := range r.mods {
 		if d := artifactOf(mod); req.Reference.Digest == d || req.Reference.Digest == "" && name == req.Reference.Repository+":"+req.Reference.Tag {
@@ -84,6 +88,15 @@ func (r *registry) fail(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.err = err
+}
+
+func (r *registry) hostFails(host string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.away == nil {
+		r.away = map[string]error{}
+	}
+	r.away[host] = err
 }
 
 func (r *registry) count() int {

@@ -24,6 +24,9 @@ type Error struct {
 	// Temporary: the same request may succeed soon (network, overload, a body cut
 	// short). Otherwise something has to change first, here or at the server.
 	Temporary bool
+	// HostWide: it is the host's trouble and not this artifact's, so that whoever
+	// asks the host now gets the same: it does not answer, or sheds load.
+	HostWide bool
 	// RetryAfter is how long the server asks to be left alone; zero if it did not
 	// say. At most an hour.
 	RetryAfter time.Duration
@@ -49,6 +52,13 @@ const hintRetry = "it is tried again by itself"
 // temporary makes an error that another try may mend.
 func temporary(code chandler.Code, format string, args ...any) *Error {
 	return &Error{Problem: *chandler.Problemf(code, "", hintRetry, format, args...), Temporary: true}
+}
+
+// hostWide makes a temporary error of all that the host serves.
+func hostWide(format string, args ...any) *Error {
+	e := temporary(chandler.CodeFetchFailed, format, args...)
+	e.HostWide = true
+	return e
 }
 
 // asError gives any error of a pull or push as an *Error; what it does not know
@@ -97,6 +107,7 @@ func statusError(what string, status int, h http.Header) *Error {
 	case status == http.StatusTooManyRequests, status == http.StatusRequestTimeout, status >= 500:
 		e := temporary(chandler.CodeFetchFailed, "%s", answer)
 		e.RetryAfter = retryAfter(h)
+		e.HostWide = status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable
 		return e
 	case status == http.StatusPartialContent:
 		return refuse(chandler.CodeHTTPStatus, "mend the server", "%s without a range request", answer)
@@ -153,7 +164,7 @@ func networkError(host string, err error) *Error {
 		} else if dns.IsNotFound {
 			why = "has no address"
 		}
-		return temporary(chandler.CodeFetchFailed, "%s: the name %s", host, why)
+		return hostWide("%s: the name %s", host, why)
 	case speaksNoTLS(err):
 		return refuse(chandler.CodeTLS, "give the server TLS, or let the operator allow plain http for this host", "%s: does not speak TLS", host)
 	case errors.As(err, &auth):
@@ -163,7 +174,7 @@ func networkError(host string, err error) *Error {
 	case errors.As(err, &cert), errors.As(err, &alert), strings.Contains(text, "tls: "):
 		return refuse(chandler.CodeTLS, tlsHint, "%s: TLS is refused: %s", host, tlsReason(err))
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return temporary(chandler.CodeFetchFailed, "%s: the connection is refused", host)
+		return hostWide("%s: the connection is refused", host)
 	case strings.Contains(text, "server response headers exceeded"):
 		return refuse(chandler.CodeHTTPHeader, "mend the server", "%s: headers of the reply are over %d bytes", host, maxHeaderBytes)
 	case strings.Contains(text, "too many 1xx"):
@@ -175,7 +186,7 @@ func networkError(host string, err error) *Error {
 	}
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
-		return temporary(chandler.CodeFetchFailed, "%s: no answer in time", host)
+		return hostWide("%s: no answer in time", host)
 	}
 	return temporary(chandler.CodeFetchFailed, "%s: the connection broke off", host)
 }

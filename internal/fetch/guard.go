@@ -180,7 +180,7 @@ func (b *pacedBody) tick() {
 	case b.body:
 		b.cancel(temporary(chandler.CodeFetchFailed, "%s: only %d bytes came in %s, at least %d are wanted", b.host, b.moved, b.window, least))
 	default:
-		b.cancel(temporary(chandler.CodeFetchFailed, "%s: no answer in %s", b.host, b.window))
+		b.cancel(hostWide("%s: no answer in %s", b.host, b.window))
 	}
 }
 

@@ -106,6 +106,20 @@ func (a Attempts) After(p *chandler.Plugin, err error, now time.Time, chance flo
 	return a
 }
 
+// Behind gives the attempts of a plugin that does not try by itself, because
+// another one, whose attempts are given, found that their host does not answer:
+// it fares as that one did.
+func Behind(p *chandler.Plugin, other Attempts) Attempts {
+	return Attempts{UID: p.UID, Generation: p.Generation, Failed: other.Failed, Problem: other.Problem, Next: other.Next}
+}
+
+// HostWide tells whether err is the trouble of the host that was asked, and not of
+// one plugin alone.
+func HostWide(err error) bool {
+	var failed *fetch.Error
+	return errors.As(err, &failed) && failed.HostWide
+}
+
 func backoff(n uint32, least, most time.Duration) time.Duration {
 	d := least
 	for range min(n, 32) - 1 {
