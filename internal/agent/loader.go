@@ -26,9 +26,9 @@ import (
 	"chandler.dev/chandler/internal/wire"
 )
 
-// maxLoads bounds downloads at one time; reads of what is in the store do not
-// count.
-const maxLoads = 4
+// maxLoads bounds downloads at one time, so loosely that a few which trickle do
+// not hold up the others; reads of what is in the store do not count.
+const maxLoads = 32
 
 // maxFileModule bounds a module that is read from a file:// url.
 const maxFileModule = 64 << 20

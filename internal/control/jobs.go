@@ -17,8 +17,9 @@ import (
 	"chandler.dev/chandler/internal/store"
 )
 
-// maxJobs is how many plugins are worked on at a time.
-const maxJobs = 8
+// maxJobs is how many plugins are worked on at a time. Nearly all of them wait for
+// the network, and a few that trickle must not hold up the others.
+const maxJobs = 32
 
 // job is work on one plugin beside the loop: to resolve it, or to bring a module
 // of its release back into the store. Its input is its own.
