@@ -214,7 +214,7 @@ func (s *State) listenersRefused(reason string, now time.Time) []Effect {
 		if p == nil || p.want == nil || slices.Contains(l.before, place) {
 			continue
 		}
-		s.reject(place.Plugin, p.want, Nacked{Reason: reason}, now)
+		s.reject(place.Plugin, p.want, Nacked{Slot: place.Name(), Reason: reason}, now)
 	}
 	return s.relist(l.before, true)
 }
