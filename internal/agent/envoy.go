@@ -220,7 +220,7 @@ type listenersStat struct {
 
 func (c *adminClient) listeners(ctx context.Context) (listenersStat, error) {
 	const manager = "listener_manager."
-	body, err := c.get(ctx, "/stats?filter="+url.QueryEscape(`^listener_manager\.(lds\.(update_rejected|version_text)|total_listeners_warming)$`))
+	body, err := c.get(ctx, "/stats?filter="+url.QueryEscape(`^listener_manager\.(lds\.(update_rejected|update_failure|version_text)|total_listeners_warming)$`))
 	if err != nil {
 		return listenersStat{}, err
 	}
@@ -231,8 +231,8 @@ func (c *adminClient) listeners(ctx context.Context) (listenersStat, error) {
 		switch name {
 		case manager + "lds.version_text":
 			st.version = strings.Trim(value, `"`)
-		case manager + "lds.update_rejected":
-			st.refused = n
+		case manager + "lds.update_rejected", manager + "lds.update_failure": // the latter of one that it cannot read
+			st.refused += n
 		case manager + "total_listeners_warming":
 			st.warming = n
 		}

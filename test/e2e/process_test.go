@@ -108,6 +108,7 @@ func TestAgentRefuses(t *testing.T) {
 		"hot restart":       {[]string{"--", "-c", good, "--restart-epoch", "1"}, "hot restart"},
 		"dynamic resources": {[]string{"--", "-c", write("dynamic.yaml", "dynamic_resources: {ads_config: {api_type: GRPC}}\n")}, "dynamic_resources"},
 		"misspelt field":    {[]string{"--", "-c", write("typo.yaml", strings.Replace(directGateway(1), "stat_prefix:", "stat_prefixx:", 1))}, "stat_prefixx"},
+		"number as a text":  {[]string{"--", "-c", write("number.yaml", strings.Replace(directGateway(1), "stat_prefix: ", "stat_prefix: 7 # ", 1))}, "stat_prefix"},
 		"no envoy":          {[]string{"--envoy", filepath.Join(dir, "no-envoy"), "--", "-c", good}, "--envoy"},
 		"unknown flag":      {[]string{"--nonsense", "--", "-c", good}, "nonsense"},
 	} {
