@@ -261,7 +261,7 @@ const (
 // passing are reasons that time may mend, so waiting goes on.
 var passing = map[string]bool{
 	string(chandler.CodeFetchFailed): true, string(chandler.CodeFetchShort): true,
-	string(chandler.CodeControlUnreachable): true, string(chandler.CodeResolving): true,
+	string(chandler.CodeControlUnreachable): true, string(chandler.CodeDeadlinePassed): true, string(chandler.CodeResolving): true,
 	string(chandler.CodeProgressing): true, string(chandler.CodeEnvoyDown): true,
 }
 

@@ -22,7 +22,8 @@ func statusCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [NAME]",
 		Short: "What is in force where",
-		Long: `What is in force where: a line a plugin, or with NAME a line a proxy.
+		Long: `What is in force where: a line a plugin, or with NAME a line a proxy, and one for
+the control plane while it cannot resolve the plugin.
 
 The exit code is 3 when something is not as it should be.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -109,13 +110,13 @@ func healthy(st *chandlerv1.Status) bool {
 
 func (e *env) statusTable(w io.Writer, objects []*chandlerv1.Object) {
 	wide := e.output == "wide"
-	row(w, wide, []string{"NAMESPACE", "NAME", "READY", "DIGEST", "PHASE", "AGE", "STATE"}, "REASON")
+	row(w, wide, []string{"NAMESPACE", "NAME", "READY", "DIGEST", "PHASE", "AGE", "STATE"}, "NEXT TRY", "REASON")
 	for _, o := range objects {
 		state, reason := summary(o.Status)
 		row(w, wide, []string{
 			o.Ref.Namespace, o.Ref.Name, ready(o.Status), shortDigest(o.Status.GetResolved().GetModuleDigest()),
 			dash(o.Phase), age(o.Created), state,
-		}, reason)
+		}, until(o.Status.GetNextTry()), reason)
 	}
 }
 
@@ -141,6 +142,12 @@ func (e *env) proxyTable(w io.Writer, objects []*chandlerv1.Object) {
 	wide := e.output == "wide"
 	row(w, wide, []string{"NODE", "STATE", "IN FORCE", "WANTED", "SINCE", "NEXT TRY", "REASON"}, "AGENT", "ENVOY", "MESSAGE")
 	for _, o := range objects {
+		if st := o.Status; st.GetAttempt() > 0 { // it is stuck before any proxy
+			c := condition(st, chandler.ConditionResolvedRefs)
+			row(w, wide, []string{
+				"control plane", string(chandler.StateFailed), "-", "-", age(c.LastTransition), until(st.NextTry), dash(c.Reason),
+			}, "-", "-", fmt.Sprintf("%s (attempt %d)", c.Message, st.Attempt))
+		}
 		for _, p := range o.Status.GetProxies() {
 			state := p.State
 			if !p.Connected {

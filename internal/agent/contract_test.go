@@ -318,7 +318,7 @@ func TestContract_FetchThatHangsIsTold(t *testing.T) {
 	p.pass(time.Second)
 	p.ackAll()
 	p.want(authn, "deny a")
-	p.wantState(a, chandler.StateFetching, "", chandler.StandInDeny, chandler.CodeDeadlinePassed)
+	p.wantState(a, chandler.StateFailed, "", chandler.StandInDeny, chandler.CodeDeadlinePassed)
 }
 
 func TestContract_EnvoyRefusesFirst(t *testing.T) {

@@ -37,7 +37,7 @@ func (s *State) pluginState(p *plugin) chandler.State {
 	switch {
 	case l == nil:
 		return chandler.StatePending
-	case l.running && l.problem == nil:
+	case l.running && l.problem == nil && !p.overdue:
 		return chandler.StateFetching
 	}
 	return chandler.StateFailed

@@ -147,6 +147,7 @@ func networkError(host string, err error) *Error {
 	var (
 		known *Error
 		dns   *net.DNSError
+		addr  *net.AddrError
 		cert  *tls.CertificateVerificationError
 		auth  x509.UnknownAuthorityError
 		name  x509.HostnameError
@@ -165,6 +166,8 @@ func networkError(host string, err error) *Error {
 			why = "has no address"
 		}
 		return hostWide("%s: the name %s", host, why)
+	case errors.As(err, &addr): // the resolver has an answer that is none
+		return hostWide("%s: the name has no address", host)
 	case speaksNoTLS(err):
 		return refuse(chandler.CodeTLS, "give the server TLS, or let the operator allow plain http for this host", "%s: does not speak TLS", host)
 	case errors.As(err, &auth):
