@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -266,42 +265,6 @@ func TestNack_LuaNamesNobody(t *testing.T) {
 	has(t, port, "p0-3", "p1-3", "mended", "p3-3", "p4-3")
 }
 
-// sighting collects what requests to a port see, from before it is open.
-type sighting struct {
-	stop chan struct{}
-	wg   sync.WaitGroup
-	seen []string // in order, repetitions left out
-}
-
-func watchPort(port int) *sighting {
-	s := &sighting{stop: make(chan struct{})}
-	s.wg.Go(func() {
-		for {
-			select {
-			case <-s.stop:
-				return
-			case <-time.After(time.Millisecond):
-			}
-			a, err := request(fresh, http.MethodGet, port, "/", nil)
-			if err != nil {
-				continue // not open yet
-			}
-			now := fmt.Sprint(a.code, appended(a))
-			if len(s.seen) == 0 || s.seen[len(s.seen)-1] != now {
-				s.seen = append(s.seen, now)
-			}
-		}
-	})
-	return s
-}
-
-// end gives what was seen.
-func (s *sighting) end() []string {
-	close(s.stop)
-	s.wg.Wait()
-	return s.seen
-}
-
 // Rule 1: Envoy refuses one of the last good compositions while it starts, which
 // ends the waiting of every listener. None answers without its slots.
 func TestNack_WhileEnvoyStarts(t *testing.T) {
@@ -317,7 +280,6 @@ func TestNack_WhileEnvoyStarts(t *testing.T) {
 	}
 	p := w.agent(node{name: "a", binary: agent}, w.gateway(listener{port: one, name: "one"}, listener{port: two, name: "two"}))
 	url := w.push("append:v1", module.Append())
-	on := func(port int) string { return fmt.Sprintf("match: [{ports: [{number: %d}]}]", port) }
 	changes := w.push("moody:v1", module.Append(moody))
 	const env = "vmConfig: {env: [{name: MOON, valueFrom: HOST}]}"
 	w.apply(join(
