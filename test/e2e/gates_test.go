@@ -135,9 +135,6 @@ func failsToRead(rw http.ResponseWriter, _ *http.Request) {
 	rw.Header().Set("Grpc-Message", "the disk is broken")
 }
 
-// neverAnswers holds a request until its client goes.
-func neverAnswers(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
-
 // on is the spec line that makes a plugin match one port.
 func on(port int) string { return fmt.Sprintf("match: [{ports: [{number: %d}]}]", port) }
 
