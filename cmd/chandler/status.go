@@ -109,18 +109,18 @@ func healthy(st *chandlerv1.Status) bool {
 }
 
 func (e *env) statusTable(w io.Writer, objects []*chandlerv1.Object) {
-	wide := e.output == "wide"
-	row(w, wide, []string{"NAMESPACE", "NAME", "READY", "DIGEST", "PHASE", "AGE", "STATE"}, "NEXT TRY", "REASON")
+	row(w, false, []string{"NAMESPACE", "NAME", "READY", "DIGEST", "PHASE", "AGE", "STATE", "NEXT TRY", "REASON"})
 	for _, o := range objects {
 		state, reason := summary(o.Status)
-		row(w, wide, []string{
+		row(w, false, []string{
 			o.Ref.Namespace, o.Ref.Name, ready(o.Status), shortDigest(o.Status.GetResolved().GetModuleDigest()),
-			dash(o.Phase), age(o.Created), state,
-		}, until(o.Status.GetNextTry()), reason)
+			dash(o.Phase), age(o.Created), state, until(o.Status.GetNextTry()), reason,
+		})
 	}
 }
 
-// summary is the condition that says most: the first one that is not true.
+// summary is the condition that says most, the first one that is not true, and
+// why; that all is well needs no words.
 func summary(st *chandlerv1.Status) (state, reason string) {
 	for _, kind := range []chandler.ConditionType{
 		chandler.ConditionAccepted, chandler.ConditionResolvedRefs, chandler.ConditionProgrammed,
@@ -129,8 +129,7 @@ func summary(st *chandlerv1.Status) (state, reason string) {
 			return dash(c.Reason), dash(c.Message)
 		}
 	}
-	c := condition(st, chandler.ConditionProgrammed)
-	return c.Reason, dash(c.Message)
+	return condition(st, chandler.ConditionProgrammed).Reason, "-"
 }
 
 func shortDigest(d string) string {
@@ -139,12 +138,17 @@ func shortDigest(d string) string {
 }
 
 func (e *env) proxyTable(w io.Writer, objects []*chandlerv1.Object) {
-	wide := e.output == "wide"
-	row(w, wide, []string{"NODE", "STATE", "IN FORCE", "WANTED", "SINCE", "NEXT TRY", "REASON"}, "AGENT", "ENVOY", "MESSAGE")
+	line := func(columns []string, agent, envoy, message string) {
+		if e.output == "wide" {
+			columns = append(columns, agent, envoy)
+		}
+		row(w, false, append(columns, message))
+	}
+	line([]string{"NODE", "STATE", "IN FORCE", "WANTED", "SINCE", "NEXT TRY", "REASON"}, "AGENT", "ENVOY", "MESSAGE")
 	for _, o := range objects {
 		if st := o.Status; st.GetAttempt() > 0 { // it is stuck before any proxy
 			c := condition(st, chandler.ConditionResolvedRefs)
-			row(w, wide, []string{
+			line([]string{
 				"control plane", string(chandler.StateFailed), "-", "-", age(c.LastTransition), until(st.NextTry), dash(c.Reason),
 			}, "-", "-", fmt.Sprintf("%s (attempt %d)", c.Message, st.Attempt))
 		}
@@ -153,7 +157,7 @@ func (e *env) proxyTable(w io.Writer, objects []*chandlerv1.Object) {
 			if !p.Connected {
 				state += " (disconnected)"
 			}
-			row(w, wide, []string{
+			line([]string{
 				p.Namespace + "/" + p.Node, state, shortDigest(p.InForce), shortDigest(p.Release), age(p.Since), until(p.NextTry), dash(p.Reason),
 			}, dash(p.AgentVersion), dash(p.EnvoyVersion), dash(p.Message))
 		}
