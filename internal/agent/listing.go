@@ -209,11 +209,13 @@ func (s *State) listenersRefused(reason string, now time.Time) []Effect {
 		s.listenersTaken() // there is nothing else to go back to
 		return nil
 	}
+	blamed := map[chandler.Key]bool{}
 	for _, place := range s.listed {
 		p := s.plugins[place.Plugin]
-		if p == nil || p.want == nil || slices.Contains(l.before, place) {
+		if p == nil || p.want == nil || slices.Contains(l.before, place) || blamed[place.Plugin] {
 			continue
 		}
+		blamed[place.Plugin] = true
 		s.reject(place.Plugin, p.want, Nacked{Slot: place.Name(), Reason: reason}, now)
 	}
 	return s.relist(l.before, true)

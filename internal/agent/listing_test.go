@@ -397,7 +397,7 @@ func TestListingRefused(t *testing.T) {
 	p.refuse("no such thing")
 	p.settle()
 	p.wantServes(t, "a:80:a1 a:90:a1", 3)
-	if st := p.s.Report()[b1.Key]; st.State != chandler.StateRejected || st.Message != "no such thing" || st.NextTry.IsZero() {
+	if st := p.s.Report()[b1.Key]; st.State != chandler.StateRejected || st.Message != "no such thing" || st.NextTry.IsZero() || st.Rejections != 1 {
 		t.Errorf("of b is said %s, %q, next try %v", st.State, st.Message, st.NextTry)
 	}
 	if st := p.s.Report()[a1.Key]; st.State != chandler.StateInForce {

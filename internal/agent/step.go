@@ -329,10 +329,7 @@ func (s *State) reject(key chandler.Key, v *Version, ev Nacked, now time.Time) {
 	p.attempt++
 	p.nextTry = now.Add(rejectedInterval)
 	p.reason = chandler.CodeRejected
-	same := v.Version
-	if sl := s.slot(ev.Slot); sl != nil { // else it was the listeners that were refused
-		same = s.compose(sl, map[chandler.Key]member{key: {version: v}}).version
-	}
+	same := s.compose(s.slot(ev.Slot), map[chandler.Key]member{key: {version: v}}).version
 	switch {
 	case ev.Reason != "":
 		p.told = refusal{same, ev.Reason}
