@@ -159,7 +159,7 @@ func (e *env) proxyTable(w io.Writer, objects []*chandlerv1.Object) {
 			}
 			line([]string{
 				p.Namespace + "/" + p.Node, state, shortDigest(p.InForce), shortDigest(p.Release), age(p.Since), until(p.NextTry), dash(p.Reason),
-			}, dash(p.AgentVersion), dash(p.EnvoyVersion), dash(p.Message))
+			}, dash(p.AgentVersion), dash(p.EnvoyVersion), dash(told(p)))
 		}
 	}
 }
@@ -170,6 +170,14 @@ func until(t *timestamppb.Timestamp) string {
 		return "-"
 	}
 	return max(0, time.Until(t.AsTime())).Round(time.Second).String()
+}
+
+// told is what a proxy says of a plugin, and when it tries again.
+func told(p *chandlerv1.ProxyStatus) string {
+	if p.Attempt > 0 && p.NextTry.GetSeconds() > 0 {
+		return fmt.Sprintf("%s (attempt %d, next in %s)", p.Message, p.Attempt, until(p.NextTry))
+	}
+	return p.Message
 }
 
 func describeCommand(e *env) *cobra.Command {
@@ -282,10 +290,6 @@ func (e *env) describeProxies(st *chandlerv1.Status) {
 		if !p.Connected {
 			state += " (disconnected)"
 		}
-		message := p.Message
-		if p.Attempt > 0 && p.NextTry.GetSeconds() > 0 {
-			message += fmt.Sprintf(" (attempt %d, next in %s)", p.Attempt, until(p.NextTry))
-		}
-		fmt.Fprintf(w, "  %s/%s\t%s\t%s\t%s\t%s\n", p.Namespace, p.Node, state, shortDigest(p.InForce), dash(p.Reason), dash(message))
+		fmt.Fprintf(w, "  %s/%s\t%s\t%s\t%s\t%s\n", p.Namespace, p.Node, state, shortDigest(p.InForce), dash(p.Reason), dash(told(p)))
 	}
 }

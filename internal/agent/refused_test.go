@@ -116,3 +116,27 @@ func TestContract_UnknownCulpritLeftBehind(t *testing.T) {
 	q.want(authn, "a2", "b1", "c1", "d")
 	q.wantState(version("b2"), chandler.StateRejected, "release-b1", chandler.StandInNone, chandler.CodeRejected)
 }
+
+// What was left out stays so when the plugin is edited, up to a deadline of its
+// own: an edit refuses no request by itself.
+func TestContract_EditDoesNotCloseWhatWasLeftOut(t *testing.T) {
+	for name, leaveOut := range map[string]func(p *proxy, a1 Version){
+		"overdue":  func(p *proxy, a1 Version) { p.pass(DefaultFetchDeadline) },
+		"rejected": func(p *proxy, a1 Version) { p.loaded(a1); p.nack("no", "") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, a1, a2 := serving(t), version("a1", strategy(chandler.FailOpen)), version("a2")
+			p.assign(a1)
+			leaveOut(p, a1)
+			p.ackAll()
+			p.want(authn)
+			p.assign(a2)
+			p.pass(DefaultFetchDeadline - time.Second)
+			p.ackAll()
+			p.want(authn)
+			p.pass(time.Second)
+			p.ackAll()
+			p.want(authn, "deny a")
+		})
+	}
+}

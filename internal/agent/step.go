@@ -150,8 +150,10 @@ func (s *State) assigned(ev Assigned, now time.Time) {
 		}
 		p.want = v
 		if p.good == nil {
-			if p.standIn != chandler.StandInNone {
+			if p.standIn == chandler.StandInDeny {
 				p.standIn = contract(v)
+			} else {
+				p.standIn = chandler.StandInNone // left out so far: nothing closes before the new deadline
 			}
 			p.deadline = now.Add(cmp.Or(v.FetchDeadline, DefaultFetchDeadline))
 			p.overdue = false

@@ -138,10 +138,7 @@ func TestContract_FirstAttach(t *testing.T) {
 		b.mend()
 		l.healsIn("p")
 		s.wantSeen(l.t, append(append([]string{asBefore}, c.seen...), inForce)...)
-		eventually(l.t, healed, "status is well", func() (bool, string) {
-			out, ok := l.cli("", "status", l.name, "-n", "edge")
-			return ok, out
-		})
+		l.tells("Ready         True")
 	})
 }
 

@@ -65,10 +65,7 @@ func (w *world) edit(name, manifest string) {
 // tells waits until what describe says of a plugin has all of these texts.
 func (w *world) tells(name string, texts ...string) {
 	w.t.Helper()
-	eventually(w.t, 20*time.Second, fmt.Sprintf("describe tells %q", texts), func() (bool, string) {
-		out, _ := w.cli("", "describe", "wasmplugin", name, "-n", "edge")
-		return !slices.ContainsFunc(texts, func(s string) bool { return !strings.Contains(out, s) }), out
-	})
+	w.describes("wasmplugin", name, texts...)
 }
 
 // gate stands before the registry. While it has a rule, the rule answers blob

@@ -19,6 +19,12 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 )
 
 // front is an address of the registry that can be taken away and given back.
@@ -180,26 +186,47 @@ func (l lane) tells(texts ...string) {
 	l.world.tells(l.name, texts...)
 }
 
-// status gives what "chandler status NAME" prints.
-func (l lane) status() string {
-	out, _ := l.cli("", "status", l.name, "-n", "edge", "-o", "wide")
-	return out
+func (l lane) statusCommand() []string { return []string{"status", l.name, "-n", "edge", "-o", "wide"} }
+
+// describes waits until what describe says of an object has all of these texts.
+func (w *world) describes(kind, name string, texts ...string) {
+	w.t.Helper()
+	w.shows(name, fmt.Sprintf("describe tells %q", texts), []string{"describe", kind, name, "-n", "edge"}, func(out string) bool {
+		return !slices.ContainsFunc(texts, func(s string) bool { return !strings.Contains(out, s) })
+	})
 }
 
-var attempts = regexp.MustCompile(`\(attempt (\d+)`)
+// shows waits until a command says of an object what it should. The command runs
+// anew only when there is something new, as many tests wait at the same time.
+func (w *world) shows(name, what string, command []string, right func(out string) bool) {
+	w.t.Helper()
+	admin := chandlerv1connect.NewAdminClient(http.DefaultClient, "http://"+w.admin)
+	var shown *chandlerv1.ListResponse
+	var out string
+	eventually(w.t, 20*time.Second, what, func() (bool, string) {
+		list, err := admin.List(w.t.Context(), connect.NewRequest(&chandlerv1.ListRequest{Namespace: "edge", Name: name, Proxies: true}))
+		switch {
+		case err != nil:
+			return false, err.Error()
+		case shown != nil && proto.Equal(shown, list.Msg):
+			return false, out
+		}
+		shown = list.Msg
+		out, _ = w.cli("", command...)
+		return right(out), out
+	})
+}
+
+var attempts = regexp.MustCompile(`(?i)attempt:? +(\d+)`)
 
 // tried waits until status tells that something was tried n times.
 func (l lane) tried(n int) {
 	l.t.Helper()
-	eventually(l.t, 20*time.Second, fmt.Sprintf("it is tried %d times", n), func() (bool, string) {
-		out, _ := l.cli("", "describe", "wasmplugin", l.name, "-n", "edge")
-		out += l.status()
-		for _, m := range attempts.FindAllStringSubmatch(out, -1) {
-			if now, err := strconv.Atoi(m[1]); err == nil && now >= n {
-				return true, ""
-			}
-		}
-		return false, out
+	l.shows(l.name, fmt.Sprintf("it is tried %d times", n), l.statusCommand(), func(out string) bool {
+		return slices.ContainsFunc(attempts.FindAllStringSubmatch(out, -1), func(m []string) bool {
+			now, err := strconv.Atoi(m[1])
+			return err == nil && now >= n
+		})
 	})
 }
 

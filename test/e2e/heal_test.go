@@ -66,7 +66,7 @@ func TestHeal_FirstAttach(t *testing.T) {
 		l.submit(l.plugin(url, tag("p")))
 		l.tried(f.tries)
 		l.tells(f.told, "Attempt:", "next in", "proxies are as they were")
-		if out := l.status(); !strings.Contains(out, "control plane") || !strings.Contains(out, f.told) {
+		if out, _ := l.cli("", l.statusCommand()...); !strings.Contains(out, "control plane") || !strings.Contains(out, f.told) {
 			l.t.Errorf("status does not tell:\n%s", out)
 		}
 		has(l.t, l.port)

@@ -80,15 +80,6 @@ func luaTag(tag string) string {
 	return fmt.Sprintf("function envoy_on_request(handle)\n  handle:headers():add(\"x-plugins\", '{\"tag\":%q}')\nend", tag)
 }
 
-// describes waits until what describe says of an object has all of these texts.
-func (w *world) describes(kind, name string, texts ...string) {
-	w.t.Helper()
-	eventually(w.t, 20*time.Second, fmt.Sprintf("describe tells %q", texts), func() (bool, string) {
-		out, _ := w.cli("", "describe", kind, name, "-n", "edge")
-		return !slices.ContainsFunc(texts, func(s string) bool { return !strings.Contains(out, s) }), out
-	})
-}
-
 // five are the manifests of five plugins of one slot, p0 to p4, with those tags.
 func five(url string, tags ...string) []string {
 	var all []string
