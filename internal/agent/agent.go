@@ -495,7 +495,7 @@ func (a *Agent) publish() {
 func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 	switch ev := ev.(type) {
 	case envoyads.Subscribed:
-		a.send(ctx, message{event: Subscribed{Slot: ev.Slot}})
+		a.send(ctx, message{event: Subscribed{Slot: ev.Slot, Version: ev.Version}})
 	case envoyads.Unsubscribed:
 		if slot, ok := attach.ParseSlot(ev.Slot); ok && !slot.Shared() {
 			a.ads.Drop(ev.Slot)

@@ -129,14 +129,18 @@ func (s *State) settleSlots(now time.Time) (effects []Effect, adopted bool) {
 		if !sl.subscribed || sl.sent != nil || sl.acked == nil && s.awaiting || s.held(sl) {
 			continue
 		}
-		if until, ok := s.keeps(sl, now); ok {
+		until, keep := s.keeps(sl, now)
+		var next *composition
+		if !keep {
+			if next = s.next(sl, chosen); next == nil {
+				continue
+			}
+			until, keep = s.ahead(sl, next, now)
+		}
+		if keep {
 			if s.keepUntil.IsZero() || until.Before(s.keepUntil) {
 				s.keepUntil = until
 			}
-			continue
-		}
-		next := s.next(sl, chosen)
-		if next == nil {
 			continue
 		}
 		if sl.acked != nil && !sl.revert && sl.acked.version == next.version {
@@ -217,6 +221,30 @@ func (s *State) keeps(sl *slot, now time.Time) (until time.Time, ok bool) {
 			continue
 		}
 		if now.Before(until) {
+			return until, true
+		}
+	}
+	return time.Time{}, false
+}
+
+// ahead tells whether an Envoy that was left behind runs something else in a slot
+// than what would be sent now: then the agent before was killed between Envoy's
+// acknowledgement and the writing of its last good set, which is a step behind. It
+// stays until the control plane has told what is wanted, and then until the
+// modules of that are read from disk, with an end.
+func (s *State) ahead(sl *slot, next *composition, now time.Time) (until time.Time, ok bool) {
+	if !s.left || sl.acked != nil || sl.runs == "" || sl.runs == next.version {
+		return time.Time{}, false
+	}
+	if !s.heard {
+		return time.Time{}, true
+	}
+	until = s.heardAt.Add(goodPatience)
+	for _, p := range s.plugins {
+		if p.want == nil || !sl.Holds(&p.want.Attachment) || p.good != nil && p.good.Version == p.want.Version {
+			continue
+		}
+		if l := s.loads[source(p.want)]; l != nil && !l.ready && l.attempt <= 1 && now.Before(until) {
 			return until, true
 		}
 	}

@@ -22,12 +22,15 @@ func TestFault_F18_LeftEnvoyKeepsWhatItHas(t *testing.T) {
 		Program:   chandler.Program{Module: &chandler.Module{Digest: digest}},
 		Behaviour: chandler.Behaviour{Type: chandler.HTTP, Phase: chandler.PhaseAuthn},
 	}}
+	composed := func(v Version) string {
+		return attach.Version(attach.Compose(slot, []attach.Member{{Attachment: &v.Attachment, ModulePath: "/m"}}))
+	}
 	adopted := func() *State {
 		s := NewState(Settings{Slots: []attach.Slot{slot}, Features: []string{chandler.FeatureHTTP}})
 		s.Step(Restored{Envoy: "e", Versions: []Version{v}}, start)
 		s.Step(EnvoyStarted{Envoy: "e", Open: true}, start)
 		s.Step(Loaded{Source: Source{Digest: digest}, Err: &LoadError{Temporary: true}}, start)
-		if pushes := pushesOf(s.Step(Subscribed{Slot: slot.Name(), Version: "what the agent before sent"}, start)); pushes != nil {
+		if pushes := pushesOf(s.Step(Subscribed{Slot: slot.Name(), Version: composed(v)}, start)); pushes != nil {
 			t.Fatalf("pushed %v over what is in force", pushes)
 		}
 		return s
@@ -56,6 +59,69 @@ func TestFault_F18_LeftEnvoyKeepsWhatItHas(t *testing.T) {
 	mended.Step(Tick{}, start.Add(10*time.Second))
 	if pushes := pushesOf(mended.Step(Loaded{Source: Source{Digest: digest}, Digest: digest, Path: "/m"}, start.Add(10*time.Second))); len(pushes) != 1 || len(pushes[0].Wasm) != 1 {
 		t.Errorf("fetched: pushed %v, want the module", pushes)
+	}
+}
+
+// The agent before was killed when Envoy had acknowledged version 2 and the last
+// good set said 1. Envoy says what it has, and is not taken back to 1: not while
+// the control plane is away, and not when it tells of 2 and its module is still
+// being read.
+func TestFault_F4_LeftEnvoyIsAhead(t *testing.T) {
+	t.Parallel()
+	start := time.Unix(1_700_000_000, 0)
+	slot := attach.Slot{Phase: chandler.PhaseAuthn, Mode: chandler.ModeClient, Port: 8080}
+	version := func(n uint64, module string) Version {
+		return Version{Version: module, Attachment: chandler.Attachment{
+			Key: chandler.Key{Kind: "WasmPlugin", Namespace: "ns", Name: "a"}, UID: "u", Sequence: n,
+			Program:   chandler.Program{Module: &chandler.Module{Digest: digestOf(module)}},
+			Behaviour: chandler.Behaviour{Type: chandler.HTTP, Phase: chandler.PhaseAuthn},
+		}}
+	}
+	one, two := version(1, "one"), version(2, "two")
+	loaded := func(v Version) Event {
+		d := v.Program.Module.Digest
+		return Loaded{Source: Source{Digest: d}, Digest: d, Path: "/" + v.Version}
+	}
+	adopted := func() *State {
+		s := NewState(Settings{Slots: []attach.Slot{slot}, Features: []string{chandler.FeatureHTTP}})
+		s.Step(Restored{Envoy: "e", Versions: []Version{one}}, start)
+		s.Step(EnvoyStarted{Envoy: "e", Open: true}, start)
+		s.Step(loaded(one), start)
+		runs := attach.Version(attach.Compose(slot, []attach.Member{{Attachment: &two.Attachment, ModulePath: "/two"}}))
+		if pushes := pushesOf(s.Step(Subscribed{Slot: slot.Name(), Version: runs}, start)); pushes != nil {
+			t.Fatalf("it goes back to %v", pushes)
+		}
+		if pushes := pushesOf(s.Step(Tick{}, start.Add(time.Hour))); pushes != nil {
+			t.Fatalf("after an hour without a control plane it goes back to %v", pushes)
+		}
+		return s
+	}
+	later := start.Add(time.Hour)
+
+	told := adopted()
+	if pushes := pushesOf(told.Step(Assigned{Changed: []Version{two}}, later)); pushes != nil {
+		t.Errorf("while its module is read it goes back to %v", pushes)
+	}
+	if pushes := pushesOf(told.Step(loaded(two), later)); len(pushes) != 1 {
+		t.Errorf("pushed %v, want version 2", pushes)
+	}
+	told.Step(Acked{Slot: slot.Name(), Version: told.slot(slot.Name()).sent.version}, later)
+	if st := told.Report()[one.Key]; st.State != chandler.StateInForce || st.Sequence != 2 {
+		t.Errorf("%+v", st)
+	}
+
+	same := adopted() // nothing newer exists after all
+	if pushes := pushesOf(same.Step(Assigned{Changed: []Version{one}}, later)); len(pushes) != 1 {
+		t.Errorf("pushed %v, want what the control plane wants", pushes)
+	}
+
+	stuck := adopted()
+	stuck.Step(Assigned{Changed: []Version{two}}, later)
+	if at := stuck.Wake(); at.After(later.Add(goodPatience)) {
+		t.Errorf("wakes at %s", at)
+	}
+	if pushes := pushesOf(stuck.Step(Tick{}, later.Add(goodPatience))); len(pushes) != 1 {
+		t.Errorf("it holds the slot for ever: %v", pushes)
 	}
 }
 

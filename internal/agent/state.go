@@ -89,6 +89,7 @@ type State struct {
 	// left: this Envoy was left behind by the agent before and serves. heard: the
 	// control plane has told of its set.
 	left, heard bool
+	heardAt     time.Time
 	// keepUntil is when the first slot that is kept as Envoy has it is so no more;
 	// zero: none is, or there is no end to it.
 	keepUntil time.Time
@@ -142,9 +143,11 @@ type slot struct {
 	// present: it stands in the listeners that serve.
 	present    bool
 	subscribed bool
-	acked      *composition // in force; nil: Envoy has nothing yet
-	sent       *composition // awaits ACK or NACK
-	revert     bool         // sent is acked again, after a NACK
+	// runs is the version that an Envoy left behind says it has; nothing is acked yet.
+	runs   string
+	acked  *composition // in force; nil: Envoy has nothing yet
+	sent   *composition // awaits ACK or NACK
+	revert bool         // sent is acked again, after a NACK
 	// careful: a NACK named no plugin, so changes go one plugin at a time. bare: so
 	// did one of what is good, before anything was in force.
 	careful, bare bool

@@ -135,6 +135,9 @@ func (s *State) restored(ev Restored, now time.Time) {
 // assigned takes an update in. Within one uid nothing older wins, whatever the
 // order in which updates come.
 func (s *State) assigned(ev Assigned, now time.Time) {
+	if !s.heard {
+		s.heardAt = now
+	}
 	s.seeded, s.heard = true, true
 	for i := range ev.Changed {
 		v := &ev.Changed[i]
@@ -227,7 +230,7 @@ func (s *State) slot(name string) *slot {
 
 func (s *State) subscribed(ev Subscribed) {
 	if sl := s.slot(ev.Slot); sl != nil {
-		sl.subscribed = true
+		sl.subscribed, sl.runs = true, ev.Version
 	}
 }
 
