@@ -66,6 +66,9 @@ func (s *State) reportOf(p *plugin) chandler.AttachmentState {
 		st.InForce = p.good.Release
 	} else {
 		st.StandIn = s.standIn(v.Key)
+		if st.StandIn == chandler.StandInNone && p.standIn == chandler.StandInPass {
+			st.StandIn = p.standIn // to be left out takes no place in Envoy
+		}
 	}
 	switch p.state {
 	case chandler.StateInForce:

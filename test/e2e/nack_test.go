@@ -385,8 +385,9 @@ func TestNack_RemovedUnderLoad(t *testing.T) {
 	l.check(t)
 }
 
-// Rule 4: the file of a module is gone behind the agent's back, and Envoy names
-// the path only. The plugin is found by it, nobody else is held up, and it heals.
+// Rule 4: the file of a module is gone behind the agent's back, which shows when a
+// neighbour changes, or the plugin itself; and Envoy names the path only. The plugin
+// is found by it, what runs goes on, and the file is fetched again.
 func TestNack_MissingFile(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -396,20 +397,29 @@ func TestNack_MissingFile(t *testing.T) {
 	w.apply(join(five(url, "p0", "p1", "p2", "p3", "p4")...))
 	kept := wholeModules(t, p.modules())
 	all := five(url, "p0", "p1", "p2", "p3", "p4")
-	all[2] = plugin("p2", w.push("append:v2", build(2)), tag("p2"), "priority: 8")
+	url2 := w.push("append:v2", build(2))
+	all[2] = plugin("p2", url2, tag("p2"), "priority: 8")
 	w.apply(join(all...))
-	for _, file := range wholeModules(t, p.modules()) {
-		if slices.Contains(kept, file) {
-			continue
-		}
-		if err := os.Remove(file); err != nil {
-			t.Fatal(err)
+	remove := func() {
+		t.Helper()
+		for _, file := range wholeModules(t, p.modules()) {
+			if slices.Contains(kept, file) {
+				continue
+			}
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	l := startLoad(port, 2, 1, matching(`p0 p1(-1)? p2 p3 p4`))
+	remove()
+	l := startLoad(port, 2, 1, matching(`p0 p1(-1)? p2(-1)? p3 p4`))
 	w.apply(plugin("p1", url, tag("p1-1"), "priority: 9"))
 	heals(t, port, "p0", "p1-1", "p2", "p3", "p4")
 	w.tells("p2", "Programmed    True")
+	remove()
+	all[2] = plugin("p2", url2, tag("p2-1"), "priority: 8")
+	w.apply(all[2])
+	has(t, port, "p0", "p1-1", "p2-1", "p3", "p4")
 	l.check(t)
 	if got := wholeModules(t, p.modules()); len(got) != 2 {
 		t.Errorf("stored: %v", got)
