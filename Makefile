@@ -17,7 +17,7 @@ RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
 NEED_SLOTS := ^(TestUpdates|TestDenialIsImmediate)$$
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test faults updates lint tools generate cross bench clean
+.PHONY: help build demo up test faults updates soak lint tools generate cross bench clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ faults: tools ## the table of faults: which are survived, as tests show
 
 updates: tools ## 1,000 updates of a gateway under load; none is noticed
 	go test ./test/e2e -run '^TestUpdates$$' -count 1 -timeout 15m -v -updates 1000
+
+soak: tools ## random faults under load: for a day, or make soak FOR=1h
+	go test ./test/e2e -run '^TestFault_F77' -count 1 -timeout 0 -v -soak $(or $(FOR),24h)
 
 lint: ## gofmt, go vet, staticcheck, generated files up to date
 	@out=$$(gofmt -l .) && if [ -n "$$out" ]; then echo "not gofmt'd:"; echo "$$out"; exit 1; fi

@@ -86,6 +86,6 @@ var faults = []fault{
 	{number: 73, what: "a module takes memory without end", open: vetting},
 	{number: 74, what: "the vetting child crashes or hangs", open: vetting},
 	{number: 75, what: "two plugins of one module, one traps"},
-	{number: 77, what: "random faults for a day"},
+	{number: 77, what: "random faults for a day", remark: "for seconds here; make soak takes a day"},
 	{number: 78, what: "older and newer versions mixed, unknown formats on disk", remark: "unknown formats only; no older build yet"},
 }
