@@ -234,8 +234,8 @@ func TestContract_Starting(t *testing.T) {
 	close(opened)
 	for _, name := range []string{"open", "close", "reload"} {
 		heals(t, ports[name], "p")
-		w.tells(name, "Programmed    True")
 	}
+	w.programmed("open", "close", "reload")
 	sightings["open"].wantSeen(t, asBefore, inForce)
 	sightings["close"].wantSeen(t, denied, inForce)
 	sightings["reload"].wantSeen(t, denied, inForce)
@@ -255,7 +255,7 @@ func TestContract_Starting(t *testing.T) {
 		return strings.Contains(why, "edge/refused is ") && !strings.Contains(why, "edge/close") && !strings.Contains(why, "edge/reload"), why
 	})
 	w.startControl()
-	w.tells("close", "Programmed    True")
+	w.programmed("open", "close", "reload")
 	for _, name := range []string{"open", "close", "reload"} {
 		sightings[name].wantSeen(t, inForce)
 	}

@@ -23,6 +23,7 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
+	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 )
@@ -214,6 +215,31 @@ func (w *world) shows(name, what string, command []string, right func(out string
 		shown = list.Msg
 		out, _ = w.cli("", command...)
 		return right(out), out
+	})
+}
+
+// programmed waits until status says of plugins that their newest generation is in
+// force.
+func (w *world) programmed(names ...string) {
+	w.t.Helper()
+	admin := chandlerv1connect.NewAdminClient(http.DefaultClient, "http://"+w.admin)
+	eventually(w.t, 20*time.Second, fmt.Sprintf("%v are in force", names), func() (bool, string) {
+		list, err := admin.List(w.t.Context(), connect.NewRequest(&chandlerv1.ListRequest{Namespace: "edge"}))
+		if err != nil {
+			return false, err.Error()
+		}
+		var missing []string
+		for _, name := range names {
+			if !slices.ContainsFunc(list.Msg.Objects, func(o *chandlerv1.Object) bool {
+				return o.Ref.Name == name && o.Status.GetObservedGeneration() == o.Generation &&
+					slices.ContainsFunc(o.Status.GetConditions(), func(c *chandlerv1.Condition) bool {
+						return c.Type == string(chandler.ConditionProgrammed) && c.Status == string(chandler.True)
+					})
+			}) {
+				missing = append(missing, name)
+			}
+		}
+		return len(missing) == 0, fmt.Sprintf("%v are not: %v", missing, list.Msg.Objects)
 	})
 }
 

@@ -163,9 +163,7 @@ func TestNack_UpdateOfOneAmongFive(t *testing.T) {
 		w.submit(join(all...))
 		heals(t, port, "p0", one, "p2", three, "p4")
 		w.tells("p2", "Rejected", c.reason, "stays in force")
-		for _, name := range []string{"p0", "p1", "p3", "p4"} {
-			w.tells(name, "Programmed    True")
-		}
+		w.programmed("p0", "p1", "p3", "p4")
 		if n := p.nacks(t) - before; n != 1 {
 			t.Errorf("%s: Envoy refused %v compositions; it names the plugin, so one is enough", c.name, n)
 		}
@@ -191,7 +189,7 @@ func TestNack_FirstAttachAmongFive(t *testing.T) {
 		all[2] += "  failStrategy: " + strategy + "\n"
 		w.submit(join(all...))
 		w.tells("p2", "Rejected", "too long a tag")
-		w.tells("p0", "Programmed    True")
+		w.programmed("p0", "p1", "p3", "p4")
 		if a := get(t, port, "/"); strategy != "FAIL_OPEN" && a.code != http.StatusForbidden {
 			t.Errorf("%s: status %d, tags %v", strategy, a.code, appended(a))
 		}
@@ -246,9 +244,7 @@ func TestNack_LuaNamesNobody(t *testing.T) {
 	heals(t, port, "p0-1", "p1-1", "p3-1", "p4-1")
 	w.submit(with(2, broken))
 	w.describes("trafficextension", "script", "Rejected", "script load error")
-	for _, name := range []string{"p0", "p1", "p3", "p4"} {
-		w.tells(name, "Programmed    True")
-	}
+	w.programmed("p0", "p1", "p3", "p4")
 	if a := get(t, port, "/"); a.code != http.StatusForbidden {
 		t.Errorf("a script that does not compile, first attached: status %d", a.code)
 	}
@@ -290,9 +286,7 @@ func TestNack_WhileEnvoyStarts(t *testing.T) {
 	p.restart()
 	w.tells("open", "Rejected", "the moon is wrong")
 	w.tells("close", "Rejected", "the moon is wrong")
-	for _, name := range []string{"beside", "after", "before"} {
-		w.tells(name, "Programmed    True")
-	}
+	w.programmed("beside", "after", "before")
 	has(t, one, "beside", "after")
 	if a := get(t, two, "/"); a.code != http.StatusForbidden {
 		t.Errorf("status %d while a FAIL_CLOSE plugin is refused", a.code)
@@ -415,7 +409,7 @@ func TestNack_MissingFile(t *testing.T) {
 	l := startLoad(port, 2, 1, matching(`p0 p1(-1)? p2(-1)? p3 p4`))
 	w.apply(plugin("p1", url, tag("p1-1"), "priority: 9"))
 	heals(t, port, "p0", "p1-1", "p2", "p3", "p4")
-	w.tells("p2", "Programmed    True")
+	w.programmed("p2")
 	remove()
 	all[2] = plugin("p2", url2, tag("p2-1"), "priority: 8")
 	w.apply(all[2])
