@@ -5,6 +5,7 @@
 //
 // Every flag can also be given as a variable: --control is
 // CHANDLER_AGENT_CONTROL. It is no control plane; see chandler serve for that.
+// chandler-agent status and chandler-agent store look at an agent on this machine.
 package main
 
 import (
@@ -39,6 +40,9 @@ func main() {
 }
 
 func run(args, environ []string, stdout, stderr io.Writer) int {
+	if code, ok := subcommand(args, environ, stdout, stderr); ok {
+		return code
+	}
 	cfg, err := parse(args, variables(environ), stdout, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -100,6 +104,8 @@ const usage = `chandler-agent runs Envoy and keeps its plugins.
 
 Usage:
   chandler-agent [flags] -- ENVOY ARGUMENTS
+  chandler-agent status                          what the running agent has in force
+  chandler-agent store ls|verify|trim|import     the modules it keeps on disk
 
 The Envoy arguments are those you would give to envoy; they must name a
 configuration (-c FILE, --config-yaml YAML, or both). The file is not changed.
@@ -118,10 +124,12 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 	flags.StringVar(&cfg.Node.Namespace, "namespace", "default", "namespace of this proxy")
 	flags.Var(labels(cfg.Node.Labels), "label", "label of this proxy, KEY=VALUE; may be given several times")
 	flags.StringVar(&cfg.Data, "data", defaultData(env), "directory of this agent")
-	flags.StringVar(&cfg.Admin, "admin", "127.0.0.1:9912", "address of health and metrics; empty for none")
+	flags.StringVar(&cfg.Admin, "admin", defaultAdmin, "address of health and metrics; empty for none")
 	flags.StringVar(&cfg.Envoy, "envoy", "envoy", "Envoy binary")
 	flags.DurationVar(&cfg.Drain, "drain", 10*time.Second, "how long Envoy may finish what it serves when it is stopped")
 	flags.BoolVar(&cfg.LeaveEnvoy, "leave-envoy", false, "leave Envoy running when the agent is stopped; the next agent adopts it")
+	flags.StringVar(&cfg.Restart, "restart", agent.RestartNever, "when Envoy ends by itself: never (the agent ends with its exit code) or on-failure (the agent starts it anew)")
+	flags.Var((*size)(&cfg.StoreMax), "store-max", "how much the modules on disk may take, for example 500MiB; default 2GiB")
 	flags.StringVar(&cfg.FetchFrom, "fetch-from", agent.FromControl, "where modules are fetched from: control, or origin with control as the fallback")
 	flags.StringVar(&cfg.DockerConfig, "docker-config", "", "directory of the config.json with this node's credentials for --fetch-from origin; anonymously without")
 	level := flags.String("log-level", "info", "debug, info, warn or error")

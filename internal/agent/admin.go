@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -23,19 +24,19 @@ import (
 //	/metrics           the agent's own metrics
 //	/stats/prometheus  those and Envoy's
 //	/report            the state of every plugin, JSON
+//	/status            all that is known of the agent, JSON: Status
+//	POST /store/verify hashes every module, JSON: StoreReport
+//	POST /store/trim   drops modules nobody needs, JSON: StoreReport
+//
+// What is posted must come from this machine.
 func (a *Agent) adminHandler(gatherer prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "live")
 	})
 	mux.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, _ *http.Request) {
-		view := a.view.Load()
-		if view == nil || len(view.unready) > 0 {
-			why := "starting"
-			if view != nil {
-				why = strings.Join(view.unready, "\n")
-			}
-			http.Error(w, why, http.StatusServiceUnavailable)
+		if why := a.unready(); len(why) > 0 {
+			http.Error(w, strings.Join(why, "\n"), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ready")
@@ -53,7 +54,44 @@ func (a *Agent) adminHandler(gatherer prometheus.Gatherer) http.Handler {
 			_, _ = io.WriteString(w, "[]\n")
 		}
 	})
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.status()) })
+	mux.HandleFunc("POST /store/verify", local(func(w http.ResponseWriter, r *http.Request) {
+		writeJSON(w, VerifyStore(r.Context(), a.store))
+	}))
+	mux.HandleFunc("POST /store/trim", local(a.trimStore))
 	return mux
+}
+
+// unready tells why the proxy should get no traffic; nil when it may.
+func (a *Agent) unready() []string {
+	view := a.view.Load()
+	switch {
+	case a.draining.Load():
+		return []string{"draining"}
+	case view == nil:
+		return []string{"starting"}
+	}
+	return view.unready
+}
+
+// local refuses what does not come from this machine, or comes from a page in a
+// browser on it.
+func local(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		from, err := netip.ParseAddrPort(r.RemoteAddr)
+		if err != nil || !from.Addr().Unmap().IsLoopback() || r.Header.Get("Origin") != "" {
+			http.Error(w, "only commands on this machine may do that", http.StatusForbidden)
+			return
+		}
+		h(w, r)
+	}
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(v) // the client is gone
 }
 
 // mergedStats writes Envoy's statistics and the agent's as one page. Names do

@@ -50,6 +50,11 @@ type Config struct {
 	Drain time.Duration
 	// LeaveEnvoy leaves Envoy running when Run ends, for the next agent.
 	LeaveEnvoy bool
+	// Restart says what becomes of an Envoy that ends by itself: RestartNever, the
+	// default, or RestartOnFailure.
+	Restart string
+	// StoreMax bounds the modules on disk, in bytes; default store.DefaultMaxBytes.
+	StoreMax int64
 	// FetchFrom says where modules are fetched from: FromControl, the default, or
 	// FromOrigin.
 	FetchFrom string
@@ -83,7 +88,13 @@ type Agent struct {
 	envoyAdmin *adminClient
 	envoyLog   *envoyLog
 	process    *envoyProcess
-	adopted    bool // the process was left behind by the agent before
+	adopted    bool      // the process was left behind by the agent before
+	begun      time.Time // the process
+	unfollow   func()    // ends followListeners
+	restarts   restarts
+	lastExit   *ExitError
+	restartAt  time.Time   // zero: none is due
+	draining   atomic.Bool // the agent is to end
 	// listeners is the file that Envoy begins with, relistings are those that take
 	// its place.
 	listeners  listenersFile
@@ -112,6 +123,8 @@ type Agent struct {
 	// known are the versions of the assigned resources, for reconnects.
 	known atomic.Pointer[map[string]string]
 	view  atomic.Pointer[view]
+	// control is the connection to the control plane as it is now.
+	control atomic.Pointer[ControlStatus]
 }
 
 // message is an event for the goroutine that owns the state, with the lease
@@ -120,24 +133,17 @@ type message struct {
 	event Event
 	lease *store.Lease
 	fatal error
+	// parted: nothing more comes of the Envoy that ended.
+	parted bool
 }
 
 // view is what the admin handlers show.
 type view struct {
 	report  []chandler.AttachmentState
 	unready []string
+	envoy   EnvoyStatus
 	// pushing: a push awaits Envoy's answer; reloads: see State.Reloads.
 	pushing, reloads bool
-}
-
-// ExitError carries Envoy's exit code to the caller of Run.
-type ExitError struct {
-	Code int
-	Log  []string // Envoy's last lines
-}
-
-func (e *ExitError) Error() string {
-	return fmt.Sprintf("envoy ended with exit code %d", e.Code)
 }
 
 // New checks the configuration. It starts nothing and writes nothing.
@@ -168,6 +174,13 @@ func New(cfg Config) (*Agent, error) {
 	default:
 		return nil, fmt.Errorf("modules are fetched from %q or %q, not from %s", FromControl, FromOrigin, chandler.Quote(cfg.FetchFrom))
 	}
+	switch cfg.Restart {
+	case "":
+		cfg.Restart = RestartNever
+	case RestartNever, RestartOnFailure:
+	default:
+		return nil, fmt.Errorf("an Envoy that ends is started anew %q or %q, not %s", RestartNever, RestartOnFailure, chandler.Quote(cfg.Restart))
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -185,15 +198,15 @@ func New(cfg Config) (*Agent, error) {
 }
 
 // Run runs Envoy and keeps its plugins until ctx ends, which drains Envoy and
-// gives nil, or until Envoy ends by itself, which gives an *ExitError. All that
-// it started has ended when it returns.
+// gives nil, or until Envoy ends by itself and is not to be started anew, which
+// gives an *ExitError. All that it started has ended when it returns.
 func (a *Agent) Run(ctx context.Context) error {
 	lock, err := a.openDirectory()
 	if err != nil {
 		return err
 	}
 	defer lock.Unlock()
-	a.store, err = store.Open(store.Config{Dir: filepath.Join(a.cfg.Data, "modules")})
+	a.store, err = store.Open(store.Config{Dir: modulesDir(a.cfg.Data), MaxBytes: a.cfg.StoreMax, Log: a.log})
 	if err != nil {
 		return err
 	}
@@ -267,7 +280,7 @@ func (a *Agent) run(ctx context.Context, socket string) error {
 		_ = g.Wait()
 		return err
 	}
-	err = a.loop(ctx, services)
+	err = a.loop(ctx, services, g)
 	cancel()
 	a.loader.wait()
 	if waitErr := g.Wait(); err == nil && !errors.Is(waitErr, context.Canceled) {
@@ -311,7 +324,7 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket str
 	}
 	g.Go(func() error { a.envoyLog.run(ctx); return nil })
 	g.Go(func() error { a.watchTraps(ctx); return nil })
-	g.Go(func() error { a.followListeners(ctx); return nil })
+	a.followListeners(ctx, g)
 	if len(a.cfg.Control) > 0 {
 		g.Go(func() error { return a.followControl(ctx) })
 	}
@@ -328,37 +341,52 @@ func (a *Agent) send(ctx context.Context, m message) bool {
 	}
 }
 
-// loop owns the state. It returns when Envoy has ended.
-func (a *Agent) loop(ctx, services context.Context) error {
-	a.step(services, message{event: EnvoyStarted{Envoy: a.binary.Digest, Open: a.adopted}})
+// loop owns the state. It returns when Envoy has ended for good.
+func (a *Agent) loop(ctx, services context.Context, g *errgroup.Group) error {
+	a.envoyUp(services)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
 		timer.Reset(a.untilWake())
 		select {
 		case m := <-a.inbox:
-			if m.fatal != nil {
-				a.process.stop(a.envoyAdmin, time.Millisecond)
+			switch {
+			case m.fatal != nil:
+				a.stopEnvoy(time.Millisecond)
 				return fmt.Errorf("%w:\n%s", m.fatal, strings.Join(a.envoyLog.tail(12), "\n"))
+			case m.parted:
+				a.envoyDown(services)
+			default:
+				a.step(services, m)
 			}
-			a.step(services, m)
 		case <-timer.C:
 			a.step(services, message{event: Tick{}})
 		case <-services.Done(): // one of them failed, and Run tells with what
-			a.process.stop(a.envoyAdmin, a.cfg.Drain)
+			a.stopEnvoy(a.cfg.Drain)
 			return nil
-		case <-a.process.done:
-			return &ExitError{Code: a.process.exitCode(), Log: a.envoyLog.tail(20)}
-		case <-ctx.Done():
-			if a.cfg.LeaveEnvoy {
-				a.log.Info("envoy is left running", "pid", a.process.proc.Pid)
-				return nil
+		case <-a.ended():
+			if err := a.envoyEnded(services, g); err != nil {
+				return err
 			}
-			a.log.Info("draining envoy", "at most", a.cfg.Drain)
-			a.process.stop(a.envoyAdmin, a.cfg.Drain)
+		case <-ctx.Done():
+			a.leave()
 			return nil
 		}
+		if err := a.restart(services, g); err != nil {
+			return err
+		}
 	}
+}
+
+// leave ends the work with Envoy when the agent is to end.
+func (a *Agent) leave() {
+	if a.process != nil && a.cfg.LeaveEnvoy {
+		a.log.Info("envoy is left running", "pid", a.process.proc.Pid)
+		return
+	}
+	a.draining.Store(true)
+	a.log.Info("draining envoy", "at most", a.cfg.Drain)
+	a.stopEnvoy(a.cfg.Drain)
 }
 
 // untilWake is how long nothing is to do unless something happens.
@@ -369,6 +397,9 @@ func (a *Agent) untilWake() time.Duration {
 	}
 	if a.unsaved != nil {
 		wait = min(wait, saveRetry)
+	}
+	if !a.restartAt.IsZero() {
+		wait = max(0, min(wait, time.Until(a.restartAt)))
 	}
 	return wait
 }
@@ -398,6 +429,10 @@ func (a *Agent) step(ctx context.Context, m message) {
 // observe keeps what the metrics need to know of events.
 func (a *Agent) observe(ev Event, now time.Time) {
 	switch ev := ev.(type) {
+	case ListenersOpen: // what is good is leased now
+		if err := a.store.Trim(); err != nil {
+			a.log.Warn("store is over its limit", "error", err)
+		}
 	case Assigned:
 		for _, v := range ev.Changed {
 			a.assignedAt[v.Key] = now
@@ -480,7 +515,7 @@ func (a *Agent) publish() {
 	a.metrics.states(report)
 	v := &view{
 		unready: a.state.Readiness(), report: []chandler.AttachmentState{},
-		pushing: a.state.Pushing(), reloads: a.state.Reloads(),
+		pushing: a.state.Pushing(), reloads: a.state.Reloads(), envoy: a.envoyStatus(),
 	}
 	for _, key := range a.state.sortedKeys() {
 		if st, ok := report[key]; ok {

@@ -27,7 +27,8 @@ func (a *Agent) followControl(ctx context.Context) error {
 			defer a.loader.conn.CompareAndSwap(conn, nil)
 			a.report(ctx, conn)
 		},
-		Connected: func(up bool, target string, _ error) {
+		Connected: func(up bool, target string, err error) {
+			a.connection(up, target, err)
 			if up {
 				a.metrics.connected.Set(1)
 				a.log.Info("connected to control plane", "address", target)
@@ -38,6 +39,20 @@ func (a *Agent) followControl(ctx context.Context) error {
 		Log: a.log,
 	})
 	return client.Run(ctx)
+}
+
+// connection notes how the connection to the control plane is.
+func (a *Agent) connection(up bool, target string, err error) {
+	st := &ControlStatus{Connected: up, Address: target}
+	if before := a.control.Load(); before != nil && before.Connected == up {
+		st.Since = before.Since
+	} else {
+		st.Since = time.Now()
+	}
+	if err != nil {
+		st.Error = chandler.Printable(err.Error(), reasonLimit)
+	}
+	a.control.Store(st)
 }
 
 // report keeps the report stream of a connection; the connection's end is its

@@ -168,10 +168,7 @@ func (l *envoyLog) since(mark int64) []string {
 
 // tail gives the last n lines.
 func (l *envoyLog) tail(n int64) []string {
-	l.mu.Lock()
-	mark := l.count - n
-	l.mu.Unlock()
-	return l.since(max(mark, 0))
+	return l.since(max(l.mark()-n, 0))
 }
 
 // reason finds why Envoy refused, with that message, the configuration that was

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/durable"
@@ -71,9 +73,26 @@ func (a *Agent) relist(e WriteListeners) {
 }
 
 // followListeners writes the listeners that are to be and tells what becomes of
-// them, until ctx ends; and, once, when all are active for the first time.
-func (a *Agent) followListeners(ctx context.Context) {
+// them, until ctx or the present Envoy ends; and, once, when all are active for
+// the first time.
+func (a *Agent) followListeners(ctx context.Context, g *errgroup.Group) {
 	f := listenersFollower{agent: a, awaited: a.listeners.version, since: time.Now(), taken: a.adopted, open: a.adopted}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	a.unfollow = func() {
+		cancel()
+		<-done
+	}
+	g.Go(func() error {
+		defer close(done)
+		defer cancel()
+		f.run(ctx)
+		return nil
+	})
+}
+
+func (f *listenersFollower) run(ctx context.Context) {
+	a := f.agent
 	for {
 		var again <-chan time.Time
 		if f.due || f.awaited != "" || !f.open && f.taken {

@@ -23,6 +23,7 @@ type metrics struct {
 	nacks       *prometheus.CounterVec
 	retries     prometheus.Counter
 	listings    prometheus.Counter
+	restarts    prometheus.Counter
 	connected   prometheus.Gauge
 	traps       *prometheus.CounterVec
 	trapped     map[chandler.Key]uint64 // what traps has counted
@@ -54,6 +55,8 @@ func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
 			Name: "chandler_agent_fetch_retries_total", Help: "Loads of modules begun again after a failure."}),
 		listings: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "chandler_agent_listener_changes_total", Help: "Changes of the listeners for a plugin, each of which drained their connections."}),
+		restarts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "chandler_agent_envoy_restarts_total", Help: "Envoys started anew after one that ended by itself."}),
 		connected: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "chandler_agent_control_connected", Help: "1 while there is a stream to a control plane."}),
 	}
@@ -66,7 +69,7 @@ func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
 	bytes := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "chandler_agent_store_bytes", Help: "Bytes of the modules in the local store."},
 		func() float64 { _, b := modules.Stats(); return float64(b) })
-	reg.MustRegister(m.lookups, m.fetches, m.conversions, m.duration, m.attachments, m.nacks, m.retries, m.listings, m.connected, m.traps, entries, bytes)
+	reg.MustRegister(m.lookups, m.fetches, m.conversions, m.duration, m.attachments, m.nacks, m.retries, m.listings, m.restarts, m.connected, m.traps, entries, bytes)
 	for _, hit := range []string{"true", "false"} {
 		m.lookups.WithLabelValues(hit)
 	}

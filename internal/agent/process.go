@@ -62,21 +62,32 @@ func (p *envoyProcess) exitCode() int {
 	return 0
 }
 
-// stop lets Envoy finish what it is serving, for at most drain, and ends it.
+// stop lets Envoy finish what it is serving, for at most drain, and ends it, which
+// takes killPatience more at most. For half of the time it still takes new
+// connections and tells those that are there to go elsewhere; then its listeners
+// close, so that no request comes in as it ends.
 func (p *envoyProcess) stop(admin *adminClient, drain time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
 	if _, err := admin.post(ctx, "/drain_listeners?graceful&skip_exit"); err == nil {
-		p.awaitIdle(ctx, admin)
+		half, cancelHalf := context.WithTimeout(ctx, drain/2)
+		p.awaitIdle(half, admin)
+		cancelHalf()
+		if _, err := admin.post(ctx, "/drain_listeners"); err == nil {
+			p.awaitIdle(ctx, admin)
+		}
 	}
 	_ = p.proc.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(killPatience):
 		_ = p.proc.Kill()
 		<-p.done
 	}
 }
+
+// killPatience is how long Envoy may take to end when it is told to.
+const killPatience = 5 * time.Second
 
 // awaitIdle waits until no connection is open on the listeners.
 func (p *envoyProcess) awaitIdle(ctx context.Context, admin *adminClient) {

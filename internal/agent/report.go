@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -87,7 +88,8 @@ func (s *State) reportOf(p *plugin) chandler.AttachmentState {
 		s.reportLoad(p, &st)
 	}
 	if s.envoy == "" {
-		st.Reason, st.Message = chandler.CodeEnvoyDown, "Envoy is not running"
+		st.Reason, st.Message = chandler.CodeEnvoyDown, cmp.Or(s.down.Message, "Envoy is not running")
+		st.Attempt, st.NextTry = s.down.Attempt, s.down.Next
 	}
 	return st
 }

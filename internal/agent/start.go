@@ -136,7 +136,7 @@ func (a *Agent) validate(ctx context.Context) error {
 	return nil
 }
 
-// newEnvoy writes what an Envoy begins with, and starts it.
+// newEnvoy makes what the first Envoy begins with, and starts it.
 func (a *Agent) newEnvoy(ctx context.Context, config string) error {
 	if len(a.derived.Slots) == 0 {
 		if err := a.validate(ctx); err != nil {
@@ -147,6 +147,11 @@ func (a *Agent) newEnvoy(ctx context.Context, config string) error {
 	if a.restored {
 		a.step(ctx, message{event: a.lastGood})
 	}
+	return a.launch(config)
+}
+
+// launch writes what an Envoy begins with, and starts it.
+func (a *Agent) launch(config string) error {
 	if err := a.writeListeners(a.listeners); err != nil {
 		return err
 	}

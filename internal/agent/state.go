@@ -85,7 +85,8 @@ type State struct {
 	// that acknowledged the last good set.
 	envoy, goodEnvoy string
 	envoySince       time.Time
-	awaiting         bool // modules of the last good set, before the first pushes
+	down             EnvoyEnded // why there is none
+	awaiting         bool       // modules of the last good set, before the first pushes
 	// left: this Envoy was left behind by the agent before and serves. heard: the
 	// control plane has told of its set.
 	left, heard bool
@@ -128,8 +129,10 @@ type plugin struct {
 	rejects   uint64
 	failCount uint64
 	traps     uint64
-	trapped   time.Time // when traps grew
-	drains    uint64    // changes of the listeners for it
+	// trapsBefore are those in Envoys that have ended.
+	trapsBefore uint64
+	trapped     time.Time // when traps grew
+	drains      uint64    // changes of the listeners for it
 }
 
 // refusal is what Envoy said when it refused a plugin. It does so in words only once:
@@ -224,6 +227,13 @@ type (
 		Envoy string
 		Open  bool
 	}
+	// EnvoyEnded tells that it ended, in words, or that another could not be
+	// started, and when the next try is: EnvoyStarted or EnvoyEnded follows.
+	EnvoyEnded struct {
+		Message string
+		Attempt uint32
+		Next    time.Time
+	}
 	// ListenersOpen tells that all its listeners are active.
 	ListenersOpen struct{}
 	// Subscribed tells that Envoy asks for a slot. Version is what it already
@@ -251,6 +261,7 @@ func (Restored) isEvent()         {}
 func (Assigned) isEvent()         {}
 func (Loaded) isEvent()           {}
 func (EnvoyStarted) isEvent()     {}
+func (EnvoyEnded) isEvent()       {}
 func (ListenersOpen) isEvent()    {}
 func (Subscribed) isEvent()       {}
 func (Unsubscribed) isEvent()     {}

@@ -23,6 +23,8 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 		s.loaded(ev, now)
 	case EnvoyStarted:
 		s.envoyStarted(ev, now)
+	case EnvoyEnded:
+		s.envoyEnded(ev, now)
 	case ListenersOpen:
 		s.open = true
 	case Subscribed:
@@ -39,8 +41,8 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 		s.nacked(ev, now)
 	case Trapped:
 		for key, n := range ev.Counts {
-			if p := s.plugins[key]; p != nil && n > p.traps {
-				p.traps, p.trapped = n, now
+			if p := s.plugins[key]; p != nil && p.trapsBefore+n > p.traps {
+				p.traps, p.trapped = p.trapsBefore+n, now
 			}
 		}
 	case Tick:
@@ -208,15 +210,16 @@ func backoff(attempt uint32, least, most time.Duration) time.Duration {
 	return min(d, most)
 }
 
-// envoyStarted forgets what the Envoy before had: a new one has nothing, and a
-// version that was refused is worth another try.
+// envoyStarted begins with an Envoy. What was put away when the one before ended
+// stays away for its time.
 func (s *State) envoyStarted(ev EnvoyStarted, now time.Time) {
 	s.envoy, s.envoySince, s.open, s.left = ev.Envoy, now, ev.Open, ev.Open
-	s.listing, s.relistAt = nil, time.Time{}
-	s.freshSlots()
-	for _, p := range s.plugins {
-		p.rejected = ""
+	if s.down == (EnvoyEnded{}) {
+		s.forgetEnvoy()
+		return
 	}
+	s.down, s.listing = EnvoyEnded{}, nil
+	s.freshSlots()
 }
 
 func (s *State) slot(name string) *slot {

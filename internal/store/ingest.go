@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"chandler.dev/chandler"
@@ -170,6 +171,32 @@ func (s *Store) Trim() error {
 	return s.makeRoom(0)
 }
 
+// Drop drops what was used longest ago, is not leased and is not among those to
+// keep, until at most most bytes stay, and tells what it dropped; dry only tells.
+// What cannot be removed from disk is gone from the store all the same.
+func (s *Store) Drop(keep func(chandler.ModuleDigest) bool, most int64, dry bool) []Entry {
+	list := s.List()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var dropped []Entry
+	bytes := s.bytes
+	for _, e := range slices.Backward(list) {
+		if bytes <= most {
+			break
+		}
+		now := s.entries[e.Digest]
+		if now == nil || now.leases > 0 || keep(e.Digest) {
+			continue
+		}
+		bytes -= now.size
+		dropped = append(dropped, e)
+		if !dry {
+			s.remove(e.Digest)
+		}
+	}
+	return dropped
+}
+
 // makeRoom drops entries until n more bytes are within the budget. s.mu is held.
 func (s *Store) makeRoom(n int64) error {
 	for s.bytes+s.pending+n > s.MaxBytes {
@@ -201,17 +228,21 @@ func (s *Store) dropOldest() bool {
 			oldest = d
 		}
 	}
-	e := s.entries[oldest]
-	if e == nil {
+	if s.entries[oldest] == nil {
 		return false
 	}
-	delete(s.entries, oldest)
-	s.bytes -= e.size
+	s.remove(oldest)
 	s.evicted++
-	if err := s.FS.Remove(s.path(oldest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.Log.Warn("module could not be removed from disk", "module", oldest, "error", err)
-	}
 	return true
+}
+
+// remove takes an entry out that is not leased. s.mu is held.
+func (s *Store) remove(d chandler.ModuleDigest) {
+	s.bytes -= s.entries[d].size
+	delete(s.entries, d)
+	if err := s.FS.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.Log.Warn("module could not be removed from disk", "module", d, "error", err)
+	}
 }
 
 // diskProblem tells what a failed write of size bytes means. On a full disk it

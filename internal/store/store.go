@@ -122,23 +122,42 @@ func (s *Store) load() error {
 	if err := durable.Sweep(s.FS, s.Dir); err != nil {
 		return err
 	}
-	files, err := s.FS.ReadDir(s.Dir)
+	list, err := Read(s.FS, s.Dir)
 	if err != nil {
 		return err
 	}
+	for _, e := range list {
+		s.entries[e.Digest] = &entry{size: e.Size, used: e.Used, noted: e.Used}
+		s.bytes += e.Size
+	}
+	return nil
+}
+
+// Read lists the modules in a directory, the one used last first, without taking
+// it: a store may be at work there, whose leases are not seen. Used is right to
+// the hour.
+func Read(fsys durable.FS, dir string) ([]Entry, error) {
+	files, err := fsys.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var list []Entry
 	for _, f := range files {
 		hex, ok := strings.CutSuffix(f.Name(), suffix)
 		if !ok || !chandler.IsSHA256Hex(hex) || !f.Type().IsRegular() {
 			continue
 		}
 		st, err := f.Info()
-		if err != nil {
-			return err
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // dropped meanwhile
 		}
-		s.entries[chandler.ModuleDigest("sha256:"+hex)] = &entry{size: st.Size(), used: st.ModTime(), noted: st.ModTime()}
-		s.bytes += st.Size()
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, Entry{Digest: chandler.ModuleDigest("sha256:" + hex), Size: st.Size(), Used: st.ModTime()})
 	}
-	return nil
+	slices.SortFunc(list, Entry.compare)
+	return list, nil
 }
 
 // Close gives the directory back. Later calls fail with fs.ErrClosed; files stay
@@ -183,6 +202,11 @@ type Entry struct {
 	Leased bool
 }
 
+// compare puts what was used last first.
+func (e Entry) compare(o Entry) int {
+	return cmp.Or(o.Used.Compare(e.Used), cmp.Compare(e.Digest, o.Digest))
+}
+
 // List gives all modules, the one used last first.
 func (s *Store) List() []Entry {
 	s.mu.Lock()
@@ -191,9 +215,7 @@ func (s *Store) List() []Entry {
 	for d, e := range s.entries {
 		list = append(list, Entry{d, e.size, e.used, e.leases > 0})
 	}
-	slices.SortFunc(list, func(a, b Entry) int {
-		return cmp.Or(b.Used.Compare(a.Used), cmp.Compare(a.Digest, b.Digest))
-	})
+	slices.SortFunc(list, Entry.compare)
 	return list
 }
 

@@ -125,15 +125,19 @@ func (s *Server) Drop(slot string) {
 	}
 }
 
-// Reset forgets all that was set and answered, and ends the stream. It must be
-// called after an Envoy has ended and before another is started, which has seen
-// nothing of it. Events of the stream before may come until its Disconnected.
+// Reset forgets all that was set and answered, and ends the stream: when it
+// returns its last event, Disconnected, has been told. It must be called after an
+// Envoy has ended and before another is started, which has seen nothing of it.
 func (s *Server) Reset() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.ledger = newLedger()
-	if s.current != nil {
-		s.current.cancel(errReset)
+	before := s.current
+	if before != nil {
+		before.cancel(errReset)
+	}
+	s.mu.Unlock()
+	if before != nil {
+		<-before.done
 	}
 }
 
