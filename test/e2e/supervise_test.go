@@ -1,0 +1,305 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"chandler.dev/chandler/internal/testenv/module"
+)
+
+// local runs a command of chandler-agent that looks at this agent, and gives its
+// output and exit code.
+func (p *proxy) local(t testing.TB, args ...string) (string, int) {
+	t.Helper()
+	if args[0] == "store" {
+		args = append(args, "--data", filepath.Join(p.dir, "data"))
+	}
+	cmd := exec.Command(filepath.Join(built, "chandler-agent"), append(args, "--admin", p.admin)...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String(), cmd.ProcessState.ExitCode()
+}
+
+// pid gives the Envoy that the agent says it runs; 0: none.
+func (p *proxy) pid(t testing.TB) int {
+	t.Helper()
+	out, _ := p.local(t, "status", "-o", "json")
+	var st struct{ Envoy struct{ PID int } }
+	if err := json.Unmarshal([]byte(out), &st); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return st.Envoy.PID
+}
+
+// firstAnswer waits for the port to answer and tells with what.
+func firstAnswer(t testing.TB, port int) (code int) {
+	t.Helper()
+	eventually(t, 40*time.Second, "an answer", func() (bool, string) {
+		a, err := request(fresh, http.MethodGet, port, "/", nil)
+		code = a.code
+		return err == nil, fmt.Sprint(err)
+	})
+	return code
+}
+
+// Envoy is killed again and again while registry and control plane are down: the
+// agent starts it anew, and the first answer is the plugin's.
+func TestFault_F7_EnvoyKilledOffline(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	port := freePort(t)
+	p := w.agent(node{name: "a", flags: []string{"--restart", "on-failure"}}, w.gateway(listener{port: port, name: "in"}))
+	w.apply(plugin("deny", w.push("deny:v1", module.Deny(401)), "phase: AUTHN") + "---\n" +
+		plugin("p", w.push("append:v1", module.Append()), tag("p")))
+	if code := firstAnswer(t, port); code != 401 {
+		t.Fatalf("it answers %d", code)
+	}
+	if err := w.control.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.registry.Close()
+	for range 3 {
+		envoy := p.pid(t)
+		if err := syscall.Kill(envoy, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		stopped(t, envoy)
+		if code := firstAnswer(t, port); code != 401 {
+			t.Fatalf("the first answer is %d; the plugin would have said 401", code)
+		}
+		p.awaitReady()
+		if now := p.pid(t); now == envoy || now == 0 {
+			t.Errorf("Envoy was %d and is %d", envoy, now)
+		}
+	}
+	if out, code := p.local(t, "status"); code != 0 || !strings.Contains(out, "deny") || !strings.Contains(out, "not connected") {
+		t.Errorf("status ends with %d:\n%s", code, out)
+	}
+	log, err := os.ReadFile(p.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(log), "envoy was ended by signal 9 (killed)"); n != 3 {
+		t.Errorf("the agent says %d times how Envoy ended, want 3", n)
+	}
+}
+
+// While Envoy cannot be started, agent and control plane say so, with its end and
+// the next try; once it can be, nobody has to do anything.
+func TestEnvoyDownIsTold(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	port := freePort(t)
+	link := filepath.Join(w.dir, "envoy-link")
+	if err := os.Symlink(envoyBinary(t), link); err != nil {
+		t.Fatal(err)
+	}
+	p := w.agent(node{name: "a", flags: []string{"--envoy", link, "--restart", "on-failure"}}, w.gateway(listener{port: port, name: "in"}))
+	w.apply(plugin("p", w.push("append:v1", module.Append()), tag("p")))
+	sees(t, port, "p")
+	if err := os.Rename(link, link+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(p.pid(t), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, "the control plane tells", func() (bool, string) {
+		out, _ := w.cli("", "describe", "wasmplugin", "p", "-n", "edge")
+		return strings.Contains(out, "EnvoyDown") && strings.Contains(out, "cannot be started"), out
+	})
+	if out, code := p.local(t, "status"); code != 3 || !strings.Contains(out, "is not running") || !strings.Contains(out, "cannot be started") || !strings.Contains(out, "next try in") {
+		t.Errorf("status ends with %d:\n%s", code, out)
+	}
+	if err := os.Rename(link+".away", link); err != nil {
+		t.Fatal(err)
+	}
+	heals(t, port, "p")
+	eventually(t, 20*time.Second, "status is good", func() (bool, string) {
+		out, code := p.local(t, "status")
+		return code == 0, out
+	})
+}
+
+// held is an upstream that answers when it is told to.
+func held(t *testing.T, w *world) (arrived chan struct{}, release func()) {
+	t.Helper()
+	arrived = make(chan struct{}, 100)
+	open := make(chan struct{})
+	release = sync.OnceFunc(func() { close(open) })
+	w.upstream.Close()
+	w.upstream = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/held" {
+			arrived <- struct{}{}
+			select {
+			case <-open:
+			case <-r.Context().Done():
+			}
+		}
+		_, _ = rw.Write([]byte("{}"))
+	}))
+	t.Cleanup(func() { release(); w.upstream.Close() })
+	return arrived, release
+}
+
+// An agent that is told to end under load loses no request that Envoy has taken:
+// those held by the upstream end well, and new ones are answered or not let in.
+func TestStopUnderLoad(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	arrived, release := held(t, w)
+	port := freePort(t)
+	p := w.agent(node{name: "a", flags: []string{"--drain", "4s"}}, w.gateway(listener{port: port, name: "in"}))
+	const slow = 20
+	results := make(chan error, slow)
+	for range slow {
+		go func() {
+			a, err := request(fresh, http.MethodGet, port, "/held", nil)
+			if err == nil && a.code != 200 {
+				err = fmt.Errorf("status %d", a.code)
+			}
+			results <- err
+		}()
+	}
+	for range slow {
+		<-arrived
+	}
+	var load sync.WaitGroup
+	answered, shut := make([]int, 6), make([]error, 6)
+	for i := range answered {
+		load.Go(func() {
+			transport := &http.Transport{MaxIdleConnsPerHost: 1, DisableKeepAlives: i%2 == 0}
+			defer transport.CloseIdleConnections()
+			client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+			for {
+				a, err := request(client, http.MethodGet, port, "/", nil)
+				if err == nil && a.code != 200 {
+					err = fmt.Errorf("status %d", a.code)
+				}
+				if err != nil {
+					shut[i] = err
+					return
+				}
+				answered[i]++
+			}
+		})
+	}
+	began := time.Now()
+	p.signal(t, syscall.SIGTERM)
+	eventually(t, 10*time.Second, "it is unready", func() (bool, string) {
+		_, why := status("http://" + p.admin + "/healthz/ready")
+		return strings.Contains(why, "draining"), why
+	})
+	eventually(t, 10*time.Second, "nobody is let in", func() (bool, string) {
+		conn, err := net.Dial("tcp", loopback(port))
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil, "it is"
+	})
+	load.Wait()
+	release()
+	for range slow {
+		if err := <-results; err != nil {
+			t.Errorf("a request in flight: %v", err)
+		}
+	}
+	for i, err := range shut {
+		if dial := (*net.OpError)(nil); !errors.As(err, &dial) || dial.Op != "dial" {
+			t.Errorf("client %d, after %d answers: %v", i, answered[i], err)
+		}
+	}
+	<-p.done
+	if p.err != nil {
+		t.Errorf("the agent ended with %v", p.err)
+	}
+	t.Logf("%v answers, ended after %s", answered, time.Since(began).Round(time.Millisecond))
+}
+
+// What does not end by itself is ended: the agent takes the drain time and little
+// more, and its Envoy is gone.
+func TestStopIsBounded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	arrived, _ := held(t, w)
+	port := freePort(t)
+	p := w.agent(node{name: "a", flags: []string{"--drain", "2s"}}, w.gateway(listener{port: port, name: "in"}))
+	envoy := p.pid(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = request(fresh, http.MethodGet, port, "/held", nil)
+	}()
+	<-arrived
+	began := time.Now()
+	p.signal(t, syscall.SIGTERM)
+	<-p.done
+	took := time.Since(began)
+	<-done
+	if p.err != nil || took < 2*time.Second || took > 2*time.Second+10*time.Second { // 5 s of patience, 5 s for a busy machine
+		t.Errorf("the agent ended with %v after %s", p.err, took)
+	}
+	if syscall.Kill(envoy, 0) == nil {
+		t.Error("Envoy runs still")
+	}
+}
+
+// The store of a running agent can be listed, checked and trimmed; nothing that
+// is in force is dropped.
+func TestStoreOfRunningAgent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	port := freePort(t)
+	p := w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
+	w.apply(plugin("p", w.push("append:v0", build(0)), tag("old")))
+	w.apply(plugin("p", w.push("append:v1", build(1)), tag("new")))
+	sees(t, port, "new")
+	list, code := p.local(t, "store", "ls")
+	if lines := strings.Count(list, "sha256:"); code != 0 || lines != 2 || strings.Count(list, "WasmPlugin/edge/p") != 1 {
+		t.Fatalf("ls ends with %d:\n%s", code, list)
+	}
+	if out, code := p.local(t, "store", "verify"); code != 0 || !strings.Contains(out, "2 modules checked, 0 corrupt") {
+		t.Errorf("verify ends with %d:\n%s", code, out)
+	}
+	if out, code := p.local(t, "store", "import", p.log); code != 1 || !strings.Contains(out, "an agent runs on this directory") {
+		t.Errorf("import ends with %d:\n%s", code, out)
+	}
+	if out, code := p.local(t, "store", "trim", "--dry-run"); code != 0 || !strings.Contains(out, "1 modules of") || len(wholeModules(t, p.modules())) != 2 {
+		t.Errorf("a dry trim ends with %d:\n%s", code, out)
+	}
+	if out, code := p.local(t, "store", "trim"); code != 0 || !strings.Contains(out, "1 modules of") || len(wholeModules(t, p.modules())) != 1 {
+		t.Errorf("trim ends with %d:\n%s", code, out)
+	}
+	if list, _ := p.local(t, "store", "ls"); strings.Count(list, "sha256:") != 1 || strings.Count(list, "WasmPlugin/edge/p") != 1 {
+		t.Errorf("after it:\n%s", list)
+	}
+	has(t, port, "new")
+	file := wholeModules(t, p.modules())[0]
+	if err := os.Chmod(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("not what it was"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := p.local(t, "store", "verify"); code != 3 || !strings.Contains(out, "1 corrupt") {
+		t.Errorf("verify ends with %d:\n%s", code, out)
+	}
+	has(t, port, "new")
+}
