@@ -24,6 +24,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/agent"
+	"chandler.dev/chandler/internal/store"
 )
 
 // version is set by the linker.
@@ -132,6 +133,7 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 	flags.Var((*size)(&cfg.StoreMax), "store-max", "how much the modules on disk may take, for example 500MiB; default 2GiB")
 	flags.StringVar(&cfg.FetchFrom, "fetch-from", agent.FromControl, "where modules are fetched from: control, or origin with control as the fallback")
 	flags.StringVar(&cfg.DockerConfig, "docker-config", "", "directory of the config.json with this node's credentials for --fetch-from origin; anonymously without")
+	flags.DurationVar(&cfg.Scrub, "scrub", store.DefaultScrub, "period within which every stored module is hashed again")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 

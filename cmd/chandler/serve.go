@@ -29,7 +29,7 @@ import (
 type serveFlags struct {
 	plugins, data, listen, admin string
 	rootNamespace                string
-	resolveInterval              time.Duration
+	resolveInterval, scrub       time.Duration
 	fetchDeadline                time.Duration
 	insecure                     []string
 	logLevel                     string
@@ -58,6 +58,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.StringVar(&f.admin, "admin", "127.0.0.1:9911", "address for commands, health and metrics")
 	flags.StringVar(&f.rootNamespace, "root-namespace", control.DefaultRootNamespace, "namespace whose plugins are for proxies of every namespace")
 	flags.DurationVar(&f.resolveInterval, "resolve-interval", 0, "resolve tags with pull policy Always again after this time; 0 for only when the resource changes")
+	flags.DurationVar(&f.scrub, "scrub", store.DefaultScrub, "period within which every stored module is hashed again")
 	flags.DurationVar(&f.fetchDeadline, "fetch-deadline", 30*time.Second, "how long an agent may take to fetch a new plugin's module before the plugin's failStrategy applies on its proxy; fetching goes on")
 	flags.StringArrayVar(&f.insecure, "insecure-registry", nil, "registry host[:port] that may be spoken to in plain HTTP; may be given several times")
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -123,7 +124,7 @@ func newControl(f serveFlags, data string, modules *store.Store, metrics *promet
 		Source: plugins, Records: records, Store: modules, Listener: listener,
 		Resolver:      resolve.New(resolve.Config{Fetcher: client, Store: modules, Log: log}),
 		Policy:        resolve.Policy{Interval: f.resolveInterval},
-		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Registerer: metrics, Log: log,
+		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Scrub: f.scrub, Registerer: metrics, Log: log,
 	})
 	if err != nil {
 		listener.Close()

@@ -61,6 +61,9 @@ type Config struct {
 	// DockerConfig is a directory whose config.json has this node's credentials
 	// for FromOrigin; empty: anonymously.
 	DockerConfig string
+	// Scrub is the period within which every stored module is hashed again; default
+	// store.DefaultScrub.
+	Scrub time.Duration
 	// DialOptions are used towards the control plane; default: no TLS.
 	DialOptions []grpc.DialOption
 	// EnvoyLog gets a copy of Envoy's log; nil: nobody.
@@ -325,6 +328,10 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket str
 	g.Go(func() error { a.envoyLog.run(ctx); return nil })
 	g.Go(func() error { a.watchTraps(ctx); return nil })
 	a.followListeners(ctx, g)
+	g.Go(func() error {
+		a.store.Scrub(ctx, a.cfg.Scrub, func(d chandler.ModuleDigest) { a.send(ctx, message{event: Lost{Digest: d}}) })
+		return nil
+	})
 	if len(a.cfg.Control) > 0 {
 		g.Go(func() error { return a.followControl(ctx) })
 	}

@@ -135,10 +135,12 @@ func (s *State) settleSlots(now time.Time) (effects []Effect, adopted bool) {
 			if next = s.next(sl, chosen); next == nil {
 				continue
 			}
-			until, keep = s.ahead(sl, next, now)
+			if until, keep = s.ahead(sl, next, now); !keep {
+				until, keep = time.Time{}, s.onlyLost(sl, next)
+			}
 		}
 		if keep {
-			if s.keepUntil.IsZero() || until.Before(s.keepUntil) {
+			if !until.IsZero() && (s.keepUntil.IsZero() || until.Before(s.keepUntil)) {
 				s.keepUntil = until
 			}
 			continue
@@ -249,6 +251,25 @@ func (s *State) ahead(sl *slot, next *composition, now time.Time) (until time.Ti
 		}
 	}
 	return time.Time{}, false
+}
+
+// onlyLost tells whether a slot would change for nothing but modules whose files
+// are lost: they run from Envoy's memory, and that has no end.
+func (s *State) onlyLost(sl *slot, next *composition) bool {
+	if sl.acked == nil || sl.revert {
+		return false
+	}
+	for _, key := range changes(sl.acked, next.members) {
+		old, runs := sl.acked.members[key]
+		p := s.plugins[key]
+		if !runs || old.standIn != chandler.StandInNone || p == nil || p.want == nil || p.good == nil || p.good.Version != old.version.Version {
+			return false
+		}
+		if l := s.loads[source(p.good)]; l == nil || l.ready || l.lost.IsZero() {
+			return false
+		}
+	}
+	return true
 }
 
 // next gives the composition that a slot should be sent; nil when it has it.

@@ -79,6 +79,33 @@ func TestContract_LostFile(t *testing.T) {
 	})
 }
 
+// A scrub finds that the file of a module that runs is gone or corrupt: it is
+// brought again and Envoy is not disturbed, however long that takes.
+func TestContract_LostAndNobodyElseChanges(t *testing.T) {
+	p, a := serving(t), version("a")
+	p.assign(a)
+	p.loaded(a)
+	p.ackAll()
+	p.step(Lost{Digest: a.Program.Module.Digest})
+	p.loadFails(a, chandler.CodeControlUnreachable, true)
+	for range 100 {
+		p.pass(maxBackoff)
+		p.wantQuiet()
+		if _, ok := p.loads[source(&a)]; ok {
+			p.loadFails(a, chandler.CodeControlUnreachable, true)
+		}
+	}
+	p.wantState(a, chandler.StateInForce, "release-a", chandler.StandInNone, "")
+	p.pass(maxBackoff)
+	p.loaded(a)
+	p.wantQuiet()
+	b := version("b")
+	p.assign(b)
+	p.loaded(b)
+	p.ackAll()
+	p.want(authn, "a", "b")
+}
+
 // An Envoy that was left behind refuses a composition and does not say for which
 // plugin: what was good is in force all the time, and the culprit is found.
 func TestContract_UnknownCulpritLeftBehind(t *testing.T) {

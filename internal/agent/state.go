@@ -194,8 +194,10 @@ type load struct {
 	nextTry time.Time
 	problem *chandler.Problem
 	size    int64
-	// lost is when Envoy missed the file; zero once it has found it.
-	lost time.Time
+	// lost is when the file was missed: zero once Envoy has found it, if it was Envoy
+	// that missed it, or once it is there again.
+	lost   time.Time
+	missed bool // by Envoy
 }
 
 // Event is something that happened.
@@ -251,6 +253,8 @@ type (
 	// Nacked tells that it was refused: Envoy's message, and the reason read
 	// from its log.
 	Nacked struct{ Slot, Version, Message, Reason string }
+	// Lost tells that the file of a module is gone from the disk, or corrupt.
+	Lost struct{ Digest chandler.ModuleDigest }
 	// Trapped tells how often plugins' VMs failed in all, as far as that is known.
 	Trapped struct{ Counts map[chandler.Key]uint64 }
 	// Tick tells that time has passed.
@@ -269,6 +273,7 @@ func (ListenersTaken) isEvent()   {}
 func (ListenersRefused) isEvent() {}
 func (Acked) isEvent()            {}
 func (Nacked) isEvent()           {}
+func (Lost) isEvent()             {}
 func (Trapped) isEvent()          {}
 func (Tick) isEvent()             {}
 

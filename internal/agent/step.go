@@ -39,6 +39,12 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 		s.acked(ev)
 	case Nacked:
 		s.nacked(ev, now)
+	case Lost:
+		for _, l := range s.loads {
+			if l.ready && l.digest == ev.Digest {
+				l.ready, l.attempt, l.nextTry, l.lost, l.missed = false, 0, time.Time{}, now, false
+			}
+		}
 	case Trapped:
 		for key, n := range ev.Counts {
 			if p := s.plugins[key]; p != nil && p.trapsBefore+n > p.traps {
@@ -182,6 +188,9 @@ func (s *State) loaded(ev Loaded, now time.Time) {
 	l.running = false
 	if ev.Err == nil {
 		l.ready, l.path, l.digest, l.size, l.problem = true, ev.Path, ev.Digest, ev.Size, nil
+		if !l.missed {
+			l.lost = time.Time{}
+		}
 		return
 	}
 	l.problem = &ev.Err.Problem
@@ -294,7 +303,7 @@ func (s *State) lose(refused *composition, message string, now time.Time) bool {
 		if m.standIn != chandler.StandInNone || l == nil || !l.ready || !l.lost.IsZero() || !attach.MissingFile(message, l.path) {
 			continue
 		}
-		l.ready, l.attempt, l.nextTry, l.lost = false, 0, time.Time{}, now
+		l.ready, l.attempt, l.nextTry, l.lost, l.missed = false, 0, time.Time{}, now, true
 		lost = true
 	}
 	return lost

@@ -59,6 +59,9 @@ type Config struct {
 	// FetchDeadline is how long an agent may take to fetch a plugin's first module
 	// before failStrategy applies on its proxy; zero: the agents' default.
 	FetchDeadline time.Duration
+	// Scrub is the period within which every stored module is hashed again; zero
+	// means store.DefaultScrub.
+	Scrub time.Duration
 	// Authenticator decides who an agent is; nil is Loopback.
 	Authenticator Authenticator
 	// Registerer takes the metrics; nil keeps them to ourselves.
@@ -155,6 +158,15 @@ func (c *Control) Run(ctx context.Context) error {
 		return c.cfg.Source.Run(gctx, func(s source.Snapshot) { c.deliver(gctx, s) })
 	})
 	g.Go(func() error { return l.run(gctx) })
+	g.Go(func() error {
+		c.cfg.Store.Scrub(gctx, c.cfg.Scrub, func(d chandler.ModuleDigest) {
+			select {
+			case c.missing <- d:
+			case <-gctx.Done():
+			}
+		})
+		return nil
+	})
 	g.Go(func() error { return grpcServer.Serve(c.cfg.Listener) })
 	g.Go(func() error { <-gctx.Done(); grpcServer.Stop(); return gctx.Err() })
 	err = g.Wait()

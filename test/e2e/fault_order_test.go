@@ -3,8 +3,11 @@ package e2e
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"testing"
 	"time"
+
+	"chandler.dev/chandler/internal/testenv/module"
 )
 
 // The agent is killed somewhere between an edit and its ACK, again and again, and
@@ -34,4 +37,57 @@ func TestFault_F4_AgentKilledInAnUpdate(t *testing.T) {
 	}
 	heals(t, port, fmt.Sprintf("n%d", rounds))
 	o.check(t)
+}
+
+// A bit of a stored module flips, and then its file is deleted, while its plugin
+// runs: the scrub finds both, the module is fetched again, and traffic notices
+// nothing.
+func TestFault_F17_F18_ScrubWhileItRuns(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	port := freePort(t)
+	p := w.agent(node{name: "a", flags: []string{"--scrub", "100ms"}}, w.gateway(listener{port: port, name: "in"}))
+	w.apply(plugin("p", w.push("append:v1", module.Append()), tag("n0")))
+	o := watchOrder(port)
+	whole := wholeModules(t, p.modules())
+	if len(whole) != 1 {
+		t.Fatalf("stored: %v", whole)
+	}
+	was, err := os.Stat(whole[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := func() {
+		t.Helper()
+		eventually(t, 20*time.Second, "the module is there again, in another file", func() (bool, string) {
+			now, err := os.Stat(whole[0])
+			return err == nil && !os.SameFile(was, now), fmt.Sprint(err)
+		})
+		if was, err = os.Stat(whole[0]); err != nil {
+			t.Fatal(err)
+		}
+		wholeModules(t, p.modules())
+	}
+	b, err := os.ReadFile(whole[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 1
+	f, err := os.OpenFile(whole[0], os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	if err := os.Remove(whole[0]); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	o.check(t)
+	has(t, port, "n0")
 }

@@ -34,7 +34,7 @@ var faults = []fault{
 	{number: 14, what: "disk full in mid-write"},
 	{number: 15, what: "the disk fails at sync, close or rename"},
 	{number: 16, what: "a stored module cannot be read"},
-	{number: 17, what: "a bit of a stored module flips", remark: "found at the first use after a start"},
+	{number: 17, what: "a bit of a stored module flips"},
 	{number: 18, what: "a stored module is deleted"},
 	{number: 19, what: "the directory cannot be written"},
 	{number: 20, what: "power loss"},
