@@ -138,7 +138,7 @@ func TestContract_FirstAttach(t *testing.T) {
 		b.mend()
 		l.healsIn("p")
 		s.wantSeen(l.t, append(append([]string{asBefore}, c.seen...), inForce)...)
-		l.tells("Ready         True")
+		l.programmed(l.name)
 	})
 }
 

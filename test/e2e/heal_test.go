@@ -73,9 +73,7 @@ func TestHeal_FirstAttach(t *testing.T) {
 		remedy()
 		l.healsIn("p")
 		load.check(l.t)
-		if out, ok := l.cli("", "status", l.name, "-n", "edge"); !ok {
-			l.t.Errorf("status finds something wrong:\n%s", out)
-		}
+		l.programmed(l.name)
 	})
 }
 
