@@ -240,6 +240,7 @@ func TestStepModel(t *testing.T) {
 			"restart": func(t *rapid.T) {
 				r.restart(rapid.SampledFrom([]string{"envoy-1", "envoy-2"}).Draw(t, "binary"))
 			},
+			"end":    func(*rapid.T) { r.end() },
 			"settle": func(*rapid.T) { r.quiesce(); r.checkSettled() },
 		})
 	})
@@ -287,6 +288,25 @@ func (r *rig) restart(binary string) {
 	clear(r.refused)
 	r.start(binary)
 	r.open()
+}
+
+// end lets Envoy end by itself, and starts it anew. What was on its way into a slot
+// is put away for a while.
+func (r *rig) end() {
+	clear(r.pushed)
+	clear(r.inForce)
+	clear(r.refused)
+	r.step(EnvoyEnded{Message: "killed", Attempt: 1})
+	for key, st := range r.s.Report() {
+		if st.InForce != "" || st.State == chandler.StateInForce || st.Reason != chandler.CodeEnvoyDown {
+			r.t.Fatalf("%v without an Envoy: %+v", key, st)
+		}
+	}
+	r.start("envoy-1")
+	r.open()
+	r.now = r.now.Add(rejectedInterval)
+	r.step(Tick{})
+	r.quiesce()
 }
 
 // checkSettled holds what must be true once everything was answered.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -251,6 +252,45 @@ func TestTrimDropsWhatWasUsedLongestAgo(t *testing.T) {
 	}
 	if l := s.List(); len(l) != 2 || l[0].Digest != d[0] || l[1].Digest != d[3] {
 		t.Errorf("list %v", l)
+	}
+}
+
+// Drop goes by last use and leaves what is leased or is to be kept; a dry one
+// changes nothing.
+func TestDrop(t *testing.T) {
+	t.Parallel()
+	fsys := crashfs.New()
+	now := time.Unix(1_800_000_000, 0)
+	s := open(t, store.Config{FS: fsys, Now: func() time.Time { now = now.Add(2 * time.Hour); return now }})
+	var d []chandler.ModuleDigest
+	for i := range 5 {
+		d = append(d, ingest(t, s, i, 1000))
+	}
+	leased := acquire(t, s, d[0])
+	keep := func(m chandler.ModuleDigest) bool { return m == d[1] }
+	drop := func(most int64, dry bool, want ...chandler.ModuleDigest) {
+		t.Helper()
+		var got []chandler.ModuleDigest
+		for _, e := range s.Drop(keep, most, dry) {
+			got = append(got, e.Digest)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("at most %d bytes, dry %v: dropped %v, want %v", most, dry, got, want)
+		}
+	}
+	drop(0, true, d[2], d[3], d[4])
+	if n, _ := s.Stats(); n != 5 {
+		t.Errorf("after a dry one %d are there", n)
+	}
+	drop(5000, false)
+	drop(4000, false, d[2])
+	drop(0, false, d[3], d[4])
+	drop(0, false)
+	leased.Release()
+	drop(0, false, d[0])
+	list, err := store.Read(fsys, s.Dir)
+	if n, bytes := s.Stats(); err != nil || len(list) != 1 || list[0].Digest != d[1] || list[0].Size != 1000 || n != 1 || bytes != 1000 {
+		t.Errorf("on disk %v, %v; stats %d of %d", list, err, n, bytes)
 	}
 }
 
