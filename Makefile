@@ -43,8 +43,9 @@ test: tools lint build bin/basicauth.wasm ## all tests, with a real Envoy
 	go -C internal/testenv/registry/distribution test -timeout 10m ./...
 
 faults: tools ## the table of faults: which are survived, as tests show
+	@sh tools/strace.sh
 	@echo "the fault tests run; this takes some minutes" >&2
-	go test -run '^TestFault_' -count 1 -timeout 20m -json ./... | go run ./test/faults
+	go test -tags faults -run '^TestFault_' -count 1 -timeout 20m -json ./... | go run ./test/faults
 
 updates: tools ## 1,000 updates of a gateway under load; none is noticed
 	go test ./test/e2e -run '^TestUpdates$$' -count 1 -timeout 15m -v -updates 1000
@@ -54,8 +55,8 @@ soak: tools ## random faults under load: for a day, or make soak FOR=1h
 
 lint: ## gofmt, go vet, staticcheck, generated files up to date
 	@out=$$(gofmt -l .) && if [ -n "$$out" ]; then echo "not gofmt'd:"; echo "$$out"; exit 1; fi
-	for m in $(MODULES); do go -C "$$m" vet ./... || exit 1; done
-	go tool -modfile=tools/go.mod staticcheck ./...
+	for m in $(MODULES); do go -C "$$m" vet -tags faults ./... || exit 1; done
+	go tool -modfile=tools/go.mod staticcheck -tags faults ./...
 	cd plugins/basicauth && go tool -modfile=../../tools/go.mod staticcheck ./...
 	go -C tools run ./protogen -check ../api
 
