@@ -275,34 +275,7 @@ func (c console) open(file string) (*os.File, error) {
 }
 
 // size is a number of bytes as people write it.
-type size int64
-
-var units = []struct {
-	name string
-	n    float64
-}{{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"kB", 1e3}, {"B", 1}, {"", 1}}
-
-func (s size) String() string {
-	for _, u := range units[:4] {
-		if float64(s) >= u.n {
-			return strconv.FormatFloat(float64(s)/u.n, 'f', 1, 64) + " " + u.name
-		}
-	}
-	return strconv.FormatInt(int64(s), 10) + " B"
-}
-
-// Set is for package flag.
-func (s *size) Set(text string) error {
-	for _, u := range units {
-		number, ok := strings.CutSuffix(text, u.name)
-		n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
-		if ok && err == nil && n >= 0 && n*u.n < 1<<62 {
-			*s = size(n * u.n)
-			return nil
-		}
-	}
-	return fmt.Errorf("%s is not a size such as 500MiB or 2GiB", chandler.Quote(text))
-}
+type size = store.Size
 
 // ago tells how long ago something was.
 func ago(t time.Time) string {

@@ -31,6 +31,7 @@ type serveFlags struct {
 	rootNamespace                string
 	resolveInterval, scrub       time.Duration
 	fetchDeadline                time.Duration
+	storeMax                     store.Size
 	insecure                     []string
 	logLevel                     string
 }
@@ -58,6 +59,8 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.StringVar(&f.admin, "admin", "127.0.0.1:9911", "address for commands, health and metrics")
 	flags.StringVar(&f.rootNamespace, "root-namespace", control.DefaultRootNamespace, "namespace whose plugins are for proxies of every namespace")
 	flags.DurationVar(&f.resolveInterval, "resolve-interval", 0, "resolve tags with pull policy Always again after this time; 0 for only when the resource changes")
+	f.storeMax = store.DefaultMaxBytes
+	flags.Var(&f.storeMax, "store-max", "how much the modules on disk may take, for example 500MiB; those longest unused go first, and none that is attached")
 	flags.DurationVar(&f.scrub, "scrub", store.DefaultScrub, "period within which every stored module is hashed again")
 	flags.DurationVar(&f.fetchDeadline, "fetch-deadline", 30*time.Second, "how long an agent may take to fetch a new plugin's module before the plugin's failStrategy applies on its proxy; fetching goes on")
 	flags.StringArrayVar(&f.insecure, "insecure-registry", nil, "registry host[:port] that may be spoken to in plain HTTP; may be given several times")
@@ -86,7 +89,7 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 		return err
 	}
 	defer lock.Unlock()
-	modules, err := store.Open(store.Config{Dir: filepath.Join(data, "modules"), Log: log})
+	modules, err := store.Open(store.Config{Dir: filepath.Join(data, "modules"), MaxBytes: int64(f.storeMax), Log: log})
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,8 @@ import (
 const (
 	MaxBackoff = 3 * time.Second
 
-	minBackoff       = 100 * time.Millisecond
+	minBackoff       = 20 * time.Millisecond
+	firstSpread      = time.Second // over which agents come back that lost a control plane
 	connectTimeout   = 3 * time.Second
 	firstTimeout     = 15 * time.Second // from connect to the first answer
 	keepaliveTime    = 10 * time.Second
@@ -127,15 +128,16 @@ func (c *Client) Run(ctx context.Context) error {
 	return nil
 }
 
-// delay is how long to wait after a failure. Every target gets a quick try
-// before the waiting begins; then it doubles with every round. Half of it is
-// chance, so that a fleet does not come back in one moment.
+// delay is how long to wait after a failure: any time up to a bound that doubles
+// with every round of the targets. It is all chance from the first try on, because
+// an agent cannot know whether a whole fleet lost the same control plane in the
+// same moment, and a fleet must not come back in one.
 func delay(failures, targets int, chance float64) time.Duration {
-	d := minBackoff
+	bound := firstSpread
 	for range min(failures/targets, 16) {
-		d = min(2*d, MaxBackoff)
+		bound = min(2*bound, MaxBackoff)
 	}
-	return d/2 + time.Duration(chance*float64(d/2))
+	return max(minBackoff, time.Duration(chance*float64(bound)))
 }
 
 // session is one connection from dial to loss; answered tells whether the
@@ -252,7 +254,7 @@ func dialDefaults() []grpc.DialOption {
 			Time: keepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true,
 		}),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: minBackoff, Multiplier: 2, MaxDelay: MaxBackoff},
+			Backoff:           backoff.Config{BaseDelay: firstSpread, Multiplier: 2, MaxDelay: MaxBackoff},
 			MinConnectTimeout: connectTimeout,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),

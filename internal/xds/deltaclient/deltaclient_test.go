@@ -276,13 +276,14 @@ func TestDelay(t *testing.T) {
 		chance            float64
 		want              time.Duration
 	}{
-		{0, 1, 0, 50 * time.Millisecond},
-		{0, 1, 1, 100 * time.Millisecond},
-		{1, 2, 1, 100 * time.Millisecond}, // the second target's quick try
-		{2, 2, 1, 200 * time.Millisecond},
-		{3, 1, 1, 800 * time.Millisecond},
+		{0, 1, 0, minBackoff},
+		{0, 1, 0.5, firstSpread / 2},
+		{0, 1, 1, firstSpread},
+		{1, 2, 1, firstSpread}, // the second target's first try
+		{2, 2, 1, 2 * firstSpread},
+		{3, 1, 1, MaxBackoff},
+		{1000, 1, 0.5, MaxBackoff / 2},
 		{1000, 1, 1, MaxBackoff},
-		{1000, 1, 0, MaxBackoff / 2},
 	} {
 		if got := delay(c.failures, c.targets, c.chance); got != c.want {
 			t.Errorf("delay(%d, %d, %v) = %v, want %v", c.failures, c.targets, c.chance, got, c.want)
