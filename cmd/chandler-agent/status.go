@@ -64,6 +64,8 @@ func (c console) status(st *agent.Status) error {
 	switch e := st.Envoy; {
 	case e.PID == 0:
 		fmt.Fprintf(w, "Envoy\t%s is not running: %s%s\n", text(e.Version), text(cmp.Or(e.Down, "it is not started yet")), next(e.NextTry))
+	case e.Adopted:
+		fmt.Fprintf(w, "Envoy\t%s, pid %d, taken over from the agent before at %s\n", text(e.Version), e.PID, e.Since.Format(time.RFC3339))
 	default:
 		fmt.Fprintf(w, "Envoy\t%s, pid %d, since %s\n", text(e.Version), e.PID, e.Since.Format(time.RFC3339))
 	}

@@ -270,9 +270,28 @@ func TestListingModel(t *testing.T) {
 				p.step(Assigned{})
 				p.settle()
 			},
+			"end":    func(*rapid.T) { p.end() },
 			"settle": func(*rapid.T) { p.settle(); p.checkSettled() },
 		})
 	})
+}
+
+// end lets Envoy end by itself, whatever is under way, and starts it anew. It begins
+// with all slots that are needed; what was on its way into one waits for a while.
+func (p *tcp) end() {
+	p.written, p.serving = false, nil
+	clear(p.asked)
+	clear(p.pushed)
+	clear(p.runs)
+	p.step(EnvoyEnded{Message: "killed", Attempt: 1})
+	if !p.s.fits(p.s.wantListed()) || p.s.shut || !slices.Equal(p.file, p.s.listed) {
+		p.fatal("the next Envoy would begin with %v, and needs %v", p.file, p.s.wantListed())
+	}
+	p.start("envoy-1")
+	p.settle()
+	p.now = p.now.Add(rejectedInterval)
+	p.step(Tick{})
+	p.settle()
 }
 
 // checkSettled holds what must be true once everything was answered.

@@ -140,6 +140,81 @@ func TestEnvoyDownIsTold(t *testing.T) {
 	})
 }
 
+// A NETWORK plugin, whose slot stands in the listeners, is there when the next Envoy
+// serves its first connection.
+func TestNetworkPluginAfterEnvoyEnded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	config, ports := tcpGateway(t)
+	p := w.agent(node{name: "edge-1", flags: []string{"--restart", "on-failure"}}, config)
+	w.apply(networkPlugin("prefix", w.push("prefix", module.Prefix()), "1"))
+	if err := w.control.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.registry.Close()
+	for range 2 {
+		envoy := p.pid(t)
+		if err := syscall.Kill(envoy, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		stopped(t, envoy)
+		eventually(t, 20*time.Second, "it serves", func() (bool, string) {
+			conn, err := dialTCP(ports.plain, "")
+			if err != nil {
+				return false, err.Error()
+			}
+			defer conn.Close()
+			got := say(conn, "hello")
+			if got == "hello" {
+				t.Fatal("a connection passed without the plugin")
+			}
+			return got == prefix("1")+"hello", got
+		})
+		p.awaitReady()
+		ports.everywhereSays(t, prefix("1")+"hello")
+	}
+}
+
+// Envoy ends while it compiles an update: the next one serves with the version
+// before, tries the update again later, and nobody has to do anything.
+func TestEnvoyEndsDuringAnUpdate(t *testing.T) {
+	t.Parallel()
+	slow, err := os.ReadFile(filepath.Join("..", "..", "bin", "basicauth.wasm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t)
+	port := freePort(t)
+	p := w.agent(node{name: "a", flags: []string{"--restart", "on-failure"}}, w.gateway(listener{port: port, name: "in"}))
+	w.apply(plugin("p", w.push("append:v1", module.Append()), tag("before")))
+	w.submit(plugin("p", w.push("slow:v1", slow), `pluginConfig: {basic_auth_rules: [{prefix: "/", request_methods: ["GET"], credentials: ["a:b"]}]}`))
+	eventually(t, 30*time.Second, "Envoy compiles the update", func() (bool, string) {
+		out, _ := p.local(t, "status")
+		return strings.Contains(out, "Ready ") && strings.Contains(out, "the version before"), out
+	})
+	envoy := p.pid(t)
+	if err := syscall.Kill(envoy, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	stopped(t, envoy)
+	var first answer
+	eventually(t, 20*time.Second, "an answer", func() (bool, string) {
+		first, err = request(fresh, http.MethodGet, port, "/", nil)
+		return err == nil, fmt.Sprint(err)
+	})
+	if first.code != 200 || len(appended(first)) != 1 {
+		t.Errorf("the first answer: %d, tags %v, want the version before", first.code, appended(first))
+	}
+	eventually(t, 20*time.Second, "status says why it waits", func() (bool, string) {
+		out, code := p.local(t, "status")
+		return code == 3 && strings.Contains(out, "Envoy ended while this version was being put in force") && strings.Contains(out, "next try in"), out
+	})
+	eventually(t, 60*time.Second, "the update is in force", func() (bool, string) {
+		a, err := request(fresh, http.MethodGet, port, "/", nil)
+		return err == nil && a.code == 401, fmt.Sprint(a.code, err)
+	})
+}
+
 // held is an upstream that answers when it is told to, and counts what it was
 // asked.
 func held(t *testing.T, w *world) (arrived chan struct{}, release func(), asked *atomic.Int64) {
