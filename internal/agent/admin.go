@@ -79,12 +79,18 @@ func (a *Agent) unready() []string {
 func local(h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		from, err := netip.ParseAddrPort(r.RemoteAddr)
-		if err != nil || !from.Addr().Unmap().IsLoopback() || r.Header.Get("Origin") != "" {
+		if err != nil || !from.Addr().Unmap().IsLoopback() && !ownAddress(r, from.Addr()) || r.Header.Get("Origin") != "" {
 			http.Error(w, "only commands on this machine may do that", http.StatusForbidden)
 			return
 		}
 		h(w, r)
 	}
+}
+
+// ownAddress tells whether a request comes from the very address it was sent to.
+func ownAddress(r *http.Request, from netip.Addr) bool {
+	at, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	return ok && at.AddrPort().Addr().Unmap() == from.Unmap()
 }
 
 func writeJSON(w http.ResponseWriter, v any) {

@@ -2,9 +2,12 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -56,6 +59,16 @@ func TestAdminStore(t *testing.T) {
 	for _, from := range []string{"192.0.2.1:1234", "[2001:db8::1]:1", "nonsense"} {
 		if w := post(h, "/store/trim", from); w.Code != http.StatusForbidden {
 			t.Errorf("from %s: %d", from, w.Code)
+		}
+	}
+	own := httptest.NewRequest(http.MethodPost, "/store/trim?dry_run=true", nil)
+	own.RemoteAddr = "192.0.2.1:1234"
+	for at, code := range map[string]int{"192.0.2.1:9912": http.StatusOK, "192.0.2.2:9912": http.StatusForbidden} {
+		addr := net.TCPAddrFromAddrPort(netip.MustParseAddrPort(at))
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, own.WithContext(context.WithValue(t.Context(), http.LocalAddrContextKey, net.Addr(addr))))
+		if w.Code != code {
+			t.Errorf("from %s to %s: %d, want %d", own.RemoteAddr, at, w.Code, code)
 		}
 	}
 	if w := post(h, "/store/trim", here, "Origin", "https://example.com"); w.Code != http.StatusForbidden {

@@ -85,6 +85,9 @@ func TestEnvoyEnds(t *testing.T) {
 		t.Errorf("the agent ended with %v, want exit code 137", p.err)
 	}
 	p.err = nil // as expected; the clean-up has nothing to add
+	if log := p.tail(); !strings.Contains(log, "chandler-agent: envoy was ended by signal 9 (killed)") || !strings.Contains(log, "last_words=") {
+		t.Errorf("the agent does not say how Envoy ended:\n%s", log)
+	}
 }
 
 // What cannot work is refused before anything is started, with words.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -172,6 +173,26 @@ func TestNetworkPluginAfterEnvoyEnded(t *testing.T) {
 		})
 		p.awaitReady()
 		ports.everywhereSays(t, prefix("1")+"hello")
+	}
+}
+
+// An Envoy that was told to end is not started anew: its agent ends well, too.
+func TestEnvoyIsToldToEnd(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.agent(node{name: "a", flags: []string{"--restart", "on-failure"}}, w.gateway(listener{port: freePort(t), name: "in"}))
+	socket := filepath.Join(p.dir, "data", "envoy", "admin.sock")
+	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+	resp, err := client.Post("http://envoy/quitquitquit", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	<-p.done
+	if p.err != nil {
+		t.Errorf("the agent ended with %v", p.err)
 	}
 }
 
