@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -152,6 +153,49 @@ func leftBehind(dir string) (*processRecord, *envoyProcess) {
 	p := &envoyProcess{proc: proc, done: make(chan struct{}), err: errNotOurChild}
 	go p.watch(r)
 	return &r, p
+}
+
+// strays gives the Envoys that an agent of this directory started and did not live
+// to write down; known is the one that is. They are told by their command line,
+// which begins with our bootstrap (see commandLine).
+func strays(dir string, known *envoyProcess) []*envoyProcess {
+	own, err := filepath.Abs(filepath.Join(dir, bootstrapName))
+	if err != nil {
+		return nil
+	}
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline") // none where there is no such thing
+	if err != nil {
+		return nil
+	}
+	var found []*envoyProcess
+	for _, line := range lines {
+		b, err := os.ReadFile(line)
+		args := strings.Split(string(b), "\x00")
+		if err != nil || len(args) < 3 || args[1] != "-c" || !strings.HasPrefix(filepath.Base(args[2]), bootstrapName) {
+			continue
+		}
+		path := args[2]
+		if !filepath.IsAbs(path) {
+			cwd, err := os.Readlink(filepath.Join(filepath.Dir(line), "cwd"))
+			if err != nil {
+				continue
+			}
+			path = filepath.Join(cwd, path)
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(line)))
+		if err != nil || strings.TrimSuffix(path, filepath.Ext(path)) != own || known != nil && known.proc.Pid == pid {
+			continue
+		}
+		started, ok := processStart(pid)
+		proc, err := os.FindProcess(pid)
+		if !ok || err != nil {
+			continue // it has ended
+		}
+		p := &envoyProcess{proc: proc, done: make(chan struct{}), err: errNotOurChild}
+		go p.watch(processRecord{PID: pid, Started: started})
+		found = append(found, p)
+	}
+	return found
 }
 
 // errNotOurChild stands for the exit code of a process whose parent is gone.

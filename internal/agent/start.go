@@ -60,8 +60,12 @@ func (a *Agent) deriveConfig(sockets string) attach.DeriveConfig {
 	return dc
 }
 
+// bootstrapName is that of the file that Envoy is started with, without what its
+// syntax adds.
+const bootstrapName = "bootstrap"
+
 func (a *Agent) bootstrapPath() string {
-	return filepath.Join(a.envoyDir(), "bootstrap"+a.derived.Extension)
+	return filepath.Join(a.envoyDir(), bootstrapName+a.derived.Extension)
 }
 
 // openEnvoyLog follows Envoy's log from where it ends now.
@@ -97,7 +101,17 @@ func (a *Agent) configDigest() string {
 func (a *Agent) takeEnvoy(ctx context.Context) error {
 	config := a.configDigest()
 	var listed []attach.Slot
-	if record, process := leftBehind(a.envoyDir()); process != nil {
+	record, process := leftBehind(a.envoyDir())
+	for _, stray := range strays(a.envoyDir(), process) {
+		// It would go on to share the ports, with the plugins of its time for ever.
+		a.log.Warn("an Envoy that the agent before did not write down is stopped first", "pid", stray.proc.Pid)
+		drain := a.cfg.Drain
+		if process != nil {
+			drain = 0 // the admin socket is that of the other one
+		}
+		stray.stop(a.envoyAdmin, drain)
+	}
+	if process != nil {
 		var err error
 		listed, err = a.listedSlots()
 		if err == nil && a.restored && record.Binary == a.binary.Digest && record.Config == config {

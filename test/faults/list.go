@@ -22,7 +22,7 @@ const (
 var faults = []fault{
 	{number: 1, what: "the agent is killed while idle"},
 	{number: 2, what: "killed in the middle of writing a module"},
-	{number: 3, what: "killed between write, sync, rename and directory sync"},
+	{number: 3, what: "killed between write, sync, rename and directory sync", remark: "each file at every call; the whole agent at each rename, and at the first calls of each thread"},
 	{number: 4, what: "agent killed after it sent, before the ACK is on disk"},
 	{number: 5, what: "control plane killed at random, in mid-push", remark: "one replica; two come with Kubernetes"},
 	{number: 6, what: "control plane killed while it writes status", open: kubernetes},
@@ -36,7 +36,7 @@ var faults = []fault{
 	{number: 16, what: "a stored module cannot be read"},
 	{number: 17, what: "a bit of a stored module flips"},
 	{number: 18, what: "a stored module is deleted"},
-	{number: 19, what: "the directory cannot be written"},
+	{number: 19, what: "the directory cannot be written", remark: "shown for the store and the lock, on a read-only mount; not for an agent as a whole"},
 	{number: 20, what: "power loss"},
 	{number: 21, what: "no inodes left"},
 	{number: 22, what: "the store is full of what is in use"},

@@ -32,6 +32,7 @@ type Fault struct {
 	Call string // one of Calls
 	When int    // at which call of a thread, counted from 1
 	On   bool   // at all later ones, too
+	Path string // when not empty, only calls that name this file count
 	What string // Kill, or "error=EIO" and the like: the call fails and is not made
 }
 
@@ -77,6 +78,9 @@ func arguments(f *Fault, log string) []string {
 	args := []string{"-f", "-qq", "-y", "-o", log, "-e", "signal=none"}
 	if f == nil {
 		return append(args, "-e", "trace="+strings.Join(Calls, ","), "--")
+	}
+	if f.Path != "" {
+		args = append(args, "-P", f.Path)
 	}
 	return append(args, "-e", "trace="+f.Call, "-e", "inject="+f.String(), "--")
 }
