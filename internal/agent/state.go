@@ -198,6 +198,8 @@ type load struct {
 	// that missed it, or once it is there again.
 	lost   time.Time
 	missed bool // by Envoy
+	// standby: no version needs it now, one may later.
+	standby bool
 }
 
 // Event is something that happened.

@@ -195,7 +195,7 @@ func (s *State) loaded(ev Loaded, now time.Time) {
 	}
 	l.problem = &ev.Err.Problem
 	wait := backoff(l.attempt, minBackoff, maxBackoff)
-	if !ev.Err.Temporary {
+	if !ev.Err.Temporary || l.standby {
 		wait = backoff(l.attempt, minPermanent, maxPermanent)
 	}
 	wait -= time.Duration(float64(wait) / 2 * s.set.Jitter())
@@ -463,9 +463,11 @@ func (s *State) settleLoads(now time.Time) []Effect {
 			}
 		}
 	}
+	standby := s.standby(needed)
 	var effects []Effect
 	for _, src := range sortedSources(maps.Keys(s.loads)) {
-		if _, wanted := needed[src]; wanted || s.referenced(src) {
+		_, wanted := needed[src]
+		if _, prefetched := standby[src]; wanted || prefetched || s.referenced(src) {
 			continue
 		}
 		if s.loads[src].running {
@@ -479,6 +481,7 @@ func (s *State) settleLoads(now time.Time) []Effect {
 			l = &load{}
 			s.loads[src] = l
 		}
+		l.want()
 		if l.ready || l.running || l.nextTry.After(now) {
 			continue
 		}
@@ -486,7 +489,7 @@ func (s *State) settleLoads(now time.Time) []Effect {
 		l.attempt++
 		effects = append(effects, Load{Source: src, Origins: needed[src], Attempt: l.attempt})
 	}
-	return effects
+	return append(effects, s.settleStandby(needed, standby, now)...)
 }
 
 // referenced tells whether a slot still holds, or may hold, a module.

@@ -181,10 +181,10 @@ func (r *rig) quiesce() {
 	r.t.Fatal("it never comes to rest")
 }
 
-// waiting is how long it is to the next try of a load that would succeed.
+// waiting is how long it is to the next try of a load that is needed and would succeed.
 func (r *rig) waiting() time.Duration {
 	for src, l := range r.s.loads {
-		if !l.ready && !l.running && !r.broken[string(src.Digest)] {
+		if !l.ready && !l.running && !l.standby && !r.broken[string(src.Digest)] {
 			return max(l.nextTry.Sub(r.now), 1)
 		}
 	}
@@ -260,6 +260,9 @@ func (r *rig) assign(t *rapid.T, key chandler.Key, sequence uint64) {
 			RootID:       version,
 		},
 	}}
+	if rapid.Bool().Draw(t, "standby") {
+		v.Standby = []chandler.Module{{Digest: digestOf(rapid.SampledFrom([]string{"m1", "m4"}).Draw(t, "for later"))}}
+	}
 	if rapid.Bool().Draw(t, "bad") {
 		r.bad[version] = true
 	}

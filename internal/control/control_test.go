@@ -270,3 +270,41 @@ func TestManyPluginsAndOneThatHangs(t *testing.T) {
 	}
 	eventually(t, func() bool { a.mu.Lock(); defer a.mu.Unlock(); return len(a.attached) == 25 }, func() string { return "25 plugins" })
 }
+
+// The module of the release before stands by for an undo, also after a restart and
+// for an agent that never had it; one that means the same module has none.
+func TestStandbyForUndo(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	one, two := module.Append(), module.Deny(401)
+	r.set("auth:v1", one)
+	r.set("auth:v2", two)
+	a := r.join(gateway)
+	r.apply("auth", "oci://reg.example/auth:v1", nil)
+	if att := a.has("auth", runs(one)); len(att.Standby) != 0 {
+		t.Errorf("the first release has %v on standby", att.Standby)
+	}
+	r.apply("auth", "oci://reg.example/auth:v2", nil)
+	before := chandler.Digest[chandler.ModuleDigest](one)
+	stands := func(att chandler.Attachment) bool {
+		return runs(two)(att) && len(att.Standby) == 1 && att.Standby[0].Digest == before && att.Standby[0].Size == int64(len(one))
+	}
+	a.has("auth", stands)
+	a.stop()
+	a.updates, a.bytes = 0, 0
+	r.restart()
+	r.deliver()
+	a.connect(r)
+	eventually(t, func() bool { a.mu.Lock(); defer a.mu.Unlock(); return a.updates == 1 }, func() string { return "first answer" })
+	if a.bytes != 0 {
+		t.Errorf("an agent that was up to date was sent %d bytes", a.bytes)
+	}
+	late := r.join(chandler.Node{Namespace: "istio-system", Name: "late"})
+	late.has("auth", stands)
+	if got, err := late.read(string(before), 0); err != nil || string(got) != string(one) {
+		t.Errorf("the module on standby: %d bytes, %v", len(got), err)
+	}
+
+	r.apply("auth", "oci://reg.example/auth:v2", func(p *chandler.Plugin) { p.Wasm.Config = []byte(`{"n":1}`) })
+	a.has("auth", func(att chandler.Attachment) bool { return string(att.Config) == `{"n":1}` && len(att.Standby) == 0 })
+}

@@ -172,6 +172,21 @@ func (l *loop) target(uid string) *chandler.Release {
 	return nil
 }
 
+// course is where a plugin's rollout is. The module of the release before stands by
+// for an undo, where it is another one.
+func (l *loop) course(uid string) course {
+	ro := l.rollouts[uid]
+	c := course{target: l.target(uid), sequence: ro.Sequence}
+	before := l.releases[ro.Previous]
+	if c.target == nil || before == nil || before.UID != uid || before.Program.Module == nil {
+		return c
+	}
+	if m := c.target.Program.Module; m == nil || m.Digest != before.Program.Module.Digest {
+		c.standby = before.Program.Module
+	}
+	return c
+}
+
 // publish makes what changed visible: to agents, and to whoever asks.
 func (l *loop) publish() {
 	before := l.c.published.Load()
@@ -184,7 +199,7 @@ func (l *loop) publish() {
 		e := l.entries[o.Key]
 		if e == nil || l.stale[o.Key] {
 			var err error
-			if e, err = newEntry(o, l.target(o.UID), l.rollouts[o.UID].Sequence, l.attempts[o.UID], l.c.cfg.FetchDeadline, e); err != nil {
+			if e, err = newEntry(o, l.course(o.UID), l.attempts[o.UID], l.c.cfg.FetchDeadline, e); err != nil {
 				l.c.log.Error("an attachment cannot be marshalled", "plugin", o.Key.String(), "error", err)
 			}
 		}

@@ -38,15 +38,24 @@ type making struct {
 	created     int64
 	firstAttach chandler.FirstAttach
 	release     chandler.ReleaseID
+	standby     chandler.ModuleDigest
 	sequence    uint64
 	denied      bool
+}
+
+// course is where a plugin's rollout is.
+type course struct {
+	target   *chandler.Release // nil: none
+	sequence uint64
+	standby  *chandler.Module // what an undo would need; nil: nothing else
 }
 
 // newEntry joins an object with its rollout. Without a release its resource has no
 // body: proxies keep what they have of it, whatever became of the records here.
 // before is its entry in the last publication, or nil: what was marshalled is used
 // again where it can be. deadline is the same for all.
-func newEntry(o source.Object, target *chandler.Release, sequence uint64, a resolve.Attempts, deadline time.Duration, before *entry) (*entry, error) {
+func newEntry(o source.Object, c course, a resolve.Attempts, deadline time.Duration, before *entry) (*entry, error) {
+	target := c.target
 	e := &entry{object: o, target: target, resource: &deltaserver.Resource{Name: o.Key.String()}}
 	p := o.Plugin
 	if p == nil {
@@ -61,16 +70,23 @@ func newEntry(o source.Object, target *chandler.Release, sequence uint64, a reso
 	}
 	e.made = making{
 		uid: p.UID, key: p.Key, generation: p.Generation, created: p.Created.UnixNano(),
-		firstAttach: p.FirstAttach, sequence: sequence, denied: e.denied,
+		firstAttach: p.FirstAttach, sequence: c.sequence, denied: e.denied,
 	}
 	if target != nil {
 		e.made.release, e.made.generation = target.ID, target.Generation
+	}
+	if c.standby != nil {
+		e.made.standby = c.standby.Digest
 	}
 	if before != nil && before.made == e.made {
 		e.resource, e.modules = before.resource, before.modules
 		return e, nil
 	}
-	att := assign.Attach(assign.Candidate{Plugin: p, Release: target, Sequence: sequence, Deny: e.denied, FetchDeadline: deadline})
+	candidate := assign.Candidate{Plugin: p, Release: target, Sequence: c.sequence, Deny: e.denied, FetchDeadline: deadline}
+	if c.standby != nil {
+		candidate.Standby = []chandler.Module{*c.standby}
+	}
+	att := assign.Attach(candidate)
 	body, version, err := wire.MarshalAttachment(&att)
 	if err != nil {
 		return e, err
