@@ -14,7 +14,7 @@ BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.vers
 RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
 
 # What cannot hold on an Envoy without shared slots, where an attach drains.
-NEED_SLOTS := ^(TestUpdates|TestDenialIsImmediate)$$
+NEED_SLOTS := ^(TestUpdates|TestDenialIsImmediate|TestWebSocket)$$
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo up test faults updates soak lint tools generate cross bench clean

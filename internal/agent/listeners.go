@@ -175,9 +175,14 @@ func (f *listenersFollower) look(ctx context.Context) {
 	}
 }
 
+// lookReady asks whether Envoy is up and no listener waits for its slots. An Envoy
+// that began without listeners says that it is ready while they still wait.
 func (f *listenersFollower) lookReady(ctx context.Context) {
 	poll, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
+	if st, err := f.agent.envoyAdmin.listeners(poll); err != nil || st.warming > 0 {
+		return
+	}
 	if _, err := f.agent.envoyAdmin.get(poll, "/ready"); err == nil {
 		f.open = true
 		f.agent.send(ctx, message{event: ListenersOpen{}})

@@ -115,9 +115,6 @@ func (l *loop) start(ctx context.Context) time.Duration {
 			later(at)
 		}
 	}
-	if len(l.stale) > 0 {
-		return 0 // to be told
-	}
 	return next
 }
 

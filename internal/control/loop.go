@@ -42,6 +42,7 @@ type loop struct {
 	jobs        map[string]*job
 	hosts       map[string]*host // those that do not answer
 	collectNext time.Time
+	quiet       time.Time // no publication before
 }
 
 // load reads the records.
@@ -91,14 +92,14 @@ func (l *loop) run(ctx context.Context) error {
 	transit := time.NewTicker(transitEvery)
 	defer transit.Stop()
 	defer l.end()
+	var taken []chan<- struct{} // closed when the snapshot is published
 	for {
-		var taken chan<- struct{}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case d := <-l.c.snapshots:
 			l.taken(d.snapshot)
-			taken = d.taken
+			taken = append(taken, d.taken)
 		case o := <-l.c.outcomes:
 			l.finished(o)
 		case d := <-l.c.missing:
@@ -108,17 +109,37 @@ func (l *loop) run(ctx context.Context) error {
 			continue
 		case <-timer.C:
 		}
+		for len(l.c.outcomes) > 0 { // of a burst, all at once
+			l.finished(<-l.c.outcomes)
+		}
 		if !l.seen {
 			continue
 		}
-		l.publish()
-		if taken != nil {
-			close(taken)
+		if time.Now().After(l.quiet) {
+			l.publishPaced()
+			for _, c := range taken {
+				close(c)
+			}
+			taken = nil
 		}
 		next := l.start(ctx)
 		l.collect(ctx)
+		if len(l.stale) > 0 || len(taken) > 0 {
+			next = max(0, time.Until(l.quiet))
+		}
 		timer.Reset(next)
 	}
+}
+
+// publishPaced publishes, and then leaves the machine to others for a few times as
+// long as that took: at once where there is little, and seldom enough where ten
+// thousand resources change one by one.
+func (l *loop) publishPaced() {
+	const share = 4
+	began := time.Now()
+	l.publish()
+	took := time.Since(began)
+	l.quiet = time.Now().Add(min(share*took, time.Second))
 }
 
 // end waits for the jobs, whose context has ended, and gives the leases back.

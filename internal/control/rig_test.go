@@ -200,6 +200,13 @@ func (r *rig) deliver() {
 // apply puts a plugin in the root namespace; edit may be nil.
 func (r *rig) apply(name, url string, edit func(*chandler.Plugin)) {
 	r.t.Helper()
+	r.put(name, url, edit)
+	r.deliver()
+}
+
+// put is apply before the delivery.
+func (r *rig) put(name, url string, edit func(*chandler.Plugin)) {
+	r.t.Helper()
 	ref, p := chandler.ParseReference(url)
 	if p != nil {
 		r.t.Fatal(p)
@@ -219,7 +226,6 @@ func (r *rig) apply(name, url string, edit func(*chandler.Plugin)) {
 		edit(o.Plugin)
 	}
 	r.objects[name] = o
-	r.deliver()
 }
 
 func (r *rig) status(name string) chandler.Status {
