@@ -1,12 +1,14 @@
 package e2e
 
 import (
+	"bytes"
+	"encoding/base64"
 	"flag"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"net/http"
-
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -79,6 +81,7 @@ type soaked struct {
 	done     sync.WaitGroup
 	mu       sync.Mutex
 	newest   int
+	kept     int // the newest that is surely on disk
 	wrong    []string
 }
 
@@ -186,9 +189,10 @@ func (s *soak) fault() {
 		p.kill(s)
 		s.wait(300)
 		p.restart()
-	case n < 17: // the machine's end
+	case n < 17: // the machine's end; what Envoy took last may not be on disk
 		p.down.Add(1)
 		p.killAll(s)
+		p.forget()
 		p.restart()
 		s.back(p)
 	case n < 18 && s.paused == nil:
@@ -220,6 +224,14 @@ func (s *soak) back(p *soaked) {
 	p.down.Add(1)
 }
 
+// forget is what the machine's end does to what was seen: it goes back to what was
+// on disk, and not further.
+func (p *soaked) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.newest = p.kept
+}
+
 // cure ends every fault.
 func (s *soak) cure() {
 	s.Helper()
@@ -235,9 +247,10 @@ func (s *soak) cure() {
 	s.edit(s.url)
 }
 
-// settle waits until all proxies run the newest version.
+// settle waits until all proxies run the newest version, and have it on disk.
 func (s *soak) settle() {
 	s.Helper()
+	config := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, `{"tag":"n%d"}`, s.version))
 	for _, p := range s.proxies {
 		eventually(s, 30*time.Second, fmt.Sprintf("version %d in force on port %d", s.version, p.port), func() (bool, string) {
 			a, err := request(fresh, http.MethodGet, p.port, "/", nil)
@@ -246,6 +259,11 @@ func (s *soak) settle() {
 			}
 			return slices.Equal(appended(a), []string{"guard", "n" + strconv.Itoa(s.version)}), fmt.Sprintf("status %d, tags %v", a.code, appended(a))
 		})
+		eventually(s, 10*time.Second, "the last good set is saved", func() (bool, string) {
+			b, err := os.ReadFile(filepath.Join(p.dir, "data", "lastgood"))
+			return err == nil && bytes.Contains(b, []byte(config)), fmt.Sprint(err)
+		})
+		p.kept = s.version
 	}
 }
 
