@@ -234,6 +234,18 @@ func TrapStart(options ...Option) []byte { return trap("_initialize", options) }
 // TrapRequest gives a module that traps at every request.
 func TrapRequest(options ...Option) []byte { return trap("proxy_on_request_headers", options) }
 
+// TrapUnconfigured gives a module that does as Append's, but traps at every
+// request when it has no configuration.
+func TrapUnconfigured(options ...Option) []byte {
+	request := with("proxy_on_request_headers", func(c *Code) {
+		c.Global(globalConfigSize)
+		c.Op(opEqualZero)
+		c.If(func() { c.Op(opUnreachable) })
+		addHeader(0, names, len("x-plugins"))(c)
+	})
+	return Append(append([]Option{request}, options...)...)
+}
+
 func trap(function string, options []Option) []byte {
 	return Append(append([]Option{with(function, func(c *Code) { c.Op(opUnreachable) })}, options...)...)
 }
