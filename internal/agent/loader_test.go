@@ -445,7 +445,7 @@ func TestLoadFile(t *testing.T) {
 	}
 }
 
-func TestLoadFromOrigin(t *testing.T) {
+func TestFault_F41_LoadFromOrigin(t *testing.T) {
 	content := bigModule()
 	reg, err := registry.Start(registry.Config{Username: "node", Password: "secret"})
 	if err != nil {
