@@ -375,26 +375,27 @@ func TestStoreOfRunningAgent(t *testing.T) {
 	w := newWorld(t)
 	port := freePort(t)
 	p := w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
-	w.apply(plugin("p", w.push("append:v0", build(0)), tag("old")))
-	w.apply(plugin("p", w.push("append:v1", build(1)), tag("new")))
+	for i, version := range []string{"old", "before", "new"} { // the one before stands by, for an undo
+		w.apply(plugin("p", w.push(fmt.Sprintf("append:v%d", i), build(i)), tag(version)))
+	}
 	sees(t, port, "new")
 	list, code := p.local(t, "store", "ls")
-	if lines := strings.Count(list, "sha256:"); code != 0 || lines != 2 || strings.Count(list, "WasmPlugin/edge/p") != 1 {
+	if lines := strings.Count(list, "sha256:"); code != 0 || lines != 3 || strings.Count(list, "WasmPlugin/edge/p") != 1 {
 		t.Fatalf("ls ends with %d:\n%s", code, list)
 	}
-	if out, code := p.local(t, "store", "verify"); code != 0 || !strings.Contains(out, "2 modules checked, 0 corrupt") {
+	if out, code := p.local(t, "store", "verify"); code != 0 || !strings.Contains(out, "3 modules checked, 0 corrupt") {
 		t.Errorf("verify ends with %d:\n%s", code, out)
 	}
 	if out, code := p.local(t, "store", "import", p.log); code != 1 || !strings.Contains(out, "an agent runs on this directory") {
 		t.Errorf("import ends with %d:\n%s", code, out)
 	}
-	if out, code := p.local(t, "store", "trim", "--dry-run"); code != 0 || !strings.Contains(out, "1 modules of") || len(wholeModules(t, p.modules())) != 2 {
+	if out, code := p.local(t, "store", "trim", "--dry-run"); code != 0 || !strings.Contains(out, "1 modules of") || len(wholeModules(t, p.modules())) != 3 {
 		t.Errorf("a dry trim ends with %d:\n%s", code, out)
 	}
-	if out, code := p.local(t, "store", "trim"); code != 0 || !strings.Contains(out, "1 modules of") || len(wholeModules(t, p.modules())) != 1 {
+	if out, code := p.local(t, "store", "trim"); code != 0 || !strings.Contains(out, "1 modules of") || len(wholeModules(t, p.modules())) != 2 {
 		t.Errorf("trim ends with %d:\n%s", code, out)
 	}
-	if list, _ := p.local(t, "store", "ls"); strings.Count(list, "sha256:") != 1 || strings.Count(list, "WasmPlugin/edge/p") != 1 {
+	if list, _ := p.local(t, "store", "ls"); strings.Count(list, "sha256:") != 2 || strings.Count(list, "WasmPlugin/edge/p") != 1 {
 		t.Errorf("after it:\n%s", list)
 	}
 	has(t, port, "new")
