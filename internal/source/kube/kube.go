@@ -1,0 +1,48 @@
+// Package kube is chandler on Kubernetes, all of it: plugins and pull secrets
+// come from the API server, records and status go there, and it says who an agent
+// is and which replica leads. No other package knows the Kubernetes clients; what
+// they get from here is what they get from a folder on one machine.
+//
+// It is no operator framework: there is one snapshot and one loop (package
+// control), so nothing here is reconciled object by object.
+package kube
+
+import (
+	"fmt"
+
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// Client speaks to one API server.
+type Client struct {
+	rest    *rest.Config
+	core    kubernetes.Interface
+	dynamic dynamic.Interface
+}
+
+// Connect reads kubeconfig, or takes the service account of the pod this runs in
+// when kubeconfig is empty and there is one, or else looks where kubectl looks. An empty
+// context is the file's current one. It speaks to nobody yet.
+func Connect(kubeconfig, context, userAgent string) (*Client, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: context}).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes: %w", err)
+	}
+	config.UserAgent = userAgent
+	// A control plane asks for little but in bursts; the API server's own fairness
+	// is what bounds it.
+	config.QPS, config.Burst = 50, 200
+	c := &Client{rest: config}
+	if c.core, err = kubernetes.NewForConfig(config); err != nil {
+		return nil, fmt.Errorf("kubernetes: %w", err)
+	}
+	if c.dynamic, err = dynamic.NewForConfig(config); err != nil {
+		return nil, fmt.Errorf("kubernetes: %w", err)
+	}
+	return c, nil
+}
