@@ -54,7 +54,8 @@ type outcome struct {
 	job     *job
 	err     error
 	release chandler.Release
-	// rollout is set when the rollout record was moved to release.
+	// rollout is the rollout record as it is stored: moved to release, or by
+	// somebody else to another when err is record.ErrConflict.
 	rollout *record.Rollout
 	lease   *store.Lease
 }
@@ -163,44 +164,48 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 	if j.have != nil && j.have.ID == r.ID {
 		return nil // it means what it meant
 	}
-	next := record.Rollout{
-		Format: 1, UID: r.UID, Key: r.Key, Sequence: 1, Release: r.ID,
-		Generation: r.Generation, UpdatedAt: c.cfg.Now().UTC(), Revision: 1,
-	}
+	next := record.Rollout{UID: r.UID, Key: r.Key, Sequence: 1, Release: r.ID, Generation: r.Generation, UpdatedAt: c.cfg.Now().UTC()}
 	if j.rollout != nil {
-		next.Sequence, next.Previous, next.Revision = j.rollout.Sequence+1, j.rollout.Release, j.rollout.Revision+1
+		next.Sequence, next.Previous = j.rollout.Sequence+1, j.rollout.Release
 	}
 	// Side by side, for each waits for the disk. A rollout without its release is
 	// as good as none.
 	var g errgroup.Group
 	g.Go(func() error { return c.cfg.Records.PutRelease(ctx, r) })
-	g.Go(func() error { next, err = c.swap(ctx, j.rollout, next); return err })
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	o.rollout = &next
-	return nil
+	g.Go(func() (err error) { o.rollout, err = c.swap(ctx, j.rollout, next); return err })
+	return g.Wait()
 }
 
-// swap moves a rollout record on. Revisions are the store's; the next one is
-// guessed, and when the guess was wrong the record is read again.
-func (c *Control) swap(ctx context.Context, old *record.Rollout, next record.Rollout) (record.Rollout, error) {
-	err := c.cfg.Records.SwapRollout(ctx, old, next)
-	if !errors.Is(err, record.ErrConflict) {
-		return next, err
+// swap moves a rollout record on, and gives it as it is then. When it is not what
+// it was thought to be, nothing is written: the error is record.ErrConflict, and
+// what it is instead is to be gone on from.
+func (c *Control) swap(ctx context.Context, old *record.Rollout, next record.Rollout) (*record.Rollout, error) {
+	from := old
+	if old != nil && old.Revision == 0 {
+		from = nil // it was lost; its sequence goes on
 	}
-	all, err := c.cfg.Records.Rollouts(ctx)
-	if err != nil {
-		return next, err
+	stored, err := c.cfg.Records.SwapRollout(ctx, from, next)
+	switch {
+	case err == nil:
+		return &stored, nil
+	case !errors.Is(err, record.ErrConflict):
+		return nil, err
 	}
-	old = nil
+	all, readErr := c.cfg.Records.Rollouts(ctx)
+	if readErr != nil {
+		return nil, readErr
+	}
 	for i := range all {
 		if all[i].UID == next.UID {
-			old = &all[i]
-			next.Sequence, next.Revision = max(next.Sequence, old.Sequence+1), old.Revision+1
+			return &all[i], err
 		}
 	}
-	return next, c.cfg.Records.SwapRollout(ctx, old, next)
+	if old != nil {
+		lost := *old
+		lost.Revision = 0
+		return &lost, err
+	}
+	return nil, err
 }
 
 // restore leases a module, fetching it again if the store lost it.
@@ -229,10 +234,10 @@ func (l *loop) finished(o outcome) {
 		l.lease(o.lease)
 	}
 	if o.rollout != nil {
-		uid := j.plugin.UID
-		l.rollouts[uid], l.releases[o.release.ID] = *o.rollout, &o.release
-		ids := slices.DeleteFunc(l.history[uid], func(id chandler.ReleaseID) bool { return id == o.release.ID })
-		l.history[uid] = append(ids, o.release.ID)
+		l.rollouts[j.plugin.UID] = *o.rollout
+	}
+	if o.rollout != nil && o.err == nil {
+		l.released(&o.release)
 		log.Info("new release", "release", o.release.ID.Short(), "generation", o.release.Generation, "sequence", o.rollout.Sequence, "reference", o.release.ShownReference())
 	}
 	cancelled := errors.Is(o.err, context.Canceled) && !j.wanted(l.byUID[j.plugin.UID])
@@ -256,6 +261,13 @@ func (l *loop) finished(o outcome) {
 		delete(l.attempts, j.plugin.UID)
 	}
 	l.stale[key] = true
+}
+
+// released takes note of a release, the newest of its plugin.
+func (l *loop) released(r *chandler.Release) {
+	l.releases[r.ID] = r
+	ids := slices.DeleteFunc(l.history[r.UID], func(id chandler.ReleaseID) bool { return id == r.ID })
+	l.history[r.UID] = append(ids, r.ID)
 }
 
 // lease keeps a module from being dropped while it is attached.

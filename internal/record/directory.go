@@ -210,10 +210,10 @@ func (d *Directory) remove(sub, name string) error {
 }
 
 // SwapRollout implements Store.
-func (d *Directory) SwapRollout(_ context.Context, old *Rollout, next Rollout) error {
+func (d *Directory) SwapRollout(_ context.Context, old *Rollout, next Rollout) (Rollout, error) {
 	path, err := d.path(rolloutsDir, next.UID)
 	if err != nil {
-		return err
+		return Rollout{}, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -223,14 +223,14 @@ func (d *Directory) SwapRollout(_ context.Context, old *Rollout, next Rollout) e
 	case err == nil:
 		stored = &Rollout{}
 		if err := decode(b, stored, &stored.Format); err != nil {
-			return fmt.Errorf("records: %s: %w", path, err)
+			return Rollout{}, fmt.Errorf("records: %s: %w", path, err)
 		}
 	case !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("records: %w", err)
+		return Rollout{}, fmt.Errorf("records: %w", err)
 	}
 	next, err = swap(stored, old, next)
 	if err != nil {
-		return err
+		return Rollout{}, err
 	}
-	return d.write(path, next)
+	return next, d.write(path, next)
 }

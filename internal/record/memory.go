@@ -57,7 +57,7 @@ func (m *Memory) DeleteRelease(_ context.Context, id chandler.ReleaseID) error {
 }
 
 // SwapRollout implements Store.
-func (m *Memory) SwapRollout(_ context.Context, old *Rollout, next Rollout) error {
+func (m *Memory) SwapRollout(_ context.Context, old *Rollout, next Rollout) (Rollout, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var stored *Rollout
@@ -66,10 +66,10 @@ func (m *Memory) SwapRollout(_ context.Context, old *Rollout, next Rollout) erro
 	}
 	next, err := swap(stored, old, next)
 	if err != nil {
-		return err
+		return Rollout{}, err
 	}
 	m.rollouts[next.UID] = next
-	return nil
+	return next, nil
 }
 
 // DeleteRollout implements Store.

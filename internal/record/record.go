@@ -30,7 +30,7 @@ type Rollout struct {
 	Previous   chandler.ReleaseID `json:",omitempty"`
 	Generation int64
 	UpdatedAt  time.Time
-	// Revision belongs to the store; callers hand it back unchanged.
+	// Revision belongs to the store, which sets it; callers hand it back unchanged.
 	Revision uint64
 }
 
@@ -45,10 +45,10 @@ type Store interface {
 	// DeleteRelease and DeleteRollout are no error when there is none.
 	DeleteRelease(ctx context.Context, id chandler.ReleaseID) error
 	DeleteRollout(ctx context.Context, uid string) error
-	// SwapRollout writes next over old, or gives ErrConflict when the stored one
-	// is not old. A nil old means that there is none yet. next.Revision is set by
-	// the store; read Rollouts for it.
-	SwapRollout(ctx context.Context, old *Rollout, next Rollout) error
+	// SwapRollout writes next over old and gives it as it is stored, or gives
+	// ErrConflict when the stored one is not old. A nil old means that there is none
+	// yet.
+	SwapRollout(ctx context.Context, old *Rollout, next Rollout) (Rollout, error)
 }
 
 // format of the records that are written; one of another is left alone.

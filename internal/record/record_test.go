@@ -83,17 +83,17 @@ func testReleases(t *testing.T, s Store) {
 
 func testRollouts(t *testing.T, s Store) {
 	ctx := t.Context()
-	if err := s.SwapRollout(ctx, nil, rollout(1)); err != nil {
+	if _, err := s.SwapRollout(ctx, nil, rollout(1)); err != nil {
 		t.Fatal(err)
 	}
 	first := only(t, s)
-	if err := s.SwapRollout(ctx, nil, rollout(2)); !errors.Is(err, ErrConflict) {
+	if _, err := s.SwapRollout(ctx, nil, rollout(2)); !errors.Is(err, ErrConflict) {
 		t.Errorf("a second creation: %v, want a conflict", err)
 	}
-	if err := s.SwapRollout(ctx, &first, rollout(2)); err != nil {
+	if _, err := s.SwapRollout(ctx, &first, rollout(2)); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.SwapRollout(ctx, &first, rollout(3)); !errors.Is(err, ErrConflict) {
+	if _, err := s.SwapRollout(ctx, &first, rollout(3)); !errors.Is(err, ErrConflict) {
 		t.Errorf("a swap from what is no longer there: %v, want a conflict", err)
 	}
 	if got := only(t, s); got.Sequence != 2 {
@@ -103,7 +103,7 @@ func testRollouts(t *testing.T, s Store) {
 		t.Fatal(err)
 	}
 	second := rollout(2)
-	if err := s.SwapRollout(ctx, &second, rollout(3)); !errors.Is(err, ErrConflict) {
+	if _, err := s.SwapRollout(ctx, &second, rollout(3)); !errors.Is(err, ErrConflict) {
 		t.Errorf("a swap from a deleted record: %v, want a conflict", err)
 	}
 }
@@ -120,7 +120,7 @@ func only(t *testing.T, s Store) Rollout {
 // Of many who swap from the same record one wins.
 func testConcurrentSwaps(t *testing.T, s Store) {
 	ctx := t.Context()
-	if err := s.SwapRollout(ctx, nil, rollout(1)); err != nil {
+	if _, err := s.SwapRollout(ctx, nil, rollout(1)); err != nil {
 		t.Fatal(err)
 	}
 	known := only(t, s)
@@ -129,7 +129,7 @@ func testConcurrentSwaps(t *testing.T, s Store) {
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			err := s.SwapRollout(ctx, &known, rollout(uint64(2+i)))
+			_, err := s.SwapRollout(ctx, &known, rollout(uint64(2+i)))
 			mu.Lock()
 			defer mu.Unlock()
 			if err == nil {
@@ -205,7 +205,7 @@ func TestNewerRolloutIsLeftAlone(t *testing.T) {
 	if all, err := d.Rollouts(t.Context()); err != nil || len(all) != 0 {
 		t.Errorf("rollouts %v, %v; want none", all, err)
 	}
-	if err := d.SwapRollout(t.Context(), nil, rollout(1)); err == nil {
+	if _, err := d.SwapRollout(t.Context(), nil, rollout(1)); err == nil {
 		t.Error("a rollout of a newer format was written over")
 	}
 	if b, _ := os.ReadFile(path); string(b) != newer {
@@ -223,7 +223,8 @@ func TestFault_F20_SwapIsOldOrNew(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			return d.SwapRollout(t.Context(), nil, rollout(1))
+			_, err = d.SwapRollout(t.Context(), nil, rollout(1))
+			return err
 		},
 		func(fsys *crashfs.FS) error {
 			d, err := open(fsys)
@@ -234,7 +235,8 @@ func TestFault_F20_SwapIsOldOrNew(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			return d.SwapRollout(t.Context(), &all[0], rollout(2))
+			_, err = d.SwapRollout(t.Context(), &all[0], rollout(2))
+			return err
 		},
 		func(t *testing.T, fsys *crashfs.FS, done bool) {
 			d, err := open(fsys)

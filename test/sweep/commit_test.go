@@ -124,10 +124,10 @@ func commitRecords(dir string, r chandler.Release) error {
 	next := record.Rollout{UID: uid, Key: r.Key, Release: r.ID, Generation: r.Generation}
 	switch {
 	case len(rollouts) == 0:
-		err = d.SwapRollout(ctx, nil, next)
+		_, err = d.SwapRollout(ctx, nil, next)
 	case rollouts[0].Release != r.ID:
 		next.Previous = rollouts[0].Release
-		err = d.SwapRollout(ctx, &rollouts[0], next)
+		_, err = d.SwapRollout(ctx, &rollouts[0], next)
 	}
 	if err != nil {
 		return err
