@@ -64,6 +64,10 @@ type Config struct {
 	Scrub time.Duration
 	// Authenticator decides who an agent is; nil is Loopback.
 	Authenticator Authenticator
+	// Election tells which of several replicas leads, and Peers how they reach each
+	// other. Their Records are a record.Watcher. Nil: there is only this one.
+	Election Election
+	Peers    *Peers
 	// Registerer takes the metrics; nil keeps them to ourselves.
 	Registerer prometheus.Registerer
 	// Now is the clock, time.Now when nil. Waiting goes by the real one.
@@ -79,6 +83,7 @@ type Control struct {
 	fleet   *fleet
 	server  *deltaserver.Server
 	board   board
+	office  office
 
 	published atomic.Pointer[publication]     // nil before the first snapshot
 	broken    atomic.Pointer[[]source.Broken] // of the newest snapshot
@@ -86,6 +91,7 @@ type Control struct {
 
 	snapshots chan delivery
 	outcomes  chan outcome
+	changes   chan record.Change
 	missing   chan chandler.ModuleDigest // modules that were asked for and are not in the store
 }
 
@@ -107,6 +113,7 @@ func New(cfg Config) (*Control, error) {
 		reading:   make(chan struct{}, maxReads),
 		snapshots: make(chan delivery),
 		outcomes:  make(chan outcome, maxJobs),
+		changes:   make(chan record.Change, maxChanges),
 		missing:   make(chan chandler.ModuleDigest, 16),
 	}
 	c.board.transitions = map[string]chandler.Status{}
@@ -154,6 +161,7 @@ func (c *Control) Run(ctx context.Context) error {
 	chandlerv1.RegisterModulesServer(grpcServer, &modules{c: c})
 
 	g, gctx := errgroup.WithContext(ctx)
+	c.replicate(gctx, g.Go)
 	g.Go(func() error {
 		return c.cfg.Source.Run(gctx, func(s source.Snapshot) { c.deliver(gctx, s) })
 	})

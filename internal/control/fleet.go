@@ -30,6 +30,9 @@ type fleet struct {
 
 	dirty    map[chandler.Key]bool // plugins about which something was said
 	allDirty bool
+
+	news  map[string]bool // ids of our agents that the leader is to hear of; nil: nobody is
+	heard chan struct{}   // holds one when there are news
 }
 
 // member is one node.
@@ -39,6 +42,12 @@ type member struct {
 	left      time.Time // of its disconnect
 	stream    *reporter // the report stream that counts: the newest
 	states    map[chandler.Key]chandler.AttachmentState
+	relayed   *relayed // what another replica says of it, or nil
+}
+
+// online tells whether its agent is connected here or at another replica.
+func (m *member) online() bool {
+	return m.connected || m.relayed != nil && m.relayed.connected
 }
 
 // reporter is one report stream.
@@ -48,7 +57,7 @@ type reporter struct {
 }
 
 func newFleet(now func() time.Time, rejects interface{ Add(float64) }) *fleet {
-	return &fleet{now: now, rejects: rejects, members: map[string]*member{}, dirty: map[chandler.Key]bool{}}
+	return &fleet{now: now, rejects: rejects, members: map[string]*member{}, dirty: map[chandler.Key]bool{}, heard: make(chan struct{}, 1)}
 }
 
 // admit makes room for a node, or tells that there is none.
@@ -64,7 +73,7 @@ func (f *fleet) room(id string) error {
 	if now.Sub(f.swept) > time.Minute {
 		f.swept = now
 		maps.DeleteFunc(f.members, func(_ string, m *member) bool {
-			return !m.connected && m.stream == nil && now.Sub(m.left) > forgetNode
+			return !m.online() && m.stream == nil && now.Sub(m.left) > forgetNode
 		})
 	}
 	if f.members[id] != nil || len(f.members) < MaxNodes {
@@ -72,7 +81,7 @@ func (f *fleet) room(id string) error {
 	}
 	oldest := ""
 	for id, m := range f.members {
-		if !m.connected && m.stream == nil && (oldest == "" || m.left.Before(f.members[oldest].left)) {
+		if !m.online() && m.stream == nil && (oldest == "" || m.left.Before(f.members[oldest].left)) {
 			oldest = id
 		}
 	}
@@ -97,14 +106,21 @@ func (f *fleet) connected(n chandler.Node, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m := f.member(n)
-	switch {
-	case ok && !m.connected:
+	before := m.online()
+	m.node, m.connected = n, ok
+	f.turned(m, before)
+	f.tell(n.ID())
+}
+
+// turned counts a node that came or went.
+func (f *fleet) turned(m *member, before bool) {
+	switch after := m.online(); {
+	case after && !before:
 		f.online++
-	case !ok && m.connected:
+	case !after && before:
 		f.online--
 		m.left = f.now()
 	}
-	m.node, m.connected = n, ok
 	f.allDirty = true
 }
 
@@ -172,6 +188,7 @@ func (f *fleet) take(r *reporter, rep wire.Report) error {
 	}
 	f.count(m.states, states)
 	r.sequence, m.states = rep.Sequence, states
+	f.tell(r.node.ID())
 	return nil
 }
 
@@ -214,7 +231,11 @@ func (f *fleet) list() []member {
 	defer f.mu.Unlock()
 	members := make([]member, 0, len(f.members))
 	for _, m := range f.members {
-		members = append(members, *m)
+		seen := *m
+		if !m.connected && m.relayed != nil {
+			seen.node, seen.connected, seen.states = m.relayed.node, m.relayed.connected, m.relayed.states
+		}
+		members = append(members, seen)
 	}
 	return members
 }

@@ -31,7 +31,7 @@ func hostOf(p *chandler.Plugin) string {
 // why the plugin waits and gives the time of the next try.
 func (l *loop) admits(j *job, now time.Time) (ok bool, at time.Time) {
 	name := hostOf(j.plugin)
-	if name == "" {
+	if name == "" || j.restore && l.c.cfg.Peers != nil { // replicas are asked first
 		return true, now
 	}
 	asking := 0

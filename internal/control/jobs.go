@@ -63,8 +63,9 @@ type outcome struct {
 // start begins the jobs that are due, as far as there is room, and cancels those
 // that are overtaken. It gives the time until the next is due.
 func (l *loop) start(ctx context.Context) time.Duration {
+	leads := l.c.leads()
 	for _, j := range l.jobs {
-		if o := l.byUID[j.plugin.UID]; o == nil || !j.restore && !j.wanted(o) {
+		if o := l.byUID[j.plugin.UID]; o == nil || !j.restore && !(leads && j.wanted(o)) {
 			j.cancel()
 		}
 	}
@@ -80,22 +81,24 @@ func (l *loop) start(ctx context.Context) time.Duration {
 		o := &l.snapshot.Objects[i]
 		have := l.target(o.UID)
 		d := resolve.Due(o.Plugin, have, l.attempts[o.UID], l.c.cfg.Policy, now)
-		later(d.At)
-		if d.Now && l.jobs[resolveID(o.UID)] == nil {
+		decides := leads && !l.behind(o)
+		if decides {
+			later(d.At)
+		}
+		if decides && d.Now && l.jobs[resolveID(o.UID)] == nil {
 			due = append(due, l.newJob(resolveID(o.UID), o, have))
 		}
-		if have == nil || have.Program.Module == nil || o.Plugin == nil {
-			continue
-		}
-		digest := have.Program.Module.Digest
-		if at := l.restores[digest]; l.leases[digest] == nil && l.jobs[restoreID(digest)] == nil {
-			if at.After(now) {
-				later(at)
-				continue
+		for _, r := range l.running(o) {
+			digest := r.Program.Module.Digest
+			if at := l.restores[digest]; l.leases[digest] == nil && l.jobs[restoreID(digest)] == nil {
+				if at.After(now) {
+					later(at)
+					continue
+				}
+				j := l.newJob(restoreID(digest), o, r)
+				j.restore = true
+				due = append(due, j)
 			}
-			j := l.newJob(restoreID(digest), o, have)
-			j.restore = true
-			due = append(due, j)
 		}
 	}
 	// Who has waited longest comes first, and who was never tried before all: a
@@ -117,6 +120,28 @@ func (l *loop) start(ctx context.Context) time.Duration {
 		}
 	}
 	return next
+}
+
+// behind tells whether another replica has seen a newer generation of a plugin than
+// this one, which must not take its record back then.
+func (l *loop) behind(o *source.Object) bool {
+	return l.c.cfg.Election != nil && o.Plugin != nil && l.rollouts[o.UID].Generation > o.Plugin.Generation
+}
+
+// running gives the releases of a plugin whose modules agents may ask for: the
+// one its rollout is at, and the one that stands by.
+func (l *loop) running(o *source.Object) []*chandler.Release {
+	if o.Plugin == nil {
+		return nil
+	}
+	var out []*chandler.Release
+	if c := l.course(o.UID); c.target != nil && c.target.Program.Module != nil {
+		out = append(out, c.target)
+		if c.standby != nil {
+			out = append(out, l.releases[l.rollouts[o.UID].Previous])
+		}
+	}
+	return out
 }
 
 func (l *loop) newJob(id string, o *source.Object, have *chandler.Release) *job {
@@ -164,6 +189,10 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 	if j.have != nil && j.have.ID == r.ID {
 		return nil // it means what it meant
 	}
+	if j.rollout != nil && j.rollout.Release == r.ID && j.rollout.Revision != 0 {
+		o.rollout = j.rollout // only the release's own record is not here yet, or lost
+		return c.cfg.Records.PutRelease(ctx, r)
+	}
 	next := record.Rollout{UID: r.UID, Key: r.Key, Sequence: 1, Release: r.ID, Generation: r.Generation, UpdatedAt: c.cfg.Now().UTC()}
 	if j.rollout != nil {
 		next.Sequence, next.Previous = j.rollout.Sequence+1, j.rollout.Release
@@ -196,6 +225,9 @@ func (c *Control) swap(ctx context.Context, old *record.Rollout, next record.Rol
 		return nil, readErr
 	}
 	for i := range all {
+		if all[i].UID == next.UID && all[i].Release == next.Release {
+			return &all[i], nil // another replica came to the same
+		}
 		if all[i].UID == next.UID {
 			return &all[i], err
 		}
@@ -213,6 +245,9 @@ func (c *Control) restore(ctx context.Context, j *job) (*store.Lease, error) {
 	lease, err := c.cfg.Store.Acquire(j.digest())
 	if !errors.Is(err, fs.ErrNotExist) {
 		return lease, err
+	}
+	if c.fromPeers(ctx, j.digest()) == nil {
+		return c.cfg.Store.Acquire(j.digest())
 	}
 	creds, err := j.secrets.credentials(j.plugin)
 	if err != nil {
@@ -240,7 +275,7 @@ func (l *loop) finished(o outcome) {
 		l.released(&o.release)
 		log.Info("new release", "release", o.release.ID.Short(), "generation", o.release.Generation, "sequence", o.rollout.Sequence, "reference", o.release.ShownReference())
 	}
-	cancelled := errors.Is(o.err, context.Canceled) && !j.wanted(l.byUID[j.plugin.UID])
+	cancelled := errors.Is(o.err, context.Canceled) && !(l.c.leads() && j.wanted(l.byUID[j.plugin.UID]))
 	switch {
 	case j.restore:
 		if o.err != nil {

@@ -19,6 +19,7 @@ const (
 	transitEvery  = time.Second      // how exact the times of conditions are
 	collectEvery  = 10 * time.Second // between tries to delete records that could not be
 	restoreFailed = 5 * time.Second  // between tries to bring a module back
+	maxChanges    = 256              // of records, that wait for the loop
 )
 
 // loop owns the plugins' state. Only its goroutine touches it.
@@ -94,9 +95,13 @@ func (l *loop) run(ctx context.Context) error {
 	defer l.end()
 	var taken []chan<- struct{} // closed when the snapshot is published
 	for {
+		_, elected := l.c.office.holder()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-elected:
+		case ch := <-l.c.changes:
+			l.recorded(ch)
 		case d := <-l.c.snapshots:
 			l.taken(d.snapshot)
 			taken = append(taken, d.taken)
@@ -111,6 +116,9 @@ func (l *loop) run(ctx context.Context) error {
 		}
 		for len(l.c.outcomes) > 0 { // of a burst, all at once
 			l.finished(<-l.c.outcomes)
+		}
+		for len(l.c.changes) > 0 {
+			l.recorded(<-l.c.changes)
 		}
 		if !l.seen {
 			continue
@@ -268,7 +276,7 @@ func (l *loop) lost(d chandler.ModuleDigest) {
 // now is tried again later: it does no harm.
 func (l *loop) collect(ctx context.Context) {
 	now := l.c.cfg.Now()
-	if now.Before(l.collectNext) {
+	if now.Before(l.collectNext) || !l.c.leads() {
 		return
 	}
 	for uid := range l.rollouts {
@@ -304,6 +312,15 @@ func (l *loop) collect(ctx context.Context) {
 		if len(ids) == 0 {
 			delete(l.history, uid)
 		}
+	}
+}
+
+// forgetRelease drops a release that is recorded no more.
+func (l *loop) forgetRelease(r *chandler.Release) {
+	delete(l.releases, r.ID)
+	ids := slices.DeleteFunc(l.history[r.UID], func(id chandler.ReleaseID) bool { return id == r.ID })
+	if l.history[r.UID] = ids; len(ids) == 0 {
+		delete(l.history, r.UID)
 	}
 }
 

@@ -131,6 +131,9 @@ type rig struct {
 	dir     string
 	objects map[string]source.Object
 	secrets map[source.SecretName]source.Secret
+	// of a replica
+	election control.Election
+	peers    *control.Peers
 
 	*control.Control
 	metrics *prometheus.Registry
@@ -160,6 +163,7 @@ func (r *rig) start() {
 	r.Control, err = control.New(control.Config{
 		Source: r.source, Records: r.records, Store: s, Listener: l, Authenticator: trust{}, Registerer: r.metrics,
 		Resolver: resolve.New(resolve.Config{Fetcher: r.registry, Store: s}),
+		Election: r.election, Peers: r.peers,
 	})
 	if err != nil {
 		r.t.Fatal(err)

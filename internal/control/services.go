@@ -96,17 +96,12 @@ type modules struct {
 // Read sends a module from an offset on. A node that may not have it gets the
 // same answer as for a digest that nobody has.
 func (s *modules) Read(req *chandlerv1.ReadRequest, str grpc.ServerStreamingServer[chandlerv1.ReadResponse]) error {
-	node, err := s.c.authenticate(str.Context(), req.GetNode())
-	if err != nil {
+	d, ok := chandler.ParseDigest[chandler.ModuleDigest](req.GetDigest())
+	if err := s.allowed(str.Context(), req, d); err != nil {
 		return err
 	}
-	p := s.c.published.Load()
-	if p == nil {
-		return status.Error(codes.Unavailable, "the resources have not been read yet")
-	}
-	d, ok := chandler.ParseDigest[chandler.ModuleDigest](req.GetDigest())
-	if !ok || !s.c.attached(p, node, d) {
-		return status.Error(codes.NotFound, "no such module for this node")
+	if !ok {
+		return errNoModule
 	}
 	select {
 	case s.c.reading <- struct{}{}:
@@ -115,6 +110,28 @@ func (s *modules) Read(req *chandlerv1.ReadRequest, str grpc.ServerStreamingServ
 		return status.FromContextError(str.Context().Err()).Err()
 	}
 	return s.c.send(str, d, req.GetOffset())
+}
+
+var errNoModule = status.Error(codes.NotFound, "no such module for this node")
+
+// allowed tells whether whoever asks may have a module: another replica may have
+// any, an agent those that are attached to its node.
+func (s *modules) allowed(ctx context.Context, req *chandlerv1.ReadRequest, d chandler.ModuleDigest) error {
+	if req.GetNode() == nil {
+		return s.c.admitPeer(ctx)
+	}
+	node, err := s.c.authenticate(ctx, req.GetNode())
+	if err != nil {
+		return err
+	}
+	p := s.c.published.Load()
+	switch {
+	case p == nil:
+		return status.Error(codes.Unavailable, "the resources have not been read yet")
+	case !s.c.attached(p, node, d):
+		return errNoModule
+	}
+	return nil
 }
 
 // attached tells whether a module is named by an attachment of a node.

@@ -9,16 +9,17 @@ import (
 	"chandler.dev/chandler"
 )
 
-// Memory is a Store that forgets with the process, for tests.
+// Memory is a Watcher that forgets with the process, for tests.
 type Memory struct {
 	mu       sync.Mutex
 	releases map[chandler.ReleaseID]chandler.Release
 	rollouts map[string]Rollout
+	watches  map[chan struct{}][]Change // what each has not been told
 }
 
 // NewMemory gives an empty store.
 func NewMemory() *Memory {
-	return &Memory{releases: map[chandler.ReleaseID]chandler.Release{}, rollouts: map[string]Rollout{}}
+	return &Memory{releases: map[chandler.ReleaseID]chandler.Release{}, rollouts: map[string]Rollout{}, watches: map[chan struct{}][]Change{}}
 }
 
 // Releases implements Store.
@@ -44,6 +45,7 @@ func (m *Memory) PutRelease(_ context.Context, r chandler.Release) error {
 	defer m.mu.Unlock()
 	if _, ok := m.releases[r.ID]; !ok {
 		m.releases[r.ID] = r
+		m.changed(Change{Release: &r})
 	}
 	return nil
 }
@@ -52,7 +54,10 @@ func (m *Memory) PutRelease(_ context.Context, r chandler.Release) error {
 func (m *Memory) DeleteRelease(_ context.Context, id chandler.ReleaseID) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.releases, id)
+	if r, ok := m.releases[id]; ok {
+		delete(m.releases, id)
+		m.changed(Change{Release: &r, Deleted: true})
+	}
 	return nil
 }
 
@@ -69,6 +74,7 @@ func (m *Memory) SwapRollout(_ context.Context, old *Rollout, next Rollout) (Rol
 		return Rollout{}, err
 	}
 	m.rollouts[next.UID] = next
+	m.changed(Change{Rollout: &next})
 	return next, nil
 }
 
@@ -76,6 +82,60 @@ func (m *Memory) SwapRollout(_ context.Context, old *Rollout, next Rollout) (Rol
 func (m *Memory) DeleteRollout(_ context.Context, uid string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.rollouts, uid)
+	if r, ok := m.rollouts[uid]; ok {
+		delete(m.rollouts, uid)
+		m.changed(Change{Rollout: &r, Deleted: true})
+	}
 	return nil
+}
+
+// Watch implements Watcher.
+func (m *Memory) Watch(ctx context.Context, tell func(Change)) error {
+	wake := make(chan struct{}, 1)
+	wake <- struct{}{}
+	m.mu.Lock()
+	m.watches[wake] = m.all()
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.watches, wake)
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-wake:
+		}
+		m.mu.Lock()
+		changes := m.watches[wake]
+		m.watches[wake] = nil
+		m.mu.Unlock()
+		for _, c := range changes {
+			tell(c)
+		}
+	}
+}
+
+// all gives everything as changes.
+func (m *Memory) all() []Change {
+	var out []Change
+	for _, r := range m.releases {
+		out = append(out, Change{Release: &r})
+	}
+	for _, r := range m.rollouts {
+		out = append(out, Change{Rollout: &r})
+	}
+	return out
+}
+
+// changed notes a change for those who watch.
+func (m *Memory) changed(c Change) {
+	for wake := range m.watches {
+		m.watches[wake] = append(m.watches[wake], c)
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
 }

@@ -51,6 +51,24 @@ type Store interface {
 	SwapRollout(ctx context.Context, old *Rollout, next Rollout) (Rollout, error)
 }
 
+// Watcher is a Store that others write to as well: the replicas of a control
+// plane.
+type Watcher interface {
+	Store
+	// Watch tells of every record there is, and then of each that is written or
+	// deleted, by whomever, until ctx ends; then it returns nil. What is told of one record
+	// is never older than what was told of it before. tell holds nobody up.
+	Watch(ctx context.Context, tell func(Change)) error
+}
+
+// Change is one record as it is now: a release or a rollout, never both.
+type Change struct {
+	Release *chandler.Release
+	Rollout *Rollout
+	// Deleted: it is no more; what it was is given.
+	Deleted bool
+}
+
 // format of the records that are written; one of another is left alone.
 const format = 1
 

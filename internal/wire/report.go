@@ -88,6 +88,42 @@ func ReportFromProto(m *chandlerv1.ReportRequest) (Report, error) {
 	return r, nil
 }
 
+// Relayed is one node as its control plane knows it.
+type Relayed struct {
+	Node      chandler.Node
+	Connected bool
+	States    []chandler.AttachmentState
+}
+
+// RelayToProto translates a node for another control plane.
+func RelayToProto(r Relayed) *chandlerv1.RelayRequest {
+	m := &chandlerv1.RelayRequest{Node: NodeToProto(r.Node), Connected: r.Connected}
+	for _, s := range r.States {
+		m.States = append(m.States, StateToProto(s))
+	}
+	return m
+}
+
+// RelayFromProto checks and translates a node, with the bounds of a report.
+func RelayFromProto(m *chandlerv1.RelayRequest) (Relayed, error) {
+	n, err := NodeFromProto(m.GetNode())
+	if err != nil {
+		return Relayed{}, err
+	}
+	if err := checkLen("states", len(m.GetStates()), MaxStates); err != nil {
+		return Relayed{}, err
+	}
+	r := Relayed{Node: n, Connected: m.GetConnected()}
+	for _, s := range m.GetStates() {
+		st, err := StateFromProto(s)
+		if err != nil {
+			return Relayed{}, err
+		}
+		r.States = append(r.States, st)
+	}
+	return r, nil
+}
+
 // StateToProto translates what an agent says of one plugin. The message is cut
 // to MaxMessage and made fit to be shown.
 func StateToProto(s chandler.AttachmentState) *chandlerv1.AttachmentState {

@@ -263,6 +263,104 @@ func (x *ReportResponse) GetSequence() uint64 {
 	return 0
 }
 
+// RelayRequest is one node as its control plane knows it, whole.
+type RelayRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Whether its agent is connected there.
+	Connected     bool               `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
+	States        []*AttachmentState `protobuf:"bytes,3,rep,name=states,proto3" json:"states,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayRequest) Reset() {
+	*x = RelayRequest{}
+	mi := &file_chandler_v1_report_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayRequest) ProtoMessage() {}
+
+func (x *RelayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_report_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayRequest.ProtoReflect.Descriptor instead.
+func (*RelayRequest) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_report_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RelayRequest) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *RelayRequest) GetStates() []*AttachmentState {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+type RelayResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayResponse) Reset() {
+	*x = RelayResponse{}
+	mi := &file_chandler_v1_report_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayResponse) ProtoMessage() {}
+
+func (x *RelayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_report_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayResponse.ProtoReflect.Descriptor instead.
+func (*RelayResponse) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_report_proto_rawDescGZIP(), []int{3}
+}
+
 type AttachmentState struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Plugin     *PluginRef             `protobuf:"bytes,1,opt,name=plugin,proto3" json:"plugin,omitempty"`
@@ -295,7 +393,7 @@ type AttachmentState struct {
 
 func (x *AttachmentState) Reset() {
 	*x = AttachmentState{}
-	mi := &file_chandler_v1_report_proto_msgTypes[2]
+	mi := &file_chandler_v1_report_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -307,7 +405,7 @@ func (x *AttachmentState) String() string {
 func (*AttachmentState) ProtoMessage() {}
 
 func (x *AttachmentState) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_report_proto_msgTypes[2]
+	mi := &file_chandler_v1_report_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -320,7 +418,7 @@ func (x *AttachmentState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentState.ProtoReflect.Descriptor instead.
 func (*AttachmentState) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_report_proto_rawDescGZIP(), []int{2}
+	return file_chandler_v1_report_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AttachmentState) GetPlugin() *PluginRef {
@@ -433,7 +531,12 @@ const file_chandler_v1_report_proto_rawDesc = "" +
 	"\x06states\x18\x04 \x03(\v2\x1c.chandler.v1.AttachmentStateR\x06states\x12\x18\n" +
 	"\aremoved\x18\x05 \x03(\tR\aremoved\",\n" +
 	"\x0eReportResponse\x12\x1a\n" +
-	"\bsequence\x18\x01 \x01(\x04R\bsequence\"\xfd\x03\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\"\x89\x01\n" +
+	"\fRelayRequest\x12%\n" +
+	"\x04node\x18\x01 \x01(\v2\x11.chandler.v1.NodeR\x04node\x12\x1c\n" +
+	"\tconnected\x18\x02 \x01(\bR\tconnected\x124\n" +
+	"\x06states\x18\x03 \x03(\v2\x1c.chandler.v1.AttachmentStateR\x06states\"\x0f\n" +
+	"\rRelayResponse\"\xfd\x03\n" +
 	"\x0fAttachmentState\x12.\n" +
 	"\x06plugin\x18\x01 \x01(\v2\x16.chandler.v1.PluginRefR\x06plugin\x12\x1e\n" +
 	"\n" +
@@ -466,9 +569,10 @@ const file_chandler_v1_report_proto_rawDesc = "" +
 	"\aStandIn\x12\x11\n" +
 	"\rSTAND_IN_NONE\x10\x00\x12\x11\n" +
 	"\rSTAND_IN_PASS\x10\x01\x12\x11\n" +
-	"\rSTAND_IN_DENY\x10\x022P\n" +
+	"\rSTAND_IN_DENY\x10\x022\x94\x01\n" +
 	"\aReports\x12E\n" +
-	"\x06Report\x12\x1a.chandler.v1.ReportRequest\x1a\x1b.chandler.v1.ReportResponse(\x010\x01B2Z0chandler.dev/chandler/api/chandler/v1;chandlerv1b\x06proto3"
+	"\x06Report\x12\x1a.chandler.v1.ReportRequest\x1a\x1b.chandler.v1.ReportResponse(\x010\x01\x12B\n" +
+	"\x05Relay\x12\x19.chandler.v1.RelayRequest\x1a\x1a.chandler.v1.RelayResponse(\x010\x01B2Z0chandler.dev/chandler/api/chandler/v1;chandlerv1b\x06proto3"
 
 var (
 	file_chandler_v1_report_proto_rawDescOnce sync.Once
@@ -483,32 +587,38 @@ func file_chandler_v1_report_proto_rawDescGZIP() []byte {
 }
 
 var file_chandler_v1_report_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_chandler_v1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_chandler_v1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_chandler_v1_report_proto_goTypes = []any{
 	(State)(0),                    // 0: chandler.v1.State
 	(StandIn)(0),                  // 1: chandler.v1.StandIn
 	(*ReportRequest)(nil),         // 2: chandler.v1.ReportRequest
 	(*ReportResponse)(nil),        // 3: chandler.v1.ReportResponse
-	(*AttachmentState)(nil),       // 4: chandler.v1.AttachmentState
-	(*Node)(nil),                  // 5: chandler.v1.Node
-	(*PluginRef)(nil),             // 6: chandler.v1.PluginRef
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*RelayRequest)(nil),          // 4: chandler.v1.RelayRequest
+	(*RelayResponse)(nil),         // 5: chandler.v1.RelayResponse
+	(*AttachmentState)(nil),       // 6: chandler.v1.AttachmentState
+	(*Node)(nil),                  // 7: chandler.v1.Node
+	(*PluginRef)(nil),             // 8: chandler.v1.PluginRef
+	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
 }
 var file_chandler_v1_report_proto_depIdxs = []int32{
-	5, // 0: chandler.v1.ReportRequest.node:type_name -> chandler.v1.Node
-	4, // 1: chandler.v1.ReportRequest.states:type_name -> chandler.v1.AttachmentState
-	6, // 2: chandler.v1.AttachmentState.plugin:type_name -> chandler.v1.PluginRef
-	0, // 3: chandler.v1.AttachmentState.state:type_name -> chandler.v1.State
-	7, // 4: chandler.v1.AttachmentState.next_try:type_name -> google.protobuf.Timestamp
-	7, // 5: chandler.v1.AttachmentState.since:type_name -> google.protobuf.Timestamp
-	1, // 6: chandler.v1.AttachmentState.stand_in:type_name -> chandler.v1.StandIn
-	2, // 7: chandler.v1.Reports.Report:input_type -> chandler.v1.ReportRequest
-	3, // 8: chandler.v1.Reports.Report:output_type -> chandler.v1.ReportResponse
-	8, // [8:9] is the sub-list for method output_type
-	7, // [7:8] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	7,  // 0: chandler.v1.ReportRequest.node:type_name -> chandler.v1.Node
+	6,  // 1: chandler.v1.ReportRequest.states:type_name -> chandler.v1.AttachmentState
+	7,  // 2: chandler.v1.RelayRequest.node:type_name -> chandler.v1.Node
+	6,  // 3: chandler.v1.RelayRequest.states:type_name -> chandler.v1.AttachmentState
+	8,  // 4: chandler.v1.AttachmentState.plugin:type_name -> chandler.v1.PluginRef
+	0,  // 5: chandler.v1.AttachmentState.state:type_name -> chandler.v1.State
+	9,  // 6: chandler.v1.AttachmentState.next_try:type_name -> google.protobuf.Timestamp
+	9,  // 7: chandler.v1.AttachmentState.since:type_name -> google.protobuf.Timestamp
+	1,  // 8: chandler.v1.AttachmentState.stand_in:type_name -> chandler.v1.StandIn
+	2,  // 9: chandler.v1.Reports.Report:input_type -> chandler.v1.ReportRequest
+	4,  // 10: chandler.v1.Reports.Relay:input_type -> chandler.v1.RelayRequest
+	3,  // 11: chandler.v1.Reports.Report:output_type -> chandler.v1.ReportResponse
+	5,  // 12: chandler.v1.Reports.Relay:output_type -> chandler.v1.RelayResponse
+	11, // [11:13] is the sub-list for method output_type
+	9,  // [9:11] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_chandler_v1_report_proto_init() }
@@ -523,7 +633,7 @@ func file_chandler_v1_report_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_chandler_v1_report_proto_rawDesc), len(file_chandler_v1_report_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   3,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -20,6 +20,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Reports_Report_FullMethodName = "/chandler.v1.Reports/Report"
+	Reports_Relay_FullMethodName  = "/chandler.v1.Reports/Relay"
 )
 
 // ReportsClient is the client API for Reports service.
@@ -30,6 +31,10 @@ const (
 // changed.
 type ReportsClient interface {
 	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ReportRequest, ReportResponse], error)
+	// Relay is for control planes among themselves: one that does not lead tells
+	// the leader what its own agents say. Nothing is answered. When the stream ends,
+	// the nodes it told of count as disconnected.
+	Relay(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RelayRequest, RelayResponse], error)
 }
 
 type reportsClient struct {
@@ -53,6 +58,19 @@ func (c *reportsClient) Report(ctx context.Context, opts ...grpc.CallOption) (gr
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Reports_ReportClient = grpc.BidiStreamingClient[ReportRequest, ReportResponse]
 
+func (c *reportsClient) Relay(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RelayRequest, RelayResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Reports_ServiceDesc.Streams[1], Reports_Relay_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RelayRequest, RelayResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Reports_RelayClient = grpc.BidiStreamingClient[RelayRequest, RelayResponse]
+
 // ReportsServer is the server API for Reports service.
 // All implementations must embed UnimplementedReportsServer
 // for forward compatibility.
@@ -61,6 +79,10 @@ type Reports_ReportClient = grpc.BidiStreamingClient[ReportRequest, ReportRespon
 // changed.
 type ReportsServer interface {
 	Report(grpc.BidiStreamingServer[ReportRequest, ReportResponse]) error
+	// Relay is for control planes among themselves: one that does not lead tells
+	// the leader what its own agents say. Nothing is answered. When the stream ends,
+	// the nodes it told of count as disconnected.
+	Relay(grpc.BidiStreamingServer[RelayRequest, RelayResponse]) error
 	mustEmbedUnimplementedReportsServer()
 }
 
@@ -73,6 +95,9 @@ type UnimplementedReportsServer struct{}
 
 func (UnimplementedReportsServer) Report(grpc.BidiStreamingServer[ReportRequest, ReportResponse]) error {
 	return status.Error(codes.Unimplemented, "method Report not implemented")
+}
+func (UnimplementedReportsServer) Relay(grpc.BidiStreamingServer[RelayRequest, RelayResponse]) error {
+	return status.Error(codes.Unimplemented, "method Relay not implemented")
 }
 func (UnimplementedReportsServer) mustEmbedUnimplementedReportsServer() {}
 func (UnimplementedReportsServer) testEmbeddedByValue()                 {}
@@ -102,6 +127,13 @@ func _Reports_Report_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Reports_ReportServer = grpc.BidiStreamingServer[ReportRequest, ReportResponse]
 
+func _Reports_Relay_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ReportsServer).Relay(&grpc.GenericServerStream[RelayRequest, RelayResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Reports_RelayServer = grpc.BidiStreamingServer[RelayRequest, RelayResponse]
+
 // Reports_ServiceDesc is the grpc.ServiceDesc for Reports service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -113,6 +145,12 @@ var Reports_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Report",
 			Handler:       _Reports_Report_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Relay",
+			Handler:       _Reports_Relay_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},
