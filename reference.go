@@ -243,21 +243,60 @@ func (r Reference) CheckPin(sha256 string) *Problem {
 }
 
 // DeniedAddress tells why nothing may ever be fetched from addr: link-local
-// addresses, where clouds serve the credentials of their machines, and those that
-// are no host's. Empty: it is not refused here.
-func DeniedAddress(addr netip.Addr) string {
+// addresses and the few others where clouds serve the credentials of their
+// machines, those that are no host's, and those in also. An IPv4 address inside of
+// an IPv6 address (mapped, or of a translator) is judged too. Empty: it is not
+// refused here.
+func DeniedAddress(addr netip.Addr, also ...netip.Prefix) string {
 	addr = addr.Unmap().WithZone("")
-	switch {
-	case addr == netip.MustParseAddr("169.254.169.254"), addr == netip.MustParseAddr("fd00:ec2::254"):
+	if why := denied(addr, also); why != "" {
+		return why
+	}
+	if inner, ok := embedded(addr); ok {
+		return denied(inner, also)
+	}
+	return ""
+}
+
+func denied(addr netip.Addr, also []netip.Prefix) string {
+	switch addr.String() {
+	case "169.254.169.254", "fd00:ec2::254", // most clouds
+		"fd20:ce::254",    // Google
+		"100.100.100.200", // Alibaba
+		"168.63.129.16",   // Azure
+		"192.0.0.192":     // Oracle
 		return "metadata"
+	case "255.255.255.255":
+		return "broadcast"
+	}
+	switch {
+	case !addr.IsValid(), addr.IsUnspecified(), addr.Is4() && addr.As4()[0] == 0:
+		return "no address of a host"
 	case addr.IsLinkLocalUnicast():
 		return "link-local"
 	case addr.IsMulticast():
 		return "multicast"
-	case addr.IsUnspecified():
-		return "no address of a host"
-	case addr == netip.MustParseAddr("255.255.255.255"):
-		return "broadcast"
+	}
+	for _, network := range also {
+		if network.Contains(addr) {
+			return "of " + network.String() + ", which is denied"
+		}
 	}
 	return ""
+}
+
+// embedded gives the IPv4 address that packets to an IPv6 address end up at: of
+// NAT64 (RFC 6052), 6to4 (RFC 3056), and the old compatible form.
+func embedded(addr netip.Addr) (netip.Addr, bool) {
+	if !addr.Is6() || addr == netip.IPv6Loopback() {
+		return netip.Addr{}, false
+	}
+	b := addr.As16()
+	switch {
+	case netip.MustParsePrefix("64:ff9b::/96").Contains(addr), netip.MustParsePrefix("::/96").Contains(addr):
+		return netip.AddrFrom4([4]byte(b[12:])), true
+	case netip.MustParsePrefix("2002::/16").Contains(addr):
+		return netip.AddrFrom4([4]byte(b[2:])), true
+	}
+	return netip.Addr{}, false
 }

@@ -1,6 +1,7 @@
 package chandler_test
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -241,4 +242,28 @@ func FuzzParseReference(f *testing.F) {
 			t.Fatalf("%q: %+v, and of its canonical form %s: %+v %v", s, ref, ref, again, p)
 		}
 	})
+}
+
+func TestDeniedAddress(t *testing.T) {
+	t.Parallel()
+	internal := netip.MustParsePrefix("10.0.0.0/8")
+	for addr, want := range map[string]string{
+		"169.254.169.254": "metadata", "::ffff:169.254.169.254": "metadata", "64:ff9b::a9fe:a9fe": "metadata",
+		"2002:a9fe:a9fe::1": "metadata", "::a9fe:a9fe": "metadata", "fd00:ec2::254": "metadata", "fd20:ce::254": "metadata",
+		"100.100.100.200": "metadata", "168.63.129.16": "metadata", "192.0.0.192": "metadata",
+		"169.254.1.1": "link-local", "fe80::1%eth0": "link-local",
+		"224.0.0.1": "multicast", "ff02::1": "multicast",
+		"0.0.0.0": "no address of a host", "::": "no address of a host", "0.1.2.3": "no address of a host",
+		"255.255.255.255": "broadcast",
+		"10.1.2.3":        "of 10.0.0.0/8, which is denied", "::ffff:10.1.2.3": "of 10.0.0.0/8, which is denied",
+		"64:ff9b::a01:203": "of 10.0.0.0/8, which is denied",
+		"127.0.0.1":        "", "::1": "", "192.168.1.1": "", "fd00::1": "", "203.0.113.7": "", "2001:db8::1": "", "64:ff9b::cb00:7107": "",
+	} {
+		if got := chandler.DeniedAddress(netip.MustParseAddr(addr), internal); got != want {
+			t.Errorf("%s: %q, want %q", addr, got, want)
+		}
+	}
+	if chandler.DeniedAddress(netip.MustParseAddr("10.1.2.3")) != "" {
+		t.Error("private networks are denied unasked")
+	}
 }

@@ -127,6 +127,8 @@ func (trust) Authenticate(_ context.Context, n chandler.Node) (chandler.Node, er
 type rig struct {
 	t testing.TB
 	*registry
+	fetcher resolve.Fetcher // in place of the registry, from the next start on
+	settle  func(*control.Config)
 	records record.Store
 	dir     string
 	objects map[string]source.Object
@@ -160,11 +162,19 @@ func (r *rig) start() {
 	}
 	l := bufconn.Listen(1 << 20)
 	r.dial, r.source, r.metrics = l.DialContext, edits{make(chan source.Snapshot)}, prometheus.NewRegistry()
-	r.Control, err = control.New(control.Config{
+	fetcher := r.fetcher
+	if fetcher == nil {
+		fetcher = r.registry
+	}
+	cfg := control.Config{
 		Source: r.source, Records: r.records, Store: s, Listener: l, Authenticator: trust{}, Registerer: r.metrics,
-		Resolver: resolve.New(resolve.Config{Fetcher: r.registry, Store: s}),
+		Resolver: resolve.New(resolve.Config{Fetcher: fetcher, Store: s}),
 		Election: r.election, Peers: r.peers,
-	})
+	}
+	if r.settle != nil {
+		r.settle(&cfg)
+	}
+	r.Control, err = control.New(cfg)
 	if err != nil {
 		r.t.Fatal(err)
 	}

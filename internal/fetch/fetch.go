@@ -14,7 +14,9 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"runtime"
@@ -30,10 +32,16 @@ type Config struct {
 	// Dir holds the temporary file of a pull; empty is the system's own place.
 	// Nothing is left in it, not even by a process that is killed.
 	Dir string
-	// Transport is the way to the network, under authentication; a policy on
-	// egress is one. Nil: an own one with Proxy and TLS, that never connects to
-	// addresses that chandler.DeniedAddress names.
+	// Transport is the way to the network, under authentication. Nil: an own one
+	// with Proxy, TLS and Resolver, that connects to no address which is denied.
+	// Another one has to see to that by itself.
 	Transport http.RoundTripper
+	// Deny are networks from which nothing is fetched, beside those that
+	// chandler.DeniedAddress never allows. Loopback and private networks are
+	// allowed unless they are here.
+	Deny []netip.Prefix
+	// Resolver finds the addresses of hosts; nil is the system's.
+	Resolver *net.Resolver
 	// Proxy finds the proxy of a request; nil is none.
 	Proxy func(*http.Request) (*url.URL, error)
 	// TLS holds the roots to trust; nil is the system's.
@@ -104,7 +112,7 @@ func New(cfg Config) *Client {
 		cfg.Transport = newTransport(cfg)
 	}
 	c := &Client{Config: cfg}
-	c.base = &guard{inner: cfg.Transport, plain: c.mayBePlain, idle: cfg.IdleTimeout, minRate: cfg.MinRate}
+	c.base = &guard{inner: cfg.Transport, egress: egress(cfg.Deny), plain: c.mayBePlain, idle: cfg.IdleTimeout, minRate: cfg.MinRate}
 	return c
 }
 

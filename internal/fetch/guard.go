@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"chandler.dev/chandler"
@@ -22,44 +20,14 @@ const (
 	maxRedirects   = 5
 )
 
-// newTransport is the default way to the network.
-func newTransport(cfg Config) *http.Transport {
-	dialer := &net.Dialer{
-		Timeout: cfg.IdleTimeout,
-		// Checked when the address is known, so that no name can hide it.
-		Control: func(_, address string, _ syscall.RawConn) error {
-			addr, err := netip.ParseAddrPort(address)
-			if err != nil {
-				return nil // a Unix socket, of a Proxy
-			}
-			if why := chandler.DeniedAddress(addr.Addr()); why != "" {
-				return refuse(chandler.CodeEgressDenied, "nothing is fetched from there", "the host resolves to %s (%s)", addr.Addr(), why)
-			}
-			return nil
-		},
-	}
-	return &http.Transport{
-		Proxy:                  cfg.Proxy,
-		DialContext:            dialer.DialContext,
-		TLSClientConfig:        cfg.TLS.Clone(),
-		TLSHandshakeTimeout:    cfg.IdleTimeout,
-		ForceAttemptHTTP2:      true,
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: maxHeaderBytes,
-		MaxIdleConns:           32,
-		MaxIdleConnsPerHost:    4,
-		IdleConnTimeout:        60 * time.Second,
-		ExpectContinueTimeout:  time.Second,
-	}
-}
-
 // guard stands between the network and all that speaks HTTP here, registry
 // client included. It lets plain HTTP through only where it may be, asks for no
-// compression and takes none, bounds headers, ends what is too slow, and turns
+// compression and takes none, refuses addresses that egress denies, bounds headers, ends what is too slow, and turns
 // failures and overload into *Error. An answer below 500 other than 408 and 429
 // is for those above it to judge.
 type guard struct {
 	inner   http.RoundTripper
+	egress  egress
 	plain   func(host string) bool
 	idle    time.Duration
 	minRate int64
@@ -78,6 +46,10 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Scheme != "https" && (req.URL.Scheme != "http" || (req.Context().Value(plainKey{}) == nil && !g.plain(host))) {
 		closeBody(req)
 		return nil, refuse(chandler.CodeTLS, "use https, or let the operator allow plain http for this host", "%s: plain http is not allowed", chandler.Quote(host))
+	}
+	if err := g.egress.literal(req.URL.Hostname()); err != nil {
+		closeBody(req)
+		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(req.Context())
 	out := req.Clone(ctx)
