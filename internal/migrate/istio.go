@@ -1,8 +1,6 @@
 package migrate
 
 import (
-	"maps"
-	"slices"
 	"strings"
 
 	yaml "go.yaml.in/yaml/v3"
@@ -191,13 +189,4 @@ func (o *object) pullPolicy(w *chandler.Wasm, note func(field, hint, format stri
 	default:
 		note("imagePullPolicy", hint, "a tag is resolved once and kept until the url changes; Istio's proxies that start later get what the tag means then")
 	}
-}
-
-// labelsOf gives labels as a node, in the order of their names.
-func labelsOf(labels map[string]string) *yaml.Node {
-	n := mapping()
-	for _, name := range slices.Sorted(maps.Keys(labels)) {
-		n.Content = append(n.Content, str(name), str(labels[name]))
-	}
-	return n
 }
