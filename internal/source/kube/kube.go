@@ -9,12 +9,18 @@ package kube
 
 import (
 	"fmt"
+	"log/slog"
 
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 )
+
+// LogTo has the Kubernetes clients' own lines written to log. It is for the whole
+// program.
+func LogTo(log *slog.Logger) { klog.SetSlogLogger(log) }
 
 // Client speaks to one API server.
 type Client struct {
