@@ -67,13 +67,20 @@ func Due(p *chandler.Plugin, have *chandler.Release, a Attempts, policy Policy, 
 		return Decision{Now: true}
 	case policy.Interval > 0 && p.Wasm != nil && p.Wasm.Reference.Scheme != chandler.SchemeFile &&
 		p.Wasm.EffectivePullPolicy() == chandler.PullAlways:
-		last := have.ResolvedAt
-		if a.Done.After(last) {
-			last = a.Done
-		}
-		return at(last.Add(policy.Interval))
+		return at(lastAsked(have, a, now).Add(policy.Interval))
 	}
 	return Decision{}
+}
+
+// lastAsked is when a release was found to be what its plugin means. Done is of this
+// run and its clock never jumps. ResolvedAt is read from a record: one that is yet
+// to come was written under a clock that was wrong, and says nothing; to ask once
+// more is cheap, and not to ask for a year is not.
+func lastAsked(have *chandler.Release, a Attempts, now time.Time) time.Time {
+	if at := have.ResolvedAt; !at.After(now) && at.After(a.Done) {
+		return at
+	}
+	return a.Done
 }
 
 // Succeeded gives the attempts after a try that went well.

@@ -126,8 +126,12 @@ func (s *Store) load() error {
 	if err != nil {
 		return err
 	}
+	now := s.Now()
 	for _, e := range list {
-		s.entries[e.Digest] = &entry{size: e.Size, used: e.Used, noted: e.Used}
+		// How long ago, and from then on the clock of this run: what a clock set
+		// to next year once left on disk does not stay the newest for a year.
+		age := max(0, now.Sub(e.Used))
+		s.entries[e.Digest] = &entry{size: e.Size, used: now.Add(-age), noted: e.Used}
 		s.bytes += e.Size
 	}
 	return nil
