@@ -56,10 +56,6 @@ const (
 	asideExtension = ".aside"
 )
 
-// errFormat is a record of another version of this program. It is passed by and
-// stays in its place, for that version to find.
-var errFormat = errors.New("its format is not known here")
-
 func (d *Directory) path(sub, name string) (string, error) {
 	if name == "" || strings.ContainsAny(name, `/\`) || strings.HasPrefix(name, ".") {
 		return "", fmt.Errorf("%s is no name of a record", chandler.Quote(name))
@@ -72,11 +68,11 @@ func (d *Directory) path(sub, name string) (string, error) {
 func (d *Directory) Releases(context.Context) ([]chandler.Release, error) {
 	var out []chandler.Release
 	err := d.each(releasesDir, func(name string, b []byte) error {
-		var r chandler.Release
-		if err := decode(b, &r, &r.Format); err != nil {
+		r, err := DecodeRelease(b)
+		if err != nil {
 			return err
 		}
-		if err := checkRelease(r); err != nil || string(r.ID) != name {
+		if string(r.ID) != name {
 			return errors.New("its content is not what its name says")
 		}
 		out = append(out, r)
@@ -89,8 +85,8 @@ func (d *Directory) Releases(context.Context) ([]chandler.Release, error) {
 func (d *Directory) Rollouts(context.Context) ([]Rollout, error) {
 	var out []Rollout
 	err := d.each(rolloutsDir, func(name string, b []byte) error {
-		var r Rollout
-		if err := decode(b, &r, &r.Format); err != nil {
+		r, err := DecodeRollout(b)
+		if err != nil {
 			return err
 		}
 		if r.UID != name {
@@ -100,17 +96,6 @@ func (d *Directory) Rollouts(context.Context) ([]Rollout, error) {
 		return nil
 	})
 	return out, err
-}
-
-// decode reads a record and its format.
-func decode(b []byte, into any, got *int) error {
-	if err := json.Unmarshal(b, into); err != nil {
-		return err
-	}
-	if *got != format {
-		return fmt.Errorf("format %d: %w", *got, errFormat)
-	}
-	return nil
 }
 
 // each reads every record of a kind. What cannot be read as a record is set
@@ -144,7 +129,7 @@ func (d *Directory) each(sub string, read func(name string, b []byte) error) err
 
 // setAside deals with a file that is no record to us.
 func (d *Directory) setAside(path string, reason error) error {
-	if errors.Is(reason, errFormat) {
+	if errors.Is(reason, ErrFormat) {
 		d.log.Warn("a record is passed by", "file", path, "reason", reason)
 		return nil
 	}
@@ -164,7 +149,7 @@ func (d *Directory) setAside(path string, reason error) error {
 
 // PutRelease implements Store.
 func (d *Directory) PutRelease(_ context.Context, r chandler.Release) error {
-	if err := checkRelease(r); err != nil {
+	if err := Check(r); err != nil {
 		return err
 	}
 	path, err := d.path(releasesDir, string(r.ID))
@@ -221,10 +206,11 @@ func (d *Directory) SwapRollout(_ context.Context, old *Rollout, next Rollout) (
 	b, err := durable.Read(d.fsys, path, maxRecord)
 	switch {
 	case err == nil:
-		stored = &Rollout{}
-		if err := decode(b, stored, &stored.Format); err != nil {
+		r, err := DecodeRollout(b)
+		if err != nil {
 			return Rollout{}, fmt.Errorf("records: %s: %w", path, err)
 		}
+		stored = &r
 	case !errors.Is(err, fs.ErrNotExist):
 		return Rollout{}, fmt.Errorf("records: %w", err)
 	}

@@ -38,7 +38,7 @@ func (m *Memory) Rollouts(context.Context) ([]Rollout, error) {
 
 // PutRelease implements Store.
 func (m *Memory) PutRelease(_ context.Context, r chandler.Release) error {
-	if err := checkRelease(r); err != nil {
+	if err := Check(r); err != nil {
 		return err
 	}
 	m.mu.Lock()

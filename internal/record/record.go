@@ -9,7 +9,9 @@ package record
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"chandler.dev/chandler"
@@ -30,6 +32,10 @@ type Rollout struct {
 	Previous   chandler.ReleaseID `json:",omitempty"`
 	Generation int64
 	UpdatedAt  time.Time
+	// Pin is Release as far as it was found out, without what the resource alone
+	// says. A resource that was deleted and comes back, with another uid, finds its
+	// digests here.
+	Pin *chandler.Release `json:",omitempty"`
 	// Revision belongs to the store, which sets it; callers hand it back unchanged.
 	Revision uint64
 }
@@ -69,11 +75,44 @@ type Change struct {
 	Deleted bool
 }
 
-// format of the records that are written; one of another is left alone.
-const format = 1
+// Format of the records that are written; one of another is left alone.
+const Format = 1
 
-// checkRelease holds that an ID is that of the content.
-func checkRelease(r chandler.Release) error {
+// ErrFormat is a record of another version of this program. It is passed by and
+// stays in its place, for that version to find.
+var ErrFormat = errors.New("its format is not known here")
+
+// DecodeRelease reads a release. The error is ErrFormat, or says that this is none.
+func DecodeRelease(b []byte) (chandler.Release, error) {
+	var r chandler.Release
+	if err := decode(b, &r, &r.Format); err != nil {
+		return chandler.Release{}, err
+	}
+	return r, Check(r)
+}
+
+// DecodeRollout reads a rollout record, with the same errors.
+func DecodeRollout(b []byte) (Rollout, error) {
+	var r Rollout
+	if err := decode(b, &r, &r.Format); err != nil {
+		return Rollout{}, err
+	}
+	return r, nil
+}
+
+// decode reads a record and its format.
+func decode(b []byte, into any, got *int) error {
+	if err := json.Unmarshal(b, into); err != nil {
+		return err
+	}
+	if *got != Format {
+		return fmt.Errorf("format %d: %w", *got, ErrFormat)
+	}
+	return nil
+}
+
+// Check holds that a release's ID is that of its content.
+func Check(r chandler.Release) error {
 	if r.WithID().ID != r.ID || r.ID == "" {
 		return errors.New("the release's id is not that of its content")
 	}
@@ -88,7 +127,7 @@ func swap(stored, old *Rollout, next Rollout) (Rollout, error) {
 	case stored != nil && stored.Revision != old.Revision:
 		return Rollout{}, ErrConflict
 	}
-	next.Format, next.Revision = format, 1
+	next.Format, next.Revision = Format, 1
 	if stored != nil {
 		next.Revision = stored.Revision + 1
 	}
