@@ -59,6 +59,10 @@ type Config struct {
 	// FetchDeadline is how long an agent may take to fetch a plugin's first module
 	// before failStrategy applies on its proxy; zero: the agents' default.
 	FetchDeadline time.Duration
+	// Remember is how long the rollout record of a plugin that is gone is kept, so
+	// that a resource which comes back, with another uid, finds its digests; zero:
+	// not at all.
+	Remember time.Duration
 	// Scrub is the period within which every stored module is hashed again; zero
 	// means store.DefaultScrub.
 	Scrub time.Duration

@@ -155,6 +155,9 @@ func (l *loop) newJob(id string, o *source.Object, have *chandler.Release) *job 
 func (l *loop) launch(ctx context.Context, j *job) {
 	ctx, j.cancel = context.WithCancel(ctx)
 	l.jobs[j.id] = j
+	if j.have == nil {
+		j.have = l.pinned(j.plugin.Key, j.plugin.UID)
+	}
 	go func() {
 		defer j.cancel()
 		o := outcome{job: j}
@@ -193,7 +196,7 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 		o.rollout = j.rollout // only the release's own record is not here yet, or lost
 		return c.cfg.Records.PutRelease(ctx, r)
 	}
-	next := record.Rollout{UID: r.UID, Key: r.Key, Sequence: 1, Release: r.ID, Generation: r.Generation, UpdatedAt: c.cfg.Now().UTC()}
+	next := record.Rollout{UID: r.UID, Key: r.Key, Sequence: 1, Release: r.ID, Generation: r.Generation, UpdatedAt: c.cfg.Now().UTC(), Pin: pin(r)}
 	if j.rollout != nil {
 		next.Sequence, next.Previous = j.rollout.Sequence+1, j.rollout.Release
 	}

@@ -37,6 +37,8 @@ type loop struct {
 	history  map[string][]chandler.ReleaseID // by uid, oldest first
 	attempts map[string]resolve.Attempts     // by uid
 
+	gone map[string]time.Time // when a plugin of a rollout was first missed, by uid
+
 	leases   map[chandler.ModuleDigest]*store.Lease // of what is attached
 	restores map[chandler.ModuleDigest]time.Time    // not before
 
@@ -57,6 +59,7 @@ func (c *Control) load(ctx context.Context) (*loop, error) {
 		releases: map[chandler.ReleaseID]*chandler.Release{},
 		history:  map[string][]chandler.ReleaseID{},
 		attempts: map[string]resolve.Attempts{},
+		gone:     map[string]time.Time{},
 		leases:   map[chandler.ModuleDigest]*store.Lease{},
 		restores: map[chandler.ModuleDigest]time.Time{},
 		jobs:     map[string]*job{},
@@ -187,6 +190,7 @@ func (l *loop) taken(s source.Snapshot) {
 			delete(l.attempts, uid)
 		}
 	}
+	l.missed()
 }
 
 // target is the release that a plugin's rollout is at, or the one before when the
@@ -280,7 +284,7 @@ func (l *loop) collect(ctx context.Context) {
 		return
 	}
 	for uid := range l.rollouts {
-		if l.byUID[uid] != nil || l.jobs[resolveID(uid)] != nil {
+		if l.byUID[uid] != nil || l.jobs[resolveID(uid)] != nil || l.remembered(uid, now) {
 			continue
 		}
 		if err := l.c.cfg.Records.DeleteRollout(ctx, uid); err != nil {
@@ -288,6 +292,7 @@ func (l *loop) collect(ctx context.Context) {
 			return
 		}
 		delete(l.rollouts, uid)
+		delete(l.gone, uid)
 	}
 	for uid, ids := range l.history {
 		keep := keepReleases

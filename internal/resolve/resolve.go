@@ -66,8 +66,8 @@ func New(cfg Config) *Resolver {
 // Request asks for one plugin.
 type Request struct {
 	Plugin *chandler.Plugin
-	// Have is the newest release of the plugin's uid, or nil: its digests are kept
-	// where the pull policy says so.
+	// Have is the newest release of the plugin, or of the one that had its key
+	// before; nil: none. Its digests are kept where the pull policy says so.
 	Have        *chandler.Release
 	Credentials *fetch.Credentials
 }
@@ -127,7 +127,7 @@ func asked(w *chandler.Wasm) string {
 // nobody has to be asked: the URL and the pin are the same, and the policy is not
 // to pull always.
 func Kept(p *chandler.Plugin, have *chandler.Release) bool {
-	return p.Wasm != nil && have != nil && have.UID == p.UID && have.Program.Module != nil &&
+	return p.Wasm != nil && have != nil && have.Key == p.Key && have.Program.Module != nil &&
 		have.Asked == asked(p.Wasm) && p.Wasm.EffectivePullPolicy() != chandler.PullAlways
 }
 
