@@ -57,6 +57,7 @@ func run(args, environ []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "chandler-agent: %v\n", err)
 		return exitUsage
 	}
+	warn(&cfg)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	err = a.Run(ctx)
@@ -134,6 +135,7 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 	flags.StringVar(&cfg.FetchFrom, "fetch-from", agent.FromControl, "where modules are fetched from: control, or origin with control as the fallback")
 	flags.StringVar(&cfg.DockerConfig, "docker-config", "", "directory of the config.json with this node's credentials for --fetch-from origin; anonymously without")
 	flags.DurationVar(&cfg.Scrub, "scrub", store.DefaultScrub, "period within which every stored module is hashed again")
+	files := tlsFlags(flags)
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 
@@ -169,7 +171,7 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 	cfg.EnvoyArgs = flags.Args()
 	cfg.EnvoyLog = stderr
 	cfg.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: lvl}))
-	return cfg, nil
+	return cfg, secure(&cfg, *files)
 }
 
 // fromVariables sets every flag whose variable is there.

@@ -155,3 +155,39 @@ func TestVariables(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+func TestSecureFlags(t *testing.T) {
+	t.Parallel()
+	if cfg := parsed(t, nil); cfg.DialOptions != nil {
+		t.Error("without flags there is something to dial with")
+	}
+	for _, c := range []struct {
+		env  map[string]string
+		args []string
+		why  string // empty: none
+	}{
+		{nil, []string{"--tls-ca", "/ca"}, ""}, // files are read when they are needed
+		{map[string]string{"CHANDLER_AGENT_TLS_CA": "/ca", "CHANDLER_AGENT_TOKEN_FILE": "/token"}, nil, ""},
+		{map[string]string{"CHANDLER_AGENT_TLS_CA": "/ca", "CHANDLER_AGENT_TLS_CERT": "/c", "CHANDLER_AGENT_TLS_KEY": "/k"}, []string{"--tls-server-name", "x"}, ""},
+		{nil, []string{"--tls-ca", "/ca", "--tls-cert", "/c"}, "belong together"},
+		{nil, []string{"--tls-cert", "/c", "--tls-key", "/k"}, "need --tls-ca"},
+		{nil, []string{"--token-file", "/token"}, "need --tls-ca"},
+	} {
+		var out bytes.Buffer
+		cfg, err := parse(c.args, c.env, &out, &out)
+		if (err == nil) != (c.why == "") || err != nil && !strings.Contains(err.Error(), c.why) {
+			t.Errorf("%v %v: %v, want %q", c.env, c.args, err, c.why)
+		}
+		if err == nil && (cfg.DialOptions == nil || cfg.Collectors == nil) {
+			t.Errorf("%v %v: the control plane is spoken to in plain text", c.env, c.args)
+		}
+	}
+	for addr, want := range map[string]bool{
+		"127.0.0.1:9910": true, "[::1]:9910": true, "localhost:9910": true, "unix:/run/x": true, "127.0.0.1": true,
+		"10.0.0.1:9910": false, "chandler.example:9910": false, "localhost.example:9910": false,
+	} {
+		if onThisMachine(addr) != want {
+			t.Errorf("%s is on this machine: %v", addr, !want)
+		}
+	}
+}

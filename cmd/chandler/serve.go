@@ -34,6 +34,7 @@ type serveFlags struct {
 	storeMax                     store.Size
 	insecure                     []string
 	logLevel                     string
+	tls                          tlsFlags
 }
 
 func serveCommand(e *env) *cobra.Command {
@@ -46,7 +47,8 @@ them to the agents.
 
 Plugins come from the folder given by --plugins, which is only read, and from
 "chandler apply". Agents connect to --listen, the other commands to --admin; both
-are for this machine unless you say otherwise. Registry credentials are those of
+are for this machine unless you say otherwise; agents on other machines need TLS
+(--tls-cert, --tls-key) and certificates of their own (--client-ca). Registry credentials are those of
 docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.`,
 		Example: "  chandler serve --plugins ./plugins --data ./data",
 		Args:    noArgs,
@@ -64,6 +66,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.DurationVar(&f.scrub, "scrub", store.DefaultScrub, "period within which every stored module is hashed again")
 	flags.DurationVar(&f.fetchDeadline, "fetch-deadline", 30*time.Second, "how long an agent may take to fetch a new plugin's module before the plugin's failStrategy applies on its proxy; fetching goes on")
 	flags.StringArrayVar(&f.insecure, "insecure-registry", nil, "registry host[:port] that may be spoken to in plain HTTP; may be given several times")
+	f.tls.add(flags)
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
@@ -119,18 +122,18 @@ func newControl(f serveFlags, data string, modules *store.Store, metrics *promet
 		Keychain: fetch.DockerKeychain(),
 		Insecure: func(host string) bool { return slices.Contains(f.insecure, host) },
 	})
-	listener, err := net.Listen("tcp", f.listen)
+	agents, err := f.tls.open(f.listen, nil, metrics, log)
 	if err != nil {
-		return nil, nil, fmt.Errorf("--listen: %w", err)
+		return nil, nil, err
 	}
 	plane, err := control.New(control.Config{
-		Source: plugins, Records: records, Store: modules, Listener: listener,
+		Source: plugins, Records: records, Store: modules, Listener: agents.listener, Server: agents.options, Authenticator: agents.agents,
 		Resolver:      resolve.New(resolve.Config{Fetcher: client, Store: modules, Log: log}),
 		Policy:        resolve.Policy{Interval: f.resolveInterval},
 		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Scrub: f.scrub, Registerer: metrics, Log: log,
 	})
 	if err != nil {
-		listener.Close()
+		agents.listener.Close()
 		return nil, nil, err
 	}
 	return plane, plugins, nil

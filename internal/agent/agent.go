@@ -71,6 +71,8 @@ type Config struct {
 	Log      *slog.Logger
 	// Metrics are registered on and served from it; default: a new one.
 	Metrics *prometheus.Registry
+	// Collectors are further metrics.
+	Collectors []prometheus.Collector
 }
 
 // Where modules can be fetched from. An origin is asked by digest, and the
@@ -215,6 +217,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	defer a.store.Close()
 	a.metrics = newMetrics(a.cfg.Metrics, a.store)
+	for _, c := range a.cfg.Collectors {
+		if err := a.cfg.Metrics.Register(c); err != nil {
+			return err
+		}
+	}
 	if a.binary, err = probeEnvoy(ctx, a.cfg.Envoy, filepath.Join(a.envoyDir(), "probe.json")); err != nil {
 		return err
 	}

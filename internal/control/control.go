@@ -216,6 +216,8 @@ func serverDefaults() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(8 << 20), // a full report of a thousand plugins with long reasons
 		grpc.MaxConcurrentStreams(64),
+		grpc.MaxHeaderListSize(64 << 10), // a token of 16 KiB at most
+		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}

@@ -110,5 +110,15 @@ func (osFS) Lock(path string) (io.Closer, error) {
 	if err := f.Truncate(0); err == nil {
 		_, _ = fmt.Fprintf(f, "%d\n", os.Getpid())
 	}
-	return f, nil
+	return flock{f}, nil
+}
+
+// flock is a locked file.
+type flock struct{ *os.File }
+
+// Close lets go at once: to close the file would not, while a child that is just
+// being started still has it open.
+func (l flock) Close() error {
+	err := syscall.Flock(int(l.Fd()), syscall.LOCK_UN)
+	return errors.Join(err, l.File.Close())
 }

@@ -1,0 +1,302 @@
+// Package credential is how the agents' port is spoken to in safety: TLS 1.3 with
+// certificates, keys and authorities in files, and bearer tokens that never leave
+// without TLS. Files are looked at when a connection is made (or a token sent) and
+// read again when they have changed, so that nothing is restarted for a new
+// certificate; files that cannot be used leave those before in use.
+//
+// It says nothing of who may do what: see package identity.
+package credential
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+)
+
+// How long a refused client is listened to, and for how many bytes.
+const (
+	lastWordsTime = 300 * time.Millisecond
+	maxLastWords  = 64 << 10
+)
+
+// Files says where certificates, keys (all in PEM) and tokens are. Empty: none.
+type Files struct {
+	// Cert and Key are one's own, the certificate with its chain.
+	Cert, Key string
+	// CA are the authorities that the other side's certificate may be of.
+	CA string
+	// Token is a bearer token to show; for clients.
+	Token string
+	// ServerName is the name in the server's certificate, when it is not the one
+	// that is dialled; for clients.
+	ServerName string
+	// RequireClient refuses clients without a certificate already in the handshake;
+	// for servers.
+	RequireClient bool
+
+	// Now is the clock, time.Now when nil.
+	Now func() time.Time
+	Log *slog.Logger
+}
+
+// set is what both sides have.
+type set struct {
+	Files
+	pair  *files[*tls.Certificate] // nil: none
+	pool  *files[*x509.CertPool]   // nil: none
+	token *files[string]           // nil: none
+}
+
+func newSet(f Files) set {
+	if f.Now == nil {
+		f.Now = time.Now
+	}
+	if f.Log == nil {
+		f.Log = slog.New(slog.DiscardHandler)
+	}
+	s := set{Files: f}
+	if f.Cert != "" {
+		s.pair = &files[*tls.Certificate]{paths: []string{f.Cert, f.Key}, parse: parsePair(f.Cert, f.Key), now: f.Now, told: told(f.Log, "certificate")}
+	}
+	if f.CA != "" {
+		s.pool = &files[*x509.CertPool]{paths: []string{f.CA}, parse: parsePool(f.CA), now: f.Now, told: told(f.Log, "authorities")}
+	}
+	if f.Token != "" {
+		s.token = &files[string]{paths: []string{f.Token}, parse: parseToken(f.Token), now: f.Now, told: told(f.Log, "token")}
+	}
+	return s
+}
+
+func told(log *slog.Logger, what string) func(error) {
+	return func(err error) {
+		if err != nil {
+			log.Warn("new credentials cannot be used; those before stay, if there are any", "of", what, "error", err)
+			return
+		}
+		log.Info("credentials can be used again", "of", what)
+	}
+}
+
+// stale tells why newest files are not in use.
+func (s *set) stale() error {
+	var errs []error
+	if s.pair != nil {
+		errs = append(errs, s.pair.stale())
+	}
+	if s.pool != nil {
+		errs = append(errs, s.pool.stale())
+	}
+	if s.token != nil {
+		errs = append(errs, s.token.stale())
+	}
+	return errors.Join(errs...)
+}
+
+// collectors are metrics, which look at the files when they are asked.
+func (s *set) collectors() []prometheus.Collector {
+	return []prometheus.Collector{
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "chandler_tls_files_stale", Help: "1 when certificate, key, authorities or token in the files cannot be used and those before are.",
+		}, func() float64 {
+			if s.stale() != nil {
+				return 1
+			}
+			return 0
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "chandler_tls_certificate_not_after_seconds", Help: "When the own certificate in use expires, in seconds since 1970; 0 without one.",
+		}, func() float64 {
+			if s.pair == nil {
+				return 0
+			}
+			pair, err := s.pair.get()
+			if err != nil {
+				return 0
+			}
+			return float64(pair.Leaf.NotAfter.Unix())
+		}),
+	}
+}
+
+// Server is the server's side, as gRPC wants it.
+type Server struct {
+	set
+	failed prometheus.Counter
+}
+
+// NewServer reads the files, which must be usable now.
+func NewServer(f Files) (*Server, error) {
+	s := &Server{set: newSet(f), failed: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "chandler_tls_handshakes_failed_total", Help: "Connections to the agents' port that ended before TLS was agreed on.",
+	})}
+	if s.pair == nil {
+		return nil, errors.New("a server needs a certificate")
+	}
+	return s, s.stale()
+}
+
+// Collectors are the server's metrics.
+func (s *Server) Collectors() []prometheus.Collector { return append(s.collectors(), s.failed) }
+
+// config is for one connection.
+func (s *Server) config() (*tls.Config, error) {
+	pair, err := s.pair.get()
+	if err != nil {
+		return nil, err
+	}
+	// Without tickets every connection shows its certificate to the authorities
+	// that are trusted now.
+	c := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*pair}, SessionTicketsDisabled: true, Time: s.Now}
+	if s.pool == nil {
+		return c, nil
+	}
+	c.ClientAuth = tls.VerifyClientCertIfGiven
+	if s.RequireClient {
+		c.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	c.ClientCAs, err = s.pool.get()
+	return c, err
+}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (s *Server) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	config, err := s.config()
+	if err != nil {
+		raw.Close()
+		return nil, nil, err
+	}
+	last := &lastWords{}
+	if tcp, ok := raw.(*net.TCPConn); ok {
+		last.TCPConn, raw = tcp, last
+	}
+	conn, auth, err := credentials.NewTLS(config).ServerHandshake(raw)
+	last.agreed.Store(err == nil)
+	if err != nil {
+		s.failed.Inc()
+		s.Log.Debug("no TLS with a client", "address", raw.RemoteAddr(), "error", err)
+	}
+	return conn, auth, err
+}
+
+// lastWords is a connection that is closed in a way that lets a refused client
+// hear why. In TLS 1.3 the client believes that all is well and goes on speaking;
+// to close a connection on which it has been spoken to resets it, and the alert is
+// lost.
+type lastWords struct {
+	*net.TCPConn
+	agreed atomic.Bool
+}
+
+func (c *lastWords) Close() error {
+	if !c.agreed.Load() && c.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(lastWordsTime)) == nil {
+		_, _ = io.CopyN(io.Discard, c.TCPConn, maxLastWords)
+	}
+	return c.TCPConn.Close()
+}
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (s *Server) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("these are a server's credentials")
+}
+
+// Info implements credentials.TransportCredentials.
+func (s *Server) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
+}
+
+// Clone implements credentials.TransportCredentials. Nothing in it changes.
+func (s *Server) Clone() credentials.TransportCredentials { return s }
+
+// OverrideServerName implements credentials.TransportCredentials.
+func (s *Server) OverrideServerName(string) error { return errors.New("not for servers") }
+
+// Client is the client's side.
+type Client struct{ set }
+
+// NewClient reads nothing yet: files that are missing are an error of each
+// connection, not of the program, which has other things to do.
+func NewClient(f Files) *Client { return &Client{newSet(f)} }
+
+// Collectors are the client's metrics.
+func (c *Client) Collectors() []prometheus.Collector { return c.collectors() }
+
+// DialOptions say how to dial: with TLS, and with the token if there is one.
+func (c *Client) DialOptions() []grpc.DialOption {
+	options := []grpc.DialOption{grpc.WithTransportCredentials(clientTLS{c})}
+	if c.token != nil {
+		options = append(options, grpc.WithPerRPCCredentials(bearer{c.token}))
+	}
+	return options
+}
+
+func (c *Client) config() (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS13, Time: c.Now}
+	var err error
+	if c.pool != nil {
+		if config.RootCAs, err = c.pool.get(); err != nil {
+			return nil, err
+		}
+	}
+	if c.pair != nil {
+		pair, err := c.pair.get()
+		if err != nil {
+			return nil, err
+		}
+		// Shown whatever authorities the server names: a refusal with its reason is
+		// better than a certificate that is silently left out.
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair, nil }
+	}
+	return config, nil
+}
+
+type clientTLS struct{ c *Client }
+
+func (t clientTLS) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	config, err := t.c.config()
+	if err != nil {
+		raw.Close()
+		return nil, nil, err
+	}
+	if t.c.ServerName != "" {
+		authority = t.c.ServerName
+	}
+	return credentials.NewTLS(config).ClientHandshake(ctx, authority, raw)
+}
+
+func (t clientTLS) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("these are a client's credentials")
+}
+
+func (t clientTLS) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: t.c.ServerName}
+}
+
+func (t clientTLS) Clone() credentials.TransportCredentials { return t }
+
+func (t clientTLS) OverrideServerName(string) error {
+	return errors.New("the server's name is given beforehand")
+}
+
+// bearer shows a token.
+type bearer struct{ token *files[string] }
+
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	token, err := b.token.get()
+	if err != nil {
+		return nil, fmt.Errorf("no token to show: %w", err)
+	}
+	return map[string]string{"authorization": "Bearer " + token}, nil
+}
+
+func (b bearer) RequireTransportSecurity() bool { return true }
