@@ -62,7 +62,7 @@ var faults = []fault{
 	{number: 46, what: "watches too old, compaction", open: kubernetes},
 	{number: 47, what: "no API server when the control plane starts", open: kubernetes},
 	{number: 48, what: "etcd down, slow, without quorum", open: kubernetes},
-	{number: 49, what: "one plugin edited without pause", remark: "no debounce: one push of a slot at a time, the newest next"},
+	{number: 49, what: "one plugin edited without pause", remark: "an agent is sent ten versions a second once an allowance of a hundred is used up"},
 	{number: 50, what: "10,000 resources appear at once"},
 	{number: 51, what: "a resource that was never admitted", open: kubernetes},
 	{number: 53, what: "a replica cut off from the API server", open: kubernetes},

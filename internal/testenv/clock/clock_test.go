@@ -17,7 +17,7 @@ func TestWall(t *testing.T) {
 		m         map[string]any
 		Created   time.Time
 	}{
-		good: inner{at: time.Now().Add(-time.Hour)}, bad: inner{at: time.Now().UTC()},
+		good: inner{at: time.Now().Add(-time.Hour)}, bad: inner{at: time.Now().UTC(), never: time.Time{}},
 		list:    []*inner{nil, {at: time.Now().Round(0)}},
 		m:       map[string]any{"x": inner{at: time.Unix(1, 0)}, "y": time.Now()},
 		Created: time.Unix(1, 0),

@@ -4,7 +4,8 @@
 //
 // It keeps no resources of its own and has no queue: while an answer is under
 // way to an agent nothing more is prepared for it, and its acknowledgement gets
-// whatever is newest by then. So a slow agent costs nothing and delays nobody.
+// whatever is newest by then. So a slow agent costs nothing and delays nobody. A
+// resource that changes without pause is sent a few times a second at most.
 package deltaserver
 
 import (
@@ -167,6 +168,7 @@ func (s *Server) DeltaAggregatedResources(str discoveryv3.AggregatedDiscoverySer
 		return err
 	}
 	defer s.leave(st)
+	defer st.end()
 	err = delta.NewServer(str.Context(), st, nil).DeltaStreamHandler(st, resource.AnyType)
 	if refused := st.refusal(); refused != nil {
 		return refused

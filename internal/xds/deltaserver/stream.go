@@ -37,6 +37,8 @@ type stream struct {
 	answered bool
 	names    []string // of the last answer
 	made     time.Time
+	pace     pace
+	again    *time.Timer // refreshes when what was held back may be sent; nil before the first time
 }
 
 func newStream(s *Server, str discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, node chandler.Node, first *discoveryv3.DeltaDiscoveryRequest) *stream {
@@ -193,21 +195,46 @@ func (st *stream) refresh() {
 	if !ok {
 		return
 	}
-	r := st.difference(w, view)
+	now := time.Now()
+	r, held := st.difference(w, view, now)
+	if held {
+		st.refreshIn(st.pace.wait(now))
+	}
 	if len(r.changed)+len(r.removed) == 0 && st.answered {
 		return
 	}
 	st.hold(r)
+	if st.names, st.made = r.names(), now; st.answered { // what a stream begins with is no change
+		st.pace.spend(st.names, now)
+	}
 	st.watch, st.answered = nil, true
-	st.names, st.made = r.names(), time.Now()
 	st.server.cfg.Sent(r.bytes)
 	w.out <- r
 }
 
+// refreshIn has refresh called again, unless the stream has ended by then.
+func (st *stream) refreshIn(wait time.Duration) {
+	if st.again == nil {
+		st.again = time.AfterFunc(wait, st.refresh)
+		return
+	}
+	st.again.Reset(wait)
+}
+
+// end stops what the stream has started. Its watch is cancelled by then.
+func (st *stream) end() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.again != nil {
+		st.again.Stop()
+	}
+}
+
 // difference compares a view with what the agent holds. Changes beyond the size
-// of one answer are left for the next, which the acknowledgement brings.
-func (st *stream) difference(w *watch, view []*Resource) *response {
-	r := &response{req: w.req}
+// of one answer are left for the next, which the acknowledgement brings, and those
+// of what changes too often for later: then held is true.
+func (st *stream) difference(w *watch, view []*Resource, now time.Time) (r *response, held bool) {
+	r = &response{req: w.req}
 	there := make(map[string]bool, len(view))
 	for _, res := range view {
 		if _, named := w.sub.SubscribedResources()[res.Name]; !named && !w.sub.IsWildcard() {
@@ -220,6 +247,10 @@ func (st *stream) difference(w *watch, view []*Resource) *response {
 		if version, ok := st.held[res.Name]; ok && version == res.Version {
 			continue
 		}
+		if !st.pace.may(res.Name, now) {
+			held = true
+			continue
+		}
 		size := proto.Size(res.Body)
 		if r.bytes+size > maxResponse && len(r.changed) > 0 {
 			continue
@@ -228,12 +259,16 @@ func (st *stream) difference(w *watch, view []*Resource) *response {
 		r.changed = append(r.changed, res)
 	}
 	for name := range st.held {
-		if !there[name] {
+		switch {
+		case there[name]:
+		case st.pace.may(name, now):
 			r.removed = append(r.removed, name)
+		default:
+			held = true
 		}
 	}
 	slices.Sort(r.removed)
-	return r
+	return r, held
 }
 
 // hold counts an answer as arrived. The loop sends what is in its channel in
