@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -114,6 +115,14 @@ func soon(t *testing.T, what string, got func() int64, want int64) {
 	}
 }
 
+// heldMemory is what this process cannot do without.
+func heldMemory() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapInuse + m.StackInuse
+}
+
 // A control plane starts anew and all agents come back in one moment: each is
 // answered, nobody is sent what it has, and a change reaches all of them.
 func TestFault_F68_AllComeBackAtOnce(t *testing.T) {
@@ -134,7 +143,13 @@ func TestFault_F68_AllComeBackAtOnce(t *testing.T) {
 	began := time.Now()
 	c.join(r)
 	soon(t, "agents back", c.answered.Load, crowdSize)
-	t.Logf("%d agents were back after %s", crowdSize, time.Since(began).Round(10*time.Millisecond))
+	held := heldMemory()
+	t.Logf("%d agents were back after %s; %d MiB on both sides", crowdSize, time.Since(began).Round(10*time.Millisecond), held>>20)
+	// The agents' side is in this process too, and about as large, so that the bound
+	// leaves the control plane room for as much garbage as it holds.
+	if most := uint64(1536<<20) * crowdSize / 10_000; held > most {
+		t.Errorf("%d MiB are held, at most %d are to be", held>>20, most>>20)
+	}
 	if n := c.bytes.Load(); n != 0 {
 		t.Errorf("up-to-date agents were sent %d bytes", n)
 	}

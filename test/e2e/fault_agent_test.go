@@ -74,6 +74,7 @@ func TestFault_F8_AgentStandsStill(t *testing.T) {
 	url := w.push("append:v1", module.Append())
 	w.apply(plugin("p", url, tag("n0")))
 	o := watchOrder(port)
+	stopped := time.Now()
 	p.signal(t, syscall.SIGSTOP)
 	defer p.signal(t, syscall.SIGCONT)
 	for i := range 3 {
@@ -84,6 +85,12 @@ func TestFault_F8_AgentStandsStill(t *testing.T) {
 	w.startControl()
 	w.submit(plugin("p", url, tag("n4")))
 	has(t, port, "n0")
+	look := time.NewTicker(100 * time.Millisecond)
+	defer look.Stop()
+	for time.Since(stopped) < standStill {
+		has(t, port, "n0")
+		<-look.C
+	}
 	p.signal(t, syscall.SIGCONT)
 	heals(t, port, "n4")
 	o.check(t)

@@ -271,12 +271,18 @@ func TestNetworkPluginRestarts(t *testing.T) {
 	w.submit(networkPlugin("prefix", url, "1"))
 	agent := w.startAgent(node{name: "edge-1"}, config)
 	sawPlain := make(chan string, 1)
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
 	go func() { // the first that is served at all
 		for {
 			conn, err := net.Dial("tcp", loopback(ports.plain))
 			if err != nil {
-				time.Sleep(time.Millisecond)
-				continue
+				select {
+				case <-again.C:
+					continue
+				case <-t.Context().Done():
+					return
+				}
 			}
 			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
 			got := say(conn, "hello")
