@@ -279,7 +279,7 @@ func (t clientTLS) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, er
 }
 
 func (t clientTLS) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: t.c.ServerName}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 func (t clientTLS) Clone() credentials.TransportCredentials { return t }
