@@ -17,7 +17,7 @@ RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
 NEED_SLOTS := ^(TestUpdates|TestDenialIsImmediate|TestWebSocket)$$
 
 # The tests behind the build tag kube.
-KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./deploy/...
+KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/chart ./deploy/...
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo up test faults updates soak lint tools tools-kube e2e-kube generate cross bench clean

@@ -68,6 +68,12 @@ var imports = []rule{
 	},
 	{
 		in:     []string{"..."},
+		except: []string{"internal/chart"},
+		never:  []string{"helm.sh/..."},
+		why:    "one package renders the chart",
+	},
+	{
+		in:     []string{"..."},
 		except: []string{"internal/trust"},
 		never:  []string{"github.com/sigstore/..."},
 		why:    "one package knows how signatures are made",

@@ -102,7 +102,7 @@ func rootCommand(e *env) *cobra.Command {
 		serveCommand(e),
 		applyCommand(e), deleteCommand(e),
 		getCommand(e), describeCommand(e), statusCommand(e),
-		migrateCommand(e),
+		installCommand(e), migrateCommand(e),
 		versionCommand(e),
 	)
 	return root

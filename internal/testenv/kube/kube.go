@@ -170,7 +170,7 @@ func (c *Cluster) User(name string, groups ...string) (kubeconfig string, err er
 // ServiceAccount makes a service account, unless it is there, and gives the path
 // of a kubeconfig file of it. Grants are made with Kubectl.
 func (c *Cluster) ServiceAccount(ctx context.Context, namespace, name string) (kubeconfig string, err error) {
-	if out, err := c.Kubectl(ctx, "", "create", "serviceaccount", "-n", namespace, name); err != nil && !strings.Contains(out, "AlreadyExists") {
+	if out, err := c.Kubectl(ctx, "", "create", "serviceaccount", "-n", namespace, name); err != nil && !strings.Contains(out, "already exists") {
 		return "", err
 	}
 	token, err := c.Token(ctx, namespace, name)
