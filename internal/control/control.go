@@ -68,6 +68,9 @@ type Config struct {
 	Scrub time.Duration
 	// Authenticator decides who an agent is; nil is Loopback.
 	Authenticator Authenticator
+	// Recheck is the period within which the Authenticator is asked again about
+	// every agent that stays connected; a minute when zero. Loopback is not.
+	Recheck time.Duration
 	// Election tells which of several replicas leads, and Peers how they reach each
 	// other. Their Records are a record.Watcher. Nil: there is only this one.
 	Election Election
@@ -103,8 +106,11 @@ type Control struct {
 // registerer.
 func New(cfg Config) (*Control, error) {
 	cfg.RootNamespace = cmp.Or(cfg.RootNamespace, DefaultRootNamespace)
-	if cfg.Authenticator == nil {
-		cfg.Authenticator = Loopback{}
+	switch cfg.Authenticator.(type) {
+	case nil, Loopback:
+		cfg.Authenticator, cfg.Recheck = Loopback{}, 0
+	default:
+		cfg.Recheck = cmp.Or(cfg.Recheck, time.Minute)
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -170,6 +176,9 @@ func (c *Control) Run(ctx context.Context) error {
 		return c.cfg.Source.Run(gctx, func(s source.Snapshot) { c.deliver(gctx, s) })
 	})
 	g.Go(func() error { return l.run(gctx) })
+	if c.cfg.Recheck > 0 {
+		g.Go(func() error { c.server.Recheck(gctx, c.cfg.Recheck); return nil })
+	}
 	g.Go(func() error {
 		c.cfg.Store.Scrub(gctx, c.cfg.Scrub, func(d chandler.ModuleDigest) {
 			select {

@@ -44,7 +44,14 @@ func (s *reports) Report(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, 
 		return err
 	}
 	defer s.c.fleet.end(r)
+	claim, checked := msg.GetNode(), time.Now()
 	for {
+		if s.c.cfg.Recheck > 0 && time.Since(checked) >= s.c.cfg.Recheck {
+			if _, err := s.c.authenticate(str.Context(), claim); refusal(err) {
+				return err
+			}
+			checked = time.Now()
+		}
 		rep, err := wire.ReportFromProto(msg)
 		if err != nil {
 			return status.Error(codes.InvalidArgument, err.Error())
@@ -65,6 +72,13 @@ func (s *reports) Report(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, 
 			return err
 		}
 	}
+}
+
+// refusal tells whether an agent is no longer believed; that nobody can tell now
+// is none.
+func refusal(err error) bool {
+	code := status.Code(err)
+	return code == codes.Unauthenticated || code == codes.PermissionDenied
 }
 
 // receive waits for the first message, but not for ever. The goroutine ends with

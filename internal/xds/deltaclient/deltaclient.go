@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"chandler.dev/chandler"
 )
@@ -117,6 +118,9 @@ func (c *Client) Run(ctx context.Context) error {
 			failures = 0 // one that answers and drops at once is no better than none
 		}
 		wait := delay(failures, len(c.cfg.Targets), rand.Float64())
+		if answered && outlived(failures, err) {
+			wait = minBackoff
+		}
 		c.cfg.Log.Warn("control plane is away", "target", target, "error", err, "retry_in", wait)
 		failures++
 		at = (at + 1) % len(c.cfg.Targets)
@@ -138,6 +142,13 @@ func delay(failures, targets int, chance float64) time.Duration {
 		bound = min(2*bound, MaxBackoff)
 	}
 	return max(minBackoff, time.Duration(chance*float64(bound)))
+}
+
+// outlived tells whether a stream went well for a while and then outlived what was
+// shown for it. What is shown next may be good, and not the whole fleet's ends in
+// one moment.
+func outlived(failures int, err error) bool {
+	return failures == 0 && status.Code(err) == codes.Unauthenticated
 }
 
 // session is one connection from dial to loss; answered tells whether the

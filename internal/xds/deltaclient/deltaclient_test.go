@@ -291,6 +291,17 @@ func TestDelay(t *testing.T) {
 	}
 }
 
+func TestOutlived(t *testing.T) {
+	t.Parallel()
+	expired := status.Error(codes.Unauthenticated, "expired")
+	if !outlived(0, expired) {
+		t.Error("a stream whose credential expired is waited for")
+	}
+	if outlived(1, expired) || outlived(0, status.Error(codes.Unavailable, "gone")) || outlived(0, errors.New("reset")) {
+		t.Error("nothing holds back a fleet")
+	}
+}
+
 func TestConfigIsChecked(t *testing.T) {
 	t.Parallel()
 	if err := New(Config{}).Run(t.Context()); err == nil {

@@ -121,15 +121,20 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 // Refresh asks View again for every stream and sends what differs. It does not
 // wait for any agent.
 func (s *Server) Refresh() {
+	for _, st := range s.list() {
+		st.refresh()
+	}
+}
+
+// list gives the streams that are open.
+func (s *Server) list() []*stream {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	streams := make([]*stream, 0, len(s.streams))
 	for st := range s.streams {
 		streams = append(streams, st)
 	}
-	s.mu.Unlock()
-	for _, st := range streams {
-		st.refresh()
-	}
+	return streams
 }
 
 // Nodes gives the nodes that are connected, by id.
@@ -163,15 +168,21 @@ func (s *Server) DeltaAggregatedResources(str discoveryv3.AggregatedDiscoverySer
 		}
 		return err
 	}
+	ctx, cancel := context.WithCancelCause(str.Context())
+	defer cancel(nil)
 	st := newStream(s, str, node, first)
+	st.cancel = cancel
 	if err := s.enter(st); err != nil {
 		return err
 	}
 	defer s.leave(st)
 	defer st.end()
-	err = delta.NewServer(str.Context(), st, nil).DeltaStreamHandler(st, resource.AnyType)
+	err = delta.NewServer(ctx, st, nil).DeltaStreamHandler(st, resource.AnyType)
 	if refused := st.refusal(); refused != nil {
 		return refused
+	}
+	if str.Context().Err() == nil && ctx.Err() != nil {
+		return context.Cause(ctx) // no longer believed
 	}
 	return err
 }
@@ -203,7 +214,7 @@ func receiveFirst(str discoveryv3.AggregatedDiscoveryService_DeltaAggregatedReso
 }
 
 func (s *Server) enter(st *stream) error {
-	id := st.node.ID()
+	id := st.name
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.nodes[id]
@@ -222,7 +233,7 @@ func (s *Server) enter(st *stream) error {
 }
 
 func (s *Server) leave(st *stream) {
-	id := st.node.ID()
+	id := st.name
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.streams, st)

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"google.golang.org/grpc/codes"
@@ -23,14 +24,17 @@ import (
 type stream struct {
 	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 	server *Server
-	node   chandler.Node
-	id     string // the xDS node id of the first message
+	id     string       // the xDS node id of the first message
+	name   string       // the node's id
+	claim  *corev3.Node // the node of the first message, which go-control-plane keeps too
+	cancel context.CancelCauseFunc
 
 	// Only the receiving goroutine touches these.
 	first *discoveryv3.DeltaDiscoveryRequest
 	types map[string]bool
 
 	mu       sync.Mutex
+	node     chandler.Node     // its labels may change, its name does not
 	refused  error             // why Recv ended the stream
 	watch    *watch            // open while the agent waits for news; nil while an answer is under way
 	held     map[string]string // what the agent holds when all that was made has arrived; nil before its first word on it
@@ -44,7 +48,7 @@ type stream struct {
 func newStream(s *Server, str discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, node chandler.Node, first *discoveryv3.DeltaDiscoveryRequest) *stream {
 	return &stream{
 		AggregatedDiscoveryService_DeltaAggregatedResourcesServer: str,
-		server: s, node: node, id: first.GetNode().GetId(), first: first,
+		server: s, node: node, name: node.ID(), id: first.GetNode().GetId(), claim: first.GetNode(), first: first,
 		types: map[string]bool{},
 	}
 }
@@ -93,7 +97,7 @@ func (st *stream) check(req *discoveryv3.DeltaDiscoveryRequest) error {
 		}
 		st.types[typ] = true
 		if typ != st.server.cfg.TypeURL {
-			st.server.cfg.Log.Warn("resource type is not served here", "node", st.node.ID(), "type", chandler.Quote(typ))
+			st.server.cfg.Log.Warn("resource type is not served here", "node", st.name, "type", chandler.Quote(typ))
 		}
 	}
 	if n := len(req.GetInitialResourceVersions()); n > MaxVersions {
@@ -136,7 +140,7 @@ func (st *stream) note(req *discoveryv3.DeltaDiscoveryRequest) {
 		st.held = map[string]string{}
 		maps.Copy(st.held, req.GetInitialResourceVersions())
 	}
-	names, made := st.names, st.made
+	names, made, node := st.names, st.made, st.node
 	if req.GetResponseNonce() != "" {
 		st.names, st.made = nil, time.Time{}
 	}
@@ -146,7 +150,7 @@ func (st *stream) note(req *discoveryv3.DeltaDiscoveryRequest) {
 	}
 	st.server.cfg.Pushed(time.Since(made))
 	if req.GetErrorDetail() != nil {
-		st.server.cfg.Nacked(st.node, names, chandler.Printable(req.GetErrorDetail().GetMessage(), maxDetail))
+		st.server.cfg.Nacked(node, names, chandler.Printable(req.GetErrorDetail().GetMessage(), maxDetail))
 	}
 }
 
