@@ -8,10 +8,12 @@
 package record
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"chandler.dev/chandler"
@@ -88,7 +90,20 @@ func DecodeRelease(b []byte) (chandler.Release, error) {
 	if err := decode(b, &r, &r.Format); err != nil {
 		return chandler.Release{}, err
 	}
-	return r, Check(r)
+	err := Check(r)
+	if err != nil && saysMore(b) {
+		err = fmt.Errorf("it says more than is understood here: %w", ErrFormat)
+	}
+	return r, err
+}
+
+// saysMore tells whether a release has fields that this program does not know. Its
+// id is a hash over them too, so that a later program's release looks forged here.
+func saysMore(b []byte) bool {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	err := d.Decode(&chandler.Release{})
+	return err != nil && strings.Contains(err.Error(), "unknown field")
 }
 
 // DecodeRollout reads a rollout record, with the same errors.
