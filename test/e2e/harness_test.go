@@ -115,6 +115,7 @@ type world struct {
 	admin    string
 	plugins  string
 	flags    []string // more of the control plane's
+	program  string   // the control plane's, when it is not the one under test
 }
 
 // newWorld starts everything but agents. It ends with the test. flags are more of
@@ -141,7 +142,7 @@ func newWorld(t testing.TB, flags ...string) *world {
 func (w *world) startControl() {
 	w.t.Helper()
 	args := []string{"serve", "--plugins", w.plugins, "--data", filepath.Join(w.dir, "control"), "--listen", w.listen, "--admin", w.admin}
-	w.control = start(w.t, filepath.Join(w.dir, "control.log"), filepath.Join(built, "chandler"), append(args, w.flags...)...)
+	w.control = start(w.t, filepath.Join(w.dir, "control.log"), cmp.Or(w.program, filepath.Join(built, "chandler")), append(args, w.flags...)...)
 	eventually(w.t, 20*time.Second, "control plane ready", func() (bool, string) {
 		return status("http://" + w.admin + "/healthz/ready")
 	})

@@ -87,5 +87,5 @@ var faults = []fault{
 	{number: 74, what: "the vetting child crashes or hangs", open: vetting},
 	{number: 75, what: "two plugins of one module, one traps"},
 	{number: 77, what: "random faults for a day", remark: "for seconds here; make soak takes a day"},
-	{number: 78, what: "older and newer versions mixed, unknown formats on disk", remark: "files and messages recorded from an older build, and such as say more; no older program runs in the test"},
+	{number: 78, what: "older and newer versions mixed, unknown formats on disk", remark: "files and messages recorded from an older build, and such as say more; older programs run where -older names them, else the same build stands for them"},
 }
