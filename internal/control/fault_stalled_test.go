@@ -85,11 +85,11 @@ func TestFault_F69_SomeNeverRead(t *testing.T) {
 	soon(t, "connected", func() int64 { return int64(r.status("auth").Desired) }, agents+deaf)
 
 	change := func(n int, size int) time.Duration {
-		began := time.Now()
+		began, before := time.Now(), c.version()
 		r.apply("auth", "oci://reg.example/auth:v1", func(p *chandler.Plugin) {
 			p.Wasm.Config = fmt.Appendf(nil, `{"n":%d,"pad":"%0*d"}`, n, size, 0)
 		})
-		soon(t, "agents that got the change", c.messages.Load, int64(n+1)*agents)
+		soon(t, "agents that got the change", c.after(before), agents)
 		return time.Since(began).Round(time.Millisecond)
 	}
 	alone := change(1, 1)

@@ -33,6 +33,7 @@ type loop struct {
 	stale    map[chandler.Key]bool   // entries to make anew
 
 	rollouts map[string]record.Rollout // by uid
+	ahead    map[string]record.Rollout // by uid; their releases are yet to come
 	releases map[chandler.ReleaseID]*chandler.Release
 	history  map[string][]chandler.ReleaseID // by uid, oldest first
 	attempts map[string]resolve.Attempts     // by uid
@@ -56,6 +57,7 @@ func (c *Control) load(ctx context.Context) (*loop, error) {
 		entries:  map[chandler.Key]*entry{},
 		stale:    map[chandler.Key]bool{},
 		rollouts: map[string]record.Rollout{},
+		ahead:    map[string]record.Rollout{},
 		releases: map[chandler.ReleaseID]*chandler.Release{},
 		history:  map[string][]chandler.ReleaseID{},
 		attempts: map[string]resolve.Attempts{},

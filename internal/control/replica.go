@@ -156,14 +156,27 @@ func (l *loop) recorded(ch record.Change) {
 	case r != nil && l.releases[r.ID] == nil:
 		l.released(r)
 		l.stale[r.Key] = true
+		if ahead, ok := l.ahead[r.UID]; ok && ahead.Release == r.ID {
+			l.moved(ahead)
+		}
 	case ro == nil:
 	case ch.Deleted:
 		l.rolloutLost(*ro)
+	case l.releases[ro.Release] == nil:
+		// The two are written side by side, and may come in any order. To go by it
+		// now would give agents the release before under the sequence of this one.
+		l.ahead[ro.UID] = *ro
 	default:
-		if known, ok := l.rollouts[ro.UID]; !ok || ro.Sequence > known.Sequence || known.Revision == 0 {
-			l.rollouts[ro.UID] = *ro
-			l.stale[ro.Key] = true
-		}
+		l.moved(*ro)
+	}
+}
+
+// moved takes in a rollout record whose release is known.
+func (l *loop) moved(ro record.Rollout) {
+	delete(l.ahead, ro.UID)
+	if known, ok := l.rollouts[ro.UID]; !ok || ro.Sequence > known.Sequence || known.Revision == 0 {
+		l.rollouts[ro.UID] = ro
+		l.stale[ro.Key] = true
 	}
 }
 
@@ -171,6 +184,7 @@ func (l *loop) recorded(ch record.Change) {
 // there was deleted by a stranger: what it said stays true here, and its next move
 // makes a new record.
 func (l *loop) rolloutLost(ro record.Rollout) {
+	delete(l.ahead, ro.UID)
 	known, ok := l.rollouts[ro.UID]
 	switch {
 	case !ok:
