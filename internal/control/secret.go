@@ -21,7 +21,7 @@ func (s secrets) of(p *chandler.Plugin) (source.Secret, bool) {
 func (s secrets) same(o secrets, p *chandler.Plugin) bool {
 	a, oka := s.of(p)
 	b, okb := o.of(p)
-	return oka == okb && string(a.DockerConfigJSON) == string(b.DockerConfigJSON)
+	return oka == okb && (a.Problem == nil) == (b.Problem == nil) && string(a.DockerConfigJSON) == string(b.DockerConfigJSON)
 }
 
 // credentials finds what a plugin's pull secret holds for its registry; nil when
@@ -38,6 +38,11 @@ func (s secrets) credentials(p *chandler.Plugin) (*fetch.Credentials, error) {
 	if !ok {
 		return nil, chandler.Problemf(chandler.CodeSecretType, field, "create it in the plugin's own namespace",
 			"secret %s is not in namespace %s", chandler.Quote(p.Wasm.PullSecret), p.Namespace)
+	}
+	if secret.Problem != nil {
+		p := *secret.Problem
+		p.Field = field
+		return nil, &p
 	}
 	parsed, _, err := fetch.ParseSecret(secret.DockerConfigJSON)
 	if err != nil {

@@ -349,5 +349,5 @@ func decodeSecret(top record, key chandler.Key) *Secret {
 		top.problem(chandler.CodeSecretJSON, at, "write a docker config with auths", "not a JSON object")
 		return nil
 	}
-	return &Secret{SecretName{key.Namespace, key.Name}, content}
+	return &Secret{SecretName: SecretName{key.Namespace, key.Name}, DockerConfigJSON: content}
 }

@@ -105,6 +105,8 @@ type SecretName struct{ Namespace, Name string }
 type Secret struct {
 	SecretName
 	DockerConfigJSON []byte
+	// Problem, unless nil, is why there is no content.
+	Problem *chandler.Problem
 }
 
 // Broken is a file that cannot be read in whole or in part.
