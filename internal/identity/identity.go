@@ -122,9 +122,20 @@ func (a *Authenticator) Authenticate(ctx context.Context, claimed chandler.Node)
 	return chandler.Node{}, err
 }
 
-// Caller says who is calling; more than one when a certificate has several names.
-// The error is as of Authenticate.
-func (a *Authenticator) Caller(ctx context.Context) ([]Identity, error) { return a.identities(ctx) }
+// Admit lets a service account pass: another replica of the control plane, which
+// is no node. The error is as of Authenticate.
+func (a *Authenticator) Admit(ctx context.Context, namespace, serviceAccount string) error {
+	ids, err := a.identities(ctx)
+	if err == nil && !slices.ContainsFunc(ids, func(id Identity) bool {
+		return serviceAccount != "" && id.Namespace == namespace && id.ServiceAccount == serviceAccount
+	}) {
+		err = status.Errorf(codes.PermissionDenied, "%s is no replica of this control plane", called(ids))
+	}
+	if err != nil {
+		a.note(ctx, chandler.Node{Namespace: namespace, Name: serviceAccount}, err)
+	}
+	return err
+}
 
 // identities are what the call's credential allows: a token, if one is shown, else
 // the certificate.

@@ -206,13 +206,38 @@ func TestTokens(t *testing.T) {
 	if err != nil || !maps.Equal(got.Labels, map[string]string{"app": "gw", "tier": "front"}) {
 		t.Errorf("labels are %v, want the pod's; %v", got.Labels, err)
 	}
-	if ids, err := a.Caller(shows(tls, "Bearer bound")); err != nil || len(ids) != 1 || ids[0].ServiceAccount != "gw" {
-		t.Errorf("%+v, %v", ids, err)
-	}
 	if said := log.String(); strings.Contains(said, "bound") || !strings.Contains(said, "an agent is refused") {
 		t.Errorf("the log says:\n%s", said)
 	}
 	if lines := strings.Count(log.String(), "an agent is refused"); lines > 2 {
 		t.Errorf("%d refusals were logged within a second", lines)
+	}
+}
+
+func TestAdmit(t *testing.T) {
+	t.Parallel()
+	ca := authority.New(t)
+	a := identity.New(identity.Config{Reviewer: reviewer{
+		"peer":  {Name: "system:serviceaccount:sys:chandler (pod chandler-1)", Namespace: "sys", ServiceAccount: "chandler", Node: "chandler-1", Known: true},
+		"agent": {Name: "system:serviceaccount:sys:gw", Namespace: "sys", ServiceAccount: "gw"},
+	}})
+	for _, c := range []struct {
+		name string
+		ctx  context.Context
+		code codes.Code
+	}{
+		{"token", shows(over(t, authority.Pair{}), "Bearer peer"), codes.OK},
+		{"certificate", over(t, ca.Issue(authority.Leaf{URI: "spiffe://cluster.local/ns/sys/sa/chandler"})), codes.OK},
+		{"an agent", shows(over(t, authority.Pair{}), "Bearer agent"), codes.PermissionDenied},
+		{"elsewhere", over(t, ca.Issue(authority.Leaf{URI: "spiffe://cluster.local/ns/edge/sa/chandler"})), codes.PermissionDenied},
+		{"a machine", over(t, ca.Issue(authority.Leaf{DNS: []string{"chandler.sys.node.cluster.local"}})), codes.PermissionDenied},
+		{"nobody", over(t, authority.Pair{}), codes.Unauthenticated},
+	} {
+		if err := a.Admit(c.ctx, "sys", "chandler"); status.Code(err) != c.code {
+			t.Errorf("%s: %v, want %v", c.name, err, c.code)
+		}
+	}
+	if err := a.Admit(over(t, ca.Issue(authority.Leaf{DNS: []string{"chandler.sys.node.cluster.local"}})), "sys", ""); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("without a service account a machine is a replica: %v", err)
 	}
 }

@@ -122,6 +122,14 @@ type world struct {
 // the control plane's.
 func newWorld(t testing.TB, flags ...string) *world {
 	t.Helper()
+	w := uncontrolled(t, flags...)
+	w.startControl()
+	return w
+}
+
+// uncontrolled is a world without a control plane.
+func uncontrolled(t testing.TB, flags ...string) *world {
+	t.Helper()
 	w := &world{t: t, flags: flags, dir: t.TempDir(), listen: loopback(freePort(t)), admin: loopback(freePort(t))}
 	w.plugins = filepath.Join(w.dir, "plugins")
 	if err := os.Mkdir(w.plugins, 0o755); err != nil {
@@ -135,7 +143,6 @@ func newWorld(t testing.TB, flags ...string) *world {
 	w.registry = reg
 	w.upstream = httptest.NewServer(http.HandlerFunc(echo))
 	t.Cleanup(w.upstream.Close)
-	w.startControl()
 	return w
 }
 

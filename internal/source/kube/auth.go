@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -33,8 +34,8 @@ const (
 	// reviewAge is how long the API server's word on a token is good, and so how
 	// long a revoked one is believed at most while the API server is there.
 	reviewAge = 5 * time.Minute
-	// podAge is the same for a pod's labels.
-	podAge = 45 * time.Second
+	// DefaultPodAge is the same for a pod's labels.
+	DefaultPodAge = 45 * time.Second
 	// refusalAge is for tokens that were refused.
 	refusalAge = 10 * time.Second
 	// staleAge is how long what was known is good while the API server is away;
@@ -52,9 +53,10 @@ const (
 // Tokens reviews agents' service account tokens with the API server. Tokens
 // themselves are not kept.
 type Tokens struct {
-	core kubernetes.Interface
-	now  func() time.Time
-	log  *slog.Logger
+	core   kubernetes.Interface
+	podAge time.Duration
+	now    func() time.Time
+	log    *slog.Logger
 
 	flights singleflight.Group
 	mu      sync.Mutex
@@ -84,9 +86,19 @@ type account struct {
 // pod is one pod for as long as it lives.
 type pod struct{ namespace, name, uid string }
 
+// TokensConfig is how tokens are reviewed.
+type TokensConfig struct {
+	// PodAge is how long a pod's labels are believed; DefaultPodAge when zero.
+	PodAge time.Duration
+	Log    *slog.Logger
+}
+
 // Tokens gives a reviewer with a client of its own, so that a flood of tokens does
 // not hold up the rest. Its user may create tokenreviews, and get pods.
-func (c *Client) Tokens(log *slog.Logger) (*Tokens, error) {
+func (c *Client) Tokens(cfg TokensConfig) (*Tokens, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
 	config := rest.CopyConfig(c.rest)
 	config.QPS, config.Burst = 100, 400
 	core, err := kubernetes.NewForConfig(config)
@@ -94,7 +106,7 @@ func (c *Client) Tokens(log *slog.Logger) (*Tokens, error) {
 		return nil, fmt.Errorf("kubernetes: %w", err)
 	}
 	return &Tokens{
-		core: core, now: time.Now, log: log,
+		core: core, podAge: cmp.Or(cfg.PodAge, DefaultPodAge), now: time.Now, log: cfg.Log,
 		tokens: map[[sha256.Size]byte]known[account]{}, refused: map[[sha256.Size]byte]known[string]{}, pods: map[pod]known[map[string]string]{},
 	}, nil
 }
@@ -200,7 +212,7 @@ func first(values []string) string {
 func (t *Tokens) labels(ctx context.Context, p pod) (map[string]string, error) {
 	t.mu.Lock()
 	before, seen := t.pods[p]
-	good := seen && before.good(t.now(), podAge)
+	good := seen && before.good(t.now(), t.podAge)
 	t.mu.Unlock()
 	if good {
 		return before.value, nil

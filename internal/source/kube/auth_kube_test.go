@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"log/slog"
 	"net"
 	"strings"
 	"testing"
@@ -58,7 +57,7 @@ func TestTokensOfPods(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reviews, err := client.Tokens(slog.New(slog.DiscardHandler))
+	reviews, err := client.Tokens(TokensConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +103,7 @@ func TestTokensOfPods(t *testing.T) {
 	claims(bound+"x", "edge", "gateway-1", nil, codes.Unauthenticated, "the token is refused")
 
 	kubectl("", "label", "pod", "-n", "edge", "gateway-1", "istio=egressgateway", "--overwrite")
-	later += podAge
+	later += DefaultPodAge
 	if n := claims(bound, "edge", "gateway-1", nil, codes.OK, ""); n.Labels["istio"] != "egressgateway" {
 		t.Errorf("labels are %v after a change", n.Labels)
 	}

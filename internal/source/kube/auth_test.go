@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -104,7 +103,7 @@ func tokens(t *testing.T, s *apiServer) (r *Tokens, advance func(time.Duration))
 	t.Helper()
 	srv := httptest.NewServer(s)
 	t.Cleanup(srv.Close)
-	r, err := (&Client{rest: &rest.Config{Host: srv.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}}).Tokens(slog.New(slog.DiscardHandler))
+	r, err := (&Client{rest: &rest.Config{Host: srv.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}}).Tokens(TokensConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +182,7 @@ func TestReviewsAreKept(t *testing.T) {
 	asked("bad", 2, 1, "refused")
 	asked("bad", 2, 1, "refused")
 	s.set(func() { s.pods["edge/gw-1"] = labelled("u1", map[string]string{"v": "2"}) })
-	advance(podAge)
+	advance(DefaultPodAge)
 	asked(good, 2, 2, "2")
 	asked("bad", 3, 2, "refused")
 	advance(reviewAge)
