@@ -32,6 +32,7 @@ const (
 	pluginLabel    = "chandler.dev/plugin" // for people
 	releaseRecord  = "release"
 	rolloutRecord  = "rollout"
+	recordSelector = recordLabel + " in (" + releaseRecord + "," + rolloutRecord + ")"
 	// rolloutAnnotation holds a rollout record: data cannot be changed.
 	rolloutAnnotation = "chandler.dev/rollout"
 	// pluginVersion is what owner references name, whatever the version served.
@@ -53,7 +54,7 @@ const (
 // remembers it, so that a resource which is deleted and comes back keeps its
 // digests.
 //
-// It needs get, list, create, patch and delete of controllerrevisions, where
+// It needs get, list, watch, create, patch and delete of controllerrevisions, where
 // plugins are.
 type Records struct {
 	client *Client
@@ -124,7 +125,7 @@ func (s *Records) list(ctx context.Context) ([]chandler.Release, error) {
 	var releases []chandler.Release
 	places := map[chandler.ReleaseID]place{}
 	rollouts := map[string]rolloutObject{}
-	options := metav1.ListOptions{LabelSelector: recordLabel + " in (" + releaseRecord + "," + rolloutRecord + ")", Limit: listPage}
+	options := metav1.ListOptions{LabelSelector: recordSelector, Limit: listPage}
 	for {
 		page, err := s.page(ctx, options)
 		if err != nil {
@@ -236,10 +237,21 @@ func (s *Records) PutRelease(ctx context.Context, r chandler.Release) error {
 	case err != nil:
 		return fmt.Errorf("records: %w", err)
 	}
+	s.keep(r.ID, placeOf(o))
+	return nil
+}
+
+// keep notes where a release is; drop, that it is no more.
+func (s *Records) keep(id chandler.ReleaseID, at place) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.places[r.ID] = placeOf(o)
-	return nil
+	s.places[id] = at
+}
+
+func (s *Records) drop(id chandler.ReleaseID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.places, id)
 }
 
 // same finds out whether what bears a release's name is that release.
@@ -270,9 +282,7 @@ func (s *Records) DeleteRelease(ctx context.Context, id chandler.ReleaseID) erro
 	if err := s.remove(ctx, at); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.places, id)
+	s.drop(id)
 	return nil
 }
 
@@ -287,7 +297,7 @@ func (s *Records) DeleteRollout(ctx context.Context, uid string) error {
 	if err := s.remove(ctx, o.place); err != nil {
 		return err
 	}
-	s.seen(uid, nil)
+	s.unseen(&o.Rollout)
 	return nil
 }
 
@@ -350,7 +360,7 @@ func (s *Records) conflict(ctx context.Context, next *record.Rollout, name strin
 	o, err := s.client.core.AppsV1().ControllerRevisions(next.Namespace).Get(ctx, name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		s.seen(next.UID, nil)
+		s.unseen(&record.Rollout{UID: next.UID, Revision: math.MaxUint64})
 		return record.ErrConflict
 	case err != nil:
 		return fmt.Errorf("records: %w", err)
@@ -365,16 +375,22 @@ func (s *Records) conflict(ctx context.Context, next *record.Rollout, name strin
 	return record.ErrConflict
 }
 
-// seen takes note of a rollout; nil: there is none. Of two answers that overtake
-// each other the newer one counts.
+// seen takes note of a rollout. Of two answers that overtake each other the newer
+// one counts.
 func (s *Records) seen(uid string, o *rolloutObject) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case o == nil:
-		delete(s.rollouts, uid)
-	case s.rollouts[uid].Revision <= o.Revision:
+	if s.rollouts[uid].Revision <= o.Revision {
 		s.rollouts[uid] = *o
+	}
+}
+
+// unseen takes note that a rollout is gone, unless there is one again.
+func (s *Records) unseen(o *record.Rollout) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rollouts[o.UID].Revision <= o.Revision {
+		delete(s.rollouts, o.UID)
 	}
 }
 
@@ -402,5 +418,3 @@ func objectName(k chandler.Key, own string) string {
 	name := strings.TrimRight(k.Name[:min(len(k.Name), maxName)], "-.")
 	return name + "-" + own[:min(len(own), ownLength)]
 }
-
-var _ record.Store = (*Records)(nil)

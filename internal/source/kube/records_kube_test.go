@@ -9,9 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/record"
@@ -24,7 +27,7 @@ const tools = "../../../.tools"
 
 // recordRules is all that Records may do.
 const recordRules = `
-- {apiGroups: [apps], resources: [controllerrevisions], verbs: [get, list, create, patch, delete]}`
+- {apiGroups: [apps], resources: [controllerrevisions], verbs: [get, list, watch, create, patch, delete]}`
 
 // account makes a service account with exactly these rules, and gives a client of
 // it.
@@ -84,6 +87,7 @@ func TestRecords(t *testing.T) {
 		"what is no record":      testForeign,
 		"too large":              testTooLarge,
 		"no server at the start": testNoServer,
+		"watched":                testWatched,
 	} {
 		t.Run(name, func(t *testing.T) {
 			kubectl(t, c, "", "delete", "controllerrevisions", "-n", "ns", "--all")
@@ -268,4 +272,78 @@ func testNoServer(t *testing.T, c *testkube.Cluster, client *kube.Client) {
 	if _, err := s.Rollouts(context.Background()); err != nil {
 		t.Error(err)
 	}
+}
+
+// A replica is told of what another one writes, and of what was deleted while the
+// API server was away.
+func testWatched(t *testing.T, c *testkube.Cluster, client *kube.Client) {
+	writer, reader := kube.NewRecords(client, nil), kube.NewRecords(client, nil)
+	first := put(t, writer, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	changes, ended := make(chan record.Change, 100), make(chan error, 1)
+	go func() { ended <- reader.Watch(ctx, func(ch record.Change) { changes <- ch }) }()
+	told := map[string]bool{}
+	expect := func(want ...string) {
+		t.Helper()
+		for _, w := range want {
+			for !told[w] {
+				select {
+				case ch := <-changes:
+					told[change(ch)] = true
+				case <-time.After(time.Minute):
+					t.Fatalf("told of %v, not of %q", slices.Sorted(maps.Keys(told)), w)
+				}
+			}
+		}
+	}
+	one, two := recordtest.Release(1).ID.Short(), recordtest.Release(2).ID.Short()
+	expect("release "+one, "rollout 1")
+
+	if err := writer.PutRelease(t.Context(), recordtest.Release(2)); err != nil {
+		t.Fatal(err)
+	}
+	second, err := writer.SwapRollout(t.Context(), &first, recordtest.Rollout(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect("release "+two, "rollout 2")
+	if all, err := reader.Rollouts(t.Context()); err != nil || len(all) != 1 || all[0].Revision != second.Revision {
+		t.Errorf("the reader knows %+v, %v", all, err)
+	}
+	if err := writer.DeleteRelease(t.Context(), recordtest.Release(1).ID); err != nil {
+		t.Fatal(err)
+	}
+	expect("release " + one + " deleted")
+
+	if err := c.APIServer.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.APIServer.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := writer.DeleteRollout(t.Context(), "u"); err != nil {
+		t.Fatal(err)
+	}
+	expect("rollout 2 deleted")
+	if err := reader.DeleteRelease(t.Context(), recordtest.Release(2).ID); err != nil {
+		t.Error(err)
+	}
+	expect("release " + two + " deleted")
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func change(ch record.Change) string {
+	s := ""
+	if ch.Release != nil {
+		s = "release " + ch.Release.ID.Short()
+	} else {
+		s = fmt.Sprint("rollout ", ch.Rollout.Sequence)
+	}
+	if ch.Deleted {
+		s += " deleted"
+	}
+	return s
 }
