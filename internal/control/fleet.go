@@ -30,6 +30,7 @@ type fleet struct {
 
 	dirty    map[chandler.Key]bool // plugins about which something was said
 	allDirty bool
+	changed  chan struct{} // closed when something is said; nil: nobody waits for it
 
 	news  map[string]bool // ids of our agents that the leader is to hear of; nil: nobody is
 	heard chan struct{}   // holds one when there are news
@@ -122,6 +123,7 @@ func (f *fleet) turned(m *member, before bool) {
 		m.left = f.now()
 	}
 	f.allDirty = true
+	f.signal()
 }
 
 // begin makes a report stream the one that counts for its node.
@@ -189,6 +191,7 @@ func (f *fleet) take(r *reporter, rep wire.Report) error {
 	f.count(m.states, states)
 	r.sequence, m.states = rep.Sequence, states
 	f.tell(r.node.ID())
+	f.signal()
 	return nil
 }
 
@@ -211,6 +214,25 @@ func (f *fleet) touch() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.allDirty = true
+	f.signal()
+}
+
+// watch gives a channel that is closed when something is said of any plugin.
+func (f *fleet) watch() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.changed == nil {
+		f.changed = make(chan struct{})
+	}
+	return f.changed
+}
+
+// signal wakes whoever watches.
+func (f *fleet) signal() {
+	if f.changed != nil {
+		close(f.changed)
+		f.changed = nil
+	}
 }
 
 // takeDirty tells about which plugins something was said since the last call.

@@ -30,6 +30,10 @@ func (c *Control) Objects(context.Context) ([]ObjectView, error) {
 	return views, nil
 }
 
+// Changed gives a channel that is closed when Objects may say something else than
+// it does at this moment.
+func (c *Control) Changed() <-chan struct{} { return c.fleet.watch() }
+
 // Broken gives the files in which the source could not make out everything.
 func (c *Control) Broken() []source.Broken {
 	if broken := c.broken.Load(); broken != nil {

@@ -112,6 +112,7 @@ func (c *Control) Authoritative() bool {
 // elected is told by the election.
 func (c *Control) elected(l Leader) {
 	c.office.set(l, c.cfg.Now())
+	c.fleet.touch()
 	switch {
 	case l.Self:
 		c.log.Info("this replica leads")
