@@ -18,6 +18,7 @@ import (
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/identity"
 	"chandler.dev/chandler/internal/record"
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
@@ -35,6 +36,7 @@ type serveFlags struct {
 	insecure                     []string
 	logLevel                     string
 	tls                          tlsFlags
+	kube                         kubeFlags
 }
 
 func serveCommand(e *env) *cobra.Command {
@@ -46,13 +48,14 @@ func serveCommand(e *env) *cobra.Command {
 them to the agents.
 
 Plugins come from the folder given by --plugins, which is only read, and from
-"chandler apply". Agents connect to --listen, the other commands to --admin; both
+"chandler apply"; or, with --kube, from a Kubernetes cluster. Agents connect to --listen, the other commands to --admin; both
 are for this machine unless you say otherwise; agents on other machines need TLS
 (--tls-cert, --tls-key) and certificates of their own (--client-ca). Registry credentials are those of
 docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.`,
-		Example: "  chandler serve --plugins ./plugins --data ./data",
-		Args:    noArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return e.serve(cmd.Context(), f) },
+		Example: `  chandler serve --plugins ./plugins --data ./data
+  chandler serve --kube --kubeconfig ~/.kube/config`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd.Context(), f) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.plugins, "plugins", "", "folder of plugin YAML; it is watched and never written")
@@ -67,6 +70,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.DurationVar(&f.fetchDeadline, "fetch-deadline", 30*time.Second, "how long an agent may take to fetch a new plugin's module before the plugin's failStrategy applies on its proxy; fetching goes on")
 	flags.StringArrayVar(&f.insecure, "insecure-registry", nil, "registry host[:port] that may be spoken to in plain HTTP; may be given several times")
 	f.tls.add(flags)
+	f.kube.add(flags)
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
@@ -79,6 +83,9 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
 	if f.fetchDeadline <= 0 {
 		return usagef("--fetch-deadline: %s is not a time to wait", f.fetchDeadline)
+	}
+	if err := f.kube.check(f.plugins); err != nil {
+		return err
 	}
 	data, err := filepath.Abs(f.data)
 	if err != nil {
@@ -99,54 +106,73 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 	defer modules.Close()
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	plane, plugins, err := newControl(f, data, modules, metrics, log)
+	plane, shown, err := newControl(f, data, modules, metrics, log)
 	if err != nil {
 		return err
 	}
-	return e.run(ctx, f, plane, plugins, metrics, log)
+	shown.Metrics = metrics
+	return e.run(ctx, f, plane, shown, log)
 }
 
-// newControl puts the control plane together. The listener it opens is closed by
-// the control plane's Run.
-func newControl(f serveFlags, data string, modules *store.Store, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, *source.Directory, error) {
-	records, err := record.OpenDirectory(durable.OS(), filepath.Join(data, "records"), log)
-	if err != nil {
-		return nil, nil, err
-	}
-	plugins, err := source.OpenDirectory(source.DirectoryConfig{Dir: f.plugins, Data: data, Now: time.Now, Log: log})
-	if err != nil {
-		return nil, nil, err
-	}
+// newControl puts the control plane together, and says what of it the admin port
+// shows. The listener it opens is closed by the control plane's Run.
+func newControl(f serveFlags, data string, modules *store.Store, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, web.Config, error) {
 	client := fetch.New(fetch.Config{
 		Proxy:    http.ProxyFromEnvironment,
 		Keychain: fetch.DockerKeychain(),
 		Insecure: func(host string) bool { return slices.Contains(f.insecure, host) },
 	})
-	agents, err := f.tls.open(f.listen, nil, metrics, log)
-	if err != nil {
-		return nil, nil, err
-	}
-	plane, err := control.New(control.Config{
-		Source: plugins, Records: records, Store: modules, Listener: agents.listener, Server: agents.options, Authenticator: agents.agents,
+	cfg := control.Config{
+		Store:         modules,
 		Resolver:      resolve.New(resolve.Config{Fetcher: client, Store: modules, Log: log}),
 		Policy:        resolve.Policy{Interval: f.resolveInterval},
 		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Scrub: f.scrub, Registerer: metrics, Log: log,
-	})
+	}
+	var shown web.Config
+	var reviewer identity.Reviewer
+	var inCluster *cluster
+	if f.kube.on {
+		var err error
+		if inCluster, err = f.kube.connect(log); err != nil {
+			return nil, shown, err
+		}
+		cfg.Source, cfg.Records, reviewer, shown.ReadOnly = inCluster.source, inCluster.records, inCluster.tokens, readOnly
+	} else {
+		records, err := record.OpenDirectory(durable.OS(), filepath.Join(data, "records"), log)
+		if err != nil {
+			return nil, shown, err
+		}
+		plugins, err := source.OpenDirectory(source.DirectoryConfig{Dir: f.plugins, Data: data, Now: time.Now, Log: log})
+		if err != nil {
+			return nil, shown, err
+		}
+		cfg.Source, cfg.Records, shown.Editor = plugins, records, plugins
+	}
+	agents, err := f.tls.open(f.listen, reviewer, metrics, log)
+	if err != nil {
+		return nil, shown, err
+	}
+	cfg.Listener, cfg.Server, cfg.Authenticator = agents.listener, agents.options, agents.agents
+	var plane *control.Control
+	if err = f.kube.replicas.join(&cfg, inCluster, log); err == nil {
+		plane, err = control.New(cfg)
+	}
 	if err != nil {
 		agents.listener.Close()
-		return nil, nil, err
+		return nil, shown, err
 	}
-	return plane, plugins, nil
+	shown.Control = plane
+	return plane, shown, nil
 }
 
 // run serves until ctx ends.
-func (e *env) run(ctx context.Context, f serveFlags, plane *control.Control, editor source.Editor, metrics *prometheus.Registry, log *slog.Logger) error {
+func (e *env) run(ctx context.Context, f serveFlags, plane *control.Control, shown web.Config, log *slog.Logger) error {
 	admin, err := net.Listen("tcp", f.admin)
 	if err != nil {
 		return fmt.Errorf("--admin: %w", err)
 	}
 	srv := &http.Server{
-		Handler:           web.Handler(web.Config{Control: plane, Editor: editor, Metrics: metrics}),
+		Handler:           web.Handler(shown),
 		ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10,
 	}
 	g, ctx := errgroup.WithContext(ctx)
