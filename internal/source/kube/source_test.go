@@ -56,12 +56,12 @@ func (w *watched) await(what string, ok func(source.Snapshot) bool) source.Snaps
 				return w.last
 			}
 		case <-limit:
-			w.t.Fatalf("never %s; last: %s", what, shown(w.last))
+			w.t.Fatalf("never %s; last: %s", what, described(w.last))
 		}
 	}
 }
 
-func shown(s source.Snapshot) string {
+func described(s source.Snapshot) string {
 	var b strings.Builder
 	for _, o := range s.Objects {
 		fmt.Fprintf(&b, "%s generation %d valid %t problems %v; ", o.Key, o.Generation, o.Plugin != nil, o.Problems)
@@ -125,7 +125,7 @@ func TestSource(t *testing.T) {
 	c := kube.Start(t, tools)
 	w := watchAs(t, c.Admin, false)
 	if s := w.await("a first snapshot without the definitions", func(source.Snapshot) bool { return true }); len(s.Objects) != 0 {
-		t.Errorf("without definitions there are %s", shown(s))
+		t.Errorf("without definitions there are %s", described(s))
 	}
 	w.stop()
 	define(t, c)
@@ -167,7 +167,7 @@ func TestSource(t *testing.T) {
 		kubectl(t, c, "create", "configmap", "-n", "istio-system", "istio-ca-root-cert", "--from-literal=root-cert.pem=x")
 		beside := watchAs(t, c.Admin, false)
 		if s := beside.await("ours beside Istio", has("ours", valid)); len(s.Objects) != 1 {
-			t.Errorf("beside istiod these are ours: %s", shown(s))
+			t.Errorf("beside istiod these are ours: %s", described(s))
 		}
 		told := watchAs(t, c.Admin, true)
 		told.await("the unlabelled one, when told", has("auth", valid))
@@ -211,7 +211,7 @@ func TestFault_F55_F56_Secrets(t *testing.T) {
 	dockerSecret(t, c, "other", "canary")
 	apply(t, c, manifest("auth", "", "oci://reg.example/auth:v1", pull("reg")))
 	if s := w.await("the plugin", has("auth", valid)); !holds("reg", "first")(s) {
-		t.Errorf("the plugin was shown before its secret: %s", shown(s))
+		t.Errorf("the plugin was shown before its secret: %s", described(s))
 	}
 	dockerSecret(t, c, "reg", "second")
 	w.await("the new password", holds("reg", "second"))
@@ -268,7 +268,7 @@ func TestFault_F45_F48_APIServerAway(t *testing.T) {
 		dockerSecret(t, c, "reg", fmt.Sprintf("after-%d", i))
 		w.await("the change after it came back", func(s source.Snapshot) bool {
 			if o := find(s, "auth"); o == nil {
-				t.Fatalf("a snapshot without what was there: %s", shown(s))
+				t.Fatalf("a snapshot without what was there: %s", described(s))
 			}
 			return find(s, "auth").Plugin.Wasm.URL == url && holds("reg", fmt.Sprintf("after-%d", i))(s)
 		})
