@@ -79,7 +79,7 @@ func NewStatusWriter(cfg StatusConfig) *StatusWriter {
 // sight is what the watch tells of a resource; nil: it is gone.
 type sight struct {
 	key chandler.Key
-	now *shown
+	now *sighted
 }
 
 // Run writes until ctx ends, and returns when all that it started has ended.
@@ -102,7 +102,7 @@ func (w *StatusWriter) look(ctx context.Context, kind string, resource schema.Gr
 	api := w.cfg.Client.dynamic.Resource(resource)
 	o := &unstructured.Unstructured{}
 	o.SetGroupVersionKind(resource.GroupVersion().WithKind(kind))
-	follow(ctx, o, "",
+	observe(ctx, o, "",
 		func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return api.List(ctx, o) },
 		func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return api.Watch(ctx, o) },
 		&looker{kind: kind, known: map[chandler.Key]bool{}, tell: func(s sight) {
@@ -126,7 +126,7 @@ func (l *looker) key(o *unstructured.Unstructured) chandler.Key {
 
 func (l *looker) is(o *unstructured.Unstructured) {
 	l.known[l.key(o)] = true
-	l.tell(sight{l.key(o), newShown(o)})
+	l.tell(sight{l.key(o), newSighted(o)})
 }
 
 func (l *looker) gone(o *unstructured.Unstructured) {
@@ -147,12 +147,12 @@ func (l *looker) all(objects []*unstructured.Unstructured) {
 	}
 }
 
-func newShown(o *unstructured.Unstructured) *shown {
+func newSighted(o *unstructured.Unstructured) *sighted {
 	version, err := strconv.ParseUint(o.GetResourceVersion(), 10, 64)
 	if err != nil {
 		version = 0 // then the last word counts
 	}
-	return &shown{uid: string(o.GetUID()), version: version, fields: readStatusFields(o)}
+	return &sighted{uid: string(o.GetUID()), version: version, fields: readStatusFields(o)}
 }
 
 // write is the loop: it owns the ledger.
@@ -237,7 +237,7 @@ func (w *StatusWriter) apply(ctx context.Context, wr write) written {
 		wr.fields = wr.fields.without(lacking)
 		got, err := w.applied(ctx, wr)
 		if err == nil {
-			return written{write: wr, shown: newShown(got)}
+			return written{write: wr, shown: newSighted(got)}
 		}
 		more := lacking.refused(err)
 		if more == lacking {

@@ -29,7 +29,7 @@ type ledger struct {
 // subject is one resource.
 type subject struct {
 	want  *wanted
-	shown *shown
+	shown *sighted
 	// asked and left are the last write as it was sent, and what the cluster showed of
 	// it. They differ where a definition of somebody else does not keep all fields;
 	// it is no reason to write again.
@@ -49,8 +49,8 @@ type wanted struct {
 	text   string
 }
 
-// shown is what the cluster shows of it.
-type shown struct {
+// sighted is what the cluster shows of it.
+type sighted struct {
 	uid     string
 	version uint64 // of the object, to tell old news
 	fields  statusFields
@@ -67,7 +67,7 @@ type write struct {
 // written is what became of it: the status that the cluster shows now, or an error.
 type written struct {
 	write
-	shown *shown
+	shown *sighted
 	err   error
 }
 
@@ -105,7 +105,7 @@ func (l *ledger) want(all map[chandler.Key]wanted) {
 }
 
 // see takes in what the cluster shows of a resource; nil: there is none.
-func (l *ledger) see(k chandler.Key, now *shown) {
+func (l *ledger) see(k chandler.Key, now *sighted) {
 	s := l.subject(k)
 	switch {
 	case now == nil:

@@ -55,7 +55,7 @@ func (c *clerk) wants(uid string, f statusFields) {
 
 func (c *clerk) shows(uid string, f statusFields) {
 	c.version++
-	c.see(testKey, &shown{uid, c.version, f})
+	c.see(testKey, &sighted{uid, c.version, f})
 }
 
 // after lets time pass, and gives the write that is due then, or nil.
@@ -83,7 +83,7 @@ func (c *clerk) lands(w *write, keep func(*statusFields)) []turn {
 		keep(&f)
 	}
 	c.version++
-	now := &shown{w.uid, c.version, f}
+	now := &sighted{w.uid, c.version, f}
 	turns := c.done(written{write: *w, shown: now}, c.now)
 	c.see(testKey, now)
 	return turns
@@ -225,7 +225,7 @@ func TestWritesAreBounded(t *testing.T) {
 		k := testKey
 		k.Name = strings.Repeat("p", i+1)
 		all[k] = wanted{"u", good(1), good(1).text()}
-		l.see(k, &shown{"u", 1, statusFields{}})
+		l.see(k, &sighted{"u", 1, statusFields{}})
 	}
 	l.want(all)
 	begun := 0
@@ -238,7 +238,7 @@ func TestWritesAreBounded(t *testing.T) {
 			t.Fatalf("%d under way", l.busy)
 		}
 		for _, w := range writes {
-			l.done(written{write: w, shown: &shown{"u", 2, w.fields}}, began)
+			l.done(written{write: w, shown: &sighted{"u", 2, w.fields}}, began)
 		}
 	}
 	if begun != 20 || l.busy != 0 {

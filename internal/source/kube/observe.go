@@ -11,9 +11,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// follower is told what becomes of the objects of one resource. Calls do not
+// observer is told what becomes of the objects of one resource. Calls do not
 // overlap, and what it is given is its own.
-type follower[T any] interface {
+type observer[T any] interface {
 	// all: these are all there are.
 	all([]T)
 	// is: this one is new, or different.
@@ -22,11 +22,11 @@ type follower[T any] interface {
 	gone(T)
 }
 
-// follow tells f of all objects and then of each change, over restarts of the API
+// observe tells f of all objects and then of each change, over restarts of the API
 // server and watches that are too old, until ctx ends. Where the resource is unknown
 // or forbidden it goes on trying.
-func follow[T runtime.Object](ctx context.Context, expected T, selector string, list func(context.Context, metav1.ListOptions) (runtime.Object, error),
-	watches func(context.Context, metav1.ListOptions) (watch.Interface, error), f follower[T]) {
+func observe[T runtime.Object](ctx context.Context, expected T, selector string, list func(context.Context, metav1.ListOptions) (runtime.Object, error),
+	watches func(context.Context, metav1.ListOptions) (watch.Interface, error), f observer[T]) {
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.LabelSelector = selector
@@ -42,8 +42,8 @@ func follow[T runtime.Object](ctx context.Context, expected T, selector string, 
 	}).RunWithContext(ctx)
 }
 
-// reflected is a follower as the client library calls it.
-type reflected[T any] struct{ f follower[T] }
+// reflected is an observer as the client library calls it.
+type reflected[T any] struct{ f observer[T] }
 
 func (r reflected[T]) Add(o any) error    { r.f.is(o.(T)); return nil }
 func (r reflected[T]) Update(o any) error { r.f.is(o.(T)); return nil }
