@@ -143,7 +143,7 @@ func applied(t *testing.T, c *kube.Cluster) {
 
 // rights: the account may do what it must, and nothing beside it.
 func rights(t *testing.T, c *kube.Cluster) {
-	manifests, _, err := Render(Options{Release: "chandler", Namespace: "chandler-system", Set: []string{"secrets.namespaces={shop}"}})
+	manifests, _, err := Render(Options{Release: "chandler", Namespace: "chandler-system", Set: []string{"secrets.names.shop={pull}"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,6 +153,10 @@ func rights(t *testing.T, c *kube.Cluster) {
 		t.Fatal(err)
 	}
 	const plugins, secrets, leases = "wasmplugins.extensions.istio.io", "secrets", "leases.coordination.k8s.io"
+	must(t, c, "", "create", "secret", "generic", "pull", "-n", "shop")
+	if out, err := c.KubectlAs(t.Context(), account, "", "get", "secrets", "-n", "shop", "--field-selector=metadata.name=pull"); err != nil || !strings.Contains(out, "pull") {
+		t.Errorf("a list of one secret: %v", err)
+	}
 	for _, try := range []struct {
 		verb, resource, namespace string
 		may                       bool
@@ -163,11 +167,11 @@ func rights(t *testing.T, c *kube.Cluster) {
 		{"create", "tokenreviews.authentication.k8s.io", "", true}, {"get", "pods", "shop", true}, {"create", "events.events.k8s.io", "shop", true},
 		{"get", secrets + "/pull", "shop", true}, {"watch", secrets + "/pull", "shop", true},
 		{"create", leases, "chandler-system", true}, {"update", leases + "/chandler", "chandler-system", true},
-		{"get", "crd/wasmplugins.extensions.istio.io", "", true},
+		{"get", "crd/wasmplugins.extensions.istio.io", "", true}, {"get", "configmaps/istio-ca-root-cert", "istio-system", true},
 
-		{"list", secrets, "shop", false}, {"get", secrets + "/pull", "istio-system", false}, {"get", secrets + "/chandler-tls", "chandler-system", false},
+		{"list", secrets, "shop", false}, {"watch", secrets, "shop", false}, {"get", secrets + "/other", "shop", false}, {"get", secrets + "/pull", "istio-system", false}, {"get", secrets + "/chandler-tls", "chandler-system", false},
 		{"create", plugins, "shop", false}, {"patch", plugins, "shop", false}, {"delete", plugins, "shop", false},
-		{"list", "pods", "shop", false}, {"update", leases + "/other", "chandler-system", false}, {"get", leases + "/chandler", "shop", false},
+		{"list", "pods", "shop", false}, {"get", "configmaps/other", "istio-system", false}, {"update", leases + "/other", "chandler-system", false}, {"get", leases + "/chandler", "shop", false},
 		{"patch", "crd/wasmplugins.extensions.istio.io", "", false}, {"get", "configmaps", "chandler-system", false}, {"create", "pods", "chandler-system", false},
 	} {
 		resource, status := strings.CutSuffix(try.resource, "/status")

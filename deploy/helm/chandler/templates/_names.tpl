@@ -42,3 +42,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) -}}
 {{- end -}}
 {{- end -}}
+
+{{- /* The namespaces whose secrets may all be read, with no names. */}}
+{{- define "chandler.wholeNamespaces" -}}
+{{- range .Values.secrets.namespaces }}
+{{ . }}: []
+{{- end }}
+{{- end -}}
