@@ -57,7 +57,7 @@ func (f *tlsFlags) open(listen string, reviewer identity.Reviewer, metrics prome
 		p.options = []grpc.ServerOption{grpc.Creds(server)}
 		collectors := server.Collectors()
 		if f.clientCA != "" || reviewer != nil {
-			id := identity.New(identity.Config{TrustDomain: f.trustDomain, Reviewer: reviewer, Labels: f.labels, Log: log})
+			id := identity.New(identity.Config{TrustDomain: f.trustDomain, Reviewer: reviewer, Verify: server.Verify, Labels: f.labels, Log: log})
 			p.agents = id
 			collectors = slices.Concat(collectors, id.Collectors())
 		}

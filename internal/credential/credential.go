@@ -149,6 +149,26 @@ func NewServer(f Files) (*Server, error) {
 // Collectors are the server's metrics.
 func (s *Server) Collectors() []prometheus.Collector { return append(s.collectors(), s.failed) }
 
+// Verify verifies a client's chain, the client's own certificate first, by the
+// authorities that are trusted now: a connection may outlive them.
+func (s *Server) Verify(chain []*x509.Certificate) error {
+	if s.pool == nil || len(chain) == 0 {
+		return errors.New("no authority of clients is trusted")
+	}
+	roots, err := s.pool.get()
+	if err != nil {
+		return err
+	}
+	between := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	_, err = chain[0].Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: between, CurrentTime: s.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	return err
+}
+
 // config is for one connection.
 func (s *Server) config() (*tls.Config, error) {
 	pair, err := s.pair.get()

@@ -2,6 +2,8 @@ package credential_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
 	"os"
@@ -278,7 +280,14 @@ func TestRotation(t *testing.T) {
 
 	// Another authority on both sides, and the server's certificate with it.
 	next := authority.New(t)
+	chain := chainOf(t, mine)
+	if err := srv.Verify(chain); err != nil {
+		t.Error(err)
+	}
 	write(t, ca.File, read(t, next.File))
+	if err := srv.Verify(chain); err == nil || !strings.Contains(err.Error(), "unknown authority") {
+		t.Errorf("of an authority that is no longer trusted: %v", err)
+	}
 	next.Renew(own, here)
 	next.Renew(mine, authority.Leaf{})
 	again()
@@ -316,6 +325,15 @@ func TestToken(t *testing.T) {
 		conn.Close()
 		t.Error("a token would be shown in plain text")
 	}
+}
+
+func chainOf(t *testing.T, p authority.Pair) []*x509.Certificate {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(p.Cert, p.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []*x509.Certificate{pair.Leaf}
 }
 
 func write(t *testing.T, file, content string) {

@@ -67,6 +67,9 @@ type Config struct {
 	TrustDomain string
 	// Reviewer reviews bearer tokens; nil: none are looked at.
 	Reviewer Reviewer
+	// Verify verifies a client's chain by the authorities that are trusted now; nil:
+	// what the handshake found is good until a certificate expires.
+	Verify func(chain []*x509.Certificate) error
 	// Labels are the keys of labels that an agent may claim whose labels nobody
 	// else knows; nil: any.
 	Labels []string
@@ -187,6 +190,11 @@ func (a *Authenticator) certificate(chain []*x509.Certificate) ([]Identity, erro
 	for _, c := range chain {
 		if a.cfg.Now().After(c.NotAfter) {
 			return nil, status.Errorf(codes.Unauthenticated, "the certificate expired at %s", c.NotAfter.UTC().Format(time.RFC3339))
+		}
+	}
+	if a.cfg.Verify != nil {
+		if err := a.cfg.Verify(chain); err != nil {
+			return nil, status.Errorf(codes.Unauthenticated, "the certificate is not trusted: %s", chandler.Printable(err.Error(), 256))
 		}
 	}
 	ids, why := names(chain[0], a.cfg.TrustDomain)

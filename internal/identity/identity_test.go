@@ -128,6 +128,22 @@ func TestNothingToShow(t *testing.T) {
 	check(t, a, ctx, node("edge", "a"), codes.Unauthenticated, "a client certificate is wanted")
 }
 
+// A connection may outlive the trust in who made its certificate.
+func TestTrustEnds(t *testing.T) {
+	t.Parallel()
+	var trusted error
+	a := identity.New(identity.Config{Verify: func(chain []*x509.Certificate) error {
+		if len(chain) != 1 {
+			t.Errorf("%d certificates", len(chain))
+		}
+		return trusted
+	}})
+	ctx := over(t, authority.New(t).Issue(authority.Leaf{DNS: []string{"e1.edge.node.cluster.local"}}))
+	check(t, a, ctx, node("edge", "e1"), codes.OK, "")
+	trusted = errors.New("unknown authority")
+	check(t, a, ctx, node("edge", "e1"), codes.Unauthenticated, "the certificate is not trusted: unknown authority")
+}
+
 func TestClaimedLabels(t *testing.T) {
 	t.Parallel()
 	ctx := over(t, authority.New(t).Issue(authority.Leaf{DNS: []string{"e1.edge.node.cluster.local"}}))
