@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/wire"
@@ -50,9 +54,20 @@ func (a *Agent) connection(up bool, target string, err error) {
 		st.Since = time.Now()
 	}
 	if err != nil {
-		st.Error = chandler.Printable(err.Error(), reasonLimit)
+		st.Error = chandler.Printable(err.Error(), reasonLimit) + hint(err)
 	}
 	a.control.Store(st)
+}
+
+// hint says what an error means of which only its words are known.
+func hint(err error) string {
+	switch text := err.Error(); {
+	case strings.Contains(text, "reading server preface: EOF"):
+		return "; it may want TLS: give --tls-ca"
+	case strings.Contains(text, "does not look like a TLS handshake"):
+		return "; it does not speak TLS: give it --tls-cert"
+	}
+	return ""
 }
 
 // report keeps the report stream of a connection; the connection's end is its
@@ -61,11 +76,21 @@ func (a *Agent) report(ctx context.Context, conn *grpc.ClientConn) {
 	for ctx.Err() == nil {
 		if err := a.reporter.run(ctx, conn); ctx.Err() == nil {
 			a.log.Warn("report stream ended", "error", err)
+			outlived(conn, err, a.log)
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(reportRetry):
 		}
+	}
+}
+
+// outlived closes a connection that has outlived what was shown for it: what is in
+// the files by now is shown for the next one.
+func outlived(conn *grpc.ClientConn, err error, log *slog.Logger) {
+	if status.Code(err) == codes.Unauthenticated {
+		log.Warn("the control plane no longer believes who this is; it is called anew", "error", err)
+		_ = conn.Close() // perhaps it is
 	}
 }
 

@@ -252,6 +252,7 @@ type moduleReader struct {
 	loader *loader
 	digest chandler.ModuleDigest
 
+	conn   *grpc.ClientConn
 	stream grpc.ServerStreamingClient[chandlerv1.ReadResponse]
 	cancel context.CancelFunc
 	chunk  []byte
@@ -314,6 +315,7 @@ func (r *moduleReader) receive() error {
 	defer stalled.Stop()
 	msg, err := r.stream.Recv()
 	r.chunk = msg.GetChunk()
+	outlived(r.conn, err, r.loader.log)
 	return err
 }
 
@@ -330,7 +332,7 @@ func (r *moduleReader) open() error {
 		cancel()
 		return err
 	}
-	r.stream, r.cancel = stream, cancel
+	r.conn, r.stream, r.cancel = conn, stream, cancel
 	return nil
 }
 
@@ -368,7 +370,9 @@ func loadError(err error) *LoadError {
 		// It may be that the control plane is a moment behind what it assigned.
 		p.Code = chandler.CodeNotFound
 		p.Message = "the control plane has no such module for this node"
-	case st.Code() == codes.Unauthenticated, st.Code() == codes.PermissionDenied:
+	case st.Code() == codes.Unauthenticated:
+		p.Code = chandler.CodeUnauthorized // until the connection is made anew with what is shown by then
+	case st.Code() == codes.PermissionDenied:
 		p.Code, temporary = chandler.CodeUnauthorized, false
 	}
 	return &LoadError{Problem: p, Temporary: temporary}

@@ -73,22 +73,29 @@ func TestCertificates(t *testing.T) {
 		"without a certificate":   {[]string{"--tls-ca", ca.File}, "certificate required"},
 		"another authority's":     {shows(ca, authority.New(t).Issue(machine("b", "edge"))), "unknown certificate authority"},
 		"another control plane's": {shows(authority.New(t), mine), "certificate signed by unknown authority"},
-		"in plain text":           {nil, "not connected"},
+		"in plain text":           {nil, "it may want TLS: give --tls-ca"},
 	} {
 		w.startAgent(node{name: "b", flags: c.flags}, w.gateway(listener{port: freePort(t), name: name})).says(t, "not connected", c.why)
 	}
 
-	// Renewed, both of another authority that both sides know by then.
+	plain := newWorld(t)
+	plain.startAgent(node{name: "b", flags: shows(ca, mine)}, plain.gateway(listener{port: freePort(t), name: "in"})).says(t, "not connected", "it does not speak TLS: give it --tls-cert")
+
+	// Another authority, as it should be done: both are trusted, all is renewed.
 	next := authority.New(t)
+	replace(t, ca.File, ca.File, next.File)
 	next.Renew(own, authority.Leaf{IP: "127.0.0.1"})
 	next.Renew(mine, machine("a", "edge"))
-	replace(t, ca.File, next.File)
 	w.apply(plugin("p", w.push("append:v2", build(2)), tag("two"), "selector: {matchLabels: {app: web}}"))
 	has(t, port, "two") // on the connection from before
-	w.control.kill(t)
-	w.startControl()
+	// The old one is no longer trusted, and that connection no longer believed.
+	replace(t, ca.File, next.File)
 	w.submit(plugin("p", w.push("append:v3", build(3)), tag("three"), "selector: {matchLabels: {app: web}}"))
 	heals(t, port, "three")
+	w.control.kill(t)
+	w.startControl()
+	w.submit(plugin("p", w.push("append:v4", build(4)), tag("four"), "selector: {matchLabels: {app: web}}"))
+	heals(t, port, "four")
 	a.says(t, "connected to "+w.listen)
 }
 
@@ -131,17 +138,21 @@ func TestPlainIsForThisMachine(t *testing.T) {
 	}
 }
 
-// replace puts a copy of a file in place of another, at once as a whole.
-func replace(t *testing.T, file, by string) {
+// replace puts the content of others in place of a file, at once as a whole.
+func replace(t *testing.T, file string, by ...string) {
 	t.Helper()
-	b, err := os.ReadFile(by)
-	if err == nil {
-		err = os.WriteFile(file+".next", b, 0o600)
+	var all []byte
+	for _, name := range by {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, b...)
 	}
-	if err == nil {
-		err = os.Rename(file+".next", file)
+	if err := os.WriteFile(file+".next", all, 0o600); err != nil {
+		t.Fatal(err)
 	}
-	if err != nil {
+	if err := os.Rename(file+".next", file); err != nil {
 		t.Fatal(err)
 	}
 }
