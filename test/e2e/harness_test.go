@@ -148,11 +148,20 @@ func uncontrolled(t testing.TB, flags ...string) *world {
 
 func (w *world) startControl() {
 	w.t.Helper()
-	args := []string{"serve", "--plugins", w.plugins, "--data", filepath.Join(w.dir, "control"), "--listen", w.listen, "--admin", w.admin}
-	w.control = start(w.t, filepath.Join(w.dir, "control.log"), cmp.Or(w.program, filepath.Join(built, "chandler")), append(args, w.flags...)...)
+	w.launchControl()
 	eventually(w.t, 20*time.Second, "control plane ready", func() (bool, string) {
 		return status("http://" + w.admin + "/healthz/ready")
 	})
+}
+
+// launchControl starts the control plane and does not wait.
+func (w *world) launchControl() {
+	w.t.Helper()
+	args := []string{"serve", "--data", filepath.Join(w.dir, "control"), "--listen", w.listen, "--admin", w.admin}
+	if w.plugins != "" {
+		args = append(args, "--plugins", w.plugins)
+	}
+	w.control = start(w.t, filepath.Join(w.dir, "control.log"), cmp.Or(w.program, filepath.Join(built, "chandler")), append(args, w.flags...)...)
 }
 
 // echo answers with the request's headers, so that a test sees what plugins did
