@@ -62,7 +62,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.StringVar(&f.data, "data", "chandler-data", "folder for records, modules and applied plugins")
 	flags.StringVar(&f.listen, "listen", "127.0.0.1:9910", "address for agents")
 	flags.StringVar(&f.admin, "admin", "127.0.0.1:9911", "address for commands, health and metrics")
-	flags.StringVar(&f.rootNamespace, "root-namespace", control.DefaultRootNamespace, "namespace whose plugins are for proxies of every namespace")
+	flags.StringVar(&f.rootNamespace, "root-namespace", control.DefaultRootNamespace, "namespace whose plugins are for proxies of every namespace; - for none")
 	flags.DurationVar(&f.resolveInterval, "resolve-interval", 0, "resolve tags with pull policy Always again after this time; 0 for only when the resource changes")
 	f.storeMax = store.DefaultMaxBytes
 	flags.Var(&f.storeMax, "store-max", "how much the modules on disk may take, for example 500MiB; those longest unused go first, and none that is attached")

@@ -26,10 +26,12 @@ type Candidate struct {
 	FetchDeadline time.Duration
 }
 
-// Labels that a Gateway API gateway declares of itself.
+// Labels by which a proxy declares what it is: a Gateway API gateway, and the
+// proxy that all requests to a Service of its namespace pass.
 const (
 	labelGateway      = "gateway.networking.k8s.io/gateway-name"
 	labelGatewayClass = "gateway.networking.k8s.io/gateway-class-name"
+	labelService      = "chandler.dev/service"
 
 	groupGateway = "gateway.networking.k8s.io"
 )
@@ -54,21 +56,25 @@ func Selects(p *chandler.Plugin, n chandler.Node, root string) bool {
 }
 
 // targets tells whether a reference made in a namespace means n: a Gateway by
-// its name in that very namespace, a GatewayClass only from the root namespace.
-// Services and service entries are reached through waypoints, so no proxy of its
-// own is meant by them.
+// its name in that very namespace, a GatewayClass only from the root namespace, a
+// Service in that namespace where the proxy declares that it stands before it. Service
+// entries are reached through waypoints, so no proxy of its own is meant by them.
 func targets(r chandler.TargetRef, namespace string, n chandler.Node, root string) bool {
-	if r.Group != groupGateway || r.Name == "" {
+	if r.Name == "" {
 		return false
 	}
-	switch r.Kind {
-	case "Gateway":
+	switch (schema{r.Group, r.Kind}) {
+	case schema{groupGateway, "Gateway"}:
 		return namespace == n.Namespace && n.Labels[labelGateway] == r.Name
-	case "GatewayClass":
+	case schema{groupGateway, "GatewayClass"}:
 		return root != "" && namespace == root && n.Labels[labelGatewayClass] == r.Name
+	case schema{"", "Service"}, schema{"core", "Service"}:
+		return namespace == n.Namespace && n.Labels[labelService] == r.Name
 	}
 	return false
 }
+
+type schema struct{ group, kind string }
 
 // Attach says what a proxy is told of a candidate, the same for every proxy.
 func Attach(c Candidate) chandler.Attachment {

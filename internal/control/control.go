@@ -39,8 +39,12 @@ import (
 	"chandler.dev/chandler/internal/xds/deltaserver"
 )
 
-// DefaultRootNamespace is the namespace whose plugins reach every namespace.
-const DefaultRootNamespace = "istio-system"
+// DefaultRootNamespace is the namespace whose plugins reach every namespace;
+// NoRootNamespace is for none to do so.
+const (
+	DefaultRootNamespace = "istio-system"
+	NoRootNamespace      = "-"
+)
 
 // Config is what a control plane works with.
 type Config struct {
@@ -54,7 +58,8 @@ type Config struct {
 	// Server adds options to the gRPC server, for instance its credentials.
 	Server []grpc.ServerOption
 
-	// RootNamespace is DefaultRootNamespace when empty.
+	// RootNamespace is DefaultRootNamespace when empty. Who may write there is a
+	// matter of whoever keeps the resources; NoRootNamespace is the switch against it.
 	RootNamespace string
 	// FetchDeadline is how long an agent may take to fetch a plugin's first module
 	// before failStrategy applies on its proxy; zero: the agents' default.
@@ -105,7 +110,12 @@ type Control struct {
 // New gives a control plane and registers its metrics. The error is one of the
 // registerer.
 func New(cfg Config) (*Control, error) {
-	cfg.RootNamespace = cmp.Or(cfg.RootNamespace, DefaultRootNamespace)
+	switch cfg.RootNamespace {
+	case "":
+		cfg.RootNamespace = DefaultRootNamespace
+	case NoRootNamespace:
+		cfg.RootNamespace = "" // as package assign has it
+	}
 	switch cfg.Authenticator.(type) {
 	case nil, Loopback:
 		cfg.Authenticator, cfg.Recheck = Loopback{}, 0

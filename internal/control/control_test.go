@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/record"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/testenv/module"
@@ -307,4 +308,22 @@ func TestStandbyForUndo(t *testing.T) {
 
 	r.apply("auth", "oci://reg.example/auth:v2", func(p *chandler.Plugin) { p.Wasm.Config = []byte(`{"n":1}`) })
 	a.has("auth", func(att chandler.Attachment) bool { return string(att.Config) == `{"n":1}` && len(att.Standby) == 0 })
+}
+
+// Without a root namespace a plugin reaches proxies of its own namespace only.
+func TestNoRootNamespace(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stop()
+	r.root = control.NoRootNamespace
+	r.start()
+	mod := module.Append()
+	r.set("auth:v1", mod)
+	r.apply("auth", "oci://reg.example/auth:v1", nil)
+	r.join(gateway).has("auth", runs(mod))
+	other := r.join(chandler.Node{Namespace: "shop", Name: "a"})
+	other.conn() // has been answered
+	if len(other.attached) != 0 {
+		t.Errorf("a proxy of another namespace has %v", other.attached)
+	}
 }

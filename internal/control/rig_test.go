@@ -133,6 +133,7 @@ type rig struct {
 	dir     string
 	objects map[string]source.Object
 	secrets map[source.SecretName]source.Secret
+	root    string
 	// of a replica
 	election control.Election
 	peers    *control.Peers
@@ -168,8 +169,8 @@ func (r *rig) start() {
 	}
 	cfg := control.Config{
 		Source: r.source, Records: r.records, Store: s, Listener: l, Authenticator: trust{}, Registerer: r.metrics,
-		Resolver: resolve.New(resolve.Config{Fetcher: fetcher, Store: s}),
-		Election: r.election, Peers: r.peers,
+		Resolver:      resolve.New(resolve.Config{Fetcher: fetcher, Store: s}),
+		RootNamespace: r.root, Election: r.election, Peers: r.peers,
 	}
 	if r.settle != nil {
 		r.settle(&cfg)
