@@ -1,142 +1,123 @@
 package kube
 
 import (
-	"cmp"
+	"bytes"
 	"context"
 	"encoding/json"
-	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/source"
 )
 
-var secretResource = schema.GroupVersionResource{Version: "v1", Resource: "secrets"}
-
-const (
-	// secretPatience is how long a plugin waits for the first sight of its secret.
-	secretPatience = 2 * time.Second
-	// maxSecrets bounds the secrets that are watched; each is a stream of its own.
-	maxSecrets = 2000
-)
-
-// secretWatches follow the secrets that plugins name, each by itself: nothing
-// else in a namespace is ever asked for, so that the right to get, list and watch may be granted
-// by name. What they hold is in memory only, and in no message.
-type secretWatches struct {
-	client  *Client
-	changed func()
-	watches map[source.SecretName]*secretWatch
-	running sync.WaitGroup
-}
-
-type secretWatch struct {
-	*mirror
+// followed is a pull secret that some plugin names.
+type followed struct {
 	cancel context.CancelFunc
 	since  time.Time
-	last   source.Secret // as judged
-	found  bool
+	// state is nil until there was an answer.
+	state *secretState
 }
 
-// want watches these secrets and no others.
-func (s *secretWatches) want(ctx context.Context, names map[source.SecretName]bool) {
-	for name, w := range s.watches {
-		if !names[name] {
-			w.cancel()
-			delete(s.watches, name)
-		}
-	}
-	for name := range names {
-		if s.watches[name] != nil || len(s.watches) >= maxSecrets {
-			continue
-		}
-		watching, cancel := context.WithCancel(ctx)
-		w := &secretWatch{cancel: cancel, since: time.Now(), mirror: &mirror{
-			resource: s.client.dynamic.Resource(secretResource).Namespace(name.Namespace),
-			options:  metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name.Name).String()},
-			changed:  s.changed,
-		}}
-		s.watches[name] = w
-		s.running.Go(func() { w.run(watching) })
-	}
+// secretState is what is known of a secret: absent, of no use because of problem,
+// or there.
+type secretState struct {
+	there  bool
+	secret source.Secret
 }
 
-// stop ends all watches.
-func (s *secretWatches) stop() {
-	for _, w := range s.watches {
-		w.cancel()
-	}
-	s.running.Wait()
-}
-
-// read gives a secret as it is, or with the problem it has. Neither found nor
-// pending: it does not exist. pending is how long it may still take to find out.
-//
-// While the API server does not answer, what was read last stays; a right that is
-// withdrawn is known when a watch ends, and then counts.
-func (s *secretWatches) read(name source.SecretName, now time.Time) (secret source.Secret, found bool, pending time.Duration) {
-	w := s.watches[name]
-	if w == nil {
-		return source.Secret{SecretName: name, Problem: chandler.Problemf(chandler.CodeSecretType, "",
-			"let plugins share secrets", "more than %d pull secrets are named; this one is not read", maxSecrets)}, true, 0
-	}
-	synced, err := w.state()
-	switch {
-	case apierrors.IsForbidden(err):
-		return source.Secret{SecretName: name, Problem: chandler.Problemf(chandler.CodeSecretType, "",
-			"grant get, list and watch on it to the control plane's service account",
-			"the control plane may not read secret %s in namespace %s", chandler.Quote(name.Name), name.Namespace)}, true, 0
-	case !synced && now.Sub(w.since) < secretPatience:
-		return source.Secret{}, false, secretPatience - now.Sub(w.since)
-	case !synced:
-		why := "no answer yet"
-		if err != nil {
-			why = chandler.Printable(err.Error(), 200)
-		}
-		return source.Secret{SecretName: name, Problem: chandler.Problemf(chandler.CodeSecretType, "",
-			"wait, or look at the API server", "secret %s in namespace %s could not be read: %s", chandler.Quote(name.Name), name.Namespace, why)}, true, 0
-	}
-	for _, u := range w.take() {
-		w.found = u != nil
-		if w.last = (source.Secret{}); u != nil {
-			w.last = judgeSecret(name, u)
+// pullSecrets gives those that are named and no other, and keeps up with them from
+// now on. It is false as long as one of them was not heard of, for a moment.
+func (s *reader) pullSecrets(ctx context.Context, named map[source.SecretName]bool) (map[source.SecretName]source.Secret, bool) {
+	for name, f := range s.secrets {
+		if !named[name] {
+			f.cancel()
+			delete(s.secrets, name)
 		}
 	}
-	return w.last, w.found, 0
+	out := make(map[source.SecretName]source.Secret, len(named))
+	waiting := false
+	for name := range named {
+		f := s.secrets[name]
+		if f == nil {
+			f = s.followSecret(ctx, name)
+		}
+		switch {
+		case f.state != nil && f.state.there:
+			out[name] = f.state.secret
+		case f.state != nil:
+		case time.Since(f.since) < secretPatience:
+			waiting = true
+		default:
+			out[name] = source.Secret{SecretName: name, Problem: chandler.Problemf(chandler.CodeSecretType, "", "wait, or see the control plane's log",
+				"secret %s cannot be read now: the API server does not answer", chandler.Quote(name.Name))}
+		}
+	}
+	return out, !waiting
 }
 
-// judgeSecret reads a secret by the rules that hold for one in a file.
-func judgeSecret(name source.SecretName, u *unstructured.Unstructured) source.Secret {
-	read := map[string]any{"apiVersion": "v1", "kind": source.KindSecret, "type": u.Object["type"], "data": u.Object["data"],
-		"metadata": map[string]any{"name": name.Name, "namespace": name.Namespace}}
-	unreadable := chandler.Problemf(chandler.CodeSecretType, "", "write it anew", "secret %s cannot be read", chandler.Quote(name.Name))
-	text, err := json.Marshal(read)
+// followSecret begins to keep up with a secret. The lock is held.
+func (s *reader) followSecret(ctx context.Context, name source.SecretName) *followed {
+	ctx, cancel := context.WithCancel(ctx)
+	f := &followed{cancel: cancel, since: time.Now()}
+	s.secrets[name] = f
+	api := s.cfg.Client.dynamic.Resource(schema.GroupVersionResource{Version: "v1", Resource: "secrets"}).Namespace(name.Namespace)
+	s.tasks.Go(func() {
+		late := time.AfterFunc(secretPatience, s.changed)
+		defer late.Stop()
+		keepUp(ctx, api, name.Name, func(o *unstructured.Unstructured, err error) {
+			next := secretState{there: true}
+			switch {
+			case apierrors.IsForbidden(err):
+				next.secret = source.Secret{SecretName: name, Problem: chandler.Problemf(chandler.CodeSecretType, "",
+					"grant get and watch on it to the control plane's service account", "the control plane may not read secret %s in namespace %s", chandler.Quote(name.Name), name.Namespace)}
+			case err != nil:
+				return // as before
+			case o == nil:
+				next.there = false
+			default:
+				next.secret = readSecret(name, o)
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if f.state == nil || !f.state.equal(&next) {
+				f.state = &next
+				s.changed()
+			}
+		})
+	})
+	return f
+}
+
+func (a *secretState) equal(b *secretState) bool {
+	p, q := a.secret.Problem, b.secret.Problem
+	return a.there == b.there && bytes.Equal(a.secret.DockerConfigJSON, b.secret.DockerConfigJSON) && (p == nil) == (q == nil) && (p == nil || *p == *q)
+}
+
+// readSecret judges a secret as one of a file is judged. Nothing of its content is
+// in a problem.
+func readSecret(name source.SecretName, o *unstructured.Unstructured) source.Secret {
+	none := source.Secret{SecretName: name, Problem: chandler.Problemf(chandler.CodeSecretType, "", "make it with: kubectl create secret docker-registry",
+		"secret %s cannot be read", chandler.Quote(name.Name))}
+	text, err := json.Marshal(map[string]any{
+		"apiVersion": "v1", "kind": source.KindSecret, "metadata": map[string]any{"name": name.Name, "namespace": name.Namespace},
+		"type": o.Object["type"], "data": o.Object["data"],
+	})
 	if err != nil {
-		return source.Secret{SecretName: name, Problem: unreadable}
+		return none
 	}
-	docs := source.Decode(text, name.Namespace)
-	switch {
-	case len(docs) == 1 && docs[0].Secret != nil:
-		return *docs[0].Secret
-	case len(docs) == 1 && len(docs[0].Problems) > 0:
-		p := docs[0].Problems[0]
-		p.Message = "secret " + chandler.Quote(name.Name) + ": " + p.Message
-		p.Field = cmp.Or(p.Field, "data")
-		return source.Secret{SecretName: name, Problem: &p}
+	for _, d := range source.Decode(text, name.Namespace) {
+		switch {
+		case d.Secret != nil:
+			return *d.Secret
+		case len(d.Problems) > 0:
+			p := d.Problems[0]
+			p.Message = "secret " + chandler.Quote(name.Name) + ": " + p.Message
+			none.Problem = &p
+		}
 	}
-	return source.Secret{SecretName: name, Problem: unreadable}
-}
-
-// sameSecret compares two secrets.
-func sameSecret(a, b source.Secret) bool {
-	if (a.Problem == nil) != (b.Problem == nil) || a.Problem != nil && *a.Problem != *b.Problem {
-		return false
-	}
-	return a.SecretName == b.SecretName && string(a.DockerConfigJSON) == string(b.DockerConfigJSON)
+	return none
 }
