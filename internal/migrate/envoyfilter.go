@@ -58,6 +58,12 @@ const (
 // and the filter that uses it may be in two.
 func (t *translation) envoyFilters(filters []*envoyFilter) {
 	byName := map[string][]*patch{}
+	taken := map[string]bool{} // names of WasmPlugins, those of the input too
+	for _, o := range t.objects {
+		if o.doc.Kind == chandler.KindWasmPlugin {
+			taken[o.root.get("metadata").get("namespace").text()+"/"+o.doc.Name] = true
+		}
+	}
 	for _, f := range filters {
 		f.open()
 		for _, p := range f.patches {
@@ -68,10 +74,9 @@ func (t *translation) envoyFilters(filters []*envoyFilter) {
 	}
 	inOrder := slices.Clone(filters)
 	slices.SortStableFunc(inOrder, func(a, b *envoyFilter) int {
-		return cmp.Or(cmp.Compare(a.priority, b.priority), cmp.Compare(a.created, b.created))
+		return cmp.Or(a.rank()-b.rank(), cmp.Compare(a.priority, b.priority), cmp.Compare(a.created, b.created))
 	})
 	var chain []*placed
-	taken := map[string]bool{}
 	for _, f := range inOrder {
 		for _, p := range f.patches {
 			if m := t.translate(p, byName, taken); m != nil {
@@ -83,6 +88,14 @@ func (t *translation) envoyFilters(filters []*envoyFilter) {
 	for _, f := range filters {
 		finish(f)
 	}
+}
+
+// rank: Istio takes those of the root namespace first.
+func (f *envoyFilter) rank() int {
+	if f.root.get("metadata").get("namespace").text() == rootNamespace {
+		return 0
+	}
+	return 1
 }
 
 // open reads what every patch is about.
@@ -299,7 +312,7 @@ func finish(f *envoyFilter) {
 	for _, m := range f.made {
 		names = append(names, field(field(m.root, "metadata"), "name").Value)
 	}
-	f.lead(Carried, "delete the EnvoyFilter at once after applying it: until then both run on proxies that have both", "carried over as WasmPlugin %s", strings.Join(names, ", "))
+	f.lead(Carried, "apply it where no WasmPlugin has that name, and delete the EnvoyFilter at once: until then both run on proxies that have both", "carried over as WasmPlugin %s", strings.Join(names, ", "))
 }
 
 // fetchesFrom tells whether a cluster patch adds what only downloads used.

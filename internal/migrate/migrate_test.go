@@ -100,6 +100,20 @@ func TestNamespace(t *testing.T) {
 	}
 }
 
+// A WasmPlugin that is there already keeps its name to itself.
+func TestNamesTaken(t *testing.T) {
+	filter, err := os.ReadFile("testdata/filter-local/in.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const there = "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: http-filter, namespace: shop}\nspec: {url: x}\n---\n"
+	r := Translate(FromEnvoyFilter, append([]byte(there), filter...), "")
+	check(t, append([]byte(there), filter...), r)
+	if !strings.Contains(string(r.Manifest), "name: http-filter-2\n") || strings.Contains(string(r.Manifest), "name: http-filter\n") {
+		t.Errorf("it would be taken over:\n%s", r.Manifest)
+	}
+}
+
 // However much is wrong, what is said of it has an end.
 func TestBounded(t *testing.T) {
 	var b strings.Builder
