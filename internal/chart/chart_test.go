@@ -180,7 +180,7 @@ func TestRefused(t *testing.T) {
 	if _, _, err := Render(Options{Release: "chandler", Namespace: "c", Set: []string{"persistence.enabled=true", "replicas=2"}}); err == nil || !strings.Contains(err.Error(), "one replica") {
 		t.Errorf("a volume for two replicas: %v", err)
 	}
-	if _, _, err := Render(Options{Release: "chandler", Namespace: "c", Set: []string{"tls.enabled=false", "replicas=2"}}); err == nil || !strings.Contains(err.Error(), "over TLS only") {
-		t.Errorf("replicas without TLS: %v", err)
+	if _, _, err := Render(Options{Release: "chandler", Namespace: "c", Set: []string{"tls.enabled=false"}}); err == nil || !strings.Contains(err.Error(), "over TLS only") {
+		t.Errorf("without TLS: %v", err)
 	}
 }
