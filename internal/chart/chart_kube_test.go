@@ -153,10 +153,6 @@ func rights(t *testing.T, c *kube.Cluster) {
 		t.Fatal(err)
 	}
 	const plugins, secrets, leases = "wasmplugins.extensions.istio.io", "secrets", "leases.coordination.k8s.io"
-	must(t, c, "", "create", "secret", "generic", "pull", "-n", "shop")
-	if out, err := c.KubectlAs(t.Context(), account, "", "get", "secrets", "-n", "shop", "--field-selector=metadata.name=pull"); err != nil || !strings.Contains(out, "pull") {
-		t.Errorf("a list of one secret: %v", err)
-	}
 	for _, try := range []struct {
 		verb, resource, namespace string
 		may                       bool

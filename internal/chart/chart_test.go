@@ -151,7 +151,7 @@ func TestRights(t *testing.T) {
 			secrets = append(secrets, fmt.Sprintf("%s %s %s", o.Metadata.Namespace, r.ResourceNames, r.Verbs))
 		}
 	}
-	want := "a [] [get list watch], b [] [get list watch], d [pull more] [get list watch]"
+	want := "a [] [get watch], b [] [get watch], d [pull more] [get watch]"
 	if got := strings.Join(secrets, ", "); got != want {
 		t.Errorf("secrets: %s, want %s", got, want)
 	}

@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"strconv"
 	"strings"
 
 	yaml "go.yaml.in/yaml/v3"
@@ -99,20 +100,23 @@ func (o *object) module(wasm *yaml.Node, at string) {
 	}
 }
 
-// reachable refuses a plugin that would reach no proxy at all.
+// reachable refuses a plugin that would reach no proxy at all, and notes what
+// a proxy must declare to be one that is meant.
 func (o *object) reachable(m *made, p *chandler.Plugin) bool {
 	ok := true
 	for i, r := range p.TargetRefs {
-		if r.Kind == "Gateway" || r.Kind == "GatewayClass" {
-			continue
-		}
-		path := "spec.targetRefs[" + num(i).Value + "]"
-		if spec := field(m.root, "spec"); field(spec, "targetRef") != nil {
+		path := "spec.targetRefs[" + strconv.Itoa(i) + "]"
+		if field(field(m.root, "spec"), "targetRef") != nil {
 			path = "spec.targetRef"
 		}
-		o.note(Lost, m.field(path), "select the proxies by their labels: selector.matchLabels",
-			"a target of kind %s is reached through a waypoint, which chandler has not", r.Kind)
-		ok = false
+		switch r.Kind {
+		case "Service":
+			o.note(Differs, m.field(path), "put the label chandler.dev/service with the service's name on the pods of the proxy that stands before it",
+				"a Service means the proxies that say they stand before it; there are no waypoints")
+		case "ServiceEntry":
+			o.note(Lost, m.field(path), "select the proxies by their labels: selector.matchLabels", "a ServiceEntry is reached through a waypoint, which chandler has not")
+			ok = false
+		}
 	}
 	return ok
 }
