@@ -37,6 +37,7 @@ func TestRecreatedKeepsItsDigest(t *testing.T) {
 	}
 	remove(0, 1)
 
+	a.stop()
 	r.restart()
 	a.connect(r)
 	r.deliver()
