@@ -63,6 +63,7 @@ type kind struct {
 type held struct {
 	object   source.Object
 	revision *string // value of its label istio.io/rev
+	ours     bool    // it has no label and was ours once
 }
 
 func newKind(s *reader, name string) *kind {
@@ -181,7 +182,7 @@ func (k *kind) Replace(list []any, _ string) error {
 func (k *kind) Resync() error { return nil }
 
 // judge reads an object. before is what it was, or nil, and is given back when
-// nothing of it is different: of its status, say, nothing is read.
+// nothing of it is different: of its status nothing is read but whether we wrote it.
 func judge(kind string, u *unstructured.Unstructured, before *held) *held {
 	key := chandler.Key{Kind: kind, Namespace: u.GetNamespace(), Name: u.GetName()}
 	h := &held{object: source.Object{
@@ -195,6 +196,7 @@ func judge(kind string, u *unstructured.Unstructured, before *held) *held {
 	if v, ok := h.object.Labels[revisionLabel]; ok {
 		h.revision = &v
 	}
+	_, h.ours, _ = unstructured.NestedMap(u.Object, "status", "chandler")
 	text, problem := plainText(u.Object, &h.object)
 	if problem != nil {
 		h.object.Problems = []chandler.Problem{*problem}
@@ -207,6 +209,7 @@ func judge(kind string, u *unstructured.Unstructured, before *held) *held {
 		if p := before.object.Plugin; h.object.Plugin == nil && p != nil {
 			h.object.Plugin = p // the last valid one
 		}
+		h.ours = h.ours || before.ours
 		if reflect.DeepEqual(before, h) {
 			return before
 		}

@@ -12,7 +12,10 @@ import (
 // Two control planes may read the same kinds: ours, and Istio's own. Istio leaves
 // resources of another revision alone, so a resource that says revisionLabel:
 // ownRevision is surely ours, and one that says another revision surely is not.
-// One that says none is ours where Istio is not.
+// One that says none is ours where Istio is not; and one that was ours stays so when
+// Istio comes: nothing is taken off proxies because something else was installed. That
+// it was ours is remembered as long as it is there, and over restarts shown by our
+// part of its status.
 const (
 	revisionLabel = "istio.io/rev"
 	ownRevision   = "chandler"
@@ -36,12 +39,13 @@ const (
 	signSeen
 )
 
-// owned tells whether an object is ours.
+// owned tells whether an object is ours, and remembers it.
 func (k *kind) owned(h *held) bool {
 	if h.revision != nil {
 		return *h.revision == ownRevision
 	}
-	return k.s.cfg.OwnUnlabelled || k.defined == signAbsent && k.s.istiod == signAbsent
+	h.ours = h.ours || k.s.cfg.OwnUnlabelled || k.defined == signAbsent && k.s.istiod == signAbsent
+	return h.ours
 }
 
 // known tells whether all of the kind has been read, and which of it is ours.
@@ -91,9 +95,9 @@ func (s *reader) found(at *sign, what string, seen bool, err error) {
 	switch {
 	case s.cfg.OwnUnlabelled:
 	case err != nil:
-		s.log.Warn("it may not be seen whether Istio is here; plugins without the label "+revisionLabel+" are left alone (--own-unlabelled takes them)", "by", what, "error", err)
+		s.log.Warn("it may not be seen whether Istio is here; new plugins without the label "+revisionLabel+" are left alone (--own-unlabelled takes them)", "by", what, "error", err)
 	case seen:
-		s.log.Warn("Istio is here; plugins without the label "+revisionLabel+" are left alone (--own-unlabelled takes them)", "by", what)
+		s.log.Warn("Istio is here; new plugins without the label "+revisionLabel+" are left alone (--own-unlabelled takes them), and those that were ours stay: give them the label", "by", what)
 	case *at == signSeen:
 		s.log.Warn("Istio is no longer seen here", "by", what)
 	}

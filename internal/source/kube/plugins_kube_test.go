@@ -195,45 +195,57 @@ func TestSource(t *testing.T) {
 }
 
 // With Istio's definition, what says nothing is Istio's, unless the operator says
-// otherwise; with ours it is ours. What says a revision is always that one's.
+// otherwise, or it was ours before; with ours it is ours. What says a revision is
+// always that one's.
 func twoOwners(t *testing.T, c *testkube.Cluster, client *kube.Client, ours *watched) {
 	apply(t, c, wasm("ns", "mine", url, "labels: istio.io/rev: chandler")+wasm("ns", "canary", url, "labels: istio.io/rev: canary"))
 	const all, labelled = "ns/a:1 ns/b:1 ns/mine:1 ns/t:1", "ns/mine:1 ns/t:1"
 	ours.await(all)
+	so := len(ours.all())
 	bold := watchPlugins(t, client, kube.Source{OwnUnlabelled: true})
 	bold.await(all)
 	kubectl(t, c, "", "label", "crd", "wasmplugins.extensions.istio.io", "app.kubernetes.io/part-of-")
-	ours.await(labelled) // trafficextensions are still defined by us
+	fresh := watchPlugins(t, client, kube.Source{})
+	fresh.await(labelled) // trafficextensions are still defined by us
+	apply(t, c, wasm("ns", "late", url, ""))
+	bold.await("ns/a:1 ns/b:1 ns/late:1 ns/mine:1 ns/t:1")
+	kubectl(t, c, "", "delete", "wasmplugin", "-n", "ns", "late")
+	bold.await(all)
+	ours.never(so, "a change of what was ours, or what came after Istio", func(source.Snapshot) bool { return true })
 	if !strings.Contains(ours.log.String(), "--own-unlabelled") {
 		t.Errorf("nothing is said of it:\n%s", ours.log)
 	}
-	fresh := watchPlugins(t, client, kube.Source{})
-	fresh.await(labelled)
 	fresh.never(0, "an unlabelled one", func(s source.Snapshot) bool { return strings.Contains(shown(s), "ns/a") })
 	kubectl(t, c, "", "label", "wasmplugin", "-n", "ns", "b", "istio.io/rev=chandler")
-	ours.await("ns/b:1 ns/mine:1 ns/t:1")
 	fresh.await("ns/b:1 ns/mine:1 ns/t:1")
+	ours.await(all)
 	kubectl(t, c, "", "label", "wasmplugin", "-n", "ns", "b", "istio.io/rev=canary", "--overwrite")
 	fresh.await(labelled)
 	bold.await("ns/a:1 ns/mine:1 ns/t:1")
-	bold.never(0, "of another revision", func(s source.Snapshot) bool { return strings.Contains(shown(s), "canary") })
-	kubectl(t, c, "", "label", "crd", "wasmplugins.extensions.istio.io", "app.kubernetes.io/part-of=chandler")
 	ours.await("ns/a:1 ns/mine:1 ns/t:1")
+	bold.never(0, "of another revision", func(s source.Snapshot) bool { return strings.Contains(shown(s), "canary") })
+	kubectl(t, c, "", "patch", "wasmplugin", "-n", "ns", "a", "--subresource=status", "--type=merge", "-p", `{"status":{"chandler":{"ready":"1/1"}}}`)
+	fresh.await("ns/a:1 ns/mine:1 ns/t:1")
+	kubectl(t, c, "", "label", "crd", "wasmplugins.extensions.istio.io", "app.kubernetes.io/part-of=chandler")
 	kubectl(t, c, "", "delete", "wasmplugin", "-n", "ns", "mine", "canary", "b")
 	ours.await("ns/a:1 ns/t:1")
 	bold.stop()
 	fresh.stop()
+	so = len(ours.all())
 
 	// An istiod is seen too, even with our definitions.
 	kubectl(t, c, "", "create", "namespace", "istio-system")
 	kubectl(t, c, "", "create", "configmap", "-n", "istio-system", "istio-ca-root-cert")
-	ours.await("")
+	beside := watchPlugins(t, client, kube.Source{})
+	beside.await("ns/a:1") // by its status
 	kubectl(t, c, "", "delete", "configmap", "-n", "istio-system", "istio-ca-root-cert")
-	ours.await("ns/a:1 ns/t:1")
+	beside.await("ns/a:1 ns/t:1")
+	beside.stop()
+	ours.never(so, "a change", func(source.Snapshot) bool { return true })
 
 	// Who may not see the definition leaves alone what may be another's.
 	blind := watchPlugins(t, account(t, c, "blind", strings.SplitN(sourceRules, "\n- {apiGroups: [apiext", 2)[0]), kube.Source{})
-	blind.await("")
+	blind.await("ns/a:1")
 	if !strings.Contains(blind.log.String(), "it may not be seen whether Istio is here") {
 		t.Errorf("nothing is said of it:\n%s", blind.log)
 	}
