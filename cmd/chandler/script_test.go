@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -91,10 +92,12 @@ func serveInScript(ts *testscript.TestScript, neg bool, args []string) {
 	})
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		conn, err := net.DialTimeout("tcp", ts.Getenv("CHANDLER_SERVER"), time.Second)
+		resp, err := http.Get("http://" + ts.Getenv("CHANDLER_SERVER") + "/healthz/ready")
 		if err == nil {
-			conn.Close()
-			return
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return // before that the resources may not have been read
+			}
 		}
 		select {
 		case err := <-done:
@@ -103,7 +106,7 @@ func serveInScript(ts *testscript.TestScript, neg bool, args []string) {
 		case <-time.After(10 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("serve does not answer: %v", err)
+			ts.Fatalf("serve is not ready: %v", err)
 		}
 	}
 }
