@@ -106,17 +106,17 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 	defer modules.Close()
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	plane, shown, err := newControl(f, data, modules, metrics, log)
+	plane, inCluster, shown, err := newControl(f, data, modules, metrics, log)
 	if err != nil {
 		return err
 	}
 	shown.Metrics = metrics
-	return e.run(ctx, f, plane, shown, log)
+	return e.run(ctx, f, plane, inCluster, shown, log)
 }
 
 // newControl puts the control plane together, and says what of it the admin port
-// shows. The listener it opens is closed by the control plane's Run.
-func newControl(f serveFlags, data string, modules *store.Store, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, web.Config, error) {
+// shows; the cluster is nil without --kube. The listener it opens is closed by the control plane's Run.
+func newControl(f serveFlags, data string, modules *store.Store, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, *cluster, web.Config, error) {
 	client := fetch.New(fetch.Config{
 		Proxy:    http.ProxyFromEnvironment,
 		Keychain: fetch.DockerKeychain(),
@@ -134,23 +134,24 @@ func newControl(f serveFlags, data string, modules *store.Store, metrics *promet
 	if f.kube.on {
 		var err error
 		if inCluster, err = f.kube.connect(log); err != nil {
-			return nil, shown, err
+			return nil, nil, shown, err
 		}
+		cfg.Remember = rememberGone
 		cfg.Source, cfg.Records, reviewer, shown.ReadOnly = inCluster.source, inCluster.records, inCluster.tokens, readOnly
 	} else {
 		records, err := record.OpenDirectory(durable.OS(), filepath.Join(data, "records"), log)
 		if err != nil {
-			return nil, shown, err
+			return nil, nil, shown, err
 		}
 		plugins, err := source.OpenDirectory(source.DirectoryConfig{Dir: f.plugins, Data: data, Now: time.Now, Log: log})
 		if err != nil {
-			return nil, shown, err
+			return nil, nil, shown, err
 		}
 		cfg.Source, cfg.Records, shown.Editor = plugins, records, plugins
 	}
 	agents, err := f.tls.open(f.listen, reviewer, metrics, log)
 	if err != nil {
-		return nil, shown, err
+		return nil, nil, shown, err
 	}
 	cfg.Listener, cfg.Server, cfg.Authenticator = agents.listener, agents.options, agents.agents
 	var plane *control.Control
@@ -159,14 +160,14 @@ func newControl(f serveFlags, data string, modules *store.Store, metrics *promet
 	}
 	if err != nil {
 		agents.listener.Close()
-		return nil, shown, err
+		return nil, nil, shown, err
 	}
 	shown.Control = plane
-	return plane, shown, nil
+	return plane, inCluster, shown, nil
 }
 
 // run serves until ctx ends.
-func (e *env) run(ctx context.Context, f serveFlags, plane *control.Control, shown web.Config, log *slog.Logger) error {
+func (e *env) run(ctx context.Context, f serveFlags, plane *control.Control, inCluster *cluster, shown web.Config, log *slog.Logger) error {
 	admin, err := net.Listen("tcp", f.admin)
 	if err != nil {
 		return fmt.Errorf("--admin: %w", err)
@@ -177,6 +178,9 @@ func (e *env) run(ctx context.Context, f serveFlags, plane *control.Control, sho
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return plane.Run(ctx) })
+	if inCluster != nil {
+		g.Go(func() error { return inCluster.statuses(plane, log).Run(ctx) })
+	}
 	g.Go(func() error {
 		if err := srv.Serve(admin); err != http.ErrServerClosed {
 			return err
