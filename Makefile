@@ -45,10 +45,10 @@ test: tools lint build bin/basicauth.wasm ## all tests, with a real Envoy
 	go -C plugins/basicauth test $(RACE) -timeout 5m ./...
 	go -C internal/testenv/registry/distribution test -timeout 10m ./...
 
-faults: tools ## the table of faults: which are survived, as tests show
+faults: tools tools-kube ## the table of faults: which are survived, as tests show
 	@sh tools/strace.sh
 	@echo "the fault tests run; this takes some minutes" >&2
-	go test -tags faults -run '^TestFault_' -count 1 -timeout 20m -json ./... | go run ./test/faults
+	go test -tags faults,kube -run '^TestFault_' -count 1 -timeout 20m -json ./... | go run ./test/faults
 
 updates: tools ## 1,000 updates of a gateway under load; none is noticed
 	go test ./test/e2e -run '^TestUpdates$$' -count 1 -timeout 15m -v -updates 1000

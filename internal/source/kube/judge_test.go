@@ -70,6 +70,10 @@ func TestJudge(t *testing.T) {
 	if o := bad.object; len(o.Problems) != 1 || o.Problems[0].Field != "spec.pluginNme" || o.Generation != 2 || o.Plugin != good.object.Plugin {
 		t.Errorf("a misspelt field: %+v", o)
 	}
+	several := judge(chandler.KindWasmPlugin, resource("u", 2, map[string]any{"url": []any{int64(1)}, "pluginNme": "x", "phase": int64(7)}), good)
+	if o := several.object; len(o.Problems) != 3 {
+		t.Errorf("three mistakes: %v", o.Problems)
+	}
 	other := judge(chandler.KindWasmPlugin, resource("v", 1, map[string]any{}), good)
 	if o := other.object; len(o.Problems) == 0 || o.Plugin != nil {
 		t.Errorf("another of the same name has the plugin of the first: %+v", o)

@@ -8,8 +8,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -38,6 +40,7 @@ type Cluster struct {
 
 	tools string
 	dir   string
+	store string // URL of etcd
 	keys  keys
 	http  *http.Client
 }
@@ -101,6 +104,7 @@ func (c *Cluster) prepare() error {
 		return err
 	}
 	store, peers := "http://"+ports[1], "http://"+ports[2]
+	c.store = store
 	c.Etcd = &Part{
 		name: "etcd", program: filepath.Join(c.tools, "etcd"), dir: c.dir,
 		args: []string{
@@ -155,6 +159,43 @@ func (c *Cluster) get(ctx context.Context, url, token string) error {
 		return fmt.Errorf("%s answers %s", url, resp.Status)
 	}
 	return nil
+}
+
+// Compact has etcd forget all that is older than now. The API server may still
+// know some of it until it is started again.
+func (c *Cluster) Compact(ctx context.Context) error {
+	var now struct {
+		Header struct {
+			Revision string `json:"revision"`
+		} `json:"header"`
+	}
+	if err := c.post(ctx, "/v3/kv/range", `{"key":"AA=="}`, &now); err != nil {
+		return err
+	}
+	return c.post(ctx, "/v3/kv/compaction", fmt.Sprintf(`{"revision":%q,"physical":true}`, now.Header.Revision), nil)
+}
+
+// post asks etcd something in JSON.
+func (c *Cluster) post(ctx context.Context, path, body string, answer any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.store+path, strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	switch {
+	case err != nil:
+		return err
+	case resp.StatusCode != http.StatusOK:
+		return fmt.Errorf("etcd answers %s: %s", resp.Status, text)
+	case answer == nil:
+		return nil
+	}
+	return json.Unmarshal(text, answer)
 }
 
 // User gives the path of a kubeconfig file of a user, who is known by a client

@@ -104,6 +104,12 @@ func (p *Part) Kill() error {
 	return nil
 }
 
+// Pause has the program stand still until Resume, with all its connections open.
+func (p *Part) Pause() error { return p.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Resume undoes Pause.
+func (p *Part) Resume() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
+
 // Log is the path of what the program wrote, of all its runs.
 func (p *Part) Log() string { return filepath.Join(p.dir, p.name+".log") }
 
