@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"context"
 	"net"
 	"net/http"
 	"net/netip"
@@ -50,13 +51,24 @@ func (e egress) control(_, address string, _ syscall.RawConn) error {
 	return e.judge(addr.Addr(), "resolves to")
 }
 
+// dial connects. Each call looks names up by itself: a resolver shares one lookup
+// among those who ask at a time, and those who come later would wait for a server
+// that says nothing, although it has come back.
+func (cfg Config) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	lookup := &net.Resolver{}
+	if r := cfg.Resolver; r != nil {
+		lookup = &net.Resolver{PreferGo: r.PreferGo, StrictErrors: r.StrictErrors, Dial: r.Dial}
+	}
+	dialer := net.Dialer{Timeout: cfg.IdleTimeout, Resolver: lookup, Control: egress(cfg.Deny).control}
+	return dialer.DialContext(ctx, network, address)
+}
+
 // newTransport is the default way to the network. Looking a name up and connecting
 // take IdleTimeout together at most.
 func newTransport(cfg Config) *http.Transport {
-	dialer := &net.Dialer{Timeout: cfg.IdleTimeout, Resolver: cfg.Resolver, Control: egress(cfg.Deny).control}
 	return &http.Transport{
 		Proxy:                  cfg.Proxy,
-		DialContext:            dialer.DialContext,
+		DialContext:            cfg.dial,
 		TLSClientConfig:        cfg.TLS.Clone(),
 		TLSHandshakeTimeout:    cfg.IdleTimeout,
 		ForceAttemptHTTP2:      true,
