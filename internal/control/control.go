@@ -103,6 +103,7 @@ type Control struct {
 
 	snapshots chan delivery
 	outcomes  chan outcome
+	collected chan rubbish
 	changes   chan record.Change
 	missing   chan chandler.ModuleDigest // modules that were asked for and are not in the store
 }
@@ -133,6 +134,7 @@ func New(cfg Config) (*Control, error) {
 		reading:   make(chan struct{}, maxReads),
 		snapshots: make(chan delivery),
 		outcomes:  make(chan outcome, maxJobs),
+		collected: make(chan rubbish, 1),
 		changes:   make(chan record.Change, maxChanges),
 		missing:   make(chan chandler.ModuleDigest, 16),
 	}

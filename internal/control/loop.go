@@ -15,11 +15,10 @@ import (
 )
 
 const (
-	keepReleases  = 10               // of each plugin
-	transitEvery  = time.Second      // how exact the times of conditions are
-	collectEvery  = 10 * time.Second // between tries to delete records that could not be
-	restoreFailed = 5 * time.Second  // between tries to bring a module back
-	maxChanges    = 256              // of records, that wait for the loop
+	keepReleases  = 10              // of each plugin
+	transitEvery  = time.Second     // how exact the times of conditions are
+	restoreFailed = 5 * time.Second // between tries to bring a module back
+	maxChanges    = 256             // of records, that wait for the loop
 )
 
 // loop owns the plugins' state. Only its goroutine touches it.
@@ -45,8 +44,9 @@ type loop struct {
 
 	jobs        map[string]*job
 	hosts       map[string]*host // those that do not answer
-	collectNext time.Time
-	quiet       time.Time // no publication before
+	collecting  bool             // records are being deleted
+	collectNext time.Time        // not before
+	quiet       time.Time        // no publication before
 }
 
 // load reads the records.
@@ -112,6 +112,8 @@ func (l *loop) run(ctx context.Context) error {
 			taken = append(taken, d.taken)
 		case o := <-l.c.outcomes:
 			l.finished(o)
+		case done := <-l.c.collected:
+			l.swept(done)
 		case d := <-l.c.missing:
 			l.lost(d)
 		case <-transit.C:
@@ -163,6 +165,9 @@ func (l *loop) end() {
 		if o.lease != nil {
 			o.lease.Release()
 		}
+	}
+	if l.collecting {
+		<-l.c.collected
 	}
 	for _, lease := range l.leases {
 		lease.Release()
@@ -278,50 +283,6 @@ func (l *loop) lost(d chandler.ModuleDigest) {
 	}
 }
 
-// collect deletes the records of plugins that are gone. What cannot be deleted
-// now is tried again later: it does no harm.
-func (l *loop) collect(ctx context.Context) {
-	now := l.c.cfg.Now()
-	if now.Before(l.collectNext) || !l.c.leads() {
-		return
-	}
-	for uid := range l.rollouts {
-		if l.byUID[uid] != nil || l.jobs[resolveID(uid)] != nil || l.remembered(uid, now) {
-			continue
-		}
-		if err := l.c.cfg.Records.DeleteRollout(ctx, uid); err != nil {
-			l.later(now, err)
-			return
-		}
-		delete(l.rollouts, uid)
-		delete(l.gone, uid)
-	}
-	for uid, ids := range l.history {
-		keep := keepReleases
-		if l.byUID[uid] == nil && l.jobs[resolveID(uid)] == nil {
-			keep = 0
-		}
-		ro := l.rollouts[uid]
-		for i := 0; len(ids) > keep && i < len(ids); {
-			id := ids[i]
-			if keep > 0 && (id == ro.Release || id == ro.Previous) {
-				i++
-				continue
-			}
-			if err := l.c.cfg.Records.DeleteRelease(ctx, id); err != nil {
-				l.later(now, err)
-				return
-			}
-			delete(l.releases, id)
-			ids = slices.Delete(ids, i, i+1)
-			l.history[uid] = ids
-		}
-		if len(ids) == 0 {
-			delete(l.history, uid)
-		}
-	}
-}
-
 // forgetRelease drops a release that is recorded no more.
 func (l *loop) forgetRelease(r *chandler.Release) {
 	delete(l.releases, r.ID)
@@ -329,9 +290,4 @@ func (l *loop) forgetRelease(r *chandler.Release) {
 	if l.history[r.UID] = ids; len(ids) == 0 {
 		delete(l.history, r.UID)
 	}
-}
-
-func (l *loop) later(now time.Time, err error) {
-	l.collectNext = now.Add(collectEvery)
-	l.c.log.Warn("records of a deleted plugin cannot be removed yet", "error", err)
 }
