@@ -314,14 +314,17 @@ func (a *Agent) releaseAll() {
 }
 
 func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket string) error {
-	_ = os.Remove(socket) // of an agent that is gone: the directory is locked
-	ads, err := net.Listen("unix", socket)
-	if err != nil {
-		return err
-	}
 	a.ads = envoyads.New(envoyads.Config{Log: a.log, Events: func(ev envoyads.Event) { a.envoyEvent(ctx, ev) }})
 	a.envoyLog = a.openEnvoyLog()
-	g.Go(func() error { return a.ads.Serve(ctx, ads) })
+	serve := func() error {
+		_ = os.Remove(socket) // of an agent that is gone: the directory is locked
+		lis, err := net.Listen("unix", socket)
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { return a.ads.Serve(ctx, lis) })
+		return nil
+	}
 	if a.cfg.Admin != "" {
 		lis, err := net.Listen("tcp", a.cfg.Admin)
 		if err != nil {
@@ -329,7 +332,7 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket str
 		}
 		g.Go(func() error { return serveHTTP(ctx, lis, a.adminHandler(a.cfg.Metrics)) })
 	}
-	if err := a.takeEnvoy(ctx); err != nil {
+	if err := a.takeEnvoy(ctx, serve); err != nil {
 		return err
 	}
 	g.Go(func() error { a.envoyLog.run(ctx); return nil })

@@ -94,13 +94,11 @@ func (a *Agent) configDigest() string {
 	return string(chandler.Digest[string](bytes.Join(parts, []byte{0})))
 }
 
-// takeEnvoy gets an Envoy: the one that the agent before left behind, if it is
-// of the same program and configuration and there is a last good set to go on
-// with; else a new one, after that has ended. Its listeners are those that the
-// last good set needs.
-func (a *Agent) takeEnvoy(ctx context.Context) error {
-	config := a.configDigest()
-	var listed []attach.Slot
+// leftOver takes the Envoy that the agent before left behind, if it is of the same
+// program and configuration and there is a last good set to go on with, and gives
+// the slots of one plugin in its listeners. Every other one has ended when it
+// returns.
+func (a *Agent) leftOver(config string) (listed []attach.Slot) {
 	record, process := leftBehind(a.envoyDir())
 	for _, stray := range strays(a.envoyDir(), process) {
 		// It would go on to share the ports, with the plugins of its time for ever.
@@ -111,17 +109,28 @@ func (a *Agent) takeEnvoy(ctx context.Context) error {
 		}
 		stray.stop(a.envoyAdmin, drain)
 	}
-	if process != nil {
-		var err error
-		listed, err = a.listedSlots()
-		if err == nil && a.restored && record.Binary == a.binary.Digest && record.Config == config {
-			a.process, a.adopted = process, true
-			a.log.Info("envoy adopted", "version", a.binary.Version, "pid", record.PID)
-		} else {
-			listed = nil
-			a.log.Info("an Envoy of another program or configuration is stopped first", "pid", record.PID)
-			process.stop(newAdminClient(record.AdminNetwork, record.AdminAddress), a.cfg.Drain)
-		}
+	if process == nil {
+		return nil
+	}
+	listed, err := a.listedSlots()
+	if err == nil && a.restored && record.Binary == a.binary.Digest && record.Config == config {
+		a.process, a.adopted = process, true
+		a.log.Info("envoy adopted", "version", a.binary.Version, "pid", record.PID)
+		return listed
+	}
+	a.log.Info("an Envoy of another program or configuration is stopped first", "pid", record.PID)
+	process.stop(newAdminClient(record.AdminNetwork, record.AdminAddress), a.cfg.Drain)
+	return nil
+}
+
+// takeEnvoy gets an Envoy, a new one if none was left to go on with, whose
+// listeners are those that the last good set needs. The slots are served from when
+// no other Envoy runs: what that one asked for would be taken for this one's.
+func (a *Agent) takeEnvoy(ctx context.Context, serve func() error) error {
+	config := a.configDigest()
+	listed := a.leftOver(config)
+	if err := serve(); err != nil {
+		return err
 	}
 	a.state = NewState(Settings{
 		Slots: a.derived.Slots, Sites: a.derived.Sites, Listed: listed, Running: a.adopted, Shut: !a.adopted && len(a.derived.Slots) == 0,
