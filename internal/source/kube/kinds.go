@@ -26,7 +26,6 @@ import (
 )
 
 const (
-	kindGroup   = "extensions.istio.io"
 	kindVersion = "v1alpha1"
 
 	// Between tries, when something does not answer or is not there.
@@ -41,6 +40,12 @@ const (
 	// object, and nobody's wish.
 	lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
 )
+
+// resources are those of the kinds of plugins.
+var resources = map[string]schema.GroupVersionResource{
+	chandler.KindWasmPlugin:       {Group: "extensions.istio.io", Version: kindVersion, Resource: "wasmplugins"},
+	chandler.KindTrafficExtension: {Group: "extensions.istio.io", Version: kindVersion, Resource: "trafficextensions"},
+}
 
 // kind is one kind of plugins, as a store that a client-go reflector keeps. What
 // the API server hands out is judged at once, by the same decoder as a file, and
@@ -68,19 +73,12 @@ type held struct {
 
 func newKind(s *reader, name string) *kind {
 	k := &kind{s: s, name: name, objects: map[string]*held{}, appeared: make(chan struct{}, 1)}
-	k.resource = schema.GroupVersionResource{Group: kindGroup, Version: kindVersion, Resource: plural(name)}
+	k.resource = resources[name]
 	k.away = outage{log: s.log, what: k.resource.Resource}
 	if s.cfg.Client != nil {
 		k.api = s.cfg.Client.dynamic.Resource(k.resource)
 	}
 	return k
-}
-
-func plural(kind string) string {
-	if kind == chandler.KindTrafficExtension {
-		return "trafficextensions"
-	}
-	return "wasmplugins"
 }
 
 // run keeps the store until ctx ends. The reflector lists once, goes on from there

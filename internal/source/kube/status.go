@@ -28,12 +28,6 @@ const (
 	askAgain = 250 * time.Millisecond
 )
 
-// pluginKinds are the resources of the kinds that we write to.
-var pluginKinds = map[string]schema.GroupVersionResource{
-	chandler.KindWasmPlugin:       {Group: "extensions.istio.io", Version: "v1alpha1", Resource: "wasmplugins"},
-	chandler.KindTrafficExtension: {Group: "extensions.istio.io", Version: "v1alpha1", Resource: "trafficextensions"},
-}
-
 // StatusConfig is what statuses are written with.
 type StatusConfig struct {
 	Client *Client
@@ -69,7 +63,7 @@ func NewStatusWriter(cfg StatusConfig) *StatusWriter {
 	}
 	w := &StatusWriter{cfg: cfg, log: cfg.Log, lacking: map[string]*atomic.Pointer[lacks]{}}
 	w.events = newAnnouncer(cfg.Client, cmp.Or(cfg.Instance, "chandler"), cfg.Log)
-	for kind := range pluginKinds {
+	for kind := range resources {
 		w.lacking[kind] = &atomic.Pointer[lacks]{}
 		w.lacking[kind].Store(&lacks{})
 	}
@@ -86,7 +80,7 @@ type sight struct {
 func (w *StatusWriter) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	sights := make(chan sight)
-	for kind, resource := range pluginKinds {
+	for kind, resource := range resources {
 		g.Go(func() error { w.look(ctx, kind, resource, sights); return nil })
 	}
 	g.Go(func() error { w.events.run(ctx); return nil })
@@ -255,7 +249,7 @@ func (w *StatusWriter) applied(ctx context.Context, wr write) (*unstructured.Uns
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return w.cfg.Client.dynamic.Resource(pluginKinds[wr.key.Kind]).Namespace(wr.key.Namespace).
+	return w.cfg.Client.dynamic.Resource(resources[wr.key.Kind]).Namespace(wr.key.Namespace).
 		ApplyStatus(ctx, wr.key.Name, o, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
 }
 
