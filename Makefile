@@ -72,7 +72,7 @@ tools-kube: ## kube-apiserver, etcd and kubectl in .tools, built once (minutes)
 e2e-kube: tools tools-kube bin/basicauth.wasm ## the tests with a real Kubernetes API server
 	go vet -tags kube $(KUBE_TESTS) ./test/e2e
 	go test -tags kube -count 1 -timeout 15m -p 1 $(KUBE_TESTS)
-	go test -tags kube -count 1 -timeout 15m -run '^TestKube|^TestFault_F6_|^TestFault_F45_' ./test/e2e
+	go test -tags kube -count 1 -timeout 15m -run '^TestKube|^TestFault_F(6|45|53)_' ./test/e2e
 
 generate: ## Go code from api/**/*.proto
 	go -C tools run ./protogen ../api

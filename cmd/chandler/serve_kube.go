@@ -95,6 +95,7 @@ func (f *replicaFlags) join(cfg *control.Config, c *cluster, log *slog.Logger) e
 		Dial:      func(address string) (*grpc.ClientConn, error) { return grpc.NewClient(address, dial...) },
 		Addresses: f.addresses,
 		Admit:     admitReplica(cfg.Authenticator, account, accountName),
+		Heard:     c.client.Heard,
 	}
 	return nil
 }

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
@@ -96,6 +97,8 @@ type Control struct {
 	server  *deltaserver.Server
 	board   board
 	office  office
+	begun   time.Time   // Run
+	lowered atomic.Bool // this replica is cut off
 
 	published atomic.Pointer[publication]     // nil before the first snapshot
 	broken    atomic.Pointer[[]source.Broken] // of the newest snapshot
@@ -161,8 +164,11 @@ func New(cfg Config) (*Control, error) {
 	return c, nil
 }
 
-// Ready tells why agents are not answered yet; nil when they are.
+// Ready tells why agents are not answered; nil when they are.
 func (c *Control) Ready() error {
+	if c.lowered.Load() {
+		return errCutOff
+	}
 	if c.published.Load() == nil {
 		return errors.New("the resources have not been read yet")
 	}
@@ -173,6 +179,7 @@ func (c *Control) Ready() error {
 // error is that of the records at start, of the source, or of the listener; nil
 // when ctx ended it.
 func (c *Control) Run(ctx context.Context) error {
+	c.begun = c.cfg.Now()
 	l, err := c.load(ctx)
 	if err != nil {
 		return errors.Join(err, c.cfg.Listener.Close())
@@ -181,6 +188,7 @@ func (c *Control) Run(ctx context.Context) error {
 	c.server.Register(grpcServer)
 	chandlerv1.RegisterReportsServer(grpcServer, &reports{c: c})
 	chandlerv1.RegisterModulesServer(grpcServer, &modules{c: c})
+	healthv1.RegisterHealthServer(grpcServer, &health{c: c})
 
 	g, gctx := errgroup.WithContext(ctx)
 	c.replicate(gctx, g.Go)
@@ -246,6 +254,9 @@ func serverDefaults() []grpc.ServerOption {
 
 // authenticateXDS decides who opens an xDS stream.
 func (c *Control) authenticateXDS(ctx context.Context, claimed *corev3.Node) (chandler.Node, error) {
+	if c.lowered.Load() {
+		return chandler.Node{}, status.Error(codes.Unavailable, errCutOff.Error())
+	}
 	n, err := wire.NodeFromXDS(claimed)
 	if err != nil {
 		return chandler.Node{}, status.Error(codes.InvalidArgument, err.Error())

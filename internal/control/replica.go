@@ -53,11 +53,13 @@ type Election interface {
 type Peers struct {
 	// Dial makes a connection to the one at an address.
 	Dial func(address string) (*grpc.ClientConn, error)
-	// Addresses are of those that may have a module, this one perhaps among them;
-	// nil: there are none to ask.
+	// Addresses are those of the others; nil: there are none to ask.
 	Addresses func(ctx context.Context) []string
 	// Admit tells whether the caller is one of them. Its error is a gRPC status.
 	Admit func(ctx context.Context) error
+	// Heard is when the source said something last, whatever it was; zero: never.
+	// It speaks every few seconds while it can be reached. Nil: it always can.
+	Heard func() time.Time
 }
 
 // office is who leads at present.
@@ -143,6 +145,7 @@ func (c *Control) replicate(ctx context.Context, run func(func() error)) {
 	run(func() error { return c.cfg.Election.Run(ctx, c.elected) })
 	if c.cfg.Peers != nil {
 		run(func() error { return c.relay(ctx) })
+		run(func() error { return c.lookOut(ctx) })
 	}
 }
 

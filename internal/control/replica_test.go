@@ -48,6 +48,15 @@ type cluster struct {
 }
 
 func newCluster(t *testing.T, addresses ...string) *cluster {
+	c := idleCluster(t, addresses...)
+	for _, address := range addresses {
+		c.start(address)
+	}
+	return c
+}
+
+// idleCluster is one that has not been started.
+func idleCluster(t *testing.T, addresses ...string) *cluster {
 	shared, records := &registry{mods: map[string][]byte{}}, record.NewMemory()
 	c := &cluster{replicas: map[string]*rig{}, lines: map[string]func(context.Context) (net.Conn, error){}}
 	for _, address := range addresses {
@@ -59,7 +68,6 @@ func newCluster(t *testing.T, addresses ...string) *cluster {
 				Admit:     func(context.Context) error { return nil },
 			},
 		}
-		c.start(address)
 	}
 	return c
 }

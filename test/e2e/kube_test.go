@@ -3,11 +3,13 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -189,6 +191,65 @@ func TestKubeReplicas(t *testing.T) {
 	if first == "" {
 		t.Error("nobody led")
 	}
+	harmless(t, load)
+}
+
+// The leader is cut off from the API server, and its agent is not: it is sent to
+// the other replica, gets there what is applied meanwhile, and is harmed by nothing.
+func TestFault_F53_LeaderCutOff(t *testing.T) {
+	c := newCluster(t)
+	config, err := os.ReadFile(c.Admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := regexp.MustCompile(`https://([0-9.:]+)`).FindSubmatch(config)
+	if server == nil {
+		t.Fatal("the kubeconfig names no server")
+	}
+	line := toxicProxy(t, string(server[1]))
+	through := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(through, bytes.ReplaceAll(config, server[1], []byte(line.Listen)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	listens := []string{loopback(freePort(t)), loopback(freePort(t))}
+	replicas := make([]*world, 2)
+	for i, kubeconfig := range []string{through, c.Admin} {
+		replicas[i] = &world{t: t, dir: t.TempDir(), listen: listens[i], admin: loopback(freePort(t)),
+			flags: []string{"--kube", "--kubeconfig", kubeconfig, "--advertise", listens[i], "--peers", strings.Join(listens, ",")}}
+		replicas[i].startControl()
+		eventually(t, time.Minute, "the first replica leads", func() (bool, string) {
+			out, err := c.Kubectl(t.Context(), "", "get", "lease", "-n", "chandler-system", "chandler", "-o", "jsonpath={.spec.holderIdentity}")
+			return err == nil && strings.HasPrefix(out, listens[0]), out
+		})
+	}
+	w := uncontrolled(t)
+	w.listen = strings.Join(listens, ",")
+	port := freePort(t)
+	p := w.agent(node{name: "gw"}, w.gateway(listener{port: port, name: "in"}))
+	c.apply(plugin("p", w.push("append:v1", build(1)), tag("one")))
+	heals(t, port, "one")
+	load := startLoad(port, 2, 1, alwaysOne)
+	ready := func(i int) (bool, string) { return status("http://" + replicas[i].admin + "/healthz/ready") }
+	control := func() string { return fetchText(t, "http://"+p.admin+"/status") }
+	if at := control(); !strings.Contains(at, listens[0]) {
+		t.Fatalf("the agent is not at the first replica: %s", at)
+	}
+
+	cure := poison(t, line, "timeout", `"timeout": 0`)
+	c.apply(plugin("p", w.push("append:v2", build(2)), tag("two")))
+	eventually(t, time.Minute, "what was applied meanwhile", func() (bool, string) {
+		got := appended(get(t, port, "/"))
+		return len(got) == 1 && got[0] == "two", strings.Join(got, ",")
+	})
+	if ok, why := ready(0); ok || !strings.Contains(why, "cut off") {
+		t.Errorf("the replica that is cut off says of itself: %s", why)
+	}
+	if ok, why := ready(1); !ok {
+		t.Errorf("the other one is not ready: %s", why)
+	}
+	cure()
+	eventually(t, 2*time.Minute, "the first replica is back", func() (bool, string) { return ready(0) })
+	has(t, port, "two")
 	harmless(t, load)
 }
 

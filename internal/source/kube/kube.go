@@ -10,6 +10,9 @@ package kube
 import (
 	"fmt"
 	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"time"
 
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -24,6 +27,7 @@ func LogTo(log *slog.Logger) { klog.SetSlogLogger(log) }
 
 // Client speaks to one API server.
 type Client struct {
+	heard   atomic.Pointer[time.Time]
 	rest    *rest.Config
 	core    kubernetes.Interface
 	dynamic dynamic.Interface
@@ -44,6 +48,7 @@ func Connect(kubeconfig, context, userAgent string) (*Client, error) {
 	// is what bounds it.
 	config.QPS, config.Burst = 50, 200
 	c := &Client{rest: config}
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return listener{next, c} })
 	if c.core, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)
 	}
@@ -51,4 +56,29 @@ func Connect(kubeconfig, context, userAgent string) (*Client, error) {
 		return nil, fmt.Errorf("kubernetes: %w", err)
 	}
 	return c, nil
+}
+
+// Heard is when the API server answered anything last but that it cannot answer;
+// zero: it never did.
+func (c *Client) Heard() time.Time {
+	if at := c.heard.Load(); at != nil {
+		return *at
+	}
+	return time.Time{}
+}
+
+// listener notes when answers come.
+type listener struct {
+	http.RoundTripper
+	c *Client
+}
+
+// RoundTrip implements http.RoundTripper.
+func (l listener) RoundTrip(req *http.Request) (*http.Response, error) {
+	res, err := l.RoundTripper.RoundTrip(req)
+	if err == nil && res.StatusCode < http.StatusInternalServerError {
+		now := time.Now()
+		l.c.heard.Store(&now)
+	}
+	return res, err
 }

@@ -40,6 +40,13 @@ func (s *Server) Recheck(ctx context.Context, period time.Duration) {
 	}
 }
 
+// Dismiss ends the streams that there are, with a gRPC status.
+func (s *Server) Dismiss(why error) {
+	for _, st := range s.list() {
+		st.cancel(why)
+	}
+}
+
 func (s *Server) recheck(st *stream) {
 	node, err := s.cfg.Authenticate(st.Context(), st.claim)
 	switch status.Code(err) {
