@@ -37,11 +37,12 @@ up: tools build bin/basicauth.wasm ## the walkthrough's parts, left running unti
 	go build -o bin/demo ./internal/demo
 	@exec bin/demo -up
 
+# Most of an end-to-end test is waiting, so four run at once on two cores.
 test: tools lint build bin/basicauth.wasm ## all tests, with a real Envoy
 	@$(if $(RACE),,echo "no C compiler: testing without the race detector")
-	go test $(RACE) -timeout 20m -p 2 ./...
+	go test $(RACE) -timeout 20m -p 2 -parallel 4 ./...
 	@sh tools/envoy.sh oldest
-	go test $(RACE) -timeout 15m ./test/e2e -envoy .tools/envoy-oldest -skip '$(NEED_SLOTS)'
+	go test $(RACE) -timeout 15m -parallel 4 ./test/e2e -envoy .tools/envoy-oldest -skip '$(NEED_SLOTS)'
 	go -C plugins/basicauth test $(RACE) -timeout 5m ./...
 	go -C internal/testenv/registry/distribution test -timeout 10m ./...
 
@@ -71,7 +72,7 @@ tools-kube: ## kube-apiserver, etcd and kubectl in .tools, built once (minutes)
 
 e2e-kube: tools tools-kube bin/basicauth.wasm ## the tests with a real Kubernetes API server
 	go vet -tags kube $(KUBE_TESTS) ./test/e2e
-	go test -tags kube -count 1 -timeout 15m -p 1 $(KUBE_TESTS)
+	go test -tags kube -count 1 -timeout 15m -p 2 $(KUBE_TESTS)
 	go test -tags kube -count 1 -timeout 15m -run '^TestKube|^TestFault_F(6|45|53)_' ./test/e2e
 
 generate: ## Go code from api/**/*.proto
