@@ -28,6 +28,7 @@ help: ## say what there is
 build: ## bin/chandler, bin/chandler-agent, bin/bookinfo (static)
 	@mkdir -p bin
 	$(BUILD) -o bin/ $(COMMANDS)
+	@ln -sf chandler bin/kubectl-chandler
 
 demo: tools build bin/basicauth.wasm ## the walkthrough, every step checked
 	go build -o bin/demo ./internal/demo

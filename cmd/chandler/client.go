@@ -23,15 +23,29 @@ const defaultServer = "127.0.0.1:9911"
 
 // clientFlags adds the flags of a command that talks to a control plane.
 func (e *env) clientFlags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&e.server, "server", cmp.Or(e.getenv("CHANDLER_SERVER"), defaultServer), "admin address of the control plane (or CHANDLER_SERVER)")
+	cmd.Flags().StringVar(&e.server, "server", e.usualServer(), "admin address of the control plane (or CHANDLER_SERVER)")
+	e.timeoutFlag(cmd)
+}
+
+func (e *env) usualServer() string { return cmp.Or(e.getenv("CHANDLER_SERVER"), defaultServer) }
+
+func (e *env) timeoutFlag(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&e.timeout, "timeout", 30*time.Second, "how long to wait for an answer")
 }
 
 // scopeFlags adds the flags that choose objects.
 func (e *env) scopeFlags(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", `namespace (default "default")`)
+	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", "namespace (default "+e.usualNamespace()+")")
 	cmd.Flags().BoolVarP(&e.all, "all-namespaces", "A", false, "objects of all namespaces")
 	cmd.Flags().StringVarP(&e.labels, "selector", "l", "", "labels the objects must have, KEY=VALUE[,KEY=VALUE]")
+}
+
+// usualNamespace is the one that is meant when none is said, in words.
+func (e *env) usualNamespace() string {
+	if e.plugin {
+		return "that of the context"
+	}
+	return `"default"`
 }
 
 func (e *env) outputFlag(cmd *cobra.Command) {
@@ -105,8 +119,14 @@ func (e *env) listRequest(args []string, defaultAll bool) (*chandlerv1.ListReque
 	if len(args) > 2 {
 		return nil, usagef("unexpected argument %q", args[2])
 	}
-	if !e.all && (e.namespace != "" || !defaultAll) {
-		req.Namespace = cmp.Or(e.namespace, "default")
+	if e.clustered() && e.server != e.usualServer() && !e.plugin {
+		return nil, usagef("--server names a control plane, and --kubeconfig and --context a cluster; say one of them")
+	}
+	if !e.all && (e.namespace != "" || !defaultAll || e.clustered()) {
+		var err error
+		if req.Namespace, err = e.chosenNamespace(); err != nil {
+			return nil, err
+		}
 	}
 	for pair := range strings.SplitSeq(e.labels, ",") {
 		if pair == "" {
@@ -121,19 +141,40 @@ func (e *env) listRequest(args []string, defaultAll bool) (*chandlerv1.ListReque
 	return req, nil
 }
 
+// chosenNamespace is the one that is asked for, or else the cluster's context's, or
+// else "default".
+func (e *env) chosenNamespace() (string, error) {
+	if e.namespace != "" || !e.clustered() {
+		return cmp.Or(e.namespace, "default"), nil
+	}
+	client, err := e.cluster()
+	if err != nil {
+		return "", err
+	}
+	return client.Namespace(), nil
+}
+
+// listed asks for objects where the flags say.
+func (e *env) listed(ctx context.Context, req *chandlerv1.ListRequest) (*chandlerv1.ListResponse, error) {
+	if e.clustered() {
+		return e.listCluster(ctx, req)
+	}
+	return call(ctx, e, e.admin().List, req)
+}
+
 // list gives the objects asked for. A name that is not there is an error that
 // says where it would be found.
 func (e *env) list(ctx context.Context, req *chandlerv1.ListRequest) ([]*chandlerv1.Object, error) {
-	res, err := call(ctx, e, e.admin().List, req)
+	res, err := e.listed(ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	if len(res.Objects) > 0 || req.Name == "" {
-		e.broken = res.Broken
+		e.broken, e.scope = res.Broken, req.Namespace
 		return res.Objects, nil
 	}
 	err = fmt.Errorf("%s %q not found in namespace %q", strings.ToLower(cmp.Or(req.Kind, "plugin")), req.Name, req.Namespace)
-	elsewhere, listErr := call(ctx, e, e.admin().List, &chandlerv1.ListRequest{Kind: req.Kind, Name: req.Name})
+	elsewhere, listErr := e.listed(ctx, &chandlerv1.ListRequest{Kind: req.Kind, Name: req.Name})
 	if listErr == nil && len(elsewhere.Objects) > 0 {
 		err = fmt.Errorf("%w; there is one in namespace %q (-n)", err, elsewhere.Objects[0].Ref.Namespace)
 	}

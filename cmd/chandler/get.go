@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -34,7 +35,7 @@ func getCommand(e *env) *cobra.Command {
 		},
 	}
 	e.scopeFlags(cmd)
-	e.clientFlags(cmd)
+	e.readerFlags(cmd)
 	e.outputFlag(cmd)
 	return cmd
 }
@@ -101,12 +102,20 @@ func (e *env) print(objects []*chandlerv1.Object, table func(io.Writer)) error {
 	}
 	defer e.printBroken()
 	if len(objects) == 0 {
-		fmt.Fprintln(e.stderr, "No plugins found.")
+		fmt.Fprintln(e.stderr, e.nothing())
 		return nil
 	}
 	w := tabwriter.NewWriter(e.stdout, 0, 4, 3, ' ', 0)
 	table(w)
 	return w.Flush()
+}
+
+// nothing says that nothing was found, and where it was looked for.
+func (e *env) nothing() string {
+	if e.scope == "" {
+		return "No plugins found."
+	}
+	return fmt.Sprintf("No plugins found in namespace %q; -A looks in all.", e.scope)
 }
 
 // printBroken tells of files that cannot be read, so that nobody takes a table
@@ -167,7 +176,8 @@ func document(o *chandlerv1.Object) (map[string]any, error) {
 	return doc, nil
 }
 
-// statusDocument has the shape of the resource's status on Kubernetes.
+// statusDocument has the shape of the resource's status on Kubernetes, and more in
+// it: the resource says nothing that changes while nothing happens.
 func statusDocument(st *chandlerv1.Status) map[string]any {
 	var conditions []map[string]any
 	for _, c := range st.GetConditions() {
@@ -177,13 +187,14 @@ func statusDocument(st *chandlerv1.Status) map[string]any {
 		})
 	}
 	own := map[string]any{
+		"ready":   ready(st),
 		"proxies": map[string]any{"desired": st.GetDesired(), "inForce": st.GetInForce(), "failed": st.GetFailed()},
 	}
 	if r := st.GetResolved(); r != nil {
-		own["resolved"] = map[string]any{
+		maps.Copy(own, told(map[string]any{
 			"reference": r.Reference, "artifactDigest": r.ArtifactDigest, "blobDigest": r.BlobDigest, "moduleDigest": r.ModuleDigest,
-			"size": r.Size, "abi": r.Abi, "at": stamp(r.At), "release": r.Release,
-		}
+			"size": r.Size, "abi": r.Abi, "resolvedAt": stamp(r.At), "release": r.Release,
+		}))
 	}
 	if st.GetAttempt() > 0 {
 		own["attempt"], own["nextTry"] = st.Attempt, stamp(st.NextTry)
@@ -198,13 +209,19 @@ func statusDocument(st *chandlerv1.Status) map[string]any {
 func proxyDocuments(proxies []*chandlerv1.ProxyStatus) []map[string]any {
 	docs := []map[string]any{}
 	for _, p := range proxies {
-		docs = append(docs, map[string]any{
-			"node": p.Node, "namespace": p.Namespace, "state": p.State, "release": p.Release, "inForce": p.InForce,
+		docs = append(docs, told(map[string]any{
+			"node": p.Namespace + "/" + p.Node, "state": p.State, "release": p.Release, "inForce": p.InForce,
 			"reason": p.Reason, "message": p.Message, "attempt": p.Attempt, "nextTry": stamp(p.NextTry), "since": stamp(p.Since),
 			"connected": p.Connected, "agentVersion": p.AgentVersion, "envoyVersion": p.EnvoyVersion,
-		})
+		}))
 	}
 	return docs
+}
+
+// told leaves out what is not known.
+func told(doc map[string]any) map[string]any {
+	maps.DeleteFunc(doc, func(_ string, v any) bool { return v == nil || v == "" || v == uint32(0) || v == uint64(0) })
+	return doc
 }
 
 func stamp(t *timestamppb.Timestamp) any {

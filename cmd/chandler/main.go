@@ -1,6 +1,7 @@
 // Command chandler is the control plane and the operator's hand on it:
 // "chandler serve" resolves and distributes plugins, the other commands talk to
-// a running one over its admin port.
+// a running one over its admin port. Called as kubectl-chandler it is a plugin of
+// kubectl's, which reads the cluster.
 package main
 
 import (
@@ -10,12 +11,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/internal/source/kube"
 )
 
 // version is set by the linker.
@@ -43,14 +46,14 @@ func usagef(format string, args ...any) error {
 }
 
 func main() {
-	os.Exit(run(os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(run(os.Args, os.Getenv, os.Stdin, os.Stdout, os.Stderr))
 }
 
 func run(args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	root := rootCommand(&env{getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr})
-	root.SetArgs(args)
+	root := rootCommand(&env{getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr, plugin: isPlugin(args[0])})
+	root.SetArgs(args[1:])
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -76,14 +79,23 @@ type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 
-	// Flags of every command that talks to a control plane.
-	server    string
-	namespace string
-	all       bool
-	labels    string
-	output    string
-	timeout   time.Duration
+	// plugin: kubectl called.
+	plugin bool
 
+	// Flags of every command that talks to a control plane, or to a cluster.
+	server     string
+	context    string // of the kubeconfig file
+	kubeconfig string
+	namespace  string
+	all        bool
+	labels     string
+	output     string
+	timeout    time.Duration
+
+	// client is the cluster's, once it was asked for.
+	client *kube.Client
+	// scope is the namespace of what is shown; empty: all.
+	scope string
 	// broken are the files that the control plane said it cannot read.
 	broken []*chandlerv1.BrokenFile
 }
@@ -99,12 +111,19 @@ func rootCommand(e *env) *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usagef("%v", err) })
 	root.AddCommand(
-		serveCommand(e),
-		applyCommand(e), deleteCommand(e),
 		getCommand(e), describeCommand(e), statusCommand(e),
 		installCommand(e), migrateCommand(e),
 		versionCommand(e),
 	)
+	if e.plugin {
+		root.Use, root.Short = pluginName, "What chandler makes of the cluster's plugins"
+		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl chandler"}
+		for _, cmd := range root.Commands() {
+			cmd.Example = strings.ReplaceAll(cmd.Example, "  chandler ", "  kubectl chandler ")
+		}
+	} else {
+		root.AddCommand(serveCommand(e), applyCommand(e), deleteCommand(e))
+	}
 	return root
 }
 

@@ -18,7 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"chandler": main})
+	testscript.Main(m, map[string]func(){"chandler": main, pluginName: main})
 }
 
 // TestScript runs testdata/script/*.txtar: the command as a user types it. Each
@@ -116,7 +116,7 @@ func retry(ts *testscript.TestScript, _ bool, args []string) {
 	deadline := time.Now().Add(20 * time.Second)
 	for {
 		var out bytes.Buffer
-		_ = run([]string{args[0]}, ts.Getenv, strings.NewReader(""), &out, &out)
+		_ = run([]string{"chandler", args[0]}, ts.Getenv, strings.NewReader(""), &out, &out)
 		if strings.Contains(out.String(), args[1]) {
 			return
 		}

@@ -23,7 +23,8 @@ func statusCommand(e *env) *cobra.Command {
 		Use:   "status [NAME]",
 		Short: "What is in force where",
 		Long: `What is in force where: a line a plugin, or with NAME a line a proxy, and one for
-the control plane while it cannot resolve the plugin.
+the control plane while it cannot resolve the plugin. A cluster's resources name no
+more than ten proxies, those on which the plugin fails.
 
 The exit code is 3 when something is not as it should be.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -47,7 +48,7 @@ The exit code is 3 when something is not as it should be.`,
 			if err := e.printStatus(objects, req.Proxies); err != nil {
 				return err
 			}
-			if len(e.broken) > 0 || slices.ContainsFunc(objects, func(o *chandlerv1.Object) bool { return !healthy(o.Status) }) {
+			if len(e.broken) > 0 || slices.ContainsFunc(objects, func(o *chandlerv1.Object) bool { return !healthy(o) }) {
 				return &exitError{code: exitUnhealthy}
 			}
 			return nil
@@ -55,25 +56,42 @@ The exit code is 3 when something is not as it should be.`,
 	}
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "print again whenever something changes, until interrupted")
 	e.scopeFlags(cmd)
-	e.clientFlags(cmd)
+	e.readerFlags(cmd)
 	e.outputFlag(cmd)
 	return cmd
 }
 
 func (e *env) printStatus(objects []*chandlerv1.Object, proxies bool) error {
-	table := e.statusTable
-	if proxies {
-		table = e.proxyTable
-	}
-	return e.print(objects, func(w io.Writer) { table(w, objects) })
+	return e.print(objects, func(w io.Writer) {
+		switch {
+		case !proxies:
+			e.statusTable(w, objects)
+		case !e.clustered():
+			e.proxyTable(w, objects)
+		default: // a resource names failing proxies, and no others
+			e.statusTable(w, objects)
+			if slices.ContainsFunc(objects, func(o *chandlerv1.Object) bool { return len(o.Status.GetProxies()) > 0 }) {
+				fmt.Fprintln(w)
+				e.proxyTable(w, objects)
+			}
+		}
+	})
 }
 
-// watchInterval is how often watch looks again.
-const watchInterval = 500 * time.Millisecond
+// How often watch looks again: at a control plane, and at an API server, which is
+// everybody's.
+const (
+	watchInterval        = 500 * time.Millisecond
+	watchClusterInterval = 2 * time.Second
+)
 
 // watch prints what list gives, and again when something in it has changed.
 func (e *env) watch(ctx context.Context, req *chandlerv1.ListRequest) error {
-	tick := time.NewTicker(watchInterval)
+	interval := watchInterval
+	if e.clustered() {
+		interval = watchClusterInterval
+	}
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	var shown *chandlerv1.ListResponse
 	for {
@@ -104,14 +122,15 @@ func (e *env) watch(ctx context.Context, req *chandlerv1.ListRequest) error {
 
 // healthy tells whether a plugin is as it should be, wherever it should be; one
 // that no proxy needs is.
-func healthy(st *chandlerv1.Status) bool {
-	return condition(st, chandler.ConditionReady).Status != string(chandler.False) && st.GetInForce() == st.GetDesired()
+func healthy(o *chandlerv1.Object) bool {
+	st := o.Status
+	return observed(o) && condition(st, chandler.ConditionReady).Status != string(chandler.False) && st.GetInForce() == st.GetDesired()
 }
 
 func (e *env) statusTable(w io.Writer, objects []*chandlerv1.Object) {
 	row(w, false, []string{"NAMESPACE", "NAME", "READY", "DIGEST", "PHASE", "AGE", "STATE", "NEXT TRY", "REASON"})
 	for _, o := range objects {
-		state, reason := summary(o.Status)
+		state, reason := summary(o)
 		row(w, false, []string{
 			o.Ref.Namespace, o.Ref.Name, ready(o.Status), shortDigest(o.Status.GetResolved().GetModuleDigest()),
 			dash(o.Phase), age(o.Created), state, until(o.Status.GetNextTry()), reason,
@@ -119,9 +138,26 @@ func (e *env) statusTable(w io.Writer, objects []*chandlerv1.Object) {
 	}
 }
 
+// observed tells whether the status is about the object as it is; on a cluster it
+// may be of one before.
+func observed(o *chandlerv1.Object) bool { return o.Status.GetObservedGeneration() >= o.Generation }
+
+// notObserved says so of a resource of a cluster, and why it may be for ever.
+func notObserved(o *chandlerv1.Object) string {
+	const said = "no control plane has said anything of it as it is written now; "
+	if _, ok := o.Labels["istio.io/rev"]; ok {
+		return said + "is one running?"
+	}
+	return said + "where Istio is, chandler looks after those labelled istio.io/rev: chandler"
+}
+
 // summary is the condition that says most, the first one that is not true, and
 // why; that all is well needs no words.
-func summary(st *chandlerv1.Status) (state, reason string) {
+func summary(o *chandlerv1.Object) (state, reason string) {
+	if !observed(o) {
+		return "NotObserved", notObserved(o)
+	}
+	st := o.Status
 	for _, kind := range []chandler.ConditionType{
 		chandler.ConditionAccepted, chandler.ConditionResolvedRefs, chandler.ConditionProgrammed,
 	} {
@@ -159,7 +195,7 @@ func (e *env) proxyTable(w io.Writer, objects []*chandlerv1.Object) {
 			}
 			line([]string{
 				p.Namespace + "/" + p.Node, state, shortDigest(p.InForce), shortDigest(p.Release), age(p.Since), until(p.NextTry), dash(p.Reason),
-			}, dash(p.AgentVersion), dash(p.EnvoyVersion), dash(told(p)))
+			}, dash(p.AgentVersion), dash(p.EnvoyVersion), dash(said(p)))
 		}
 	}
 }
@@ -172,8 +208,8 @@ func until(t *timestamppb.Timestamp) string {
 	return max(0, time.Until(t.AsTime())).Round(time.Second).String()
 }
 
-// told is what a proxy says of a plugin, and when it tries again.
-func told(p *chandlerv1.ProxyStatus) string {
+// said is what a proxy says of a plugin, and when it tries again.
+func said(p *chandlerv1.ProxyStatus) string {
 	if p.Attempt > 0 && p.NextTry.GetSeconds() > 0 {
 		return fmt.Sprintf("%s (attempt %d, next in %s)", p.Message, p.Attempt, until(p.NextTry))
 	}
@@ -204,9 +240,9 @@ func describeCommand(e *env) *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", `namespace (default "default")`)
+	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", "namespace (default "+e.usualNamespace()+")")
 	cmd.Flags().BoolVarP(&e.all, "all-namespaces", "A", false, "objects of all namespaces")
-	e.clientFlags(cmd)
+	e.readerFlags(cmd)
 	return cmd
 }
 
@@ -222,7 +258,11 @@ func (e *env) describe(o *chandlerv1.Object) {
 	line("Namespace", o.Ref.Namespace)
 	line("Kind", o.Ref.Kind)
 	line("UID", o.Uid)
-	line("Generation", fmt.Sprint(o.Generation))
+	generation := fmt.Sprint(o.Generation)
+	if !observed(o) {
+		generation += fmt.Sprintf(" (what follows is of generation %d: %s)", o.Status.GetObservedGeneration(), notObserved(o))
+	}
+	line("Generation", generation)
 	line("Created", fmt.Sprint(stamp(o.Created)))
 	line("Origin", o.Origin)
 	line("Phase", o.Phase)
@@ -290,6 +330,6 @@ func (e *env) describeProxies(st *chandlerv1.Status) {
 		if !p.Connected {
 			state += " (disconnected)"
 		}
-		fmt.Fprintf(w, "  %s/%s\t%s\t%s\t%s\t%s\n", p.Namespace, p.Node, state, shortDigest(p.InForce), dash(p.Reason), dash(told(p)))
+		fmt.Fprintf(w, "  %s/%s\t%s\t%s\t%s\t%s\n", p.Namespace, p.Node, state, shortDigest(p.InForce), dash(p.Reason), dash(said(p)))
 	}
 }

@@ -117,16 +117,22 @@ func (a *admin) List(ctx context.Context, req *connect.Request[chandlerv1.ListRe
 	if err != nil {
 		return nil, connect.NewError(connect.CodeUnavailable, err)
 	}
-	res := &chandlerv1.ListResponse{}
-	for i := range views {
-		if selected(req.Msg, &views[i].Object) {
-			res.Objects = append(res.Objects, objectToProto(&views[i], req.Msg.Proxies))
-		}
-	}
+	res := &chandlerv1.ListResponse{Objects: Select(views, req.Msg)}
 	for _, b := range a.cfg.Control.Broken() {
 		res.Broken = append(res.Broken, &chandlerv1.BrokenFile{Path: b.Path, Problems: wire.ProblemsToProto(b.Problems)})
 	}
 	return connect.NewResponse(res), nil
+}
+
+// Select gives what a request asks for of the objects, as the API gives them.
+func Select(views []control.ObjectView, req *chandlerv1.ListRequest) []*chandlerv1.Object {
+	var out []*chandlerv1.Object
+	for i := range views {
+		if selected(req, &views[i].Object) {
+			out = append(out, objectToProto(&views[i], req.Proxies))
+		}
+	}
+	return out
 }
 
 // selected tells whether a request asks for an object; empty fields match all.

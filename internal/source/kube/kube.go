@@ -8,6 +8,7 @@
 package kube
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -31,6 +32,8 @@ type Client struct {
 	rest    *rest.Config
 	core    kubernetes.Interface
 	dynamic dynamic.Interface
+	// namespace is the context's, or "default".
+	namespace string
 }
 
 // Connect reads kubeconfig, or takes the service account of the pod this runs in
@@ -39,7 +42,15 @@ type Client struct {
 func Connect(kubeconfig, context, userAgent string) (*Client, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = kubeconfig
-	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: context}).ClientConfig()
+	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: context})
+	config, err := loader.ClientConfig()
+	if clientcmd.IsEmptyConfig(err) {
+		return nil, errors.New("kubernetes: nothing says how to reach a cluster; name a file with --kubeconfig or KUBECONFIG")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes: %w", err)
+	}
+	namespace, _, err := loader.Namespace()
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)
 	}
@@ -47,7 +58,7 @@ func Connect(kubeconfig, context, userAgent string) (*Client, error) {
 	// A control plane asks for little but in bursts; the API server's own fairness
 	// is what bounds it.
 	config.QPS, config.Burst = 50, 200
-	c := &Client{rest: config}
+	c := &Client{rest: config, namespace: namespace}
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return listener{next, c} })
 	if c.core, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)
@@ -57,6 +68,9 @@ func Connect(kubeconfig, context, userAgent string) (*Client, error) {
 	}
 	return c, nil
 }
+
+// Namespace is the one that the kubeconfig's context names, or "default".
+func (c *Client) Namespace() string { return c.namespace }
 
 // Heard is when the API server answered anything last but that it cannot answer;
 // zero: it never did.

@@ -49,10 +49,14 @@ type proxyCounts struct {
 	FailedOn int `json:"failed"`
 }
 
+// failure is one proxy on which a plugin fails. InForce is the release that
+// decides requests there all the same.
 type failure struct {
-	Node    string        `json:"node"`
-	Reason  chandler.Code `json:"reason,omitempty"`
-	Message string        `json:"message,omitempty"`
+	Node    string             `json:"node"`
+	State   chandler.State     `json:"state,omitempty"`
+	InForce chandler.ReleaseID `json:"inForce,omitempty"`
+	Reason  chandler.Code      `json:"reason,omitempty"`
+	Message string             `json:"message,omitempty"`
 }
 
 // maxFailureMessage bounds what a status tells of one proxy, in bytes.
@@ -80,7 +84,9 @@ func newStatusFields(s *chandler.Status) statusFields {
 	}
 	for i := range s.Proxies {
 		if p := &s.Proxies[i]; p.Connected && p.State.Failing() && len(d.Failures) < chandler.MaxFailures {
-			d.Failures = append(d.Failures, failure{p.Namespace + "/" + p.Node, p.Reason, chandler.Printable(p.Message, maxFailureMessage)})
+			d.Failures = append(d.Failures, failure{
+				p.Namespace + "/" + p.Node, p.AttachmentState.State, p.InForce, p.Reason, chandler.Printable(p.Message, maxFailureMessage),
+			})
 		}
 	}
 	return f
@@ -88,15 +94,22 @@ func newStatusFields(s *chandler.Status) statusFields {
 
 // lacks are fields of ours that the definition of a kind has no place for, where
 // it is somebody else's: a write that holds them is refused.
-type lacks struct{ details, generations bool }
+type lacks struct{ details, failureStates, generations bool }
 
 // refused tells what else is lacking, by the API server's answer; the same when it
 // was refused for another reason.
 func (l lacks) refused(err error) lacks {
 	for field := range strings.Lines(err.Error()) {
-		if strings.Contains(field, "field not declared in schema") {
-			l.details = l.details || strings.Contains(field, ".status.chandler:")
-			l.generations = l.generations || strings.Contains(field, ".status.conditions[") && strings.Contains(field, ".observedGeneration:")
+		if !strings.Contains(field, "field not declared in schema") {
+			continue
+		}
+		switch {
+		case strings.Contains(field, ".status.chandler.failures["): // of an older definition of ours
+			l.failureStates = true
+		case strings.Contains(field, ".status.chandler"):
+			l.details = true
+		case strings.Contains(field, ".status.conditions[") && strings.Contains(field, ".observedGeneration:"):
+			l.generations = true
 		}
 	}
 	return l
@@ -106,6 +119,14 @@ func (l lacks) refused(err error) lacks {
 func (f statusFields) without(l lacks) statusFields {
 	if l.details {
 		f.Chandler = nil
+	}
+	if l.failureStates && f.Chandler != nil {
+		own := *f.Chandler
+		own.Failures = slices.Clone(own.Failures)
+		for i := range own.Failures {
+			own.Failures[i].State, own.Failures[i].InForce = "", ""
+		}
+		f.Chandler = &own
 	}
 	if l.generations {
 		f.Conditions = slices.Clone(f.Conditions)

@@ -213,6 +213,7 @@ func TestStatus(t *testing.T) {
 		{"changed by hand", testChangedByHand},
 		{"the server restarts", testServerRestarts},
 		{"a definition of others", testOthersDefinition},
+		{"an older definition", testOlderDefinition},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, c, client) })
 		kubectl(t, c, "", "delete", "wasmplugins,trafficextensions", "-n", "ns", "--all")

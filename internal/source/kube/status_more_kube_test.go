@@ -4,6 +4,9 @@ package kube_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -92,6 +95,31 @@ func testOthersDefinition(t *testing.T, c *testkube.Cluster, client *kube.Client
 			writer(t, client, tr)
 			marked()
 		})
+	}
+}
+
+// Under a definition of ours that is older than the control plane, a status says
+// what there is a place for.
+func testOlderDefinition(t *testing.T, c *testkube.Cluster, client *kube.Client) {
+	now, err := os.ReadFile(filepath.Join(crds, "trafficextensions.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	states := regexp.MustCompile(`(?m)^ +(state|inForce): \{type: string.*\n`)
+	if len(states.FindAll(now, -1)) != 2 {
+		t.Fatal("the definition is another one than this test thinks")
+	}
+	kubectl(t, c, "", "delete", "crd", "trafficextensions.extensions.istio.io")
+	apply(t, c, string(states.ReplaceAll(now, nil)))
+	kubectl(t, c, "", "wait", "--for=condition=Established", "crd", "--all")
+	tr := newTruth()
+	writer(t, client, tr)
+	p := create(t, c, tr, chandler.KindTrafficExtension, "before")
+	p.proxies = 3
+	p.says(1, nil, 2, "Envoy says: no such export")
+	p.awaits("Ready=False/Rejected 2/3")
+	if got := p.get("{.status.chandler.failures[*].node}: {.status.chandler.failures[*].message}"); got != "ns/gw-2: Envoy says: no such export" {
+		t.Errorf("the failing proxies are %q", got)
 	}
 }
 

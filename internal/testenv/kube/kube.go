@@ -37,6 +37,8 @@ type Cluster struct {
 	Addr string
 	// Admin is the path of a kubeconfig file of somebody who may do everything.
 	Admin string
+	// Plugins is a folder of plugins for kubectl; it may be empty.
+	Plugins string
 
 	tools string
 	dir   string
@@ -264,7 +266,7 @@ func (c *Cluster) KubectlAs(ctx context.Context, kubeconfig, stdin string, args 
 	ctx, cancel := context.WithTimeout(ctx, kubectlLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(c.tools, "kubectl"), args...)
-	cmd.Env = []string{"HOME=" + c.dir, "KUBECONFIG=" + kubeconfig}
+	cmd.Env = []string{"HOME=" + c.dir, "KUBECONFIG=" + kubeconfig, "PATH=" + c.Plugins}
 	cmd.Stdin = strings.NewReader(stdin)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
