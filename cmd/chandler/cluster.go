@@ -34,6 +34,11 @@ func (e *env) readerFlags(cmd *cobra.Command) {
 		e.clientFlags(cmd)
 		about = "read the cluster, not a control plane: "
 	}
+	e.clusterFlags(cmd, about)
+}
+
+// clusterFlags adds the flags that name a cluster, and what they are about.
+func (e *env) clusterFlags(cmd *cobra.Command, about string) {
 	cmd.Flags().StringVar(&e.kubeconfig, "kubeconfig", "", about+"file that says how to reach the API server (or KUBECONFIG)")
 	cmd.Flags().StringVar(&e.context, "context", "", about+"context of the kubeconfig file")
 }
@@ -65,10 +70,14 @@ func (e *env) listCluster(ctx context.Context, req *chandlerv1.ListRequest) (*ch
 	defer cancel()
 	views, err := client.Shown(ctx, kube.Query{Kind: req.Kind, Namespace: req.Namespace, Name: req.Name, Labels: req.Labels})
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return nil, &exitError{code: exitTimeout, text: fmt.Sprintf("the API server did not answer within %s", e.timeout)}
+		return nil, e.noAnswer()
 	}
 	if err != nil {
 		return nil, err
 	}
 	return &chandlerv1.ListResponse{Objects: web.Select(views, req)}, nil
+}
+
+func (e *env) noAnswer() error {
+	return &exitError{code: exitTimeout, text: fmt.Sprintf("the API server did not answer within %s", e.timeout)}
 }

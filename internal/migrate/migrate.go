@@ -50,9 +50,9 @@ const (
 type Note struct {
 	Verdict Verdict `json:"verdict"`
 	// Object is "Kind namespace/name" as far as it is known, Line where its
-	// document begins in the input, from 1.
+	// document begins in the input, from 1; 0 where the input has no lines.
 	Object string `json:"object,omitempty"`
-	Line   int    `json:"line"`
+	Line   int    `json:"line,omitempty"`
 	// Field is a path in the object of the input; empty for the whole of it.
 	Field   string `json:"field,omitempty"`
 	Message string `json:"message"`
@@ -274,7 +274,11 @@ func Text(notes []Note) string {
 			if title == "" {
 				title = "document"
 			}
-			fmt.Fprintf(&b, "%s (line %d)\n", title, n.Line)
+			b.WriteString(title)
+			if n.Line > 0 {
+				fmt.Fprintf(&b, " (line %d)", n.Line)
+			}
+			b.WriteByte('\n')
 		}
 		what := map[Verdict]string{Carried: "", Differs: "differs: ", Lost: "not carried over: ", Left: "left: "}[n.Verdict]
 		field := n.Field

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -76,3 +77,90 @@ func TestKubePlugin(t *testing.T) {
 		t.Errorf("as YAML it says: %s (%v)", out, err)
 	}
 }
+
+// chandler migrate reads from a cluster what kubectl would have given it.
+func TestKubeMigrate(t *testing.T) {
+	c := newCluster(t)
+	migrate := func(stdin string, args ...string) (out, talk string, err error) {
+		cmd := exec.CommandContext(t.Context(), filepath.Join(built, "chandler"), append([]string{"migrate", "--from"}, args...)...)
+		cmd.Env = []string{"KUBECONFIG=" + c.Admin}
+		cmd.Stdin = strings.NewReader(stdin)
+		var stdout, stderr strings.Builder
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		err = cmd.Run()
+		return stdout.String(), stderr.String(), err
+	}
+	if _, talk, err := migrate("", "istio", "-A"); err == nil || !strings.Contains(talk, "nothing to translate") {
+		t.Errorf("of an empty cluster it says: %s (%v)", talk, err)
+	}
+	if _, talk, err := migrate("", "envoyfilter", "-A"); err == nil || !strings.Contains(talk, "does not define EnvoyFilter") {
+		t.Errorf("of a kind that is not defined it says: %s (%v)", talk, err)
+	}
+	c.apply(envoyFilters)
+	c.kubectl("", "wait", "--for=condition=Established", "crd/envoyfilters.networking.istio.io")
+	c.apply(plugin("a", "oci://registry.example/a:v1", "phase: AUTHN"))
+	c.apply(strings.Replace(plugin("a", "oci://registry.example/b:v1", "failStrategy: FAIL_OPEN"), "namespace: edge", "namespace: istio-system", 1))
+	c.apply(strings.Replace(plugin("ours", "oci://registry.example/ours:v1"), "{name: ours,", "{name: ours, labels: {istio.io/rev: chandler},", 1))
+	c.apply(envoyFilter)
+
+	for from, kinds := range map[string]string{"istio": "wasmplugins,trafficextensions", "envoyfilter": "envoyfilters"} {
+		for _, scope := range [][]string{{"-A"}, {"-n", "edge"}} {
+			got, talk, err := migrate("", append([]string{from}, scope...)...)
+			if err != nil {
+				t.Errorf("%s %v: %v: %s", from, scope, err, talk)
+			}
+			given := c.kubectl("", append([]string{"get", kinds, "-l", "istio.io/rev!=chandler", "-o", "yaml"}, scope...)...)
+			want, _, err := migrate(given, from, "-f", "-")
+			if err != nil || got != want || !strings.Contains(got, "kind: WasmPlugin") {
+				t.Errorf("%s %v: from the cluster\n%s\nfrom kubectl (%v)\n%s", from, scope, got, err, want)
+			}
+			if strings.Contains(talk, "ours") || strings.Contains(talk, "line ") || strings.Contains(got, "istio-system") != (from == "istio" && scope[0] == "-A") {
+				t.Errorf("%s %v: it says\n%s\nof\n%s", from, scope, talk, got)
+			}
+		}
+	}
+	if _, talk, err := migrate("", "istio", "-n", "chandler-system"); err == nil || !strings.Contains(talk, "nothing to translate") {
+		t.Errorf("of an empty namespace it says: %s (%v)", talk, err)
+	}
+}
+
+// envoyFilters defines Istio's kind, as far as it matters here; envoyFilter is one.
+const (
+	envoyFilters = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: envoyfilters.networking.istio.io}
+spec:
+  group: networking.istio.io
+  scope: Namespaced
+  names: {kind: EnvoyFilter, listKind: EnvoyFilterList, plural: envoyfilters, singular: envoyfilter}
+  versions:
+  - name: v1alpha3
+    served: true
+    storage: true
+    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+`
+	envoyFilter = `
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: guard, namespace: edge}
+spec:
+  workloadSelector: {labels: {app: web}}
+  configPatches:
+  - applyTo: HTTP_FILTER
+    match:
+      context: GATEWAY
+      listener: {filterChain: {filter: {name: envoy.filters.network.http_connection_manager, subFilter: {name: envoy.filters.http.router}}}}
+    patch:
+      operation: INSERT_BEFORE
+      value:
+        name: guard
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm
+          config:
+            name: guard
+            vm_config:
+              runtime: envoy.wasm.runtime.v8
+              code: {remote: {http_uri: {uri: "https://modules.example/guard.wasm", cluster: modules, timeout: 10s}, sha256: "abababababababababababababababababababababababababababababababab"}}
+`
+)

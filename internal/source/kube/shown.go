@@ -43,8 +43,12 @@ func (c *Client) Shown(ctx context.Context, q Query) ([]control.ObjectView, erro
 	if q.Kind != "" {
 		asked = []string{q.Kind}
 	}
+	options := metav1.ListOptions{LabelSelector: labels.SelectorFromSet(q.Labels).String()}
+	if q.Name != "" {
+		options.FieldSelector = fields.OneTermEqualSelector("metadata.name", q.Name).String()
+	}
 	for _, kind := range asked {
-		err := c.each(ctx, resources[kind], q, func(o *unstructured.Unstructured) {
+		err := c.each(ctx, resources[kind], q.Namespace, options, func(o *unstructured.Unstructured) {
 			if revision, ok := o.GetLabels()[revisionLabel]; !ok || revision == ownRevision {
 				views = append(views, shown(kind, o))
 			}
@@ -63,14 +67,11 @@ func (c *Client) Shown(ctx context.Context, q Query) ([]control.ObjectView, erro
 	return views, nil
 }
 
-// each gives the objects of a kind that are chosen, page by page.
-func (c *Client) each(ctx context.Context, resource schema.GroupVersionResource, q Query, give func(*unstructured.Unstructured)) error {
-	options := metav1.ListOptions{Limit: pageSize, LabelSelector: labels.SelectorFromSet(q.Labels).String()}
-	if q.Name != "" {
-		options.FieldSelector = fields.OneTermEqualSelector("metadata.name", q.Name).String()
-	}
+// each gives the chosen objects of a kind, page by page.
+func (c *Client) each(ctx context.Context, resource schema.GroupVersionResource, namespace string, options metav1.ListOptions, give func(*unstructured.Unstructured)) error {
+	options.Limit = pageSize
 	for {
-		page, err := c.dynamic.Resource(resource).Namespace(q.Namespace).List(ctx, options)
+		page, err := c.dynamic.Resource(resource).Namespace(namespace).List(ctx, options)
 		if err != nil {
 			return err
 		}
