@@ -32,9 +32,9 @@ const (
 // the API server does not answer: objects go when it says that they are gone.
 // Pull secrets are read by the names that plugins give, each by itself.
 //
-// It needs get, list and watch of wasmplugins and trafficextensions, get of their
-// definitions and of istiod's ConfigMap (see owner.go), and get and watch of the
-// secrets that plugins name. Where it may get and not watch it looks now and then.
+// It needs list and watch of wasmplugins and trafficextensions, and get and watch of
+// their definitions, of istiod's ConfigMap (see owner.go), and of the secrets that
+// plugins name. Where it may get and not watch it looks now and then.
 type Source struct {
 	Client *Client
 	// OwnUnlabelled takes resources without the label istio.io/rev where Istio is, too.

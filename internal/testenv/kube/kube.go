@@ -116,9 +116,13 @@ func (c *Cluster) prepare() error {
 		},
 		ready: func(ctx context.Context) error { return c.get(ctx, store+"/health", "") },
 	}
+	audit, err := c.auditArgs()
+	if err != nil {
+		return err
+	}
 	c.APIServer = &Part{
 		name: "kube-apiserver", program: filepath.Join(c.tools, "kube-apiserver"), dir: c.dir,
-		args: c.serverArgs(store, tokens),
+		args: append(c.serverArgs(store, tokens), audit...),
 		ready: func(ctx context.Context) error {
 			if err := c.get(ctx, "https://"+c.Addr+"/readyz", token); err != nil {
 				return err
