@@ -85,8 +85,8 @@ cross: ## compile for every supported platform
 		echo "$$p" && GOOS="$${p%/*}" GOARCH="$${p#*/}" $(BUILD) -o /dev/null $(COMMANDS) || exit 1; \
 	done
 
-bench: tools build bin/basicauth.wasm ## all benchmarks
-	go test -run '^$$' -bench . -benchmem -timeout 30m -p 1 ./...
+bench: tools tools-kube build bin/basicauth.wasm ## all benchmarks
+	go test -tags kube -run '^$$' -bench . -benchmem -timeout 30m -p 1 ./...
 
 clean: ## remove what was built and what a demo left (not .tools)
 	rm -rf bin .run dist

@@ -142,8 +142,9 @@ func TestFault_F45_F47_F48_PartsDie(t *testing.T) {
 	harmless(t, load)
 }
 
-// Three replicas, the leader killed under load again and again: proxies notice
-// nothing, and what is applied meanwhile comes about.
+// Three replicas, the leader killed under load again and again, and then all of
+// them restarted in turn: proxies notice nothing, and what is applied meanwhile comes
+// about.
 func TestKubeReplicas(t *testing.T) {
 	c := newCluster(t)
 	var listens []string
@@ -187,6 +188,18 @@ func TestKubeReplicas(t *testing.T) {
 			return len(got) == 1 && got[0] == next, strings.Join(got, ",")
 		})
 		replicas[dies].startControl()
+	}
+	for i, listen := range listens { // a rolling restart
+		if err := replicas[listen].control.stop(); err != nil {
+			t.Errorf("a replica that is asked to end: %v", err)
+		}
+		next := fmt.Sprint("rolled-", i)
+		c.apply(plugin("p", w.push(fmt.Sprint("append:", next), build(10+i)), tag(next)))
+		replicas[listen].startControl()
+		eventually(t, time.Minute, "what was applied while a replica restarts", func() (bool, string) {
+			got := appended(get(t, port, "/"))
+			return len(got) == 1 && got[0] == next, strings.Join(got, ",")
+		})
 	}
 	if first == "" {
 		t.Error("nobody led")
