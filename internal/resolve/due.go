@@ -146,7 +146,7 @@ func explain(err error) (p *chandler.Problem, temporary bool, hint time.Duration
 	}
 	if errors.As(err, &p) {
 		problem := *p
-		local := problem.Code == chandler.CodeCacheFull || problem.Code == chandler.CodeCacheUnwritable
+		local := problem.Code == chandler.CodeCacheFull || problem.Code == chandler.CodeCacheUnwritable || problem.Code == chandler.CodeInternal
 		return &problem, local, 0
 	}
 	return chandler.Problemf(chandler.CodeInternal, "", "see the control plane's log", "%s", chandler.Printable(err.Error(), 1024)), true, 0

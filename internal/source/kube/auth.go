@@ -181,7 +181,7 @@ func (t *Tokens) review(ctx context.Context, token string) (account, error) {
 	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{Audience}}}
 	review, err := t.core.AuthenticationV1().TokenReviews().Create(ctx, review, metav1.CreateOptions{})
 	if err != nil {
-		return account{}, fmt.Errorf("token review: %w", err)
+		return account{}, fmt.Errorf("token review: %w", explained(err))
 	}
 	st := review.Status
 	parts := strings.Split(st.User.Username, ":")
@@ -241,7 +241,7 @@ func (t *Tokens) look(ctx context.Context, p pod) (map[string]string, error) {
 	case apierrors.IsNotFound(err), err == nil && p.uid != "" && string(got.UID) != p.uid:
 		return nil, refuse("its pod %s is gone", chandler.Quote(p.namespace+"/"+p.name))
 	case err != nil:
-		return nil, fmt.Errorf("pod of a token: %w", err)
+		return nil, fmt.Errorf("pod of a token: %w", explained(err))
 	case got.Labels == nil:
 		return map[string]string{}, nil
 	}

@@ -3,8 +3,7 @@ package kube
 import (
 	"context"
 	"errors"
-	"log/slog"
-	"sync"
+	"fmt"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -26,14 +25,18 @@ const (
 // keepUp keeps up with one object by its name alone, so that the right to read it
 // can be given for it alone; it is never listed with others. tell gets it, or nil
 // where there is none, or why that is not known, over and over if need be. Without
-// the right to watch, it is looked at now and then. It returns when ctx ends.
-func keepUp(ctx context.Context, api dynamic.ResourceInterface, name string, tell func(*unstructured.Unstructured, error)) {
+// the right to watch, it is looked at now and then. away is told of rights that are
+// lacking. It returns when ctx ends.
+func keepUp(ctx context.Context, api dynamic.ResourceInterface, name string, away *outage, tell func(*unstructured.Unstructured, error)) {
 	pause := firstPause
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := keepUpOnce(ctx, api, name, tell)
+		err := keepUpOnce(ctx, api, name, away, tell)
 		if err == nil || time.Since(began) > lastPause {
 			pause = firstPause
+		}
+		if apierrors.IsForbidden(err) {
+			away.note(ctx, err)
 		}
 		switch {
 		case errors.Is(err, errUnwatched):
@@ -54,7 +57,7 @@ var errUnwatched = errors.New("no right to watch")
 
 // keepUpOnce gets the object and what becomes of it during one watch. The watch
 // begins before the get, so that nothing falls between them.
-func keepUpOnce(ctx context.Context, api dynamic.ResourceInterface, name string, tell func(*unstructured.Unstructured, error)) error {
+func keepUpOnce(ctx context.Context, api dynamic.ResourceInterface, name string, away *outage, tell func(*unstructured.Unstructured, error)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	limit := int64(watchFor.Seconds())
@@ -74,11 +77,12 @@ func keepUpOnce(ctx context.Context, api dynamic.ResourceInterface, name string,
 	}
 	tell(o, nil)
 	if apierrors.IsForbidden(watchErr) {
-		return errUnwatched
+		return fmt.Errorf("%w: %w", errUnwatched, watchErr)
 	}
 	if watchErr != nil {
 		return watchErr
 	}
+	away.note(ctx, nil)
 	newest := ""
 	if o != nil {
 		newest = o.GetResourceVersion()
@@ -100,37 +104,4 @@ func keepUpOnce(ctx context.Context, api dynamic.ResourceInterface, name string,
 		}
 	}
 	return nil
-}
-
-// outage tells once that something does not answer, and once that it does again.
-type outage struct {
-	log  *slog.Logger
-	what string
-
-	mu   sync.Mutex
-	said string
-}
-
-func (o *outage) note(ctx context.Context, err error) {
-	if ctx.Err() != nil {
-		return
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	var status apierrors.APIStatus
-	why := ""
-	switch {
-	case errors.As(err, &status):
-		why = "an answer of " + string(status.Status().Reason)
-	case err != nil:
-		why = "no answer"
-	}
-	if why == o.said {
-		return
-	}
-	if o.said = why; err != nil {
-		o.log.Warn("the API server cannot be asked; what is known stays", "for", o.what, "error", err)
-	} else {
-		o.log.Info("the API server answers again", "for", o.what)
-	}
 }

@@ -91,7 +91,7 @@ func (a *announcer) run(ctx context.Context) {
 		_, err := a.client.core.EventsV1().Events(e.Namespace).Create(call, e, metav1.CreateOptions{})
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			a.log.Warn("an Event cannot be written", "namespace", e.Namespace, "plugin", e.Regarding.Name, "reason", e.Reason, "error", err)
+			a.log.Warn("an Event cannot be written", "namespace", e.Namespace, "plugin", e.Regarding.Name, "reason", e.Reason, "error", explained(err))
 		}
 	}
 }

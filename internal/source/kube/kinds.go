@@ -56,7 +56,7 @@ type kind struct {
 	resource schema.GroupVersionResource
 	api      dynamic.ResourceInterface
 	appeared chan struct{} // its definition may be there now
-	away     outage
+	access   *access
 
 	// Under the source's lock.
 	objects map[string]*held // by namespace/name
@@ -74,7 +74,7 @@ type held struct {
 func newKind(s *reader, name string) *kind {
 	k := &kind{s: s, name: name, objects: map[string]*held{}, appeared: make(chan struct{}, 1)}
 	k.resource = resources[name]
-	k.away = outage{log: s.log, what: k.resource.Resource}
+	k.access = newAccess(s.log, k.resource.Resource)
 	if s.cfg.Client != nil {
 		k.api = s.cfg.Client.dynamic.Resource(k.resource)
 	}
@@ -104,7 +104,7 @@ func (k *kind) list(ctx context.Context, options metav1.ListOptions) (runtime.Ob
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		list, err := k.api.List(ctx, options)
 		if !apierrors.IsNotFound(err) {
-			k.away.note(ctx, err)
+			k.access.listed(ctx, err)
 			return list, err
 		}
 		if k.undefined(ctx) {
@@ -121,9 +121,7 @@ func (k *kind) list(ctx context.Context, options metav1.ListOptions) (runtime.Ob
 
 func (k *kind) watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 	w, err := k.api.Watch(ctx, options)
-	if !apierrors.IsNotFound(err) && !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) && !apierrors.IsInvalid(err) {
-		k.away.note(ctx, err)
-	}
+	k.access.watched(ctx, err)
 	return w, err
 }
 

@@ -4,11 +4,13 @@ import (
 	"context"
 	"time"
 
+	"github.com/go-logr/logr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 )
 
 // observer is told what becomes of the objects of one resource. Calls do not
@@ -24,20 +26,27 @@ type observer[T any] interface {
 
 // observe tells f of all objects and then of each change, over restarts of the API
 // server and watches that are too old, until ctx ends. Where the resource is unknown
-// or forbidden it goes on trying.
-func observe[T runtime.Object](ctx context.Context, expected T, selector string, list func(context.Context, metav1.ListOptions) (runtime.Object, error),
+// or forbidden it goes on trying; away is told.
+func observe[T runtime.Object](ctx context.Context, expected T, selector string, away *access, list func(context.Context, metav1.ListOptions) (runtime.Object, error),
 	watches func(context.Context, metav1.ListOptions) (watch.Interface, error), f observer[T]) {
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.LabelSelector = selector
-			return list(ctx, o)
+			l, err := list(ctx, o)
+			away.listed(ctx, err)
+			return l, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.LabelSelector = selector
-			return watches(ctx, o)
+			w, err := watches(ctx, o)
+			away.watched(ctx, err)
+			return w, err
 		},
 	}
+	silent := logr.Discard() // outages are told once, by us
+	ctx = klog.NewContext(ctx, silent)
 	cache.NewReflectorWithOptions(lw, expected, reflected[T]{f}, cache.ReflectorOptions{
+		Name: "chandler", Logger: &silent,
 		Backoff: &wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 6, Cap: 3 * time.Second},
 	}).RunWithContext(ctx)
 }

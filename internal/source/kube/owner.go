@@ -57,7 +57,7 @@ func (k *kind) definition() string { return k.resource.Resource + "." + k.resour
 
 // followDefinition keeps up with who has defined the kind, and with its coming.
 func (k *kind) followDefinition(ctx context.Context) {
-	keepUp(ctx, k.s.cfg.Client.dynamic.Resource(definitionResource), k.definition(), func(crd *unstructured.Unstructured, err error) {
+	keepUp(ctx, k.s.cfg.Client.dynamic.Resource(definitionResource), k.definition(), &outage{log: k.s.log, what: k.definition()}, func(crd *unstructured.Unstructured, err error) {
 		if crd != nil {
 			select {
 			case k.appeared <- struct{}{}:
@@ -71,7 +71,7 @@ func (k *kind) followDefinition(ctx context.Context) {
 // followIstiod keeps up with whether istiod is here.
 func (s *reader) followIstiod(ctx context.Context) {
 	api := s.cfg.Client.dynamic.Resource(schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}).Namespace(istiodNamespace)
-	keepUp(ctx, api, istiodSign, func(o *unstructured.Unstructured, err error) {
+	keepUp(ctx, api, istiodSign, &outage{log: s.log, what: "configmap " + istiodNamespace + "/" + istiodSign}, func(o *unstructured.Unstructured, err error) {
 		s.found(&s.istiod, "configmap "+istiodNamespace+"/"+istiodSign, o != nil, err)
 	})
 }
@@ -119,7 +119,7 @@ func (k *kind) undefined(ctx context.Context) bool {
 		defer k.s.mu.Unlock()
 		return len(k.objects) == 0
 	case err != nil:
-		k.away.note(ctx, err)
+		k.access.listed(ctx, err)
 		return false
 	}
 	versions, _, _ := unstructured.NestedSlice(crd.Object, "spec", "versions")

@@ -129,7 +129,7 @@ func (s *Records) list(ctx context.Context) ([]chandler.Release, error) {
 	for {
 		page, err := s.page(ctx, options)
 		if err != nil {
-			return nil, fmt.Errorf("records: %w", err)
+			return nil, fmt.Errorf("records: %w", explained(err))
 		}
 		for i := range page.Items {
 			o := &page.Items[i]
@@ -235,7 +235,7 @@ func (s *Records) PutRelease(ctx context.Context, r chandler.Release) error {
 	case apierrors.IsRequestEntityTooLargeError(err), err != nil && strings.Contains(err.Error(), "request is too large"):
 		return tooLarge(len(data))
 	case err != nil:
-		return fmt.Errorf("records: %w", err)
+		return fmt.Errorf("records: %w", explained(err))
 	}
 	s.keep(r.ID, placeOf(o))
 	return nil
@@ -306,7 +306,7 @@ func (s *Records) remove(ctx context.Context, at place) error {
 	defer cancel()
 	err := s.client.core.AppsV1().ControllerRevisions(at.namespace).Delete(ctx, at.name, metav1.DeleteOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("records: %w", err)
+		return fmt.Errorf("records: %w", explained(err))
 	}
 	return nil
 }
@@ -345,7 +345,7 @@ func (s *Records) SwapRollout(ctx context.Context, old *record.Rollout, next rec
 	case apierrors.IsAlreadyExists(err), apierrors.IsConflict(err), apierrors.IsNotFound(err) && old != nil:
 		return record.Rollout{}, s.conflict(ctx, &next, name)
 	case err != nil:
-		return record.Rollout{}, fmt.Errorf("records: %w", err)
+		return record.Rollout{}, fmt.Errorf("records: %w", explained(err))
 	}
 	got, err := readRollout(stored)
 	if err != nil {
@@ -363,7 +363,7 @@ func (s *Records) conflict(ctx context.Context, next *record.Rollout, name strin
 		s.unseen(&record.Rollout{UID: next.UID, Revision: math.MaxUint64})
 		return record.ErrConflict
 	case err != nil:
-		return fmt.Errorf("records: %w", err)
+		return fmt.Errorf("records: %w", explained(err))
 	}
 	got, err := readRollout(o)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 // Key, UID and ID are told.
 func (s *Records) Watch(ctx context.Context, tell func(record.Change)) error {
 	api := s.client.core.AppsV1().ControllerRevisions(metav1.NamespaceAll)
-	observe(ctx, &appsv1.ControllerRevision{}, recordSelector,
+	observe(ctx, &appsv1.ControllerRevision{}, recordSelector, newAccess(s.log, "controllerrevisions"),
 		func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return api.List(ctx, o) },
 		func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return api.Watch(ctx, o) },
 		&recordFollower{s: s, tell: tell, known: map[place]record.Change{}})

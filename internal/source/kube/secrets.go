@@ -68,7 +68,7 @@ func (s *reader) followSecret(ctx context.Context, name source.SecretName) *foll
 	s.tasks.Go(func() {
 		late := time.AfterFunc(secretPatience, s.changed)
 		defer late.Stop()
-		keepUp(ctx, api, name.Name, func(o *unstructured.Unstructured, err error) {
+		keepUp(ctx, api, name.Name, &outage{log: s.log, what: "secret " + name.Namespace + "/" + name.Name}, func(o *unstructured.Unstructured, err error) {
 			next := secretState{there: true}
 			switch {
 			case apierrors.IsForbidden(err):

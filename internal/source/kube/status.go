@@ -96,7 +96,7 @@ func (w *StatusWriter) look(ctx context.Context, kind string, resource schema.Gr
 	api := w.cfg.Client.dynamic.Resource(resource)
 	o := &unstructured.Unstructured{}
 	o.SetGroupVersionKind(resource.GroupVersion().WithKind(kind))
-	observe(ctx, o, "",
+	observe(ctx, o, "", newAccess(w.log, "the status of "+resource.Resource),
 		func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return api.List(ctx, o) },
 		func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return api.Watch(ctx, o) },
 		&looker{kind: kind, known: map[chandler.Key]bool{}, tell: func(s sight) {
@@ -258,7 +258,7 @@ func (w *StatusWriter) report(l *ledger, r written) {
 	now := time.Now()
 	// It may just have been deleted, or be another one of its name.
 	if r.err != nil && !apierrors.IsNotFound(r.err) && !apierrors.IsConflict(r.err) {
-		w.log.Warn("a status cannot be written", "plugin", r.key.String(), "error", r.err)
+		w.log.Warn("a status cannot be written", "plugin", r.key.String(), "error", explained(r.err))
 	}
 	for _, t := range l.done(r, now) {
 		w.events.announce(r.key, r.uid, t, now)
