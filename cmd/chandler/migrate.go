@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -81,8 +82,11 @@ func (e *env) migrateCluster(ctx context.Context, from migrate.From, output stri
 		namespace = cmp.Or(e.namespace, client.Namespace())
 	}
 	kinds := []string{chandler.KindWasmPlugin, chandler.KindTrafficExtension}
+	needed := kinds // one of them
 	if from == migrate.FromEnvoyFilter {
-		kinds = []string{kube.KindEnvoyFilter}
+		// Of the plugins the names matter: what is made must not take the place of one.
+		kinds = []string{kube.KindEnvoyFilter, chandler.KindWasmPlugin}
+		needed = kinds[:1]
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
@@ -92,8 +96,8 @@ func (e *env) migrateCluster(ctx context.Context, from migrate.From, output stri
 		return e.noAnswer()
 	case err != nil:
 		return err
-	case len(undefined) == len(kinds):
-		return fmt.Errorf("the cluster does not define %s; is it the right one (--context)?", strings.Join(kinds, " or "))
+	case !slices.ContainsFunc(needed, func(kind string) bool { return !slices.Contains(undefined, kind) }):
+		return fmt.Errorf("the cluster does not define %s; is it the right one (--context)?", strings.Join(needed, " or "))
 	case len(undefined) > 0 && output == "text":
 		fmt.Fprintf(e.stderr, "The cluster does not define %s.\n", undefined[0])
 	}

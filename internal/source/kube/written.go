@@ -58,11 +58,12 @@ func (c *Client) Written(ctx context.Context, namespace string, kinds ...string)
 	return out.Bytes(), undefined, nil
 }
 
-// asWritten leaves out what the API server and kubectl added.
+// asWritten leaves out what the API server and kubectl added, but for the time of
+// creation: it tells which of two EnvoyFilters comes first.
 func asWritten(o *unstructured.Unstructured) *unstructured.Unstructured {
 	o = o.DeepCopy()
 	delete(o.Object, "status")
-	for _, field := range []string{"managedFields", "resourceVersion", "uid", "generation", "creationTimestamp", "selfLink"} {
+	for _, field := range []string{"managedFields", "resourceVersion", "uid", "generation", "selfLink"} {
 		unstructured.RemoveNestedField(o.Object, "metadata", field)
 	}
 	annotations := o.GetAnnotations()
