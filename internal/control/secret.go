@@ -1,6 +1,8 @@
 package control
 
 import (
+	"errors"
+
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/source"
@@ -39,14 +41,18 @@ func (s secrets) credentials(p *chandler.Plugin) (*fetch.Credentials, error) {
 		return nil, chandler.Problemf(chandler.CodeSecretType, field, "create it in the plugin's own namespace",
 			"secret %s is not in namespace %s", chandler.Quote(p.Wasm.PullSecret), p.Namespace)
 	}
-	if secret.Problem != nil {
-		p := *secret.Problem
+	var parsed *fetch.Secret
+	why := secret.Problem
+	if why == nil {
+		var err error
+		if parsed, _, err = fetch.ParseSecret(secret.DockerConfigJSON); err != nil && !errors.As(err, &why) {
+			return nil, err
+		}
+	}
+	if why != nil {
+		p := *why
 		p.Field = field
 		return nil, &p
-	}
-	parsed, _, err := fetch.ParseSecret(secret.DockerConfigJSON)
-	if err != nil {
-		return nil, err
 	}
 	return parsed.For(p.Wasm.Reference), nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -94,7 +95,7 @@ type secretEntry struct {
 // ParseSecret reads the .dockerconfigjson of a pull secret. Only its auths are
 // used; that it names credential helpers, which are never run, is a warning. The
 // error is a *chandler.Problem of code SecretType, SecretJSON or SecretAuth; no
-// message shows any content beside the names of hosts.
+// message shows any content, nor names of hosts either: people put passwords there.
 func ParseSecret(dockerconfigjson []byte) (*Secret, []chandler.Problem, error) {
 	const hint = "make it with: kubectl create secret docker-registry"
 	var file struct {
@@ -122,10 +123,11 @@ func ParseSecret(dockerconfigjson []byte) (*Secret, []chandler.Problem, error) {
 	}
 	slices.SortFunc(warnings, func(a, b chandler.Problem) int { return strings.Compare(a.Message, b.Message) })
 	s := &Secret{}
-	for key, entry := range file.Auths {
-		c, p := parseEntry(key, entry)
-		if p != nil {
-			return nil, warnings, p
+	for i, key := range slices.Sorted(maps.Keys(file.Auths)) {
+		c, why := parseEntry(key, file.Auths[key])
+		if why != "" {
+			return nil, warnings, chandler.Problemf(chandler.CodeSecretAuth, "", "make the secret anew with: kubectl create secret docker-registry",
+				"entry %d of %d in auths, in the order of their names: %s", i+1, len(file.Auths), why)
 		}
 		s.entries = append(s.entries, c)
 	}
@@ -155,18 +157,15 @@ func offsetOf(err error) int64 {
 	return 0
 }
 
-func parseEntry(key string, e *secretEntry) (Credentials, *chandler.Problem) {
-	bad := func(what string) (Credentials, *chandler.Problem) {
-		return Credentials{}, chandler.Problemf(chandler.CodeSecretAuth, "", "make the secret anew with: kubectl create secret docker-registry",
-			"auths entry %s: %s", chandler.Quote(key), what)
-	}
+// parseEntry tells in words why an entry is of no use.
+func parseEntry(key string, e *secretEntry) (c Credentials, why string) {
 	host, repository := splitKey(key)
 	if host == "" || strings.ContainsAny(host, "@ ") {
-		return Credentials{}, chandler.Problemf(chandler.CodeSecretAuth, "", "write the registry's host", "an entry of auths names no host")
+		return c, "it names no host of a registry"
 	}
-	c := Credentials{host: host, path: repository, reveal: conceal(authn.AuthConfig{})}
+	c = Credentials{host: host, path: repository, reveal: conceal(authn.AuthConfig{})}
 	if e == nil {
-		return c, nil // anonymous
+		return c, "" // anonymous
 	}
 	cfg := authn.AuthConfig{Username: e.Username, Password: e.Password, IdentityToken: e.IdentityToken, RegistryToken: e.RegistryToken}
 	if e.Auth != "" {
@@ -176,17 +175,17 @@ func parseEntry(key string, e *secretEntry) (Credentials, *chandler.Problem) {
 		}
 		user, password, ok := strings.Cut(string(plain), ":")
 		if err != nil || !ok || user == "" {
-			return bad("auth is not base64 of user:password")
+			return c, "auth is not base64 of user:password"
 		}
 		cfg.Username, cfg.Password = user, password
 	}
 	for _, s := range []string{cfg.Username, cfg.Password, cfg.IdentityToken, cfg.RegistryToken} {
 		if !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
-			return bad("it has a control character, such as a NUL or the end of a line")
+			return c, "it has a control character, such as a NUL or the end of a line"
 		}
 	}
 	c.reveal = conceal(cfg)
-	return c, nil
+	return c, ""
 }
 
 // splitKey reads a key of auths: a host, perhaps as the URL that docker writes,

@@ -38,11 +38,12 @@ func TestRefuse_B88(t *testing.T) {
 	auth := func(s string) string {
 		return `{"auths":{"h.example":{"auth":"` + base64.StdEncoding.EncodeToString([]byte(s)) + `"}}}`
 	}
-	refuseSecret(t, `{"auths":{"h.example":{"auth":"!secret"}}}`, chandler.CodeSecretAuth, `auths entry "h.example": auth is not base64 of user:password`)
-	refuseSecret(t, auth("secret"), chandler.CodeSecretAuth, `auths entry "h.example": auth is not base64 of user:password`)
-	refuseSecret(t, auth("u:secret\x00"), chandler.CodeSecretAuth, `auths entry "h.example": it has a control character, such as a NUL or the end of a line`)
-	refuseSecret(t, auth("u:secret\n"), chandler.CodeSecretAuth, `auths entry "h.example": it has a control character, such as a NUL or the end of a line`)
-	refuseSecret(t, `{"auths":{"":{}}}`, chandler.CodeSecretAuth, "an entry of auths names no host")
+	refuseSecret(t, `{"auths":{"h.example":{"auth":"!secret"}}}`, chandler.CodeSecretAuth, `entry 1 of 1 in auths, in the order of their names: auth is not base64 of user:password`)
+	refuseSecret(t, auth("secret"), chandler.CodeSecretAuth, `entry 1 of 1 in auths, in the order of their names: auth is not base64 of user:password`)
+	refuseSecret(t, auth("u:secret\x00"), chandler.CodeSecretAuth, `entry 1 of 1 in auths, in the order of their names: it has a control character, such as a NUL or the end of a line`)
+	refuseSecret(t, auth("u:secret\n"), chandler.CodeSecretAuth, `entry 1 of 1 in auths, in the order of their names: it has a control character, such as a NUL or the end of a line`)
+	refuseSecret(t, `{"auths":{"":{}}}`, chandler.CodeSecretAuth, "entry 1 of 1 in auths, in the order of their names: it names no host of a registry")
+	refuseSecret(t, `{"auths":{"a.example":{},"user:secret":{"auth":"!"},"secret":{}}}`, chandler.CodeSecretAuth, "entry 3 of 3 in auths, in the order of their names: auth is not base64 of user:password")
 }
 
 func TestRefuse_B89(t *testing.T) {
