@@ -168,7 +168,8 @@ func rights(t *testing.T, c *kube.Cluster) {
 		{"get", "crd/wasmplugins.extensions.istio.io", "", true}, {"get", "configmaps/istio-ca-root-cert", "istio-system", true},
 
 		{"list", secrets, "shop", false}, {"watch", secrets, "shop", false}, {"get", secrets + "/other", "shop", false}, {"get", secrets + "/pull", "istio-system", false}, {"get", secrets + "/chandler-tls", "chandler-system", false},
-		{"create", plugins, "shop", false}, {"patch", plugins, "shop", false}, {"delete", plugins, "shop", false},
+		{"get", plugins, "shop", false}, {"create", plugins, "shop", false}, {"update", plugins, "shop", false}, {"patch", plugins, "shop", false}, {"delete", plugins, "shop", false},
+		{"update", plugins + "/status", "shop", false}, {"update", "controllerrevisions.apps", "shop", false}, {"patch", secrets + "/pull", "shop", false}, {"delete", leases + "/chandler", "chandler-system", false},
 		{"list", "pods", "shop", false}, {"get", "configmaps/other", "istio-system", false}, {"update", leases + "/other", "chandler-system", false}, {"get", leases + "/chandler", "shop", false},
 		{"patch", "crd/wasmplugins.extensions.istio.io", "", false}, {"get", "configmaps", "chandler-system", false}, {"create", "pods", "chandler-system", false},
 	} {

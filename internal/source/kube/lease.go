@@ -50,11 +50,11 @@ func (e *Election) Run(ctx context.Context, changed func(control.Leader)) error 
 		t := &term{address: e.Address, identity: e.Address + separator + fmt.Sprint(time.Now().UnixNano()), news: make(chan struct{}, 1)}
 		var err error
 		t.elector, err = leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-			Lock: &resourcelock.LeaseLock{
+			Lock: lock{&resourcelock.LeaseLock{
 				LeaseMeta:  metav1.ObjectMeta{Namespace: e.Namespace, Name: e.Name},
 				Client:     e.Client.core.CoordinationV1(),
 				LockConfig: resourcelock.ResourceLockConfig{Identity: t.identity},
-			},
+			}},
 			LeaseDuration: lease, RenewDeadline: lease * 2 / 3, RetryPeriod: lease * 2 / 15,
 			ReleaseOnCancel: true,
 			Name:            e.Name,
@@ -83,6 +83,22 @@ func (e *Election) Run(ctx context.Context, changed func(control.Leader)) error 
 		tell(control.Leader{})
 	}
 	return nil
+}
+
+// lock is the Lease; its errors, which the elector logs, say what to do.
+type lock struct{ resourcelock.Interface }
+
+func (l lock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	r, raw, err := l.Interface.Get(ctx)
+	return r, raw, explained(err)
+}
+
+func (l lock) Create(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return explained(l.Interface.Create(ctx, r))
+}
+
+func (l lock) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	return explained(l.Interface.Update(ctx, r))
 }
 
 // term is one elector's time. What it says comes from several goroutines in no
