@@ -178,6 +178,9 @@ func TestKubeChart(t *testing.T) {
 	}
 	w.kubectl("", "delete", "wasmplugins.extensions.istio.io", "-n", "istio-system", "basic-auth")
 	answers(http.StatusOK, nil)
+	if _, forbidden := w.asked(); len(forbidden) > 0 {
+		t.Errorf("the chart's rights are not enough: %v", forbidden)
+	}
 }
 
 // runGateway runs the gateway of the examples as a pod's container would be.
