@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -211,7 +212,18 @@ func (c *Cluster) User(name string, groups ...string) (kubeconfig string, err er
 	if err != nil {
 		return "", err
 	}
-	return c.kubeconfig(name, fmt.Sprintf("client-certificate: %q\n    client-key: %q", pair.cert, pair.key))
+	cert, err := os.ReadFile(pair.cert)
+	if err != nil {
+		return "", err
+	}
+	key, err := os.ReadFile(pair.key)
+	if err != nil {
+		return "", err
+	}
+	// Not by their paths: client-go would watch the files for as long as the
+	// process lives, which looks like a leak.
+	encode := base64.StdEncoding.EncodeToString
+	return c.kubeconfig(name, fmt.Sprintf("client-certificate-data: %s\n    client-key-data: %s", encode(cert), encode(key)))
 }
 
 // ServiceAccount makes a service account, unless it is there, and gives the path
