@@ -102,6 +102,11 @@ const (
 	CodeWasmSection   Code = "WasmSection"
 	CodeWasmFeature   Code = "WasmFeature"
 	CodeWasmTrailing  Code = "WasmTrailing"
+	CodeWasmStart     Code = "WasmStart"     // Envoy's trial: it does not start
+	CodeWasmConfigure Code = "WasmConfigure" // Envoy's trial: it refuses its configuration
+	CodeWasmTimeout   Code = "WasmTimeout"   // Envoy's trial: it comes to no end
+	CodeWasmMemory    Code = "WasmMemory"    // Envoy's trial: it takes too much memory
+	CodeLuaSyntax     Code = "LuaSyntax"
 )
 
 // Reasons of conditions and of a proxy's state that are no mistake of the

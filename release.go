@@ -44,9 +44,14 @@ type Release struct {
 	Verdicts   []Verdict `json:",omitempty"`
 }
 
+// The judges of releases.
+const (
+	JudgeStatic = "static" // the module's bytes, by Envoy's rules
+	JudgeEnvoy  = "envoy"  // a real one, which started the plugin
+)
+
 // Verdict is what one judge said of a release.
 type Verdict struct {
-	// Judge is "static", "envoy" or "wazero".
 	Judge        string
 	EnvoyVersion string    `json:",omitempty"`
 	PolicyHash   string    `json:",omitempty"`

@@ -23,6 +23,7 @@ import (
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/vet"
 	"chandler.dev/chandler/internal/web"
 )
 
@@ -34,6 +35,7 @@ type serveFlags struct {
 	fetchDeadline                time.Duration
 	storeMax                     store.Size
 	insecure                     []string
+	vet                          vetFlags
 	logLevel                     string
 	tls                          tlsFlags
 	kube                         kubeFlags
@@ -69,6 +71,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.DurationVar(&f.scrub, "scrub", store.DefaultScrub, "period within which every stored module is hashed again")
 	flags.DurationVar(&f.fetchDeadline, "fetch-deadline", 30*time.Second, "how long an agent may take to fetch a new plugin's module before the plugin's failStrategy applies on its proxy; fetching goes on")
 	flags.StringArrayVar(&f.insecure, "insecure-registry", nil, "registry host[:port] that may be spoken to in plain HTTP; may be given several times")
+	f.vet.add(flags)
 	f.tls.add(flags)
 	f.kube.add(flags)
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -106,7 +109,11 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 	defer modules.Close()
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	plane, inCluster, shown, err := newControl(f, data, modules, metrics, log)
+	vetter, err := f.vet.open(ctx, filepath.Join(data, "vet"), metrics, log)
+	if err != nil {
+		return err
+	}
+	plane, inCluster, shown, err := newControl(f, data, modules, vetter, metrics, log)
 	if err != nil {
 		return err
 	}
@@ -116,7 +123,7 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 
 // newControl puts the control plane together, and says what of it the admin port
 // shows; the cluster is nil without --kube. The listener it opens is closed by the control plane's Run.
-func newControl(f serveFlags, data string, modules *store.Store, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, *cluster, web.Config, error) {
+func newControl(f serveFlags, data string, modules *store.Store, vetter *vet.Vetter, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, *cluster, web.Config, error) {
 	client := fetch.New(fetch.Config{
 		Proxy:    http.ProxyFromEnvironment,
 		Keychain: fetch.DockerKeychain(),
@@ -126,6 +133,7 @@ func newControl(f serveFlags, data string, modules *store.Store, metrics *promet
 		Store:         modules,
 		Resolver:      resolve.New(resolve.Config{Fetcher: client, Store: modules, Log: log}),
 		Policy:        resolve.Policy{Interval: f.resolveInterval},
+		Vetter:        vetter,
 		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Scrub: f.scrub, Registerer: metrics, Log: log,
 	}
 	var shown web.Config

@@ -54,17 +54,14 @@ func Compose(slot Slot, members []Member) *corev3.TypedExtensionConfig {
 	slices.SortFunc(members, func(a, b Member) int { return a.Attachment.CompareOrder(b.Attachment) })
 	chain := &filterchainv3.FilterChainConfig{}
 	for _, m := range members {
-		config := m.filter()
-		if config == nil {
+		filter := Alone(m)
+		if filter == nil {
 			continue
 		}
 		if chain.DefaultFilterChain == nil {
 			chain.DefaultFilterChain = &filterchainv3.FilterChain{}
 		}
-		chain.DefaultFilterChain.Filters = append(chain.DefaultFilterChain.Filters, &corev3.TypedExtensionConfig{
-			Name:        m.Attachment.Key.String(),
-			TypedConfig: config,
-		})
+		chain.DefaultFilterChain.Filters = append(chain.DefaultFilterChain.Filters, filter)
 	}
 	return &corev3.TypedExtensionConfig{Name: slot.Name(), TypedConfig: packed(chain)}
 }
@@ -80,6 +77,16 @@ func only(slot Slot, members []Member) *anypb.Any {
 		return networkRBAC(false)
 	}
 	return &anypb.Any{TypeUrl: typeURLPrefix + rbacType} // without rules it does nothing
+}
+
+// Alone gives a plugin by itself, under the name that it has in slots; nil when it
+// is left out.
+func Alone(m Member) *corev3.TypedExtensionConfig {
+	config := m.filter()
+	if config == nil {
+		return nil
+	}
+	return &corev3.TypedExtensionConfig{Name: m.Attachment.Key.String(), TypedConfig: config}
 }
 
 // Body is config as the body of an xDS resource, in its deterministic bytes.

@@ -36,6 +36,7 @@ import (
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/vet"
 	"chandler.dev/chandler/internal/wire"
 	"chandler.dev/chandler/internal/xds/deltaserver"
 )
@@ -54,6 +55,8 @@ type Config struct {
 	Store    *store.Store
 	Resolver *resolve.Resolver
 	Policy   resolve.Policy
+	// Vetter has releases tried before they are recorded; nil: nobody has.
+	Vetter *vet.Vetter
 	// Listener takes the agents' connections; Run closes it.
 	Listener net.Listener
 	// Server adds options to the gRPC server, for instance its credentials.

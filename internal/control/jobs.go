@@ -170,8 +170,8 @@ func (l *loop) launch(ctx context.Context, j *job) {
 	}()
 }
 
-// resolve finds out what a plugin means and records it. The records are on disk
-// before any agent hears of them.
+// resolve finds out what a plugin means, has it vetted, and records it. The records
+// are on disk before any agent hears of them.
 func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 	creds, err := j.secrets.credentials(j.plugin)
 	if err != nil {
@@ -188,10 +188,14 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 			return err
 		}
 	}
-	o.release = r
 	if j.have != nil && j.have.ID == r.ID {
+		o.release = r
 		return nil // it means what it meant
 	}
+	if err := c.vet(ctx, &r, o.lease); err != nil {
+		return err
+	}
+	o.release = r
 	if j.rollout != nil && j.rollout.Release == r.ID && j.rollout.Revision != 0 {
 		o.rollout = j.rollout // only the release's own record is not here yet, or lost
 		return c.cfg.Records.PutRelease(ctx, r)
@@ -206,6 +210,24 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 	g.Go(func() error { return c.cfg.Records.PutRelease(ctx, r) })
 	g.Go(func() (err error) { o.rollout, err = c.swap(ctx, j.rollout, next); return err })
 	return g.Wait()
+}
+
+// vet adds to a release what was said of it; lease is that of its module, if it has
+// one.
+func (c *Control) vet(ctx context.Context, r *chandler.Release, lease *store.Lease) error {
+	if c.cfg.Vetter == nil {
+		return nil
+	}
+	path := ""
+	if lease != nil {
+		path = lease.Path()
+	}
+	verdicts, err := c.cfg.Vetter.Vet(ctx, r, path)
+	if err != nil {
+		return err
+	}
+	r.Verdicts = append(r.Verdicts, verdicts...)
+	return nil
 }
 
 // swap moves a rollout record on, and gives it as it is then. When it is not what

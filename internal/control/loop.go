@@ -87,6 +87,9 @@ func (c *Control) load(ctx context.Context) (*loop, error) {
 		l.rollouts[r.UID] = r
 	}
 	c.cfg.Resolver.Know(releases)
+	if c.cfg.Vetter != nil {
+		c.cfg.Vetter.Know(releases)
+	}
 	return l, nil
 }
 

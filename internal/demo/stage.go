@@ -130,7 +130,7 @@ func (s *stage) startControl(ctx context.Context) error {
 	s.admin = prefer("127.0.0.1:9911")
 	listen := prefer("127.0.0.1:9910")
 	err := s.start(ctx, "chandler", "serve", "--plugins", filepath.Join(s.dir, "plugins"), "--data", filepath.Join(s.dir, "control"),
-		"--listen", listen, "--admin", s.admin)
+		"--listen", listen, "--admin", s.admin, "--envoy", filepath.Join(s.root, ".tools", "envoy"))
 	if err != nil {
 		return err
 	}

@@ -68,7 +68,7 @@ func (s *stage) steps() []step {
 		{"metric istio_agent_wasm_remote_fetch_count good", "1", s.metric(`istio_agent_wasm_remote_fetch_count{result="success"}`, "1")},
 		{"metric istio_agent_wasm_config_conversion_count good", "1", s.metric(`istio_agent_wasm_config_conversion_count{result="success"}`, "1")},
 		{"metric istio_agent_wasm_config_conversion_duration", "1", s.metric("istio_agent_wasm_config_conversion_duration_count", "1")},
-		{"apply an update that cannot start", "Rejected", s.apply("broken", false, "Rejected")},
+		{"apply an update that cannot start", "WasmStart", s.apply("broken", false, "WasmStart")},
 		{"chandler describe tells the reason", "unreachable", s.describe("unreachable")},
 		{page + " without credentials, still", "401", s.page("", 401)},
 		{page + " with credentials, still", "200", s.page(goodCredential, 200)},

@@ -97,7 +97,7 @@ func (a Attempts) After(p *chandler.Plugin, err error, now time.Time, chance flo
 	}
 	problem, temporary, hint := explain(err)
 	if problem.Field == "" && problem.Code != chandler.CodeInternal {
-		problem.Field = urlField(p)
+		problem.Field = field(p, problem.Code)
 	}
 	a.Problem = problem
 	a.Failed++
@@ -152,9 +152,16 @@ func explain(err error) (p *chandler.Problem, temporary bool, hint time.Duration
 	return chandler.Problemf(chandler.CodeInternal, "", "see the control plane's log", "%s", chandler.Printable(err.Error(), 1024)), true, 0
 }
 
-// urlField is where the URL stands in a plugin's resource.
-func urlField(p *chandler.Plugin) string {
-	if p.Kind == chandler.KindTrafficExtension {
+// field is where in a plugin's resource a problem of its release has its cause.
+func field(p *chandler.Plugin, code chandler.Code) string {
+	switch wasm := p.Kind == chandler.KindTrafficExtension; {
+	case p.Lua != nil:
+		return "spec.lua.inlineCode"
+	case code == chandler.CodeWasmConfigure && wasm:
+		return "spec.wasm.pluginConfig"
+	case code == chandler.CodeWasmConfigure:
+		return "spec.pluginConfig"
+	case wasm:
 		return "spec.wasm.url"
 	}
 	return "spec.url"

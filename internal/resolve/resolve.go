@@ -111,7 +111,7 @@ func (r *Resolver) Resolve(ctx context.Context, req Request) (chandler.Release, 
 	if p.Wasm.Reference.Scheme == chandler.SchemeOCI {
 		release.Program.Module.Origins = []string{a.Reference}
 	}
-	release.Verdicts = []chandler.Verdict{{Judge: "static", EnvoyVersion: proxywasm.EnvoyVersion, At: release.ResolvedAt}}
+	release.Verdicts = []chandler.Verdict{{Judge: chandler.JudgeStatic, EnvoyVersion: proxywasm.EnvoyVersion, At: release.ResolvedAt}}
 	return release.WithID(), nil
 }
 

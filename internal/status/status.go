@@ -195,11 +195,25 @@ func resolved(in Input) chandler.Condition {
 func describe(r *chandler.Release) string {
 	switch p := r.Program; {
 	case p.Module != nil:
-		return fmt.Sprintf("%s is module %s, %d bytes", r.ShownReference(), p.Module.Digest, p.Module.Size)
+		return fmt.Sprintf("%s is module %s, %d bytes%s", r.ShownReference(), p.Module.Digest, p.Module.Size, vetted(r))
 	case p.File != nil:
 		return fmt.Sprintf("file %s of each proxy's machine, not seen by the control plane", p.File.Path)
 	}
-	return "inline Lua"
+	return "inline Lua" + vetted(r)
+}
+
+// vetted says which Envoys were asked, and did take it.
+func vetted(r *chandler.Release) string {
+	var versions []string
+	for _, v := range r.Verdicts {
+		if v.Judge == chandler.JudgeEnvoy {
+			versions = append(versions, v.EnvoyVersion)
+		}
+	}
+	if len(versions) == 0 {
+		return ""
+	}
+	return ", tried in Envoy " + strings.Join(versions, ", ")
 }
 
 // programmed is True only when the newest generation is in force on every

@@ -103,7 +103,7 @@ func newCharted(t *testing.T, set ...string) *charted {
 	w.args = append(parse(t, w.rendered).args(t, "--listen=:9910", "--listen="+w.listen, "--admin=:9911", "--admin="+w.admin, "$(POD_IP):9910", w.listen,
 		"chandler-replicas.chandler-system.svc:9910", w.listen, "/var/lib/chandler/data", filepath.Join(w.dir, "control"),
 		"/etc/chandler/tls/tls.crt", own.Cert, "/etc/chandler/tls/tls.key", own.Key, "/etc/chandler/tls/ca.crt", ca.File,
-		"/var/run/secrets/chandler/token", w.write(token)), "--kubeconfig", w.account)
+		"/var/run/secrets/chandler/token", w.write(token), "/usr/local/bin/envoy", envoyBinary(t)), "--kubeconfig", w.account)
 	w.launch()
 	w.awaitReady()
 	w.runGateway(parse(t, gateway), ca)

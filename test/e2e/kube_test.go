@@ -273,13 +273,3 @@ func alwaysOne(a answer) error {
 	}
 	return nil
 }
-
-// harmless ends a load and tells whether it met anything wrong.
-func harmless(t *testing.T, l *load) {
-	t.Helper()
-	l.end()
-	if l.answers.Load() == 0 || len(l.wrong) > 0 || l.closed.Load() > 0 {
-		t.Errorf("%d requests, %d connections closed, wrong: %v", l.answers.Load(), l.closed.Load(), l.wrong)
-	}
-	t.Logf("%d requests", l.answers.Load())
-}

@@ -212,5 +212,6 @@ const (
 	opEqual       byte = 0x46
 	opGreater     byte = 0x4b // unsigned
 	opAdd         byte = 0x6a
+	opMultiply    byte = 0x6c
 	opAnd         byte = 0x71
 )

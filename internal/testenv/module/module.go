@@ -256,6 +256,25 @@ func LoopConfigure(options ...Option) []byte {
 	return Append(append([]Option{loop}, options...)...)
 }
 
+// GrowConfigure gives a module that takes and fills memory for as long as there is
+// any, when it is configured.
+func GrowConfigure(options ...Option) []byte {
+	const step, pageSize = 16 << 20, 64 << 10
+	memoryGrow, memoryFill := []byte{0x40, 0x00}, []byte{0xfc, 0x0b, 0x00}
+	grow := with("proxy_on_configure", func(c *Code) {
+		c.Op(opLoop, 0x40)
+		c.Const(step / pageSize)
+		c.Op(memoryGrow...)
+		c.Const(pageSize)
+		c.Op(opMultiply)
+		c.Const(1)
+		c.Const(step)
+		c.Op(memoryFill...)
+		c.Op(opBranch, 0x00, opEnd, opUnreachable)
+	})
+	return Append(append([]Option{grow}, options...)...)
+}
+
 // MissingImport gives a module that wants a host function that no Envoy has.
 func MissingImport(options ...Option) []byte {
 	return Append(append([]Option{WithImport("env", "proxy_no_such_call")}, options...)...)

@@ -1,0 +1,221 @@
+// Package sandbox asks a real Envoy whether it would take a plugin, before any
+// proxy gets it: a child process that validates one configuration, with nothing of
+// this process's environment, no network, no privileges, and bounds on its time,
+// its memory and what it says. What it judges may be hostile, so the child is
+// thrown away whatever it says, and a child that has to be killed is a refusal.
+//
+// It judges one plugin at one time; what is judged when, and what is remembered of
+// it, is the matter of package vet.
+package sandbox
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
+)
+
+// What a child may take unless Config says otherwise.
+const (
+	DefaultTime   = 20 * time.Second
+	DefaultMemory = 128 << 20
+)
+
+const (
+	// An Envoy without a plugin, and what it needs to compile one, by the size of
+	// the module. Measured: 76 MiB, and 24 bytes a byte for modules of the Go
+	// compiler, which are the hungriest.
+	envoyMemory   = 96 << 20
+	compileMemory = 32
+	// maxOutput is how much of a child's log is kept; the rest is read and dropped.
+	maxOutput = 64 << 10
+	// ended is how long a killed child's pipes are waited for.
+	ended = 5 * time.Second
+	// versionTime bounds the question for the version.
+	versionTime = 20 * time.Second
+)
+
+// Config says how children run.
+type Config struct {
+	// Envoy is the path of the binary.
+	Envoy string
+	// Dir is for children's files; the system's folder for such when empty.
+	Dir string
+	// Time is how long a child may take, DefaultTime when zero.
+	Time time.Duration
+	// Memory is how many bytes a plugin may take while it starts, DefaultMemory when
+	// zero. Where the system tells nothing of a process's memory it is not bounded.
+	Memory int64
+}
+
+// Sandbox is one Envoy binary. It is safe for concurrent use.
+type Sandbox struct {
+	cfg     Config
+	version string
+	weak    string
+}
+
+// Open finds out which Envoy it is, and how far children can be shut off here. The
+// error is of a binary that says no version.
+func Open(ctx context.Context, cfg Config) (*Sandbox, error) {
+	cfg.Time, cfg.Memory = cmp.Or(cfg.Time, DefaultTime), cmp.Or(cfg.Memory, DefaultMemory)
+	s := &Sandbox{cfg: cfg, weak: unconfined}
+	ctx, cancel := context.WithTimeout(ctx, versionTime)
+	defer cancel()
+	err := s.ask(ctx)
+	if err != nil && ctx.Err() == nil {
+		s.weak = fmt.Sprintf("the system does not shut an Envoy off from the network: %v", err)
+		err = s.ask(ctx)
+	}
+	return s, err
+}
+
+// Version is what the binary says, for instance "1.40.0".
+func (s *Sandbox) Version() string { return s.version }
+
+// Weak says what children could not be denied here; empty: nothing.
+func (s *Sandbox) Weak() string { return s.weak }
+
+var versionPattern = regexp.MustCompile(`version: [0-9a-f]+/([0-9]+\.[0-9]+\.[0-9]+[^/]*)/`)
+
+// ask has a child say its version.
+func (s *Sandbox) ask(ctx context.Context) error {
+	dir, err := os.MkdirTemp(s.cfg.Dir, "chandler-vet-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	out, end, err := s.run(ctx, dir, envoyMemory, "--version")
+	if err != nil {
+		return err
+	}
+	m := versionPattern.FindSubmatch(out)
+	if m == nil {
+		return fmt.Errorf("%s --version says no version: %s (%v)", s.cfg.Envoy, chandler.Printable(string(out), 256), end)
+	}
+	s.version = string(m[1])
+	return nil
+}
+
+// Judge tells what Envoy has against a plugin; nil: nothing. size is that of its
+// module in bytes. The error says that Envoy could not be asked: nothing is known
+// of the plugin then.
+func (s *Sandbox) Judge(ctx context.Context, m attach.Member, size int64) (*chandler.Problem, error) {
+	dir, err := os.MkdirTemp(s.cfg.Dir, "chandler-vet-")
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	config, err := bootstrap(m)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: %w", err)
+	}
+	file := filepath.Join(dir, "envoy.json")
+	if err := os.WriteFile(file, config, 0o600); err != nil {
+		return nil, fmt.Errorf("sandbox: %w", err)
+	}
+	limited, cancel := context.WithTimeout(ctx, s.cfg.Time)
+	defer cancel()
+	out, end, err := s.run(limited, dir, envoyMemory+compileMemory*size+s.cfg.Memory,
+		"--mode", "validate", "-c", file, "--use-dynamic-base-id", "--concurrency", "1",
+		"-l", "warning", "--component-log-level", "wasm:info", "--log-format", logFormat)
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		return nil, fmt.Errorf("sandbox: %w", err)
+	case errors.Is(end, errMemory):
+		return chandler.Problemf(chandler.CodeWasmMemory, "", "have the plugin allocate less while it starts",
+			"it grew past %d MiB while Envoy %s started it, and was ended", s.cfg.Memory>>20, s.version), nil
+	case limited.Err() != nil:
+		return chandler.Problemf(chandler.CodeWasmTimeout, "", "look for a loop in what the plugin does when it starts and is configured",
+			"Envoy %s did not come to an end with it within %s, and was ended", s.version, s.cfg.Time), nil
+	case end == nil && bytes.Contains(out, []byte("configuration '"+file+"' OK")):
+		return nil, nil
+	case errors.As(end, &exit) && exit.ExitCode() == refuses:
+		return explain(out, s.version), nil
+	}
+	return nil, fmt.Errorf("sandbox: Envoy %s gave no verdict: %w: %s", s.version, cmp.Or(end, errSilent), chandler.Printable(string(last(out)), 512))
+}
+
+// refuses is the exit code of an Envoy that does not take a configuration.
+const refuses = 1
+
+// errSilent: a child ended well without a word.
+var errSilent = errors.New("it said nothing")
+
+// errMemory: a child took more memory than it may.
+var errMemory = errors.New("too much memory")
+
+// run runs a child and waits for its end, which is how it ended: nil for well. The
+// error is that it could not be started.
+func (s *Sandbox) run(ctx context.Context, dir string, memory int64, args ...string) (out []byte, end, err error) {
+	var log capped
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	cmd := exec.CommandContext(ctx, s.cfg.Envoy, args...)
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = dir, []string{}, &log, &log, ended
+	confine(cmd, s.weak == unconfined)
+	if err := cmd.Start(); err != nil {
+		return nil, nil, err
+	}
+	bound(cmd.Process.Pid)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		watchMemory(ctx, cmd.Process.Pid, memory, func() { cancel(errMemory) })
+	}()
+	end = cmd.Wait()
+	if errors.Is(context.Cause(ctx), errMemory) {
+		end = errMemory
+	}
+	cancel(nil)
+	<-watched
+	return log.Bytes(), end, nil
+}
+
+// capped keeps the beginning of what is written to it.
+type capped struct{ bytes.Buffer }
+
+// Write implements io.Writer.
+func (c *capped) Write(p []byte) (int, error) {
+	c.Buffer.Write(p[:min(len(p), max(0, maxOutput-c.Len()))])
+	return len(p), nil
+}
+
+// bootstrap is an Envoy that has the plugin in its one chain and serves nothing.
+func bootstrap(m attach.Member) ([]byte, error) {
+	filter, err := protojson.Marshal(attach.Alone(m))
+	if err != nil {
+		return nil, err
+	}
+	type object = map[string]any
+	typed := func(name, kind string, config object) object {
+		config["@type"] = "type.googleapis.com/envoy.extensions.filters." + kind
+		return object{"name": name, "typed_config": config}
+	}
+	filters := []any{json.RawMessage(filter), typed("end", "network.direct_response.v3.Config", object{})}
+	if m.Attachment.Type != chandler.Network {
+		filters = []any{typed("http", "network.http_connection_manager.v3.HttpConnectionManager", object{
+			"stat_prefix": "vet", "route_config": object{},
+			"http_filters": []any{json.RawMessage(filter), typed("router", "http.router.v3.Router", object{})},
+		})}
+	}
+	return json.Marshal(object{"static_resources": object{"listeners": []any{object{
+		"name": "vet", "address": object{"socket_address": object{"address": "127.0.0.1", "port_value": 0}},
+		"filter_chains": []any{object{"filters": filters}},
+	}}}})
+}

@@ -1,0 +1,169 @@
+package sandbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
+	"chandler.dev/chandler/internal/sandbox"
+	"chandler.dev/chandler/internal/testenv/module"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func open(t *testing.T, cfg sandbox.Config) *sandbox.Sandbox {
+	t.Helper()
+	if cfg.Envoy == "" {
+		cfg.Envoy = module.Envoy(t)
+	}
+	s, err := sandbox.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// plugin is a member that runs mod.
+func plugin(t *testing.T, mod []byte, config string) (attach.Member, int64) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "m.wasm")
+	if err := os.WriteFile(path, mod, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := &chandler.Attachment{Key: chandler.Key{Kind: chandler.KindWasmPlugin, Namespace: "ns", Name: "p"}}
+	a.Program.Module = &chandler.Module{Size: int64(len(mod))}
+	a.Config = []byte(config)
+	return attach.Member{Attachment: a, ModulePath: path}, int64(len(mod))
+}
+
+// The verdicts are Envoy's, with a code for machines and the plugin's own words.
+func TestJudge(t *testing.T) {
+	t.Parallel()
+	s := open(t, sandbox.Config{})
+	if s.Version() == "" || s.Weak() != "" {
+		t.Errorf("version %q, weak: %s", s.Version(), s.Weak())
+	}
+	network := func(m attach.Member, size int64) (attach.Member, int64) {
+		m.Attachment.Type = chandler.Network
+		return m, size
+	}
+	lua := func(code string) (attach.Member, int64) {
+		m, _ := plugin(t, nil, "")
+		m.Attachment.Program = chandler.Program{Lua: &chandler.Lua{InlineCode: code}}
+		return m, 0
+	}
+	judge := func(name string, code chandler.Code, text string) func(attach.Member, int64) {
+		return func(m attach.Member, size int64) {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				p, err := s.Judge(t.Context(), m, size)
+				switch {
+				case err != nil:
+					t.Fatal(err)
+				case p == nil && code != "", p != nil && (p.Code != code || !strings.Contains(p.Message, text) || p.Hint == ""):
+					t.Errorf("it says %+v, want %s: %s", p, code, text)
+				}
+			})
+		}
+	}
+	judge("good", "", "")(plugin(t, module.Append(), "a"))
+	judge("good, of the network", "", "")(network(plugin(t, module.Append(), "a")))
+	judge("refuses its configuration", chandler.CodeWasmConfigure, "refuses it: the moon is wrong")(plugin(t, module.RefuseConfigure("the moon is wrong"), ""))
+	judge("speaks in Envoy's voice", chandler.CodeWasmConfigure, "refuses it: x: error|wasm|Failed to create new Wasm instance")(
+		plugin(t, module.RefuseConfigure("x: error|wasm|Failed to create new Wasm instance"), ""))
+	judge("traps at its start", chandler.CodeWasmStart, "Function: _initialize failed: Uncaught RuntimeError: unreachable")(plugin(t, module.TrapStart(), ""))
+	judge("missing import", chandler.CodeWasmImport, "env.proxy_no_such_call")(plugin(t, module.MissingImport(), ""))
+	judge("another ABI", chandler.CodeWasmABI, "unknown Proxy-Wasm ABI")(plugin(t, module.BadABI(), ""))
+	judge("no malloc", chandler.CodeWasmExport, "malloc")(plugin(t, module.NoMalloc(), ""))
+	judge("truncated", chandler.CodeWasmParse, "corrupted")(plugin(t, module.Truncate(module.Append()), ""))
+	judge("good Lua", "", "")(lua("function envoy_on_request(h) end"))
+	judge("bad Lua", chandler.CodeLuaSyntax, "refuses it: script load error: ")(lua("function function"))
+}
+
+// A plugin that comes to no end is ended, and so is what waits for it.
+func TestFault_F72_Loop(t *testing.T) {
+	t.Parallel()
+	s := open(t, sandbox.Config{Time: time.Second})
+	m, size := plugin(t, module.LoopConfigure(), "")
+	p, err := s.Judge(t.Context(), m, size)
+	if err != nil || p == nil || p.Code != chandler.CodeWasmTimeout || !strings.Contains(p.Message, "within 1s") {
+		t.Errorf("it says %v, %v", p, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if p, err := s.Judge(ctx, m, size); p != nil || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("who does not wait any longer is told %v, %v", p, err)
+	}
+}
+
+// One that takes all the memory it can get is ended long before it has it.
+func TestFault_F73_Memory(t *testing.T) {
+	t.Parallel()
+	s := open(t, sandbox.Config{Memory: 64 << 20})
+	m, size := plugin(t, module.GrowConfigure(), "")
+	p, err := s.Judge(t.Context(), m, size)
+	if err != nil || p == nil || p.Code != chandler.CodeWasmMemory || !strings.Contains(p.Message, "64 MiB") {
+		t.Errorf("it says %v, %v", p, err)
+	}
+}
+
+// An Envoy that crashes, or ends without its word, says nothing of the plugin.
+func TestFault_F74_Crash(t *testing.T) {
+	t.Parallel()
+	for _, end := range []string{"exit 139", "sh -c 'kill -SEGV $$' || exit", "exit 0"} {
+		s := open(t, sandbox.Config{Envoy: imposter(t, "echo dying; "+end)})
+		m, size := plugin(t, module.Append(), "")
+		if p, err := s.Judge(t.Context(), m, size); p != nil || err == nil || !strings.Contains(err.Error(), "gave no verdict") {
+			t.Errorf("%s: it says %v, %v", end, p, err)
+		}
+	}
+}
+
+// imposter is an Envoy by its version that does something else.
+func imposter(t *testing.T, does string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "envoy")
+	script := fmt.Sprintf("#!/bin/sh\ncase $1 in --version) exec %s --version;; esac\n%s\n", module.Envoy(t), does)
+	if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// A child has nothing of our environment, no network, no privileges, and what it
+// says is bounded.
+func TestConfined(t *testing.T) {
+	t.Setenv("A_SECRET", "of-ours")
+	seen := filepath.Join(t.TempDir(), "seen")
+	s := open(t, sandbox.Config{Envoy: imposter(t, "{ env; id -u; cat /proc/net/dev; cat /proc/self/status; } >"+seen+"; yes 'x|y|words' | head -c 10000000; exit 1")})
+	m, size := plugin(t, module.Append(), "")
+	p, err := s.Judge(t.Context(), m, size)
+	if err != nil || p == nil || len(p.Message) > 1000 {
+		t.Errorf("it says %v, %v", p, err)
+	}
+	text, err := os.ReadFile(seen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := string(text); strings.Contains(out, "of-ours") || !strings.Contains(out, "\n65534\n") || strings.Contains(out, "eth0") || !strings.Contains(out, "CapEff:\t0000000000000000") {
+		t.Errorf("a child sees\n%s", out)
+	}
+}
+
+func TestOpenSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	for _, path := range []string{filepath.Join(t.TempDir(), "none"), "/bin/true"} {
+		if _, err := sandbox.Open(t.Context(), sandbox.Config{Envoy: path}); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}

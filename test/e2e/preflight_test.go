@@ -1,0 +1,77 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"chandler.dev/chandler/internal/testenv/module"
+)
+
+// Every plugin is tried in an Envoy first: what that one refuses, or does not come to
+// an end with, no proxy ever hears of, and its author is told why. Traffic shows no
+// trace of the attempts.
+func TestFault_F70_Preflight(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "--envoy", envoyBinary(t), "--vet-timeout", "2s", "--vet-memory", "64MiB")
+	port := freePort(t)
+	p := w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
+	w.apply(plugin("p", w.push("append:v1", module.Append()), tag("v1")))
+	load := startLoad(port, 2, 1, func(a answer) error {
+		if got := appended(a); a.code != http.StatusOK || !slices.Equal(got, []string{"v1"}) {
+			return fmt.Errorf("status %d, tags %v", a.code, got)
+		}
+		return nil
+	})
+	report := func() string {
+		_, body, _ := strings.Cut(fetchText(t, "http://"+p.admin+"/report"), "\r\n\r\n")
+		return body
+	}
+	before := report()
+	for name, c := range map[string]struct {
+		mod         []byte
+		field, text string
+	}{
+		"refuses":    {module.RefuseConfigure("no thanks"), "spec.pluginConfig", "no thanks (WasmConfigure)"},
+		"traps":      {module.TrapStart(), "spec.url", "_initialize failed: Uncaught RuntimeError: unreachable (WasmStart)"},
+		"has no end": {module.LoopConfigure(), "spec.url", "(WasmTimeout)"},
+		"grows":      {module.GrowConfigure(), "spec.url", "(WasmMemory)"},
+	} {
+		out, ok := w.cli(plugin("p", w.push("bad:"+strings.ReplaceAll(name, " ", "-"), c.mod), tag("v2")), "apply", "-f", "-", "--wait", "--timeout", "30s")
+		if code := c.text[strings.LastIndex(c.text, "(")+1 : len(c.text)-1]; ok || !strings.Contains(out, code) {
+			t.Errorf("%s: want %s, got: %s", name, code, out)
+		}
+		described, _ := w.cli("", "describe", "wasmplugin", "p", "-n", "edge")
+		if said := strings.TrimSuffix(c.text[:strings.LastIndex(c.text, "(")], " "); !strings.Contains(described, c.field+": ") || !strings.Contains(described, said) {
+			t.Errorf("%s: described as\n%s", name, described)
+		}
+	}
+	// A new plugin that is bad, beside the good one.
+	w.submit(plugin("q", w.push("bad:v2", module.TrapStart()), tag("q")))
+	w.tells("q", "WasmStart")
+	w.submit(`apiVersion: extensions.istio.io/v1alpha1
+kind: TrafficExtension
+metadata: {name: script, namespace: edge}
+spec: {lua: {inlineCode: "function function"}}
+`)
+	eventually(t, 20*time.Second, "the script is refused", func() (bool, string) {
+		out, _ := w.cli("", "describe", "trafficextension", "script", "-n", "edge")
+		return strings.Contains(out, "LuaSyntax") && strings.Contains(out, "spec.lua.inlineCode: "), out
+	})
+	harmless(t, load)
+	if after := report(); after != before || !strings.Contains(after, `"InForce"`) {
+		t.Errorf("the agent heard of what was refused; it said\n%s\nand says\n%s", before, after)
+	}
+	if metrics := fetchText(t, "http://"+w.admin+"/metrics"); !strings.Contains(metrics, `chandler_vet_total{result="accepted"} 1`) ||
+		!strings.Contains(metrics, `chandler_vet_total{result="WasmConfigure"} 1`) {
+		t.Errorf("metrics:\n%s", grep(metrics, "chandler_vet_total"))
+	}
+	w.apply(plugin("p", w.push("append:v1", module.Append()), tag("v3")))
+	has(t, port, "v3")
+	if out, _ := w.cli("", "describe", "wasmplugin", "p", "-n", "edge"); !strings.Contains(out, ", tried in Envoy 1.") {
+		t.Errorf("described as\n%s", out)
+	}
+}
