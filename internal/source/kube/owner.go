@@ -64,8 +64,14 @@ func (k *kind) followDefinition(ctx context.Context) {
 			default:
 			}
 		}
-		k.s.found(&k.defined, k.definition(), crd != nil && crd.GetLabels()[partOfLabel] != partOf, err)
+		k.s.found(&k.defined, k.definition(), crd != nil && !oursDefined(crd.GetLabels()), err)
 	})
+}
+
+// oursDefined tells whether a definition is ours by its labels. Istio's, applied over
+// ours, leaves our label and brings its own.
+func oursDefined(labels map[string]string) bool {
+	return labels[partOfLabel] == partOf && labels["release"] != "istio"
 }
 
 // followIstiod keeps up with whether istiod is here.
