@@ -29,7 +29,7 @@ func TestReport(t *testing.T) {
 				[4]string{"pass", "p", "TestFault_F2_F3_Words/sub"}, [4]string{"pass", "p", "TestFault_F2_F3_Words"},
 				[4]string{"run", "q", "TestFault_F3"}, [4]string{"pass", "q", "TestFault_F3"},
 				[4]string{"pass", "p"}, [4]string{"pass", "q"}),
-			true, []string{"F2: survived 1", "F3: survived 2", "F53: not covered yet 0 Kubernetes", "F4: not covered yet 0 later", "2 covered, 2 survived, 0 not survived"},
+			true, []string{"F2: survived 1", "F3: survived 2", "F53: not covered yet 0 later", "F4: not covered yet 0 later", "2 covered, 2 survived, 0 not survived"},
 		},
 		"not survived": {
 			told([4]string{"run", "p", "TestFault_F7"}, [4]string{"output", "p", "TestFault_F7/sub", "it fell over\n"},
