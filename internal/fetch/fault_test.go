@@ -90,7 +90,6 @@ func TestStatuses(t *testing.T) {
 }
 
 func TestRefuse_B105(t *testing.T) {
-	t.Parallel()
 	url := webServer(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(206) })
 	refused(t, client(t, nil), fetch.Request{Reference: reference(t, url)}, chandler.CodeHTTPStatus,
 		`"`+url+`": the server answers 206 Partial Content without a range request; mend the server`)
@@ -126,7 +125,6 @@ func rawServer(t *testing.T, answer string) (url string) {
 }
 
 func TestRefuse_B106(t *testing.T) {
-	t.Parallel()
 	for _, c := range []struct {
 		head, body, text string
 		code             chandler.Code
@@ -156,7 +154,6 @@ func TestRefuse_B106(t *testing.T) {
 }
 
 func TestRefuse_B107(t *testing.T) {
-	t.Parallel()
 	var asked atomic.Value
 	url := webServer(t, func(w http.ResponseWriter, r *http.Request) {
 		asked.Store(r.Header.Get("Accept-Encoding"))
@@ -172,7 +169,6 @@ func TestRefuse_B107(t *testing.T) {
 }
 
 func TestRefuse_B108(t *testing.T) {
-	t.Parallel()
 	for _, n := range []int{600, 20000} {
 		url := webServer(t, func(w http.ResponseWriter, _ *http.Request) {
 			for i := range n {
@@ -383,7 +379,6 @@ func TestUnreachable(t *testing.T) {
 }
 
 func TestRefuse_B13(t *testing.T) {
-	t.Parallel()
 	reg := startRegistry(t, registry.Config{})
 	digest := must(reg.PutArtifact("p", "v1", ociManifest, cncfConfig, "application/wasm", good))(t)
 	other := strings.Repeat("b", 64)
@@ -444,7 +439,6 @@ func TestFault_F34_CredentialsAndTokensThatRunOut(t *testing.T) {
 }
 
 func TestRefuse_B109(t *testing.T) {
-	t.Parallel()
 	for _, realm := range []string{
 		"", `,realm="ftp://127.0.0.1/token"`, `,realm="http://10.0.0.1/token"`, `,realm="http://169.254.169.254/token"`, `,Realm="http://169.254.169.254/token"`,
 	} {
@@ -464,7 +458,6 @@ func TestRefuse_B109(t *testing.T) {
 }
 
 func TestRefuse_B111(t *testing.T) {
-	t.Parallel()
 	for _, reply := range []string{"<html>", "{}", `{"token":""}`, `{"token":"` + strings.Repeat("secret", 20000) + `"}`, ""} {
 		s := &script{before: func(w http.ResponseWriter, r *http.Request) bool {
 			if r.URL.Path == "/token" {

@@ -18,6 +18,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/testenv/refusal"
 	"chandler.dev/chandler/internal/testenv/registry"
 )
 
@@ -112,8 +113,11 @@ func pull(t *testing.T, c *fetch.Client, req fetch.Request, want []byte) fetch.A
 func refused(t *testing.T, c *fetch.Client, req fetch.Request, code chandler.Code, text string) *fetch.Error {
 	t.Helper()
 	s := &shelf{}
+	seen := refusal.Begin(t)
 	a, err := c.Pull(t.Context(), req, s)
-	return judge(t, a, err, s, code, text)
+	e := judge(t, a, err, s, code, text)
+	seen.Saw(e.Problem.Code, e.Error())
+	return e
 }
 
 func judge(t *testing.T, a fetch.Artifact, err error, s *shelf, code chandler.Code, text string) *fetch.Error {

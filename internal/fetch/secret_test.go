@@ -9,24 +9,25 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/testenv/refusal"
 )
 
 func refuseSecret(t *testing.T, text string, code chandler.Code, want string) {
 	t.Helper()
+	seen := refusal.Begin(t)
 	_, _, err := fetch.ParseSecret([]byte(text))
 	var p *chandler.Problem
 	if !errors.As(err, &p) || p.Code != code || p.Message != want || p.Hint == "" {
-		t.Errorf("%.80s\n got %v\nwant %s: %s", text, err, code, want)
+		t.Fatalf("%.80s\n got %v\nwant %s: %s", text, err, code, want)
 	}
+	seen.Saw(p.Code, p.Error())
 }
 
 func TestRefuse_B86(t *testing.T) {
-	t.Parallel()
 	refuseSecret(t, "", chandler.CodeSecretType, "the secret has no .dockerconfigjson")
 }
 
 func TestRefuse_B87(t *testing.T) {
-	t.Parallel()
 	refuseSecret(t, `{"auths":{"h":{"auth":secret}}}`, chandler.CodeSecretJSON, ".dockerconfigjson cannot be read at offset 23")
 	refuseSecret(t, `[]`, chandler.CodeSecretJSON, ".dockerconfigjson cannot be read at offset 1")
 	refuseSecret(t, `null`, chandler.CodeSecretJSON, ".dockerconfigjson has no auths")
@@ -34,7 +35,6 @@ func TestRefuse_B87(t *testing.T) {
 }
 
 func TestRefuse_B88(t *testing.T) {
-	t.Parallel()
 	auth := func(s string) string {
 		return `{"auths":{"h.example":{"auth":"` + base64.StdEncoding.EncodeToString([]byte(s)) + `"}}}`
 	}
@@ -47,7 +47,7 @@ func TestRefuse_B88(t *testing.T) {
 }
 
 func TestRefuse_B89(t *testing.T) {
-	t.Parallel()
+	seen := refusal.Begin(t)
 	s, warnings, err := fetch.ParseSecret([]byte(`{"auths":{},"credsStore":"evil","credHelpers":{"h":"evil"}}`))
 	if err != nil || s.For(reference(t, "h.example/a")) != nil {
 		t.Fatalf("%v %v", s, err)
@@ -62,6 +62,9 @@ func TestRefuse_B89(t *testing.T) {
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got %q", got)
+	}
+	for _, w := range warnings {
+		seen.Saw(w.Code, w.Error())
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/proxywasm"
 	"chandler.dev/chandler/internal/testenv/module"
+	row "chandler.dev/chandler/internal/testenv/refusal"
 )
 
 func inspect(b []byte) (proxywasm.Module, error) {
@@ -25,31 +26,22 @@ func problem(err error) *chandler.Problem {
 	return p
 }
 
-func refused(t *testing.T, row string) {
-	t.Parallel()
+func refused(t *testing.T, number string) {
 	none := true
 	for _, c := range refusals() {
-		if c.row != row {
+		if c.row != number {
 			continue
 		}
 		none = false
+		cases := t
 		t.Run(c.name, func(t *testing.T) {
-			var before, after runtime.MemStats
-			runtime.ReadMemStats(&before)
-			start := time.Now()
+			seen := row.Begin(cases)
 			_, err := inspect(c.module)
-			if took := time.Since(start); took > 5*time.Second {
-				t.Errorf("took %v", took)
-			}
-			runtime.ReadMemStats(&after)
-			// Parallel tests are counted too, so this is far above one Inspect.
-			if n := after.TotalAlloc - before.TotalAlloc; n > 256<<20 {
-				t.Errorf("allocated %d bytes", n)
-			}
 			p := problem(err)
 			if p == nil {
 				t.Fatalf("got %v, want a problem", err)
 			}
+			seen.Saw(p.Code, p.Error())
 			if p.Code != c.code || p.Error() != c.text {
 				t.Errorf("got  %s: %s\nwant %s: %s", p.Code, p.Error(), c.code, c.text)
 			}

@@ -7,6 +7,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/source"
+	row "chandler.dev/chandler/internal/testenv/refusal"
 )
 
 var (
@@ -176,11 +177,12 @@ func TestRefuse_B18(t *testing.T) {
 
 // Without the strict policy a pull secret beside an http url is a warning.
 func TestRefuse_B19(t *testing.T) {
-	t.Parallel()
+	seen := row.Begin(t)
 	d := source.Decode([]byte(wasmPlugin("url: https://h/x.wasm\nimagePullSecret: s")), "")[0]
 	if d.Plugin == nil || len(d.Warnings) != 1 {
 		t.Fatalf("%v %v", d.Problems, d.Warnings)
 	}
+	seen.Saw(d.Warnings[0].Code, d.Warnings[0].Error())
 	if w := d.Warnings[0]; w.Code != chandler.CodeSecretUnused || w.Field != "spec.imagePullSecret" ||
 		w.Message != "a pull secret works only with oci urls; this one is https" || w.Hint == "" {
 		t.Errorf("%+v", w)

@@ -125,7 +125,7 @@ var errStop = errors.New("document is refused")
 // grow reads one document. Nil means that it cannot be read at all; the judge
 // knows why. Mistakes of single fields are told to the judge and passed over.
 func grow(c chunk, j *judge) *node {
-	g := &grower{judge: j, line: c.line - 1, left: 2 * (maxDocument + len(c.text)), open: map[*yaml.Node]bool{}}
+	g := &grower{judge: j, line: c.line - 1, left: maxDocument + 2*len(c.text), open: map[*yaml.Node]bool{}}
 	if !g.checkText(c.text) {
 		return nil
 	}
