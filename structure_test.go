@@ -56,7 +56,7 @@ var imports = []rule{
 	},
 	{
 		in:     []string{"..."},
-		except: []string{"internal/testenv/...", "internal/demo"},
+		except: []string{"internal/testenv/...", "internal/demo", "test/..."},
 		never:  []string{module + "/internal/testenv/..."},
 		why:    "testenv is for tests and the demo",
 	},
@@ -162,7 +162,7 @@ var symbols = []rule{
 	},
 	{
 		in:     []string{"..."},
-		except: []string{"cmd/...", "internal/demo", "test/faults", "tools/...", "plugins/..."},
+		except: []string{"cmd/...", "internal/demo", "test/faults", "test/refusals", "tools/...", "plugins/..."},
 		never: []string{
 			"os.Exit", "os.Getenv", "os.LookupEnv", "os.Environ", "os.ExpandEnv", "os.Args", "log.Fatal", "log.Fatalf",
 			"log.Fatalln", "flag.Parse", "flag.CommandLine",

@@ -64,7 +64,7 @@ func TestRefuse_B89(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	for _, w := range warnings {
-		seen.Saw(w.Code, w.Error())
+		seen.Warned(w.Code, w.Error())
 	}
 }
 

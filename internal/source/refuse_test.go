@@ -182,7 +182,7 @@ func TestRefuse_B19(t *testing.T) {
 	if d.Plugin == nil || len(d.Warnings) != 1 {
 		t.Fatalf("%v %v", d.Problems, d.Warnings)
 	}
-	seen.Saw(d.Warnings[0].Code, d.Warnings[0].Error())
+	seen.Warned(d.Warnings[0].Code, d.Warnings[0].Error())
 	if w := d.Warnings[0]; w.Code != chandler.CodeSecretUnused || w.Field != "spec.imagePullSecret" ||
 		w.Message != "a pull secret works only with oci urls; this one is https" || w.Hint == "" {
 		t.Errorf("%+v", w)

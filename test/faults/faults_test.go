@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"chandler.dev/chandler/test/testrun"
 )
 
 // told writes lines as "go test -json" does: action, package, test, output.
@@ -55,7 +57,7 @@ func TestReport(t *testing.T) {
 		},
 		"nothing": {"", false, []string{"No test ran"}},
 	} {
-		run, err := read(strings.NewReader(c.input))
+		run, err := testrun.Read(strings.NewReader(c.input), "TestFault_")
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -70,9 +72,6 @@ func TestReport(t *testing.T) {
 			}
 		}
 	}
-	if _, err := read(strings.NewReader("FAIL\n")); err == nil {
-		t.Error("what is no JSON was read")
-	}
 }
 
 // holds tells whether a line has a text; of a row of the table, F7: TEXT, its
@@ -84,21 +83,6 @@ func holds(line, want string) bool {
 	}
 	fields := strings.Fields(line)
 	return len(fields) > 0 && fields[0] == row && strings.Contains(strings.Join(fields, " "), text)
-}
-
-func TestNumbers(t *testing.T) {
-	t.Parallel()
-	for name, want := range map[string][]int{
-		"p.TestFault_F14":               {14},
-		"p.TestFault_F2_F3_F20_Crash":   {2, 3, 20},
-		"p.TestFault_F17_Flip_F18":      {17, 18},
-		"p.TestFault_F3_F3_Four_F4x_Fx": {3},
-		"p.TestFault_Words":             nil,
-	} {
-		if got := numbers(name); !slices.Equal(got, want) {
-			t.Errorf("%s: %v, want %v", name, got, want)
-		}
-	}
 }
 
 // The list is in order, without doubles, and says what each row is.

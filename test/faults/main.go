@@ -10,12 +10,13 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strings"
 	"text/tabwriter"
+
+	"chandler.dev/chandler/test/testrun"
 )
 
 func main() {
-	run, err := read(os.Stdin)
+	run, err := testrun.Read(os.Stdin, "TestFault_")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "faults:", err)
 		os.Exit(1)
@@ -44,13 +45,13 @@ type result struct {
 
 // judge gives a result for every fault, in their order. A number that tests name
 // and the list does not know comes last.
-func judge(faults []fault, run *testRun) []result {
+func judge(faults []fault, run *testrun.Run) []result {
 	byNumber := map[int]*result{}
 	for _, f := range faults {
 		byNumber[f.number] = &result{fault: f, verdict: notCovered}
 	}
-	for name, passed := range run.tests {
-		for _, n := range numbers(name) {
+	for name, passed := range run.Tests {
+		for _, n := range run.Rows(name, 'F') {
 			r := byNumber[n]
 			if r == nil {
 				r = &result{fault: fault{number: n, what: "(tests name it, the list does not)"}}
@@ -79,7 +80,7 @@ func judge(faults []fault, run *testRun) []result {
 
 // report prints the table, what went wrong and the figures, and tells whether
 // nothing went wrong.
-func report(w io.Writer, run *testRun) bool {
+func report(w io.Writer, run *testrun.Run) bool {
 	results := judge(faults, run)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ROW\tFAULT\tVERDICT\tTESTS\tREMARK")
@@ -95,32 +96,17 @@ func report(w io.Writer, run *testRun) bool {
 	table.Flush()
 	for _, r := range results {
 		for _, name := range r.failed {
-			fmt.Fprintf(w, "\nF%d not survived: %s\n%s", r.number, name, run.output[name])
+			fmt.Fprintf(w, "\nF%d not survived: %s\n%s", r.number, name, run.Output[name])
 		}
 	}
-	for _, name := range run.broken {
-		fmt.Fprintf(w, "\ncould not be tested: %s\n%s", name, run.output[name])
+	for _, name := range run.Broken {
+		fmt.Fprintf(w, "\ncould not be tested: %s\n%s", name, run.Output[name])
 	}
 	covered := count[survived] + count[notSurvived]
 	fmt.Fprintf(w, "\n%d rows: %d covered, %d survived, %d not survived, %d open; %d tests.\n",
-		len(results), covered, count[survived], count[notSurvived], count[notCovered], len(run.tests))
-	if len(run.tests) == 0 {
+		len(results), covered, count[survived], count[notSurvived], count[notCovered], len(run.Tests))
+	if len(run.Tests) == 0 {
 		fmt.Fprintln(w, "No test ran.")
 	}
-	return count[notSurvived] == 0 && len(run.broken) == 0 && len(run.tests) > 0
-}
-
-// numbers gives the faults that a test is named after, from
-// "package.TestFault_F2_F3_Words".
-func numbers(name string) []int {
-	_, rows, _ := strings.Cut(name, prefix)
-	var ns []int
-	for part := range strings.SplitSeq(rows, "_") {
-		var n int
-		var rest string
-		if got, _ := fmt.Sscanf(part, "F%d%s", &n, &rest); got == 1 && !slices.Contains(ns, n) {
-			ns = append(ns, n)
-		}
-	}
-	return ns
+	return count[notSurvived] == 0 && len(run.Broken) == 0 && len(run.Tests) > 0
 }

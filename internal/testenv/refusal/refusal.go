@@ -43,6 +43,7 @@ const (
 const (
 	Accepted chandler.Code = "accepted"
 	Ignored  chandler.Code = "ignored"
+	Warning  chandler.Code = "warning"
 	Narrowed chandler.Code = "narrowed" // less is given than was asked for
 	Cut      chandler.Code = "cut"      // bounded and escaped
 	Same     chandler.Code = "same"     // the same answer as for what is not there
@@ -85,6 +86,11 @@ func (c *Case) Saw(code chandler.Code, text string) {
 	t.took, t.memory = max(t.took, took), max(t.memory, memory)
 	t.Attr(AttrCode, string(code))
 	t.saw = append(t.saw, string(code)+": "+ports.ReplaceAllString(text, "$1:PORT"))
+}
+
+// Warned ends the case: the input was taken, with that warning.
+func (c *Case) Warned(code chandler.Code, text string) {
+	c.Saw(Warning, string(code)+": "+text)
 }
 
 // Saw reports a case that had nothing to measure.

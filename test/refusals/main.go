@@ -1,0 +1,187 @@
+// Command refusals reads what "go test -json" says of the tests that are named
+// after bad inputs, TestRefuse_B31 or TestRefuse_B31_Words, and prints a table of
+// every input: refused and with which code, or what else comes of it, with the
+// number of cases and the most memory and time that one took. It gives nothing
+// bad to anything itself, and it fails when an input came to another end, when a
+// row has no test, or when a test run broke.
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"chandler.dev/chandler/internal/testenv/refusal"
+	"chandler.dev/chandler/test/testrun"
+)
+
+func main() {
+	run, err := testrun.Read(os.Stdin, refusal.Prefix)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "refusals:", err)
+		os.Exit(1)
+	}
+	if !report(os.Stdout, rows, run) {
+		os.Exit(1)
+	}
+}
+
+// result is a row and what its tests came to.
+type result struct {
+	row
+	tests  []string
+	codes  map[string]int // cases by what they ended with
+	memory uint64
+	took   time.Duration
+	wrong  []string // why it is not as it should be
+}
+
+func (r *result) verdict() string {
+	switch wrong := len(r.wrong) > 0; {
+	case wrong && len(r.tests) == 0:
+		return "NO TEST"
+	case wrong && r.accepted():
+		return "NOT as wanted"
+	case wrong:
+		return "NOT refused"
+	case r.accepted():
+		return r.code
+	}
+	return "refused"
+}
+
+// accepted tells whether the row has no code but another outcome.
+func (r row) accepted() bool { return slices.Contains(outcomes, r.code) }
+
+// judge gives a result for every row, in their order. A number that tests name
+// and the list does not know comes last.
+func judge(list []row, run *testrun.Run) []*result {
+	byNumber := map[int]*result{}
+	var results []*result
+	add := func(r row) *result {
+		results = append(results, &result{row: r, codes: map[string]int{}})
+		byNumber[r.number] = results[len(results)-1]
+		return byNumber[r.number]
+	}
+	for _, r := range list {
+		add(r)
+	}
+	for name := range run.Tests {
+		for _, n := range run.Rows(name, 'B') {
+			r := byNumber[n]
+			if r == nil {
+				r = add(row{number: n, what: "(tests name it, the list does not)"})
+			}
+			r.tests = append(r.tests, name)
+		}
+	}
+	for _, r := range results {
+		r.judge(run)
+	}
+	slices.SortFunc(results, func(a, b *result) int { return cmp.Compare(a.number, b.number) })
+	return results
+}
+
+// judge looks at what the row's tests said.
+func (r *result) judge(run *testrun.Run) {
+	fault := func(format string, args ...any) { r.wrong = append(r.wrong, fmt.Sprintf(format, args...)) }
+	slices.Sort(r.tests)
+	for _, name := range r.tests {
+		if !run.Tests[name] {
+			fault("%s failed:\n%s", name, run.Output[name])
+		}
+		said := 0
+		for _, a := range run.Attributes[name] {
+			switch a.Key {
+			case refusal.AttrCode:
+				r.codes[a.Value]++
+				said++
+			case refusal.AttrMemory:
+				n, _ := strconv.ParseUint(a.Value, 10, 64) // a figure for people
+				r.memory = max(r.memory, n)
+			case refusal.AttrTime:
+				d, _ := time.ParseDuration(a.Value)
+				r.took = max(r.took, d)
+			}
+		}
+		if said == 0 {
+			fault("%s says of no case what came of it", name)
+		}
+	}
+	switch {
+	case len(r.tests) == 0:
+		fault("no test is named after it")
+	case r.codes[r.code] == 0:
+		fault("no case ended with %s", r.code)
+	}
+	for _, code := range r.seen() {
+		if code != r.code && !slices.Contains(r.also, code) {
+			fault("a case ended with %s", code)
+		}
+	}
+}
+
+// seen are the codes that the row's cases ended with, its own first.
+func (r *result) seen() []string {
+	codes := slices.Sorted(maps.Keys(r.codes))
+	if i := slices.Index(codes, r.code); i > 0 {
+		codes = append([]string{r.code}, slices.Delete(codes, i, i+1)...)
+	}
+	return codes
+}
+
+// report prints the table, what is wrong and the figures, and tells whether
+// nothing is wrong.
+func report(w io.Writer, list []row, run *testrun.Run) bool {
+	results := judge(list, run)
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "ROW\tINPUT\tVERDICT\tCODE\tCASES\tMEMORY\tTIME\tREMARK")
+	good, cases := 0, 0
+	for _, r := range results {
+		n, codes := 0, r.seen()
+		for _, code := range codes {
+			n += r.codes[code]
+		}
+		cases += n
+		remark := ""
+		if len(codes) > 1 {
+			remark = r.why
+		}
+		if len(r.wrong) == 0 {
+			good++
+		}
+		fmt.Fprintf(table, "B%d\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", r.number, r.what, r.verdict(),
+			cmp.Or(strings.Join(codes, " "), "-"), n, amount(r.memory), r.took.Round(100*time.Microsecond), remark)
+	}
+	table.Flush()
+	for _, r := range results {
+		for _, why := range r.wrong {
+			fmt.Fprintf(w, "\nB%d: %s", r.number, why)
+		}
+	}
+	for _, name := range run.Broken {
+		fmt.Fprintf(w, "\ncould not be tested: %s\n%s", name, run.Output[name])
+	}
+	fmt.Fprintf(w, "\n%d rows: %d as they should be, %d not; %d tests, %d cases; at most %s and %s for one.\n", len(results), good, len(results)-good,
+		len(run.Tests), cases, amount(slices.MaxFunc(results, func(a, b *result) int { return cmp.Compare(a.memory, b.memory) }).memory),
+		slices.MaxFunc(results, func(a, b *result) int { return cmp.Compare(a.took, b.took) }).took.Round(time.Millisecond))
+	return good == len(results) && len(run.Broken) == 0
+}
+
+// amount writes an amount of memory as people read it.
+func amount(n uint64) string {
+	switch {
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d B", n)
+}
