@@ -109,6 +109,12 @@ const (
 	CodeLuaSyntax     Code = "LuaSyntax"
 )
 
+// Codes about what a control plane sends, in the reason of a NACK.
+const (
+	CodeXDSResource   Code = "XDSResource"   // not what was asked for, or it cannot be read
+	CodeXDSPathEscape Code = "XDSPathEscape" // a local path that is not what it seems
+)
+
 // Reasons of conditions and of a proxy's state that are no mistake of the
 // resource.
 const (

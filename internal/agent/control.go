@@ -106,7 +106,9 @@ func (a *Agent) assigned(ctx context.Context, u deltaclient.Update) error {
 		att, err := wire.UnmarshalAttachment(r.Body)
 		if err != nil {
 			a.metrics.conversions.WithLabelValues(conversionUnmarshalFailure).Inc()
-			errs = append(errs, fmt.Errorf("%s: %w", chandler.Quote(r.Name), err))
+			err = fmt.Errorf("%s: %w", chandler.Quote(r.Name), err)
+			a.log.Error("the control plane sends what no control plane may", "error", err)
+			errs = append(errs, err)
 			continue
 		}
 		ev.Changed = append(ev.Changed, Version{Attachment: att, Version: r.Version})

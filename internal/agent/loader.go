@@ -237,13 +237,23 @@ func (l *loader) importFile(src Source) (*store.Lease, error) {
 			"%s has %d bytes; the limit is %d", chandler.Quote(src.Path), st.Size(), maxFileModule)
 	}
 	if _, err := proxywasm.Inspect(f, st.Size()); err != nil {
-		return nil, err
+		return nil, withoutContent(err, src.Path)
 	}
 	digest, _, err := l.store.Ingest(io.NewSectionReader(f, 0, st.Size()), src.Digest)
 	if err != nil {
 		return nil, err
 	}
 	return l.store.Acquire(digest)
+}
+
+// withoutContent keeps what a file begins with from a control plane that names
+// files which are no modules: that could be a password.
+func withoutContent(err error, path string) error {
+	var problem *chandler.Problem
+	if errors.As(err, &problem) && problem.Code == chandler.CodeWasmMagic {
+		return chandler.Problemf(problem.Code, "spec.url", "point the url at a .wasm file", "%s on this proxy's machine is not Wasm", chandler.Quote(path))
+	}
+	return err
 }
 
 // moduleReader reads a module's bytes from the control plane.

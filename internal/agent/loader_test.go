@@ -441,6 +441,9 @@ func TestLoadFile(t *testing.T) {
 			if ev.Err.Problem.Hint == "" {
 				t.Error("it does not say what to do")
 			}
+			if strings.Contains(ev.Err.Problem.Error(), "hello") {
+				t.Errorf("it tells what is in the file: %s", ev.Err.Problem.Error())
+			}
 		})
 	}
 }

@@ -3,6 +3,7 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -60,13 +61,26 @@ func Version(body []byte) string {
 	return string(chandler.Digest[chandler.ModuleDigest](body))[len("sha256:"):]
 }
 
-// UnmarshalAttachment reads what MarshalAttachment wrote; body is the value of the Any.
+// UnmarshalAttachment reads what MarshalAttachment wrote; body is the value of the
+// Any. What it refuses is a *chandler.Problem, XDSResource or XDSPathEscape. Fields
+// that it does not know are passed over: a control plane that is newer says more,
+// and names in Requires what must be understood.
 func UnmarshalAttachment(body []byte) (chandler.Attachment, error) {
 	var m chandlerv1.Attachment
-	if err := proto.Unmarshal(body, &m); err != nil {
-		return chandler.Attachment{}, fmt.Errorf("attachment: %w", err)
+	err := proto.Unmarshal(body, &m)
+	if err != nil {
+		err = fmt.Errorf("attachment: %w", err)
+	} else {
+		var a chandler.Attachment
+		if a, err = AttachmentFromProto(&m); err == nil {
+			return a, nil
+		}
 	}
-	return AttachmentFromProto(&m)
+	code := chandler.CodeXDSResource
+	if errors.Is(err, errPath) {
+		code = chandler.CodeXDSPathEscape
+	}
+	return chandler.Attachment{}, chandler.Problemf(code, "", "look at the control plane: it must not send this", "%s", chandler.Printable(err.Error(), MaxMessage))
 }
 
 // AttachmentToProto translates an attachment for the wire. Slices are shared.
@@ -173,8 +187,8 @@ func decodeProgram(m *chandlerv1.Attachment, a *chandler.Attachment) error {
 		if err := checkLen("path", len(f.Path), MaxPath); err != nil {
 			return err
 		}
-		if !strings.HasPrefix(f.Path, "/") || !plain(f.Path) {
-			return fmt.Errorf("path %s is not absolute", chandler.Quote(f.Path))
+		if !strings.HasPrefix(f.Path, "/") || !plain(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" {
+			return fmt.Errorf("%w: %s", errPath, chandler.Quote(f.Path))
 		}
 		a.Program.File = f
 		if f.Digest == "" {
@@ -190,6 +204,9 @@ func decodeProgram(m *chandlerv1.Attachment, a *chandler.Attachment) error {
 	}
 	return errors.New("no code that this version knows")
 }
+
+// errPath: a path that would have to be followed to see where it leads.
+var errPath = errors.New("path is not absolute and plain")
 
 func decodeModule(m *chandlerv1.Module) (chandler.Module, error) {
 	mod := chandler.Module{Digest: chandler.ModuleDigest(m.GetDigest()), Size: int64(m.GetSize()), Origins: m.GetOrigins()}

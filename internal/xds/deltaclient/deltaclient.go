@@ -236,6 +236,10 @@ func (c *Client) answer(resp *discoveryv3.DeltaDiscoveryResponse, first bool) *d
 	}
 	if err != nil {
 		c.cfg.Log.Warn("answer of the control plane refused", "error", err)
+		var problem *chandler.Problem
+		if errors.As(err, &problem) {
+			err = fmt.Errorf("%s: %w", problem.Code, err)
+		}
 		req.ErrorDetail = &rpcstatus.Status{
 			Code:    int32(codes.InvalidArgument),
 			Message: chandler.Printable(err.Error(), maxDetail),
@@ -246,16 +250,20 @@ func (c *Client) answer(resp *discoveryv3.DeltaDiscoveryResponse, first bool) *d
 
 func (c *Client) update(resp *discoveryv3.DeltaDiscoveryResponse) (Update, error) {
 	if resp.GetTypeUrl() != c.cfg.TypeURL {
-		return Update{}, fmt.Errorf("type %s was not asked for", chandler.Quote(resp.GetTypeUrl()))
+		return Update{}, unasked("type %s was not asked for", chandler.Quote(resp.GetTypeUrl()))
 	}
 	u := Update{Removed: resp.GetRemovedResources()}
 	for _, r := range resp.GetResources() {
 		if t := r.GetResource().GetTypeUrl(); t != c.cfg.TypeURL {
-			return Update{}, fmt.Errorf("resource %s is of type %s", chandler.Quote(r.GetName()), chandler.Quote(t))
+			return Update{}, unasked("resource %s is of type %s", chandler.Quote(r.GetName()), chandler.Quote(t))
 		}
 		u.Changed = append(u.Changed, Resource{Name: r.GetName(), Version: r.GetVersion(), Body: r.GetResource().GetValue()})
 	}
 	return u, nil
+}
+
+func unasked(format string, args ...any) error {
+	return chandler.Problemf(chandler.CodeXDSResource, "", "look at the control plane: it must not send this", format, args...)
 }
 
 // dialDefaults stand before the caller's options, which win.
