@@ -439,6 +439,7 @@ func TestFault_F34_CredentialsAndTokensThatRunOut(t *testing.T) {
 }
 
 func TestRefuse_B109(t *testing.T) {
+	t.Parallel()
 	for _, realm := range []string{
 		"", `,realm="ftp://127.0.0.1/token"`, `,realm="http://10.0.0.1/token"`, `,realm="http://169.254.169.254/token"`, `,Realm="http://169.254.169.254/token"`,
 	} {
@@ -458,6 +459,7 @@ func TestRefuse_B109(t *testing.T) {
 }
 
 func TestRefuse_B111(t *testing.T) {
+	t.Parallel()
 	for _, reply := range []string{"<html>", "{}", `{"token":""}`, `{"token":"` + strings.Repeat("secret", 20000) + `"}`, ""} {
 		s := &script{before: func(w http.ResponseWriter, r *http.Request) bool {
 			if r.URL.Path == "/token" {

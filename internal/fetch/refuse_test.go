@@ -3,11 +3,13 @@ package fetch_test
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -236,7 +238,36 @@ func TestRefuse_B39(t *testing.T) {
 	pull(t, client(t, nil), s.request(t), []byte(good))
 }
 
+// Single-layer artifacts of every shape that is about, Higress's among them.
+func TestRefuse_B41(t *testing.T) {
+	for _, layer := range []string{"application/wasm", "application/vnd.module.wasm.content.layer.v1+wasm", "application/vnd.wasm.content.layer.v1+wasm"} {
+		for _, config := range []string{cncfConfig, ociConfig, dockerConfig, "application/vnd.module.wasm.config.v1+json", "application/vnd.oci.empty.v1+json", ""} {
+			for _, title := range []string{"plugin.wasm", "main.wasm", ""} {
+				s := imageOf(t, layer, good, func(m, l object) {
+					m["config"] = registry.Descriptor(config, []byte("{}"))
+					if title != "" {
+						l["annotations"] = object{"org.opencontainers.image.title": title}
+					}
+					if config == "" {
+						delete(m, "config")
+						m["artifactType"] = "application/vnd.wasm.plugin"
+					}
+				})
+				req, cl := s.request(t), client(t, nil)
+				seen := refusal.Begin(t)
+				pull(t, cl, req, []byte(good))
+				seen.Saw(refusal.Accepted, fmt.Sprintf("a layer of %s titled %q with a config of %q", layer, title, config))
+			}
+		}
+	}
+}
+
+// What a config says is not read: what a module is, its bytes tell. So a config
+// that is no JSON does no harm.
 func TestRefuse_B42(t *testing.T) {
+	s := imageOf(t, "application/wasm", good, func(m, _ object) { m["config"] = registry.Descriptor(cncfConfig, []byte("<html>")) })
+	pull(t, client(t, nil), s.request(t), []byte(good))
+	refuseChange(t, func(m, _ object) { m["config"] = object{"digest": digestOf(""), "size": -1} }, chandler.CodeDescSize, "config: declared size is -1; push it again")
 	refuseChange(t, func(m, _ object) { m["config"] = object{"digest": digestOf(""), "size": 2 << 20} }, chandler.CodeConfigBlob,
 		"the config declares 2097152 bytes, limit 1048576; push it with a smaller configuration")
 }
@@ -245,6 +276,8 @@ func TestRefuse_B43(t *testing.T) {
 	note := func(k, v string) func(m, _ object) { return func(m, _ object) { m["annotations"] = object{k: v} } }
 	refuseChange(t, note("a", strings.Repeat("b", 65536)), chandler.CodeManifestAnnotation, "annotations are 65537 bytes, limit 65536; push it again with less")
 	refuseChange(t, note("a", "b\x1b[0m"), chandler.CodeManifestAnnotation, `annotation "a" has a control character; push it again without`)
+	refuseChange(t, func(_, l object) { l["annotations"] = object{"a\x00": ""} }, chandler.CodeManifestAnnotation,
+		`layer 0: annotation "a\x00" has a control character; push it again without`)
 	pull(t, client(t, nil), imageOf(t, "application/wasm", good, note("a", "two\nlines")).request(t), []byte(good))
 }
 
@@ -350,6 +383,8 @@ func TestRefuse_B51(t *testing.T) {
 }
 
 func TestRefuse_B52(t *testing.T) {
+	refuseLayer(t, ociTar, string(tarOf(t, "plugin.wasm", good, "plugin.wasm", good)), chandler.CodeTarDuplicate,
+		`layer 0 has the module as "plugin.wasm" and as "plugin.wasm"; leave one`)
 	refuseLayer(t, ociGzip, string(gzipOf(t, tarOf(t, "a/plugin.wasm", good, "b/plugin.wasm", good))), chandler.CodeTarDuplicate,
 		`layer 0 has the module as "a/plugin.wasm" and as "b/plugin.wasm"; leave one`)
 }
@@ -438,10 +473,74 @@ func TestRefuse_B60(t *testing.T) {
 	refused(t, cl, fetch.Request{Reference: reference(t, url)}, chandler.CodeWasmEmpty, `"`+url+`": the module is empty; build the module again`)
 }
 
+// The module that is in a blob has a limit of its own, 64 MiB unless it is set.
+func TestModuleTooLargeByDefault(t *testing.T) {
+	block := make([]byte, 24<<10) // so that it packs about 50:1
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := range 400 {
+		block[i] = byte(random.Uint32())
+	}
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	for n := 0; n <= 64<<20; n += len(block) {
+		for i := range 400 { // no two blocks the same
+			block[i] ^= byte(random.Uint32())
+		}
+		copy(block, good)
+		if _, err := z.Write(block); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	url := startFiles(t).Put("x", packed.Bytes())
+	_, err := client(t, nil).Pull(t.Context(), fetch.Request{Reference: reference(t, url)}, &sieve{})
+	judge(t, fetch.Artifact{}, err, &shelf{}, chandler.CodeModuleTooLarge,
+		`"`+url+`": the module is over 67108864 bytes; build a smaller module, or let the operator raise the limit`)
+}
+
 func TestModuleTooLarge(t *testing.T) {
 	files := startFiles(t)
 	cl := client(t, func(c *fetch.Config) { c.MaxModule, c.MaxBlob = 100, 150 })
 	url := files.Put("x", module(strings.Repeat("x", 120)))
 	refused(t, cl, fetch.Request{Reference: reference(t, url)}, chandler.CodeModuleTooLarge,
 		`"`+url+`": the module is over 100 bytes; build a smaller module, or let the operator raise the limit`)
+}
+
+// What of HTTP was not asked for: parts of files, and that nothing changed.
+func TestRefuse_B105_Unasked(t *testing.T) {
+	for _, head := range []string{
+		"206 Partial Content\r\nContent-Range: bytes 0-7/8", "206 Partial Content\r\nContent-Range: bytes 100-107/8",
+		"206 Partial Content\r\nContent-Range: lines 1-2", "226 IM Used", "299 Odd",
+	} {
+		url := rawServer(t, "HTTP/1.1 "+head+"\r\nContent-Length: 8\r\n\r\n"+good)
+		if e := refused(t, client(t, nil), fetch.Request{Reference: reference(t, url)}, chandler.CodeHTTPStatus, ""); e.Temporary {
+			t.Errorf("temporary: %v", e)
+		}
+	}
+	url := rawServer(t, "HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n")
+	refused(t, client(t, nil), fetch.Request{Reference: reference(t, url)}, chandler.CodeHTTPStatus, "")
+}
+
+func TestRefuse_B106_OtherNumbers(t *testing.T) {
+	for _, length := range []string{"0x8", "8, 9", "99999999999999999999", "+8"} {
+		url := rawServer(t, "HTTP/1.1 200 OK\r\nContent-Length: "+length+"\r\n\r\n"+good)
+		refused(t, client(t, nil), fetch.Request{Reference: reference(t, url)}, chandler.CodeHTTPLength, "")
+	}
+}
+
+func TestRefuse_B107_KnownEncoding(t *testing.T) {
+	zipped := string(gzipOf(t, []byte(good)))
+	for _, encoding := range []string{"gzip", "deflate, gzip", "identity, br"} {
+		url := rawServer(t, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n%s", encoding, len(zipped), zipped))
+		refused(t, client(t, nil), fetch.Request{Reference: reference(t, url)}, chandler.CodeHTTPEncoding, "")
+	}
+}
+
+func TestRefuse_B108_OneLongHeader(t *testing.T) {
+	for _, header := range []string{"X: " + strings.Repeat("v", 65<<10), strings.Repeat("x", 65<<10) + ": v", "X: " + strings.Repeat("v", 10<<20)} {
+		url := rawServer(t, "HTTP/1.1 200 OK\r\n"+header+"\r\nContent-Length: 8\r\n\r\n"+good)
+		refused(t, client(t, nil), fetch.Request{Reference: reference(t, url)}, chandler.CodeHTTPHeader, "")
+	}
 }

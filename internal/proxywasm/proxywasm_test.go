@@ -72,6 +72,25 @@ func TestRefuse_B72(t *testing.T) { refused(t, "B72") }
 func TestRefuse_B76(t *testing.T) { refused(t, "B76") }
 func TestRefuse_B77(t *testing.T) { refused(t, "B77") }
 
+// ABI 0.1.0 alone is taken, with a warning.
+func TestRefuse_B71_OldABI(t *testing.T) {
+	b := module.Append(module.ABI("0.1.0"))
+	seen := row.Begin(t)
+	m, err := inspect(b)
+	if err != nil || len(m.Warnings) != 1 || m.Warnings[0].Code != chandler.CodeWasmABI {
+		t.Fatalf("%v %v", m.Warnings, err)
+	}
+	seen.Warned(m.Warnings[0].Code, m.Warnings[0].Error())
+	both := module.Append(module.ABI("0.1.0"), exporting("proxy_abi_version_0_2_0", nil, nil))
+	seen = row.Begin(t)
+	_, err = inspect(both)
+	p := problem(err)
+	if p == nil || p.Code != chandler.CodeWasmABI {
+		t.Fatalf("got %v", err)
+	}
+	seen.Saw(p.Code, p.Error())
+}
+
 func TestAccepted(t *testing.T) {
 	t.Parallel()
 	b := module.Append(module.WithSection("producers", []byte("me")))

@@ -17,6 +17,7 @@ import (
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/source"
+	row "chandler.dev/chandler/internal/testenv/refusal"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -493,7 +494,6 @@ func TestHundredEdits(t *testing.T) {
 }
 
 func TestRefuse_B28(t *testing.T) {
-	t.Parallel()
 	b := start(t, source.DirectoryConfig{Dir: plugins(t)})
 	b.write("m.yaml", doc("a", "url: first"))
 	uid := find(b.await("the first", url("a", "first")), "a").UID
@@ -501,6 +501,7 @@ func TestRefuse_B28(t *testing.T) {
 	s := b.await("the second", func(s source.Snapshot) bool { return len(s.Broken) == 1 })
 	o, broken := find(s, "a"), s.Broken[0]
 	p := broken.Problems[0]
+	row.Saw(t, p.Code, strings.ReplaceAll(p.Error(), b.dir, "DIR"))
 	if !url("a", "first")(s) || broken.Path != filepath.Join(b.dir, "b.yaml") || p.Code != chandler.CodeSpecDuplicate || p.Field != "metadata.name" ||
 		!strings.Contains(p.Message, "WasmPlugin default/a already comes from file") || !strings.Contains(p.Message, "m.yaml") || p.Hint == "" {
 		t.Errorf("%+v", s)
@@ -524,6 +525,7 @@ func TestRefuse_B28(t *testing.T) {
 	if r.Action != source.Refused || r.Problems[0].Code != chandler.CodeSpecDuplicate || !strings.Contains(r.Problems[0].Message, "b.yaml") {
 		t.Errorf("%+v", r)
 	}
+	row.Saw(t, r.Problems[0].Code, strings.ReplaceAll(r.Problems[0].Error(), b.dir, "DIR"))
 	results, err := b.Delete(t.Context(), []chandler.Key{key("a"), key("zzz")})
 	if err != nil || results[0].Action != source.Refused || !strings.Contains(results[0].Problems[0].Message, "b.yaml") || results[1].Action != source.NotFound {
 		t.Errorf("%+v %v", results, err)

@@ -314,3 +314,17 @@ func TestRefuse_B87(t *testing.T) {
 			"not base64; write the base64 of the docker config, or put the config itself into stringData"},
 	)
 }
+
+// What the user says of the status is passed over, and said once.
+func TestRefuse_B30(t *testing.T) {
+	for _, status := range []string{"status: {conditions: [{type: Ready, status: 'True'}]}", "status: {chandler: {digest: x}}", "status: yes"} {
+		manifest := wasmPlugin("") + status + "\n"
+		seen := row.Begin(t)
+		d := source.Decode([]byte(manifest), "")[0]
+		if d.Plugin == nil || len(d.Problems) > 0 || len(d.Warnings) != 1 || d.Warnings[0].Field != "status" {
+			t.Fatalf("%s: %v %v", status, d.Problems, d.Warnings)
+		}
+		seen.Saw(row.Ignored, d.Warnings[0].Error())
+	}
+	refuse(t, refusal{wasmPlugin("status: {}"), "SpecUnknown", "spec.status", `unknown field "status"; remove it`})
+}

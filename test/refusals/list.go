@@ -7,9 +7,11 @@ type row struct {
 	// code is what the input is refused with, or the other outcome that it is to
 	// have; every row has a case that ends so.
 	code string
-	// also are codes that single cases of the row end with, and why says the reason.
+	// also are codes that single cases of the row end with.
 	also []string
-	why  string
+	// why says the reason for those, or where the design answers differently from
+	// what one may expect.
+	why string
 }
 
 // outcomes are what is in place of a code where an input is not refused; see
@@ -52,7 +54,7 @@ var rows = []row{
 	{number: 27, what: "match port 0, over 65535, twice", code: "MatchPort"},
 	{number: 28, what: "one plugin from two sources", code: "SpecDuplicate"},
 	{number: 29, what: "a runtime other than v8 is asked for", code: "Runtime"},
-	{number: 30, what: "status written by the user", code: "ignored"},
+	{number: 30, what: "status written by the user", code: "ignored", also: []string{"SpecUnknown"}, why: "under spec it is a field that nobody knows"},
 	{number: 31, what: "manifest over 1 MiB, trailing data, keys twice, no UTF-8, depth over 32", code: "ManifestParse"},
 	{number: 32, what: "manifest of schema 1, of an unknown or no media type", code: "ManifestType", also: []string{"ManifestAmbiguous"}, why: nearest},
 	{number: 34, what: "both layers and manifests", code: "ManifestAmbiguous"},
@@ -62,7 +64,8 @@ var rows = []row{
 	{number: 38, what: "a layer elsewhere (urls)", code: "DescForeign"},
 	{number: 39, what: "embedded data that does not match", code: "DescData"},
 	{number: 41, what: "single-layer Wasm artifacts of all known shapes", code: "accepted"},
-	{number: 42, what: "config over the cap, no JSON, of a component", code: "ConfigBlob"},
+	{number: 42, what: "config over the cap, no JSON, of a component", code: "ConfigBlob", also: []string{"DescSize"},
+		why: "of a config the descriptor alone is looked at: what a module is, its bytes tell"},
 	{number: 43, what: "annotations over 64 KiB, control characters", code: "ManifestAnnotation"},
 	{number: 44, what: "media type says gzip, the bytes do not", code: "LayerType"},
 	{number: 45, what: "gzip bomb", code: "LayerRatio"},
@@ -91,7 +94,8 @@ var rows = []row{
 	{number: 72, what: "no malloc, no memory export", code: "WasmExport"},
 	{number: 73, what: "start loops, traps, exits", code: "WasmStart"},
 	{number: 75, what: "grows past the cap when it is tried", code: "WasmMemory"},
-	{number: 76, what: "precompiled section; 60 MiB of custom sections", code: "WasmSection"},
+	{number: 76, what: "precompiled section; 60 MiB of custom sections", code: "WasmSection",
+		why: "a signature inside of a module is nothing that anybody here goes by"},
 	{number: 77, what: "features that the runtime does not have", code: "WasmFeature"},
 	{number: 78, what: "unsigned where policy demands a signature", code: "SigMissing"},
 	{number: 79, what: "signature over another digest or repository", code: "SigSubject"},
@@ -114,8 +118,10 @@ var rows = []row{
 	{number: 99, what: "1,000,000 initial versions, doubles", code: "XDSLimit"},
 	{number: 100, what: "request over 1 MiB, 1,000 streams of one identity, a silent stream", code: "XDSLimit"},
 	{number: 101, what: "unknown method, path without slash, HTTP/1 on the port", code: "XDSPath"},
-	{number: 102, what: "Any of another inner type, unknown fields, deep nesting", code: "XDSResource"},
-	{number: 103, what: "a local path outside the store, from a rogue control plane", code: "XDSPathEscape"},
+	{number: 102, what: "Any of another inner type, unknown fields, deep nesting", code: "XDSResource",
+		why: "a field that is only unknown is passed over: a newer control plane says more"},
+	{number: 103, what: "a local path outside the store, from a rogue control plane", code: "XDSPathEscape",
+		why: "a file is copied into the store, so Envoy is given no path outside of it; refused is a path that leads elsewhere than it says"},
 	{number: 105, what: "206 or 304 unasked, wrong Content-Range, a flood of 1xx", code: "HTTPStatus", also: []string{"HTTPHeader"},
 		why: "a flood of 1xx answers is one of headers"},
 	{number: 106, what: "Content-Length over the cap, negative, twice, not that of the body", code: "HTTPLength", also: []string{"FetchShort"},
@@ -125,5 +131,6 @@ var rows = []row{
 	{number: 109, what: "challenge: realm missing, http, another scheme, internal", code: "AuthRealm"},
 	{number: 111, what: "token reply no JSON, over 64 KiB, empty, absurd expiry", code: "AuthToken"},
 	{number: 112, what: "pagination to another host, in a loop, over 100 pages", code: "HTTPLink"},
-	{number: 113, what: "operator's file: unknown key, bad duration; port in use; key that all may read", code: "Conf"},
+	{number: 113, what: "operator's file: unknown key, bad duration; port in use; key that all may read", code: "ConfUnknown",
+		also: []string{"ConfRead", "ConfParse", "ConfSize", "ConfValue", "ConfListen", "ConfTLS", "ConfKeyMode"}, why: "a code for each kind of mistake"},
 }

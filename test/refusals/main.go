@@ -151,7 +151,7 @@ func report(w io.Writer, list []row, run *testrun.Run) bool {
 		}
 		cases += n
 		remark := ""
-		if len(codes) > 1 {
+		if len(codes) > 1 || len(r.also) == 0 {
 			remark = r.why
 		}
 		if len(r.wrong) == 0 {

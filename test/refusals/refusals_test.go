@@ -68,7 +68,7 @@ func TestList(t *testing.T) {
 	t.Parallel()
 	last := 0
 	for _, r := range rows {
-		if r.number <= last || r.what == "" || r.code == "" || len(r.also) > 0 != (r.why != "") {
+		if r.number <= last || r.what == "" || r.code == "" || len(r.also) > 0 && r.why == "" {
 			t.Errorf("row %d after %d: %+v", r.number, last, r)
 		}
 		last = r.number
