@@ -198,7 +198,7 @@ func checkHostName(host string) *Problem {
 			}
 		}
 	}
-	addr, numeric := numericAddress(host)
+	addr, numeric := NumericAddress(host)
 	if !numeric {
 		return nil
 	}
@@ -221,11 +221,11 @@ func checkAddress(written string, addr netip.Addr) *Problem {
 	return nil
 }
 
-// numericAddress reads an IPv4 address the way the oldest resolvers do: one to
+// NumericAddress reads an IPv4 address the way the oldest resolvers do: one to
 // four numbers, decimal, octal with 0 or hexadecimal with 0x, the last filling
 // what is left. So no address can be hidden behind another spelling. A host whose
 // last part is a number is always an address, if perhaps not a valid one.
-func numericAddress(host string) (addr netip.Addr, numeric bool) {
+func NumericAddress(host string) (addr netip.Addr, numeric bool) {
 	parts := strings.Split(host, ".")
 	if _, ok := number(parts[len(parts)-1]); !ok {
 		return netip.Addr{}, false

@@ -92,7 +92,7 @@ func asError(ctx context.Context, err error) *Error {
 	case isDisk(err):
 		return diskError(err)
 	}
-	return authError(err)
+	return otherError(err)
 }
 
 // statusError explains an answer that is not the one that was wanted.
@@ -135,10 +135,12 @@ func retryAfter(h http.Header) time.Duration {
 	return min(max(at.Sub(now), 0), maxRetryAfter)
 }
 
-// noTLS is the error of a server that speaks plain HTTP only, where it may. The
-// registry client then tries that, and only what comes of it counts: so this is
-// no *Error.
-type noTLS struct{ err *Error }
+// noTLS is the error of a server that speaks plain HTTP only, where it may. That is
+// tried then, and only what comes of it counts: so this is no *Error.
+type noTLS struct {
+	host string
+	err  *Error
+}
 
 func (n *noTLS) Error() string { return n.err.Error() }
 
@@ -213,18 +215,10 @@ func tlsReason(err error) string {
 	return "no agreement with the server"
 }
 
-// authError is for what the registry client says in words only. Its words may
-// quote a token, so they are matched and not shown.
-func authError(err error) *Error {
-	text := err.Error()
-	switch {
-	case strings.Contains(text, "realm"):
-		return refuse(chandler.CodeAuthRealm, "the registry must name a token server by https, and none that is internal",
-			"the registry's token realm is missing or refused")
-	case strings.Contains(text, "bearer response"), strings.Contains(text, "JSON"), strings.Contains(text, "json:"),
-		strings.Contains(text, "invalid character"), strings.Contains(text, "limit"):
-		return refuse(chandler.CodeAuthToken, "mend the token server", "the token server's reply is not JSON of at most 64 KiB with a token")
-	case strings.Contains(text, "redirect"):
+// otherError is for what the registry client says in words only. Its words may
+// quote a secret, so they are matched and not shown.
+func otherError(err error) *Error {
+	if strings.Contains(err.Error(), "redirect") {
 		return refuse(chandler.CodeHTTPRedirect, "mend the server", "too many redirects")
 	}
 	return temporary(chandler.CodeFetchFailed, "the fetch failed: %s", kindOf(err))

@@ -28,6 +28,16 @@ func startDNS(t *testing.T) *dns.Server {
 	return names
 }
 
+// startDNSFor leads hosts to this machine.
+func startDNSFor(t *testing.T, hosts []string) *dns.Server {
+	t.Helper()
+	names := startDNS(t)
+	for _, host := range hosts {
+		names.Set(host, dns.At("127.0.0.1"))
+	}
+	return names
+}
+
 // twoDoors are servers on one port of two addresses of this machine: what is
 // allowed and what is not. Each counts the connections that it takes.
 func twoDoors(t *testing.T, allowed http.Handler) (port string, inside *atomic.Int32) {

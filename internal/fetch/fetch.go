@@ -14,6 +14,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -33,13 +34,17 @@ type Config struct {
 	// Nothing is left in it, not even by a process that is killed.
 	Dir string
 	// Transport is the way to the network, under authentication. Nil: an own one
-	// with Proxy, TLS and Resolver, that connects to no address which is denied.
-	// Another one has to see to that by itself.
+	// with Proxy, TLS, Resolver and what Hosts says of them, that connects to no
+	// address which is denied. Another one has to see to that by itself.
 	Transport http.RoundTripper
 	// Deny are networks from which nothing is fetched, beside those that
 	// chandler.DeniedAddress never allows. Loopback and private networks are
 	// allowed unless they are here.
 	Deny []netip.Prefix
+	// Own gives the addresses on which this program listens itself, from which
+	// nothing is fetched either. Of an unspecified one every address of this
+	// machine is meant. Nil: none.
+	Own func() []netip.AddrPort
 	// Resolver finds the addresses of hosts; nil is the system's.
 	Resolver *net.Resolver
 	// Proxy finds the proxy of a request; nil is none.
@@ -53,6 +58,18 @@ type Config struct {
 	// spoken to in plain HTTP when they have no TLS. Loopback always may. It is
 	// not asked about http URLs, which are plain by their author's choice.
 	Insecure func(host string) bool
+	// Hosts has the operator's mirrors, authorities and client certificates; nil is
+	// none.
+	Hosts Hosts
+	// TokenRealm tells whether the operator lets credentials for a registry (host,
+	// with a port if there is one) go to a token server (host) of another domain.
+	// Nil: never.
+	TokenRealm func(registry, realm string) bool
+	// Strict tells whether plain HTTP is refused where the operator has not allowed
+	// it for the host, or no digest says what must come. Nil: it is not.
+	Strict func() bool
+	// Log is told of mirrors that fail; nil: nobody.
+	Log *slog.Logger
 
 	// MaxBlob bounds what is transferred and MaxModule what is unpacked, in
 	// bytes; zero is 64 MiB.
@@ -95,6 +112,9 @@ func (c Config) withDefaults() Config {
 	if c.Arch == "" {
 		c.Arch = runtime.GOARCH
 	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
 	return c
 }
 
@@ -109,10 +129,10 @@ type Client struct {
 func New(cfg Config) *Client {
 	cfg = cfg.withDefaults()
 	if cfg.Transport == nil {
-		cfg.Transport = newTransport(cfg)
+		cfg.Transport = newRoutes(cfg)
 	}
 	c := &Client{Config: cfg}
-	c.base = &guard{inner: cfg.Transport, egress: egress(cfg.Deny), plain: c.mayBePlain, idle: cfg.IdleTimeout, minRate: cfg.MinRate}
+	c.base = &guard{inner: cfg.Transport, egress: cfg.egress(), plain: c.mayBePlain, idle: cfg.IdleTimeout, minRate: cfg.MinRate}
 	return c
 }
 

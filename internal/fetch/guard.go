@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"chandler.dev/chandler"
@@ -21,8 +22,9 @@ const (
 )
 
 // guard stands between the network and all that speaks HTTP here, registry
-// client included. It lets plain HTTP through only where it may be, asks for no
-// compression and takes none, refuses addresses that egress denies, bounds headers, ends what is too slow, and turns
+// client included. It lets plain HTTP through only where it may be, and with
+// credentials only on loopback; asks for no compression and takes none; refuses
+// addresses that egress denies; bounds headers; ends what is too slow; and turns
 // failures and overload into *Error. An answer below 500 other than 408 and 429
 // is for those above it to judge.
 type guard struct {
@@ -36,18 +38,33 @@ type guard struct {
 type plainKey struct{}
 
 // allowPlain lets a request, and redirects that stay in plain HTTP, go without
-// TLS: the user wrote http himself.
-func allowPlain(ctx context.Context) context.Context {
-	return context.WithValue(ctx, plainKey{}, true)
+// TLS to host, or anywhere with an empty one: somebody wrote http himself.
+func allowPlain(ctx context.Context, host string) context.Context {
+	return context.WithValue(ctx, plainKey{}, host)
+}
+
+func (g *guard) mayGo(req *http.Request) error {
+	host := req.URL.Host
+	if req.URL.Scheme != "https" {
+		allowed, written := req.Context().Value(plainKey{}).(string)
+		written = written && (allowed == "" || allowed == host)
+		if req.URL.Scheme != "http" || !written && !g.plain(host) {
+			return refuse(chandler.CodeTLS, "use https, or let the operator allow plain http for this host", "%s: plain http is not allowed", chandler.Quote(host))
+		}
+		if secretHeader(req.Header) && !isLoopback(host) {
+			return refuse(chandler.CodeTLS, "give the server TLS, or use no credentials for it", "%s: credentials are not sent in plain http", chandler.Quote(host))
+		}
+	}
+	return g.egress.literal(req.URL)
+}
+
+func secretHeader(h http.Header) bool {
+	return h.Get("Authorization") != "" || h.Get("Proxy-Authorization") != "" || h.Get("Cookie") != ""
 }
 
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	host := req.URL.Host
-	if req.URL.Scheme != "https" && (req.URL.Scheme != "http" || (req.Context().Value(plainKey{}) == nil && !g.plain(host))) {
-		closeBody(req)
-		return nil, refuse(chandler.CodeTLS, "use https, or let the operator allow plain http for this host", "%s: plain http is not allowed", chandler.Quote(host))
-	}
-	if err := g.egress.literal(req.URL.Hostname()); err != nil {
+	if err := g.mayGo(req); err != nil {
 		closeBody(req)
 		return nil, err
 	}
@@ -69,8 +86,8 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, ctxErr
 		}
 		e := networkError(host, err)
-		if speaksNoTLS(err) && g.plain(host) {
-			return nil, &noTLS{e}
+		if req.URL.Scheme == "https" && g.plain(host) && (speaksNoTLS(err) || req.URL.Port() == "" && errors.Is(err, syscall.ECONNREFUSED)) {
+			return nil, &noTLS{host, e}
 		}
 		return nil, e
 	}
@@ -235,7 +252,7 @@ func follow(req *http.Request, via []*http.Request) error {
 	case req.URL.User != nil:
 		return refuse(chandler.CodeHTTPRedirect, "mend the server, or give the final url", "%s redirects to a url with credentials", chandler.Quote(last.Host))
 	}
-	if addr, err := netip.ParseAddr(req.URL.Hostname()); err == nil {
+	if addr, ok := hostAddress(req.URL.Hostname()); ok {
 		if why := chandler.DeniedAddress(addr); why != "" {
 			return refuse(chandler.CodeHTTPRedirect, "mend the server, or give the final url", "%s redirects to %s (%s)", chandler.Quote(last.Host), addr, why)
 		}

@@ -3,23 +3,25 @@ package fetch
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
-
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"chandler.dev/chandler"
 )
 
 // head finds the digest of a tag.
-func (c *Client) head(ctx context.Context, req Request) (chandler.ArtifactDigest, error) {
-	s, err := c.session(ctx, req.Reference, req.Credentials, transport.PullScope)
-	if err != nil {
-		return "", err
-	}
-	what := manifestID(req.Reference)
+func (c *Client) head(ctx context.Context, req Request) (d chandler.ArtifactDigest, err error) {
+	err = c.from(ctx, req.Reference, req.Credentials, resolves, func(s *session) (bool, error) {
+		d, err = c.headAt(ctx, s, req.Reference)
+		return false, err
+	})
+	return d, err
+}
+
+func (c *Client) headAt(ctx context.Context, s *session, ref chandler.Reference) (chandler.ArtifactDigest, error) {
+	what := manifestID(ref)
 	resp, err := s.do(ctx, http.MethodHead, "manifests/"+what, manifestTypes)
 	if err != nil {
 		s.forget()
@@ -50,16 +52,45 @@ func manifestID(ref chandler.Reference) string {
 	return "latest"
 }
 
+// do asks for something in the repository; path may have a query.
 func (s *session) do(ctx context.Context, method, path string, accept []string) (*http.Response, error) {
-	url := fmt.Sprintf("%s://%s/v2/%s/%s", s.repo.Scheme(), s.repo.RegistryStr(), s.repo.RepositoryStr(), path)
-	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	resp, err := s.ask(ctx, method, path, accept)
+	var bare *noTLS
+	if errors.As(err, &bare) && s.at.Scheme == "" && bare.host == s.at.Host {
+		s.auth.mu.Lock()
+		s.auth.plain = true
+		s.auth.mu.Unlock()
+		resp, err = s.ask(ctx, method, path, accept)
+	}
+	return resp, err
+}
+
+func (s *session) ask(ctx context.Context, method, path string, accept []string) (*http.Response, error) {
+	base := s.base()
+	if err := s.c.mayBeUnpinned(base.Scheme, s.at.Host, s.ref.Digest != ""); err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(s.at.mark(ctx), method, base.String()+"/"+path, nil)
 	if err != nil {
 		return nil, refuse(chandler.CodeRefSyntax, "correct the url", "the reference makes no url")
+	}
+	if !s.at.isHome(s.ref.Host) {
+		query := req.URL.Query()
+		query.Set("ns", namespace(s.ref.Host)) // a mirror of several wants to know of which
+		req.URL.RawQuery = query.Encode()
 	}
 	if len(accept) > 0 {
 		req.Header.Set("Accept", strings.Join(accept, ", "))
 	}
 	return s.client.Do(req)
+}
+
+// namespace is what mirrors call a registry.
+func namespace(registry string) string {
+	if registry == chandler.DefaultRegistry {
+		return "docker.io"
+	}
+	return registry
 }
 
 // get is do with an answer of 200.
@@ -105,75 +136,101 @@ func (c *Client) manifest(ctx context.Context, s *session, id string, want chand
 	return m, got, nil
 }
 
-// pullOCI follows reference, index and manifest to a layer and unpacks that.
-func (c *Client) pullOCI(ctx context.Context, req Request, sink Sink) (Artifact, error) {
+// pullOCI pulls from the first place that has what the reference names.
+func (c *Client) pullOCI(ctx context.Context, req Request, sink Sink) (a Artifact, err error) {
 	want := pin(req)
 	ref := req.Reference
 	if want != "" {
 		ref.Digest = want
 	}
-	s, err := c.session(ctx, ref, req.Credentials, transport.PullScope)
-	if err != nil {
-		return Artifact{}, err
+	if ref.Digest == "" && c.onlyByDigest(ref.Host) {
+		if ref.Digest, err = c.head(ctx, req); err != nil {
+			return Artifact{}, err
+		}
 	}
-	m, digest, err := c.manifest(ctx, s, manifestID(ref), want)
+	err = c.from(ctx, ref, req.Credentials, gives(ref), func(s *session) (settled bool, err error) {
+		a, settled, err = c.pullAt(ctx, s, ref, sink)
+		return settled, err
+	})
 	if err != nil {
 		return Artifact{}, c.movedTag(ctx, req, err)
 	}
+	return a, nil
+}
+
+// onlyByDigest tells whether a registry has mirrors that are not to be asked what
+// a tag means.
+func (c *Client) onlyByDigest(registry string) bool {
+	all, err := c.endpoints(registry)
+	return err == nil && slices.ContainsFunc(all, func(e Endpoint) bool { return e.Pull && !e.Resolve })
+}
+
+// pullAt follows reference, index and manifest to a layer and unpacks that.
+// settled: the bytes are those that the digest in ref means, so that they are the
+// same everywhere.
+func (c *Client) pullAt(ctx context.Context, s *session, ref chandler.Reference, sink Sink) (a Artifact, settled bool, err error) {
+	m, digest, err := c.manifest(ctx, s, manifestID(ref), ref.Digest)
+	if err != nil {
+		return a, false, err
+	}
+	settled = ref.Digest != ""
 	if m.isIndex() {
 		entry, err := m.choose(c.Arch)
 		if err != nil {
-			return Artifact{}, err
+			return a, settled, err
 		}
 		if m, _, err = c.manifest(ctx, s, entry.Digest, chandler.ArtifactDigest(entry.Digest)); err != nil {
-			return Artifact{}, err
+			return a, false, err
 		}
 		if m.isIndex() {
-			return Artifact{}, refuse(chandler.CodeIndex, "name a manifest by digest", "the index names another index")
+			return a, settled, refuse(chandler.CodeIndex, "name a manifest by digest", "the index names another index")
 		}
 	}
 	index, how, err := m.layer()
 	if err != nil {
-		return Artifact{}, err
+		return a, settled, err
 	}
-	a, err := c.pullLayer(ctx, s, index, &m.Layers[index], how, sink)
+	a, whole, err := c.pullLayer(ctx, s, index, &m.Layers[index], how, sink)
 	if err != nil {
-		return Artifact{}, err
+		return Artifact{}, settled && whole, err
 	}
 	ref.Digest = digest
 	a.Reference, a.Digest = ref.String(), digest
-	return a, nil
+	return a, true, nil
 }
 
-func (c *Client) pullLayer(ctx context.Context, s *session, index int, d *descriptor, how packing, sink Sink) (Artifact, error) {
+// pullLayer brings a layer to disk, and its module into sink if its bytes are
+// whole: those of its digest.
+func (c *Client) pullLayer(ctx context.Context, s *session, index int, d *descriptor, how packing, sink Sink) (a Artifact, whole bool, err error) {
 	what := blobName(index)
 	if d.Size > c.MaxBlob {
-		return Artifact{}, refuse(chandler.CodeDescSize, "push a smaller module, or let the operator raise the limit", "%s: declared size is %d bytes, limit %d", what, d.Size, c.MaxBlob)
+		return a, false, refuse(chandler.CodeDescSize, "push a smaller module, or let the operator raise the limit", "%s: declared size is %d bytes, limit %d", what, d.Size, c.MaxBlob)
 	}
 	f, err := c.spool()
 	if err != nil {
-		return Artifact{}, err
+		return a, false, err
 	}
 	defer f.Close()
 	resp, err := s.get(ctx, "blobs/"+d.Digest, what+" "+d.Digest, nil)
 	if err != nil {
-		return Artifact{}, err
+		return a, false, err
 	}
 	blob, err := download(f, resp, what, min(c.MaxBlob, d.Size))
 	if err != nil {
-		return Artifact{}, err
+		return a, false, err
 	}
 	switch {
 	case blob.size > d.Size:
-		return Artifact{}, refuse(chandler.CodeDescSize, "push it again", "%s: declared size is %d bytes, it has %d or more", what, d.Size, blob.size)
+		return a, false, refuse(chandler.CodeDescSize, "push it again", "%s: declared size is %d bytes, it has %d or more", what, d.Size, blob.size)
 	case blob.size < d.Size && resp.ContentLength < 0:
-		return Artifact{}, temporary(chandler.CodeFetchShort, "%s: declared size is %d bytes, the registry sent %d", what, d.Size, blob.size)
+		return a, false, temporary(chandler.CodeFetchShort, "%s: declared size is %d bytes, the registry sent %d", what, d.Size, blob.size)
 	case blob.size < d.Size:
-		return Artifact{}, refuse(chandler.CodeDescSize, "push it again", "%s: declared size is %d bytes, it has %d", what, d.Size, blob.size)
+		return a, false, refuse(chandler.CodeDescSize, "push it again", "%s: declared size is %d bytes, it has %d", what, d.Size, blob.size)
 	case string(blob.digest) != d.Digest:
-		return Artifact{}, refuse(chandler.CodeDigestMismatch, "look at the registry", "%s: the registry gives other bytes for %s: they have %s", what, d.Digest, blob.digest)
+		return a, false, refuse(chandler.CodeDigestMismatch, "look at the registry", "%s: the registry gives other bytes for %s: they have %s", what, d.Digest, blob.digest)
 	}
-	return c.unpack(what, f, blob, layerOpener(how, what), sink, "")
+	a, err = c.unpack(what, f, blob, layerOpener(how, what), sink, "")
+	return a, true, err
 }
 
 // movedTag tells more of a pinned manifest that is not there: with a tag beside

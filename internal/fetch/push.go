@@ -63,29 +63,23 @@ func (c *Client) Push(ctx context.Context, ref string, module []byte, opts PushO
 }
 
 func (c *Client) write(ctx context.Context, ref chandler.Reference, a artifact, own *Credentials) error {
-	repo, err := c.repository(ref)
+	s, err := c.session(ctx, ref, own, actionPush)
 	if err != nil {
 		return err
 	}
-	cfg, err := c.credentials(ctx, ref, repo, own)
-	if err != nil {
-		return err
-	}
-	auth := authn.Anonymous
-	if cfg != (authn.AuthConfig{}) {
-		auth = authn.FromConfig(cfg)
-	}
-	pusher, err := remote.NewPusher(remote.WithTransport(c.base), remote.WithAuth(auth), remote.WithJobs(1),
+	ctx = s.at.mark(ctx)
+	// The session has the credentials; the registry client is told of none.
+	pusher, err := remote.NewPusher(remote.WithTransport(s), remote.WithAuth(authn.Anonymous), remote.WithJobs(1),
 		remote.WithRetryBackoff(remote.Backoff{Steps: 1}), remote.WithRetryPredicate(func(error) bool { return false }), remote.WithRetryStatusCodes())
 	if err != nil {
 		return err
 	}
 	for _, l := range a.blobs {
-		if err := pusher.Upload(ctx, repo, static.NewLayer(l.content, types.MediaType(l.mediaType))); err != nil {
+		if err := pusher.Upload(ctx, s.repo, static.NewLayer(l.content, types.MediaType(l.mediaType))); err != nil {
 			return err
 		}
 	}
-	return pusher.Put(ctx, repo.Tag(manifestID(ref)), a)
+	return pusher.Put(ctx, s.repo.Tag(manifestID(ref)), a)
 }
 
 // artifact is all that is pushed.

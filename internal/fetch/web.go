@@ -11,7 +11,10 @@ import (
 func (c *Client) pullHTTP(ctx context.Context, req Request, sink Sink) (Artifact, error) {
 	ref := req.Reference
 	if ref.Scheme == chandler.SchemeHTTP {
-		ctx = allowPlain(ctx)
+		if err := c.mayBeUnpinned("http", ref.Host, c.mayBePlain(ref.Host) && req.SHA256 != ""); err != nil {
+			return Artifact{}, err
+		}
+		ctx = allowPlain(ctx, "")
 	}
 	what := chandler.Quote(ref.Redacted())
 	hr, err := http.NewRequestWithContext(ctx, http.MethodGet, ref.String(), nil)
