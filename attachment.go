@@ -20,6 +20,10 @@ type Attachment struct {
 	Program Program
 	Behaviour
 
+	// SecretConfig: values of secrets are in Config, so nothing that the plugin says
+	// is to be repeated.
+	SecretConfig bool `json:",omitempty"`
+
 	Created     time.Time
 	FirstAttach FirstAttach
 	Strict      bool

@@ -90,11 +90,22 @@ type Wasm struct {
 	PullSecret      string
 	VerificationKey string
 	// Config is canonical JSON; nil means no configuration, which is not "{}".
-	Config       []byte
+	Config []byte
+	// ConfigFrom are values of secrets that are merged over Config, in this order
+	// (annotation chandler.dev/config-from).
+	ConfigFrom   []SecretKey `json:",omitempty"`
 	RootID       string
 	FailStrategy FailStrategy
 	Env          []EnvVar
 }
+
+// SecretKey names one value of a Secret in the plugin's own namespace.
+type SecretKey struct {
+	Name, Key string
+}
+
+// String gives "secret/NAME#KEY", as the annotation has it.
+func (k SecretKey) String() string { return "secret/" + k.Name + "#" + k.Key }
 
 // Lua is a filter given as source text, for HTTP only.
 type Lua struct {
@@ -202,6 +213,8 @@ const (
 // Annotations read by chandler.
 const (
 	AnnotationFirstAttach = "chandler.dev/first-attach"
+	// AnnotationConfigFrom has "secret/NAME#KEY", or several with commas between.
+	AnnotationConfigFrom = "chandler.dev/config-from"
 )
 
 // Node is a proxy as the control plane knows it.
@@ -224,6 +237,9 @@ const (
 	FeatureNetwork = "network"
 	FeatureLua     = "lua"
 	FeatureFile    = "file"
+	// FeatureSecretConfig tells that of a plugin whose configuration is secret the
+	// agent repeats no word.
+	FeatureSecretConfig = "secret-config"
 	// FeatureSlots tells that HTTP plugins come and go without a change of the
 	// listeners, which would drain their connections; Envoys before 1.39 cannot.
 	FeatureSlots = "slots"

@@ -38,6 +38,12 @@ const (
 	CodeSecretAuth Code = "SecretAuth"
 )
 
+// Codes about the secrets that a configuration is from.
+const (
+	CodeSecretKey   Code = "SecretKey"   // no such secret, or not with that key
+	CodeSecretValue Code = "SecretValue" // not base64, or no object to merge
+)
+
 // Codes about fetching.
 const (
 	CodeFetchFailed         Code = "FetchFailed"  // network or server, worth another try

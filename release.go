@@ -38,10 +38,21 @@ type Release struct {
 	ABI string `json:",omitempty"`
 
 	Program Program
+	// Behaviour has the configuration as the resource has it.
 	Behaviour
+	// ConfigFrom are the secrets' values that are merged over Config. They are in no
+	// record: whoever makes an attachment of the release needs them as they were.
+	ConfigFrom []SecretVersion `json:",omitempty"`
 
 	ResolvedAt time.Time
 	Verdicts   []Verdict `json:",omitempty"`
+}
+
+// SecretVersion is a secret's value as it was at one time. Version is another
+// whenever the value is, and tells nothing of it.
+type SecretVersion struct {
+	SecretKey
+	Version string
 }
 
 // The judges of releases.

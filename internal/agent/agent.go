@@ -128,6 +128,9 @@ type Agent struct {
 	// known are the versions of the assigned resources, for reconnects.
 	known atomic.Pointer[map[string]string]
 	view  atomic.Pointer[view]
+	// discreet: words that may be of a plugin whose configuration holds secrets are
+	// not repeated.
+	discreet atomic.Bool
 	// control is the connection to the control plane as it is now.
 	control atomic.Pointer[ControlStatus]
 }
@@ -259,7 +262,7 @@ func (a *Agent) openDirectory() (*durable.DirLock, error) {
 
 // run starts everything and owns the state until the end.
 func (a *Agent) run(ctx context.Context, socket string) error {
-	a.cfg.Node.Features = []string{chandler.FeatureHTTP, chandler.FeatureNetwork, chandler.FeatureLua, chandler.FeatureFile}
+	a.cfg.Node.Features = []string{chandler.FeatureHTTP, chandler.FeatureNetwork, chandler.FeatureLua, chandler.FeatureFile, chandler.FeatureSecretConfig}
 	if a.binary.Slots {
 		a.cfg.Node.Features = append(a.cfg.Node.Features, chandler.FeatureSlots)
 	}
@@ -527,6 +530,7 @@ func (a *Agent) releaseUnused() {
 
 // publish shows the state to the control plane, the metrics and the admin page.
 func (a *Agent) publish() {
+	a.discreet.Store(a.state.Discreet())
 	report := a.state.Report()
 	a.reporter.set(report)
 	a.metrics.states(report)
@@ -561,7 +565,14 @@ func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 	case envoyads.Nacked:
 		reason := a.envoyLog.reason(ctx, a.logMark.Load(), ev.Message)
 		a.logMark.Store(a.envoyLog.mark())
-		a.log.Warn("envoy refused a composition", "slot", ev.Slot, "message", ev.Message, "reason", reason)
+		if a.discreet.Load() && !named(ev.Message) {
+			reason = "" // nobody knows whose words they are
+		}
+		if a.discreet.Load() {
+			a.log.Warn("envoy refused a composition", "slot", ev.Slot)
+		} else {
+			a.log.Warn("envoy refused a composition", "slot", ev.Slot, "message", ev.Message, "reason", reason)
+		}
 		if slot, ok := attach.ParseSlot(ev.Slot); ok {
 			a.metrics.nacks.WithLabelValues(cmp.Or(string(slot.Phase), "UNSPECIFIED")).Inc()
 		}

@@ -214,7 +214,7 @@ var mute = regexp.MustCompile(`^Plugin .* failed to load$`)
 // meanwhile; if the message of the refusal names one, only its words count.
 func reasonIn(lines []string, message string) string {
 	var own, engine, rest []string
-	named := strings.Contains(message, "Wasm plugin ")
+	named := named(message)
 	for _, line := range lines {
 		m := logHead.FindStringSubmatch(line)
 		if m == nil || m[1] != "error" && m[1] != "critical" && m[1] != "warning" || m[2] != "wasm" && m[2] != "lua" {
@@ -237,6 +237,9 @@ func reasonIn(lines []string, message string) string {
 	}
 	return chandler.Printable(strings.Join(unique(parts), "; "), reasonLimit)
 }
+
+// named tells whether the message of a refusal says which plugin it is about.
+func named(message string) bool { return strings.Contains(message, "Wasm plugin ") }
 
 func unique(list []string) []string {
 	seen := map[string]bool{}

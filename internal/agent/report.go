@@ -176,3 +176,18 @@ func (s *State) Known() map[string]string {
 	}
 	return known
 }
+
+// keptBack is said in place of what Envoy and a plugin say whose configuration holds
+// secrets: it may have them in it.
+const keptBack = "Envoy refuses it; why is in Envoy's log on this machine only, as the plugin's configuration holds secrets"
+
+// Discreet tells whether some plugin's configuration holds secrets, so that words of
+// Envoy's which may be that plugin's are not to be repeated.
+func (s *State) Discreet() bool {
+	for _, p := range s.plugins {
+		if p.want != nil && p.want.SecretConfig || p.good != nil && p.good.SecretConfig {
+			return true
+		}
+	}
+	return false
+}

@@ -354,6 +354,9 @@ func (s *State) reject(key chandler.Key, v *Version, ev Nacked, now time.Time) {
 		p.told = refusal{same, ev.Message}
 	}
 	p.message = p.told.reason
+	if v.SecretConfig {
+		p.message = keptBack
+	}
 }
 
 // promote makes a wanted version the good one once every slot that it belongs

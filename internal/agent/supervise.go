@@ -81,7 +81,10 @@ func (e *ExitError) message() string {
 
 // exit tells how the process, which has ended, did.
 func (a *Agent) exit() *ExitError {
-	e := &ExitError{Code: a.process.exitCode(), Unknown: errors.Is(a.process.err, errNotOurChild), Log: lastWords(a.envoyLog.tail(crashLines))}
+	e := &ExitError{Code: a.process.exitCode(), Unknown: errors.Is(a.process.err, errNotOurChild)}
+	if !a.discreet.Load() {
+		e.Log = lastWords(a.envoyLog.tail(crashLines))
+	}
 	if e.Code > 128 && !e.Unknown {
 		e.Signal = syscall.Signal(e.Code - 128)
 	}

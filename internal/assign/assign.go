@@ -19,6 +19,10 @@ type Candidate struct {
 	Sequence uint64
 	// Deny: there is no release, and the plugin wants refusal meanwhile.
 	Deny bool
+	// Config is the whole configuration of a release that has some of it from secrets.
+	// Withheld: those are not to be had, so the release cannot run.
+	Config   []byte
+	Withheld bool
 	// Standby are modules worth having on disk besides the release's own.
 	Standby []chandler.Module
 	// FetchDeadline is how long agents may take to fetch the module before
@@ -89,11 +93,17 @@ func Attach(c Candidate) chandler.Attachment {
 
 		FetchDeadline: c.FetchDeadline,
 	}
-	if r := c.Release; r != nil {
+	switch r := c.Release; {
+	case r == nil:
+		a.Program, a.Behaviour = chandler.Program{Deny: true}, Behaviour(c.Plugin)
+	case c.Withheld:
+		a.Generation, a.Program, a.Behaviour = r.Generation, chandler.Program{Deny: true}, r.Behaviour
+	default:
 		a.Generation, a.Release = r.Generation, r.ID
 		a.Program, a.Behaviour = r.Program, r.Behaviour
-	} else {
-		a.Program, a.Behaviour = chandler.Program{Deny: true}, Behaviour(c.Plugin)
+		if a.SecretConfig = len(r.ConfigFrom) > 0; a.SecretConfig {
+			a.Config = c.Config
+		}
 	}
 	a.Requires = requires(&a)
 	return a
@@ -122,6 +132,9 @@ func requires(a *chandler.Attachment) []string {
 	}
 	if a.Program.File != nil {
 		features = append(features, chandler.FeatureFile)
+	}
+	if a.SecretConfig {
+		features = append(features, chandler.FeatureSecretConfig)
 	}
 	return features
 }

@@ -54,6 +54,7 @@ type outcome struct {
 	job     *job
 	err     error
 	release chandler.Release
+	config  []byte // of the release, with its secrets; nil: it has none
 	// rollout is the rollout record as it is stored: moved to release, or by
 	// somebody else to another when err is record.ErrConflict.
 	rollout *record.Rollout
@@ -80,7 +81,7 @@ func (l *loop) start(ctx context.Context) time.Duration {
 	for i := range l.snapshot.Objects {
 		o := &l.snapshot.Objects[i]
 		have := l.target(o.UID)
-		d := resolve.Due(o.Plugin, have, l.attempts[o.UID], l.c.cfg.Policy, now)
+		d := resolve.Due(o.Plugin, secrets(l.snapshot.Secrets).current(o.Plugin, have), l.attempts[o.UID], l.c.cfg.Policy, now)
 		decides := leads && !l.behind(o)
 		if decides {
 			later(d.At)
@@ -177,8 +178,11 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 	if err != nil {
 		return err
 	}
+	if o.config, err = j.secrets.merge(j.plugin); err != nil {
+		return err
+	}
 	began := time.Now()
-	r, err := c.cfg.Resolver.Resolve(ctx, resolve.Request{Plugin: j.plugin, Have: j.have, Credentials: creds})
+	r, err := c.cfg.Resolver.Resolve(ctx, resolve.Request{Plugin: j.plugin, Have: j.have, Credentials: creds, ConfigFrom: j.secrets.versions(j.plugin)})
 	c.metrics.resolved(j.plugin, time.Since(began), err)
 	if err != nil {
 		return err
@@ -192,7 +196,7 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 		o.release = r
 		return nil // it means what it meant
 	}
-	if err := c.vet(ctx, &r, o.lease); err != nil {
+	if err := c.vet(ctx, &r, o.config, o.lease); err != nil {
 		return err
 	}
 	o.release = r
@@ -212,9 +216,9 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 	return g.Wait()
 }
 
-// vet adds to a release what was said of it; lease is that of its module, if it has
-// one.
-func (c *Control) vet(ctx context.Context, r *chandler.Release, lease *store.Lease) error {
+// vet adds to a release what was said of it; config is its configuration with its
+// secrets, if it has any, and lease that of its module, if it has one.
+func (c *Control) vet(ctx context.Context, r *chandler.Release, config []byte, lease *store.Lease) error {
 	if c.cfg.Vetter == nil {
 		return nil
 	}
@@ -222,8 +226,15 @@ func (c *Control) vet(ctx context.Context, r *chandler.Release, lease *store.Lea
 	if lease != nil {
 		path = lease.Path()
 	}
-	verdicts, err := c.cfg.Vetter.Vet(ctx, r, path)
-	if err != nil {
+	whole := *r
+	if len(r.ConfigFrom) > 0 {
+		whole.Config = config
+	}
+	verdicts, err := c.cfg.Vetter.Vet(ctx, &whole, path)
+	switch {
+	case err != nil && len(r.ConfigFrom) > 0:
+		return kept(err)
+	case err != nil:
 		return err
 	}
 	r.Verdicts = append(r.Verdicts, verdicts...)
@@ -308,6 +319,9 @@ func (l *loop) finished(o outcome) {
 			log.Warn("a module is not in the store and cannot be fetched", "module", j.digest(), "error", o.err)
 		}
 	case o.err == nil:
+		if o.config != nil {
+			l.configs[o.release.ID] = o.config
+		}
 		l.attempts[j.plugin.UID] = resolve.Succeeded(j.plugin, now)
 	case !cancelled:
 		a := l.attempts[j.plugin.UID].After(j.plugin, o.err, now, rand.Float64())

@@ -34,6 +34,7 @@ type loop struct {
 	rollouts map[string]record.Rollout // by uid
 	ahead    map[string]record.Rollout // by uid; their releases are yet to come
 	releases map[chandler.ReleaseID]*chandler.Release
+	configs  map[chandler.ReleaseID][]byte   // with secrets in them; see config
 	history  map[string][]chandler.ReleaseID // by uid, oldest first
 	attempts map[string]resolve.Attempts     // by uid
 
@@ -59,6 +60,7 @@ func (c *Control) load(ctx context.Context) (*loop, error) {
 		rollouts: map[string]record.Rollout{},
 		ahead:    map[string]record.Rollout{},
 		releases: map[chandler.ReleaseID]*chandler.Release{},
+		configs:  map[chandler.ReleaseID][]byte{},
 		history:  map[string][]chandler.ReleaseID{},
 		attempts: map[string]resolve.Attempts{},
 		gone:     map[string]time.Time{},
@@ -220,6 +222,8 @@ func (l *loop) target(uid string) *chandler.Release {
 func (l *loop) course(uid string) course {
 	ro := l.rollouts[uid]
 	c := course{target: l.target(uid), sequence: ro.Sequence}
+	config, ok := l.config(c.target)
+	c.config, c.withheld = config, !ok
 	before := l.releases[ro.Previous]
 	if c.target == nil || before == nil || before.UID != uid || before.Program.Module == nil {
 		return c
@@ -255,6 +259,7 @@ func (l *loop) publish() {
 	l.c.fleet.touch()
 	l.c.server.Refresh()
 	l.unlease()
+	l.forgetConfigs()
 }
 
 // unlease gives back the leases of modules that nothing names any more.

@@ -41,11 +41,14 @@ type making struct {
 	standby     chandler.ModuleDigest
 	sequence    uint64
 	denied      bool
+	withheld    bool
 }
 
 // course is where a plugin's rollout is.
 type course struct {
 	target   *chandler.Release // nil: none
+	config   []byte            // with the secrets that the target's is from; nil: from none
+	withheld bool              // they are not to be had
 	sequence uint64
 	standby  *chandler.Module // what an undo would need; nil: nothing else
 }
@@ -53,7 +56,9 @@ type course struct {
 // newEntry joins an object with its rollout. Without a release its resource has no
 // body: proxies keep what they have of it, whatever became of the records here.
 // before is its entry in the last publication, or nil: what was marshalled is used
-// again where it can be. deadline is the same for all.
+// again where it can be. deadline is the same for all. Of a release whose
+// configuration is not to be had whoever has it keeps it; a newcomer refuses instead,
+// unless the plugin may be left out.
 func newEntry(o source.Object, c course, a resolve.Attempts, deadline time.Duration, before *entry) (*entry, error) {
 	target := c.target
 	e := &entry{object: o, target: target, resource: &deltaserver.Resource{Name: o.Key.String()}}
@@ -70,7 +75,7 @@ func newEntry(o source.Object, c course, a resolve.Attempts, deadline time.Durat
 	}
 	e.made = making{
 		uid: p.UID, key: p.Key, generation: p.Generation, created: p.Created.UnixNano(),
-		firstAttach: p.FirstAttach, sequence: c.sequence, denied: e.denied,
+		firstAttach: p.FirstAttach, sequence: c.sequence, denied: e.denied, withheld: c.withheld,
 	}
 	if target != nil {
 		e.made.release, e.made.generation = target.ID, target.Generation
@@ -82,18 +87,22 @@ func newEntry(o source.Object, c course, a resolve.Attempts, deadline time.Durat
 		e.resource, e.modules = before.resource, before.modules
 		return e, nil
 	}
-	candidate := assign.Candidate{Plugin: p, Release: target, Sequence: c.sequence, Deny: e.denied, FetchDeadline: deadline}
+	candidate := assign.Candidate{
+		Plugin: p, Release: target, Sequence: c.sequence, Deny: e.denied, Config: c.config, Withheld: c.withheld, FetchDeadline: deadline,
+	}
 	if c.standby != nil {
 		candidate.Standby = []chandler.Module{*c.standby}
 	}
 	att := assign.Attach(candidate)
-	body, version, err := wire.MarshalAttachment(&att)
-	if err != nil {
-		return e, err
+	if !c.withheld || target.FailStrategy != chandler.FailOpen {
+		body, version, err := wire.MarshalAttachment(&att)
+		if err != nil {
+			return e, err
+		}
+		e.resource = &deltaserver.Resource{Name: p.Key.String(), Version: version, Body: body, Newcomers: c.withheld}
 	}
-	e.resource = &deltaserver.Resource{Name: p.Key.String(), Version: version, Body: body}
-	if m := att.Program.Module; m != nil {
-		e.modules = append(e.modules, m.Digest)
+	if target != nil && target.Program.Module != nil {
+		e.modules = append(e.modules, target.Program.Module.Digest)
 	}
 	for _, m := range att.Standby {
 		e.modules = append(e.modules, m.Digest)

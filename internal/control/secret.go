@@ -2,12 +2,14 @@ package control
 
 import (
 	"errors"
+	"slices"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/source"
 )
 
+// secrets are those that plugins name.
 type secrets map[source.SecretName]source.Secret
 
 // of gives the pull secret that a plugin names.
@@ -19,11 +21,15 @@ func (s secrets) of(p *chandler.Plugin) (source.Secret, bool) {
 	return secret, ok
 }
 
-// same tells whether a plugin's pull secret is the same in both.
+// same tells whether the secrets that a plugin names are the same in both.
 func (s secrets) same(o secrets, p *chandler.Plugin) bool {
 	a, oka := s.of(p)
 	b, okb := o.of(p)
-	return oka == okb && (a.Problem == nil) == (b.Problem == nil) && string(a.DockerConfigJSON) == string(b.DockerConfigJSON)
+	if oka != okb || (a.Problem == nil) != (b.Problem == nil) || string(a.DockerConfigJSON) != string(b.DockerConfigJSON) {
+		return false
+	}
+	// That a secret is missing has no version, and nor has one that cannot be read.
+	return slices.Equal(s.versions(p), o.versions(p))
 }
 
 // credentials finds what a plugin's pull secret holds for its registry; nil when
@@ -43,6 +49,10 @@ func (s secrets) credentials(p *chandler.Plugin) (*fetch.Credentials, error) {
 	}
 	var parsed *fetch.Secret
 	why := secret.Problem
+	if why == nil && secret.DockerConfigJSON == nil {
+		why = chandler.Problemf(chandler.CodeSecretType, "", "make it with: kubectl create secret docker-registry",
+			"secret %s is of type %s; needs %s", chandler.Quote(p.Wasm.PullSecret), chandler.Quote(secret.Type), source.PullSecretType)
+	}
 	if why == nil {
 		var err error
 		if parsed, _, err = fetch.ParseSecret(secret.DockerConfigJSON); err != nil && !errors.As(err, &why) {

@@ -70,6 +70,8 @@ type Request struct {
 	// before; nil: none. Its digests are kept where the pull policy says so.
 	Have        *chandler.Release
 	Credentials *fetch.Credentials
+	// ConfigFrom are the secrets' values that belong to the plugin's configuration.
+	ConfigFrom []chandler.SecretVersion
 }
 
 // Resolve gives the release of a plugin. An error holds a *fetch.Error or a
@@ -80,6 +82,7 @@ func (r *Resolver) Resolve(ctx context.Context, req Request) (chandler.Release, 
 	release := chandler.Release{
 		Key: p.Key, UID: p.UID, Generation: p.Generation,
 		Behaviour:  assign.Behaviour(p),
+		ConfigFrom: req.ConfigFrom,
 		ResolvedAt: r.cfg.Now().UTC(),
 	}
 	switch {

@@ -2,10 +2,7 @@ package source
 
 import (
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"maps"
 	"regexp"
 	"slices"
@@ -20,7 +17,7 @@ const defaultNamespace = "default"
 // Document is one object of a manifest, judged by itself.
 type Document struct {
 	// Key is what the document is about; parts that cannot be made out are empty.
-	// Kind is KindSecret for a pull secret.
+	// Kind is KindSecret for a secret.
 	chandler.Key
 	Labels      map[string]string
 	Annotations map[string]string
@@ -139,6 +136,9 @@ func decodeObject(root *node, c chunk, namespace string, j *judge) Document {
 		if d.Plugin != nil {
 			d.Plugin.Labels, d.Plugin.Annotations = d.Labels, d.Annotations
 			d.Plugin.FirstAttach = firstAttach(j, d.Annotations)
+			if from := configFrom(j, d.Annotations, d.Plugin); from != nil {
+				d.Plugin.Wasm.ConfigFrom = from
+			}
 		}
 	}
 	d.Problems, d.Warnings = j.all(), j.warnings
@@ -258,7 +258,7 @@ const annotationPrefix = "chandler.dev/"
 // only: an older or newer control plane may know it.
 func firstAttach(j *judge, annotations map[string]string) chandler.FirstAttach {
 	at := (&path{}).field("metadata").field("annotations")
-	known := []string{chandler.AnnotationFirstAttach}
+	known := []string{chandler.AnnotationFirstAttach, chandler.AnnotationConfigFrom}
 	for _, name := range slices.Sorted(maps.Keys(annotations)) {
 		if !strings.HasPrefix(name, annotationPrefix) || slices.Contains(known, name) {
 			continue
@@ -288,6 +288,9 @@ func digest(root *node, annotations map[string]string) string {
 		h.Write(spec.canonical())
 	}
 	h.Write([]byte("\n" + annotations[chandler.AnnotationFirstAttach]))
+	if from, ok := annotations[chandler.AnnotationConfigFrom]; ok {
+		h.Write([]byte("\n" + from))
+	}
 	return hex.EncodeToString(h.Sum(nil))
 }
 
@@ -305,49 +308,4 @@ func withNamespace(root *node, namespace string) *node {
 		c.fields[i].value = &m
 	}
 	return &c
-}
-
-const (
-	secretType = "kubernetes.io/dockerconfigjson"
-	secretItem = ".dockerconfigjson"
-)
-
-// decodeSecret reads a pull secret. No message shows anything of its content.
-func decodeSecret(top record, key chandler.Key) *Secret {
-	if typ, ok := top.text("type"); !ok || typ != secretType {
-		top.problem(chandler.CodeSecretType, top.at.field("type"), "only pull secrets are read here; write type: "+secretType,
-			"secret is of type %s; needs %s", chandler.Quote(typ), secretType)
-		return nil
-	}
-	dataNode, dataAt := top.field("data")
-	plainNode, plainAt := top.field("stringData")
-	var content []byte
-	at := plainAt.field(secretItem)
-	switch data, plain := dataNode.get(secretItem), plainNode.get(secretItem); {
-	case plain != nil && plain.kind == text:
-		content = []byte(plain.text)
-	case data != nil && data.kind == text:
-		at = dataAt.field(secretItem)
-		decoded, err := base64.StdEncoding.DecodeString(strings.NewReplacer("\n", "", " ", "").Replace(data.text))
-		if err != nil {
-			top.problem(chandler.CodeSecretJSON, at, "write the base64 of the docker config, or put the config itself into stringData", "not base64")
-			return nil
-		}
-		content = decoded
-	default:
-		top.problem(chandler.CodeSecretType, dataAt, "put the docker config there", "secret has no %s", secretItem)
-		return nil
-	}
-	var config map[string]json.RawMessage
-	err := json.Unmarshal(content, &config)
-	var syntax *json.SyntaxError
-	switch {
-	case errors.As(err, &syntax):
-		top.problem(chandler.CodeSecretJSON, at, "write a docker config with auths", "not JSON at offset %d", syntax.Offset)
-		return nil
-	case err != nil || config == nil:
-		top.problem(chandler.CodeSecretJSON, at, "write a docker config with auths", "not a JSON object")
-		return nil
-	}
-	return &Secret{SecretName: SecretName{key.Namespace, key.Name}, DockerConfigJSON: content}
 }

@@ -53,6 +53,7 @@ type DirectoryConfig struct {
 type Directory struct {
 	cfg      DirectoryConfig
 	ledger   ledger
+	versions versions
 	applied  string
 	running  atomic.Bool
 	requests chan request
@@ -111,6 +112,9 @@ func OpenDirectory(cfg DirectoryConfig) (*Directory, error) {
 	entries, err := d.ledger.load(cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("read the state of objects: %w", err)
+	}
+	if d.versions, err = d.ledger.versions(); err != nil {
+		return nil, err
 	}
 	for key, e := range entries {
 		d.known[key] = known{entry: e}
@@ -216,7 +220,7 @@ func (d *Directory) look(w *watcher, now time.Time) time.Duration {
 func (d *Directory) settle(now time.Time, drop map[chandler.Key]bool) time.Duration {
 	p := reconcile(view{
 		known: d.known, secrets: d.secrets, dir: d.cfg.Dir, applied: d.applied, files: d.ordered(), unread: d.unread,
-		drop: drop, first: d.last == nil, now: now, wall: d.cfg.Now(),
+		drop: drop, first: d.last == nil, now: now, wall: d.cfg.Now(), version: d.versions.of,
 	})
 	if err := d.commit(p); err != nil {
 		d.dirty = true

@@ -107,7 +107,7 @@ func (d *Directory) action(doc *Document) Action {
 		switch {
 		case !ok || !old.gone.IsZero():
 			return Created
-		case bytes.Equal(old.DockerConfigJSON, doc.Secret.DockerConfigJSON):
+		case old.Type == doc.Secret.Type && maps.EqualFunc(old.Values, doc.Secret.Values, bytes.Equal):
 			return Unchanged
 		}
 		return Configured

@@ -63,6 +63,8 @@ type view struct {
 	first bool
 	// now counts the grace; wall is the time of creation.
 	now, wall time.Time
+	// version gives the version of a secret.
+	version func(*Secret) string
 }
 
 // plan is what is to be.
@@ -136,7 +138,9 @@ func (r *reconciler) document(f *file, d *Document) {
 			r.broken[f.path] = append(r.broken[f.path], *duplicate(d.Key, first.origin))
 			return
 		}
-		r.plan.secrets[name] = kept{Secret: *d.Secret, origin: f.path}
+		secret := *d.Secret
+		secret.Version = r.version(&secret)
+		r.plan.secrets[name] = kept{Secret: secret, origin: f.path}
 	default:
 		r.claim(claim{f, d})
 	}

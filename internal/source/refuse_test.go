@@ -296,8 +296,6 @@ func TestRefuse_B85(t *testing.T) {
 func TestRefuse_B86(t *testing.T) {
 	secret := func(s string) string { return "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\n" + s }
 	refuse(t,
-		refusal{secret("type: Opaque\ndata: {}"), "SecretType", "type",
-			`secret is of type "Opaque"; needs kubernetes.io/dockerconfigjson; only pull secrets are read here; write type: kubernetes.io/dockerconfigjson`},
 		refusal{secret("type: kubernetes.io/dockerconfigjson\ndata: {x: eA==}"), "SecretType", "data", "secret has no .dockerconfigjson; put the docker config there"},
 	)
 }

@@ -14,7 +14,7 @@ import (
 	"chandler.dev/chandler"
 )
 
-// KindSecret is the Kind of a pull secret in a Document or a Result.
+// KindSecret is the Kind of a Secret in a Document or a Result.
 const KindSecret = "Secret"
 
 // Source tells what plugins there are.
@@ -97,17 +97,8 @@ type Object struct {
 	Origin string
 }
 
-// SecretName names a pull secret.
+// SecretName names a Secret.
 type SecretName struct{ Namespace, Name string }
-
-// Secret is a pull secret: the JSON of its .dockerconfigjson. It must never be
-// shown.
-type Secret struct {
-	SecretName
-	DockerConfigJSON []byte
-	// Problem, unless nil, is why there is no content.
-	Problem *chandler.Problem
-}
 
 // Broken is a file that cannot be read in whole or in part.
 type Broken struct {

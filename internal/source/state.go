@@ -1,13 +1,18 @@
 package source
 
 import (
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -145,4 +150,39 @@ func (e entry) identify(p *chandler.Plugin, generation int64) *chandler.Plugin {
 	own := *p
 	own.UID, own.Created, own.Generation = e.UID, e.Created, generation
 	return &own
+}
+
+// versions is a key for the versions of secrets: without it they tell nothing of a
+// value, not even to whoever tries all short ones.
+type versions []byte
+
+const versionKeySize = 32
+
+// versions reads the key, or makes it. With another key every secret has another
+// version, which costs each plugin that uses one a release.
+func (l ledger) versions() (versions, error) {
+	path := filepath.Join(l.dir, "versions.key")
+	key, err := durable.Read(l.fsys, path, versionKeySize)
+	switch {
+	case err == nil && len(key) == versionKeySize:
+		return key, nil
+	case err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, durable.ErrTooLarge):
+		return nil, fmt.Errorf("read the key of secrets' versions: %w", err)
+	}
+	key = make([]byte, versionKeySize)
+	_, _ = rand.Read(key) // never fails
+	if err := durable.Write(l.fsys, path, key); err != nil {
+		return nil, fmt.Errorf("write the key of secrets' versions: %w", err)
+	}
+	return key, nil
+}
+
+// of gives the version of a secret's values.
+func (v versions) of(s *Secret) string {
+	mac := hmac.New(sha256.New, v)
+	for _, key := range slices.Sorted(maps.Keys(s.Values)) {
+		fmt.Fprintf(mac, "%d %s %d ", len(key), key, len(s.Values[key]))
+		mac.Write(s.Values[key])
+	}
+	return hex.EncodeToString(mac.Sum(nil)[:16])
 }

@@ -111,6 +111,9 @@ func (v *Vetter) Know(releases []chandler.Release) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for i := range releases {
+		if len(releases[i].ConfigFrom) > 0 {
+			continue // with what configuration it was tried is not in its record
+		}
 		for _, said := range releases[i].Verdicts {
 			if said.Judge == chandler.JudgeEnvoy && len(v.known) < maxKnown {
 				v.known[newTrial(said.EnvoyVersion, &releases[i])] = nil

@@ -98,6 +98,7 @@ func AttachmentToProto(a *chandler.Attachment) *chandlerv1.Attachment {
 		Strict:        a.Strict,
 		RootId:        a.RootID,
 		Configuration: a.Config,
+		SecretConfig:  a.SecretConfig,
 		Capabilities:  a.Capabilities,
 		Requires:      a.Requires,
 	}
@@ -140,6 +141,7 @@ func AttachmentFromProto(m *chandlerv1.Attachment) (chandler.Attachment, error) 
 		Generation:   m.GetGeneration(),
 		Sequence:     m.GetSequence(),
 		Strict:       m.GetStrict(),
+		SecretConfig: m.GetSecretConfig(),
 		Capabilities: m.GetCapabilities(),
 		Requires:     m.GetRequires(),
 	}

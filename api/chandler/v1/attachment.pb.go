@@ -319,7 +319,10 @@ type Attachment struct {
 	// Modules worth having on disk: the next step's and the one to go back to.
 	Standby []*Module `protobuf:"bytes,21,rep,name=standby,proto3" json:"standby,omitempty"`
 	// Features an agent must have; one that lacks any refuses by its name.
-	Requires      []string `protobuf:"bytes,22,rep,name=requires,proto3" json:"requires,omitempty"`
+	Requires []string `protobuf:"bytes,22,rep,name=requires,proto3" json:"requires,omitempty"`
+	// Values of secrets are in the configuration: nothing that the plugin says, and
+	// nothing that Envoy says of it, is to be repeated.
+	SecretConfig  bool `protobuf:"varint,23,opt,name=secret_config,json=secretConfig,proto3" json:"secret_config,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -521,6 +524,13 @@ func (x *Attachment) GetRequires() []string {
 		return x.Requires
 	}
 	return nil
+}
+
+func (x *Attachment) GetSecretConfig() bool {
+	if x != nil {
+		return x.SecretConfig
+	}
+	return false
 }
 
 type isAttachment_Code interface {
@@ -950,7 +960,7 @@ var File_chandler_v1_attachment_proto protoreflect.FileDescriptor
 
 const file_chandler_v1_attachment_proto_rawDesc = "" +
 	"\n" +
-	"\x1cchandler/v1/attachment.proto\x12\vchandler.v1\x1a\x16chandler/v1/node.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\a\n" +
+	"\x1cchandler/v1/attachment.proto\x12\vchandler.v1\x1a\x16chandler/v1/node.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\a\n" +
 	"\n" +
 	"Attachment\x12.\n" +
 	"\x06plugin\x18\x01 \x01(\v2\x16.chandler.v1.PluginRefR\x06plugin\x12\x1e\n" +
@@ -977,7 +987,8 @@ const file_chandler_v1_attachment_proto_rawDesc = "" +
 	"\x03env\x18\x13 \x03(\v2\x13.chandler.v1.EnvVarR\x03env\x12\"\n" +
 	"\fcapabilities\x18\x14 \x03(\tR\fcapabilities\x12-\n" +
 	"\astandby\x18\x15 \x03(\v2\x13.chandler.v1.ModuleR\astandby\x12\x1a\n" +
-	"\brequires\x18\x16 \x03(\tR\brequiresB\x06\n" +
+	"\brequires\x18\x16 \x03(\tR\brequires\x12#\n" +
+	"\rsecret_config\x18\x17 \x01(\bR\fsecretConfigB\x06\n" +
 	"\x04codeB\x10\n" +
 	"\x0e_configuration\"N\n" +
 	"\x06Module\x12\x16\n" +

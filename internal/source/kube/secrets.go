@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"maps"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -14,7 +15,7 @@ import (
 	"chandler.dev/chandler/internal/source"
 )
 
-// followed is a pull secret that some plugin names.
+// followed is a secret that some plugin names.
 type followed struct {
 	cancel context.CancelFunc
 	since  time.Time
@@ -29,9 +30,9 @@ type secretState struct {
 	secret source.Secret
 }
 
-// pullSecrets gives those that are named and no other, and keeps up with them from
+// namedSecrets gives those that are named and no other, and keeps up with them from
 // now on. It is false as long as one of them was not heard of, for a moment.
-func (s *reader) pullSecrets(ctx context.Context, named map[source.SecretName]bool) (map[source.SecretName]source.Secret, bool) {
+func (s *reader) namedSecrets(ctx context.Context, named map[source.SecretName]bool) (map[source.SecretName]source.Secret, bool) {
 	for name, f := range s.secrets {
 		if !named[name] {
 			f.cancel()
@@ -94,13 +95,14 @@ func (s *reader) followSecret(ctx context.Context, name source.SecretName) *foll
 
 func (a *secretState) equal(b *secretState) bool {
 	p, q := a.secret.Problem, b.secret.Problem
-	return a.there == b.there && bytes.Equal(a.secret.DockerConfigJSON, b.secret.DockerConfigJSON) && (p == nil) == (q == nil) && (p == nil || *p == *q)
+	return a.there == b.there && a.secret.Type == b.secret.Type && a.secret.Version == b.secret.Version &&
+		maps.EqualFunc(a.secret.Values, b.secret.Values, bytes.Equal) && (p == nil) == (q == nil) && (p == nil || *p == *q)
 }
 
 // readSecret judges a secret as one of a file is judged. Nothing of its content is
 // in a problem.
 func readSecret(name source.SecretName, o *unstructured.Unstructured) source.Secret {
-	none := source.Secret{SecretName: name, Problem: chandler.Problemf(chandler.CodeSecretType, "", "make it with: kubectl create secret docker-registry",
+	none := source.Secret{SecretName: name, Problem: chandler.Problemf(chandler.CodeSecretType, "", "make it with: kubectl create secret",
 		"secret %s cannot be read", chandler.Quote(name.Name))}
 	text, err := json.Marshal(map[string]any{
 		"apiVersion": "v1", "kind": source.KindSecret, "metadata": map[string]any{"name": name.Name, "namespace": name.Namespace},
@@ -112,6 +114,8 @@ func readSecret(name source.SecretName, o *unstructured.Unstructured) source.Sec
 	for _, d := range source.Decode(text, name.Namespace) {
 		switch {
 		case d.Secret != nil:
+			// All replicas see the same, and it is nothing of the content.
+			d.Secret.Version = string(o.GetUID()) + "/" + o.GetResourceVersion()
 			return *d.Secret
 		case len(d.Problems) > 0:
 			p := d.Problems[0]

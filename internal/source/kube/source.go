@@ -18,7 +18,7 @@ const (
 	// something always happens.
 	settled     = 2 * time.Millisecond
 	maxSettling = 50 * time.Millisecond
-	// secretPatience is how long a snapshot waits for a pull secret of which nothing
+	// secretPatience is how long a snapshot waits for a secret of which nothing
 	// is known yet.
 	secretPatience = time.Second
 	// maxPlugins is as with a folder.
@@ -30,7 +30,7 @@ const (
 //
 // Nothing is told before everything was read, and nothing is forgotten because
 // the API server does not answer: objects go when it says that they are gone.
-// Pull secrets are read by the names that plugins give, each by itself.
+// Secrets are read by the names that plugins give, each by itself.
 //
 // It needs list and watch of wasmplugins and trafficextensions, and get and watch of
 // their definitions, of istiod's ConfigMap (see owner.go), and of the secrets that
@@ -150,13 +150,28 @@ func (s *reader) snapshot(ctx context.Context) (source.Snapshot, bool) {
 	refuseTooMany(snap.Objects)
 	named := map[source.SecretName]bool{}
 	for _, o := range snap.Objects {
-		if o.Plugin != nil && o.Plugin.Wasm != nil && o.Plugin.Wasm.PullSecret != "" {
-			named[source.SecretName{Namespace: o.Namespace, Name: o.Plugin.Wasm.PullSecret}] = true
+		for _, name := range secretsOf(o.Plugin) {
+			named[source.SecretName{Namespace: o.Namespace, Name: name}] = true
 		}
 	}
 	var ok bool
-	snap.Secrets, ok = s.pullSecrets(ctx, named)
+	snap.Secrets, ok = s.namedSecrets(ctx, named)
 	return snap, ok
+}
+
+// secretsOf names the secrets that a plugin needs, of its own namespace.
+func secretsOf(p *chandler.Plugin) []string {
+	if p == nil || p.Wasm == nil {
+		return nil
+	}
+	var names []string
+	if p.Wasm.PullSecret != "" {
+		names = append(names, p.Wasm.PullSecret)
+	}
+	for _, from := range p.Wasm.ConfigFrom {
+		names = append(names, from.Name)
+	}
+	return names
 }
 
 // refuseTooMany refuses the youngest of more objects than there may be.

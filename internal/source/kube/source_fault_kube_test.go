@@ -182,11 +182,17 @@ func TestFault_F55_F56_Secrets(t *testing.T) {
 	})
 	kubectl(t, c, "create", "secret", "generic", "reg2", "--from-literal=a=b")
 	s = w.await("a secret of another type", func(s source.Snapshot) bool {
-		return s.Secrets[source.SecretName{Namespace: "default", Name: "reg2"}].Problem != nil
+		return s.Secrets[source.SecretName{Namespace: "default", Name: "reg2"}].Type == "Opaque"
 	})
-	if p := s.Secrets[source.SecretName{Namespace: "default", Name: "reg2"}].Problem; strings.Contains(p.Error(), "Yg==") || !strings.Contains(p.Message, "Opaque") {
-		t.Errorf("a secret of another type: %v", p)
+	secret := s.Secrets[source.SecretName{Namespace: "default", Name: "reg2"}]
+	if secret.Problem != nil || secret.DockerConfigJSON != nil || string(secret.Values["a"]) != "b" {
+		t.Errorf("a secret of another type: %v", secret.Problem)
 	}
+	kubectl(t, c, "patch", "secret", "reg2", "-p", `{"stringData":{"a":"c"}}`)
+	w.await("another value, at another version", func(s source.Snapshot) bool {
+		next := s.Secrets[source.SecretName{Namespace: "default", Name: "reg2"}]
+		return string(next.Values["a"]) == "c" && next.Version != "" && next.Version != secret.Version
+	})
 	kubectl(t, c, "delete", "secret", "reg")
 	w.await("a deletion", func(s source.Snapshot) bool {
 		_, there := s.Secrets[source.SecretName{Namespace: "default", Name: "reg"}]

@@ -42,11 +42,13 @@ const (
 
 // Resource is one named body at one version. Resources are immutable and shared
 // by all streams. Without a body it is nothing to send, and no removal either: an
-// agent that holds the name keeps what it holds.
+// agent that holds the name keeps what it holds. With Newcomers the body is for
+// agents that do not hold the name; the others keep what they hold, too.
 type Resource struct {
-	Name    string
-	Version string
-	Body    *anypb.Any
+	Name      string
+	Version   string
+	Body      *anypb.Any
+	Newcomers bool
 }
 
 // Config says who may connect and what they get.

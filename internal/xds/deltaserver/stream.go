@@ -248,7 +248,7 @@ func (st *stream) difference(w *watch, view []*Resource, now time.Time) (r *resp
 		if res.Body == nil {
 			continue
 		}
-		if version, ok := st.held[res.Name]; ok && version == res.Version {
+		if version, ok := st.held[res.Name]; ok && (version == res.Version || res.Newcomers) {
 			continue
 		}
 		if !st.pace.may(res.Name, now) {
