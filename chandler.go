@@ -77,6 +77,21 @@ type Plugin struct {
 	// FirstAttach says what happens between attach and readiness on a serving
 	// proxy (annotation chandler.dev/first-attach).
 	FirstAttach FirstAttach
+	// Probes are requests whose answers decide whether a release is fit (annotation
+	// chandler.dev/probe).
+	Probes []Probe
+}
+
+// Probe is a request to a plugin that has just been loaded, and what is to come of
+// it. Exactly one of Status and Allowed is set.
+type Probe struct {
+	Method, Path string
+	// Headers are sent as they are, in the order of their names; ":authority" is one.
+	Headers map[string]string `json:",omitempty"`
+	// Status is that of the answer.
+	Status int `json:",omitempty"`
+	// Allowed tells whether the request reaches what stands behind the plugin.
+	Allowed *bool `json:",omitempty"`
 }
 
 // Wasm is the part of a plugin that concerns a module.
@@ -215,6 +230,7 @@ const (
 	AnnotationFirstAttach = "chandler.dev/first-attach"
 	// AnnotationConfigFrom has "secret/NAME#KEY", or several with commas between.
 	AnnotationConfigFrom = "chandler.dev/config-from"
+	AnnotationProbe      = "chandler.dev/probe"
 )
 
 // Node is a proxy as the control plane knows it.

@@ -108,11 +108,17 @@ const (
 	CodeWasmSection   Code = "WasmSection"
 	CodeWasmFeature   Code = "WasmFeature"
 	CodeWasmTrailing  Code = "WasmTrailing"
-	CodeWasmStart     Code = "WasmStart"     // Envoy's trial: it does not start
-	CodeWasmConfigure Code = "WasmConfigure" // Envoy's trial: it refuses its configuration
-	CodeWasmTimeout   Code = "WasmTimeout"   // Envoy's trial: it comes to no end
-	CodeWasmMemory    Code = "WasmMemory"    // Envoy's trial: it takes too much memory
+	CodeWasmStart     Code = "WasmStart"     // the trial: it does not start
+	CodeWasmConfigure Code = "WasmConfigure" // the trial: it refuses its configuration
+	CodeWasmTimeout   Code = "WasmTimeout"   // the trial: it comes to no end
+	CodeWasmMemory    Code = "WasmMemory"    // the trial: it takes too much memory
 	CodeLuaSyntax     Code = "LuaSyntax"
+	CodeProbeFailed   Code = "ProbeFailed" // it loads, and answers a probe otherwise than it is to
+)
+
+// Codes about the proxies that a release is for.
+const (
+	CodeEnvoyUntried Code = "EnvoyUntried" // nobody tried it in the version that they run
 )
 
 // Codes about what a control plane sends, in the reason of a NACK.

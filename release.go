@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -59,6 +60,7 @@ type SecretVersion struct {
 const (
 	JudgeStatic = "static" // the module's bytes, by Envoy's rules
 	JudgeEnvoy  = "envoy"  // a real one, which started the plugin
+	JudgeHost   = "host"   // the Proxy-Wasm host, which started it where no Envoy was at hand
 )
 
 // Verdict is what one judge said of a release.
@@ -67,6 +69,27 @@ type Verdict struct {
 	EnvoyVersion string    `json:",omitempty"`
 	PolicyHash   string    `json:",omitempty"`
 	At           time.Time `json:",omitempty"`
+	// Weak: the system did not shut the judge off as it could be.
+	Weak bool `json:",omitempty"`
+	// Probed: the plugin's probes were answered as they are to be.
+	Probed bool `json:",omitempty"`
+}
+
+// TriedIn gives the versions of the Envoys that took the release.
+func (r *Release) TriedIn() []string {
+	var versions []string
+	for _, v := range r.Verdicts {
+		if v.Judge == JudgeEnvoy {
+			versions = append(versions, v.EnvoyVersion)
+		}
+	}
+	return versions
+}
+
+// FitFor tells whether an Envoy of that version took the release. What no Envoy of
+// the control plane's can judge, a file on the proxy's machine, is fit for any.
+func (r *Release) FitFor(envoy string) bool {
+	return r.Program.File != nil || slices.Contains(r.TriedIn(), envoy)
 }
 
 // WithID gives the release with its ID set: the hash of everything but the ID,

@@ -51,7 +51,7 @@ func (f *vetFlags) open(ctx context.Context, dir string, metrics prometheus.Regi
 		if s.Weak() != "" {
 			log.Warn("the sandbox of that Envoy is weaker than it could be", "envoy", s.Version(), "reason", s.Weak())
 		}
-		cfg.Envoys = append(cfg.Envoys, s)
+		cfg.Judges = append(cfg.Judges, s)
 	}
 	return vet.New(cfg), nil
 }

@@ -57,6 +57,10 @@ type Config struct {
 	Policy   resolve.Policy
 	// Vetter has releases tried before they are recorded; nil: nobody has.
 	Vetter *vet.Vetter
+	// RequireEnvoyVersions tells whether a release is withheld from proxies in whose
+	// version of Envoy it was not tried; they keep what they have. Nil: it is not. What
+	// it says may change: Reconsider then.
+	RequireEnvoyVersions func() bool
 	// Listener takes the agents' connections; Run closes it.
 	Listener net.Listener
 	// Server adds options to the gRPC server, for instance its credentials.
@@ -109,6 +113,7 @@ type Control struct {
 
 	snapshots chan delivery
 	outcomes  chan outcome
+	parked    chan struct{} // a job has room for another one made
 	collected chan rubbish
 	changes   chan record.Change
 	missing   chan chandler.ModuleDigest // modules that were asked for and are not in the store
@@ -139,7 +144,8 @@ func New(cfg Config) (*Control, error) {
 		cfg: cfg, log: cfg.Log,
 		reading:   make(chan struct{}, maxReads),
 		snapshots: make(chan delivery),
-		outcomes:  make(chan outcome, maxJobs),
+		outcomes:  make(chan outcome, maxJobs+maxAtVet),
+		parked:    make(chan struct{}, 1),
 		collected: make(chan rubbish, 1),
 		changes:   make(chan record.Change, maxChanges),
 		missing:   make(chan chandler.ModuleDigest, 16),

@@ -36,7 +36,7 @@ func (l *loop) admits(j *job, now time.Time) (ok bool, at time.Time) {
 	}
 	asking := 0
 	for _, other := range l.jobs {
-		if hostOf(other.plugin) == name {
+		if hostOf(other.plugin) == name && !other.atVet.Load() {
 			asking++
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -15,11 +16,22 @@ import (
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/vet"
 )
 
-// maxJobs is how many plugins are worked on at a time. Nearly all of them wait for
-// the network, and a few that trickle must not hold up the others.
-const maxJobs = 32
+// How many plugins are worked on at a time.
+const (
+	// maxJobs resolve. Nearly all of them wait for the network, and a few that trickle
+	// must not hold up the others.
+	maxJobs = 32
+	// maxJobsOfNamespace leaves room for others; it is more than maxJobsOfHost, so that
+	// a host that does not answer leaves room in its namespace too.
+	maxJobsOfNamespace = maxJobs * 3 / 4
+	// maxAtVet are being tried beside those, or wait for it, and maxNewAtVet are how many
+	// plugins of one namespace that never had a release may be.
+	maxAtVet    = 512
+	maxNewAtVet = 16
+)
 
 // job is work on one plugin beside the loop: to resolve it, or to bring a module
 // of its release back into the store. Its input is its own.
@@ -31,7 +43,11 @@ type job struct {
 	rollout *record.Rollout // the one to go on from; nil: the first
 	secrets secrets
 	restore bool
+	atVet   atomic.Bool // it has done the rest
 }
+
+// newcomer tells whether the plugin never had a release.
+func (j *job) newcomer() bool { return j.have == nil || j.have.UID != j.plugin.UID }
 
 func resolveID(uid string) string              { return "resolve " + uid }
 func restoreID(d chandler.ModuleDigest) string { return "restore " + string(d) }
@@ -107,20 +123,58 @@ func (l *loop) start(ctx context.Context) time.Duration {
 	slices.SortStableFunc(due, func(a, b *job) int {
 		return l.attempts[a.plugin.UID].Next.Compare(l.attempts[b.plugin.UID].Next)
 	})
+	room := l.room()
 	for _, j := range due {
-		if len(l.jobs) >= maxJobs {
+		if !room.any() {
 			break // an outcome brings us back here
 		}
-		if l.jobs[j.id] != nil {
+		if l.jobs[j.id] != nil || !room.has(j) {
 			continue
 		}
 		if ok, at := l.admits(j, now); ok {
 			l.launch(ctx, j)
+			room.add(j)
 		} else {
 			later(at)
 		}
 	}
 	return next
+}
+
+// room counts the jobs, to tell whether there is room for one more. Whoever has many
+// plugins resolved or tried waits for his own.
+type room struct {
+	working, atVet int
+	workingOf      map[string]int // by namespace
+	newAtVetOf     map[string]int
+}
+
+func (l *loop) room() *room {
+	r := &room{workingOf: map[string]int{}, newAtVetOf: map[string]int{}}
+	for _, j := range l.jobs {
+		r.add(j)
+	}
+	return r
+}
+
+func (r *room) add(j *job) {
+	switch ns := j.plugin.Namespace; {
+	case !j.atVet.Load():
+		r.working++
+		r.workingOf[ns]++
+	case j.newcomer():
+		r.newAtVetOf[ns]++
+		fallthrough
+	default:
+		r.atVet++
+	}
+}
+
+func (r *room) any() bool { return r.working < maxJobs && r.working+r.atVet < maxJobs+maxAtVet }
+
+func (r *room) has(j *job) bool {
+	ns := j.plugin.Namespace
+	return r.any() && r.workingOf[ns] < maxJobsOfNamespace && (j.restore || !j.newcomer() || r.newAtVetOf[ns] < maxNewAtVet)
 }
 
 // behind tells whether another replica has seen a newer generation of a plugin than
@@ -196,7 +250,7 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 		o.release = r
 		return nil // it means what it meant
 	}
-	if err := c.vet(ctx, &r, o.config, o.lease); err != nil {
+	if err := c.vet(ctx, j, &r, o); err != nil {
 		return err
 	}
 	o.release = r
@@ -216,21 +270,26 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 	return g.Wait()
 }
 
-// vet adds to a release what was said of it; config is its configuration with its
-// secrets, if it has any, and lease that of its module, if it has one.
-func (c *Control) vet(ctx context.Context, r *chandler.Release, config []byte, lease *store.Lease) error {
+// vet adds to a release what was said of it, with the secrets of its configuration
+// where it has any.
+func (c *Control) vet(ctx context.Context, j *job, r *chandler.Release, o *outcome) error {
 	if c.cfg.Vetter == nil {
 		return nil
 	}
-	path := ""
-	if lease != nil {
-		path = lease.Path()
-	}
 	whole := *r
 	if len(r.ConfigFrom) > 0 {
-		whole.Config = config
+		whole.Config = o.config
 	}
-	verdicts, err := c.cfg.Vetter.Vet(ctx, &whole, path)
+	req := vet.Request{Release: &whole, Probes: j.plugin.Probes, Settled: !j.newcomer()}
+	if o.lease != nil {
+		req.Path = o.lease.Path()
+	}
+	j.atVet.Store(true)
+	select {
+	case c.parked <- struct{}{}:
+	default: // the loop will look anyway
+	}
+	verdicts, err := c.cfg.Vetter.Vet(ctx, req)
 	switch {
 	case err != nil && len(r.ConfigFrom) > 0:
 		return kept(err)

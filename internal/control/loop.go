@@ -117,6 +117,7 @@ func (l *loop) run(ctx context.Context) error {
 			taken = append(taken, d.taken)
 		case o := <-l.c.outcomes:
 			l.finished(o)
+		case <-l.c.parked:
 		case done := <-l.c.collected:
 			l.swept(done)
 		case d := <-l.c.missing:

@@ -25,6 +25,7 @@ type entry struct {
 	denied   bool
 
 	resource *deltaserver.Resource
+	withheld *deltaserver.Resource // without a body: proxies keep what they have of it
 	made     making
 	modules  []chandler.ModuleDigest // what the resource names
 }
@@ -61,7 +62,8 @@ type course struct {
 // unless the plugin may be left out.
 func newEntry(o source.Object, c course, a resolve.Attempts, deadline time.Duration, before *entry) (*entry, error) {
 	target := c.target
-	e := &entry{object: o, target: target, resource: &deltaserver.Resource{Name: o.Key.String()}}
+	none := &deltaserver.Resource{Name: o.Key.String()}
+	e := &entry{object: o, target: target, resource: none, withheld: none}
 	p := o.Plugin
 	if p == nil {
 		return e, nil
@@ -140,10 +142,28 @@ func (c *Control) view(n chandler.Node) ([]*deltaserver.Resource, bool) {
 	if p == nil {
 		return nil, false
 	}
+	withhold := c.withholds()
 	var view []*deltaserver.Resource
 	p.of(n, c.cfg.RootNamespace, func(e *entry) bool {
-		view = append(view, e.resource)
+		if withhold && e.target != nil && !e.target.FitFor(n.EnvoyVersion) {
+			view = append(view, e.withheld)
+		} else {
+			view = append(view, e.resource)
+		}
 		return true
 	})
 	return view, true
+}
+
+// withholds tells whether releases are kept from Envoys of versions in which nobody
+// tried them.
+func (c *Control) withholds() bool {
+	return c.cfg.RequireEnvoyVersions != nil && c.cfg.RequireEnvoyVersions()
+}
+
+// Reconsider has what every agent is to have looked at again, for what the
+// configuration says of it has changed.
+func (c *Control) Reconsider() {
+	c.fleet.touch()
+	c.server.Refresh()
 }

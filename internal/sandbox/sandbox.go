@@ -82,6 +82,9 @@ func Open(ctx context.Context, cfg Config) (*Sandbox, error) {
 	return s, err
 }
 
+// Name is that of the judge.
+func (s *Sandbox) Name() string { return chandler.JudgeEnvoy }
+
 // Version is what the binary says, for instance "1.40.0".
 func (s *Sandbox) Version() string { return s.version }
 
@@ -109,16 +112,30 @@ func (s *Sandbox) ask(ctx context.Context) error {
 	return nil
 }
 
-// Judge tells what Envoy has against a plugin; nil: nothing. size is that of its
-// module in bytes. The error says that Envoy could not be asked: nothing is known
-// of the plugin then.
-func (s *Sandbox) Judge(ctx context.Context, m attach.Member, size int64) (*chandler.Problem, error) {
+// Case is what is to be judged: a plugin, and what is asked of it once it has
+// loaded.
+type Case struct {
+	attach.Member
+	Probes []chandler.Probe
+}
+
+// size is that of the module in bytes.
+func (c *Case) size() int64 {
+	if m := c.Attachment.Program.Module; m != nil {
+		return m.Size
+	}
+	return 0
+}
+
+// Judge tells what Envoy has against a plugin; nil: nothing. The error says that
+// Envoy could not be asked: nothing is known of the plugin then.
+func (s *Sandbox) Judge(ctx context.Context, c Case) (*chandler.Problem, error) {
 	dir, err := os.MkdirTemp(s.cfg.Dir, "chandler-vet-")
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	config, err := bootstrap(m)
+	config, err := bootstrap(c.Member)
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: %w", err)
 	}
@@ -128,7 +145,7 @@ func (s *Sandbox) Judge(ctx context.Context, m attach.Member, size int64) (*chan
 	}
 	limited, cancel := context.WithTimeout(ctx, s.cfg.Time)
 	defer cancel()
-	out, end, err := s.run(limited, dir, envoyMemory+compileMemory*size+s.cfg.Memory,
+	out, end, err := s.run(limited, dir, envoyMemory+compileMemory*c.size()+s.cfg.Memory,
 		"--mode", "validate", "-c", file, "--use-dynamic-base-id", "--concurrency", "1",
 		"-l", "warning", "--component-log-level", "wasm:info", "--log-format", logFormat)
 	var exit *exec.ExitError

@@ -33,7 +33,7 @@ func open(t *testing.T, cfg sandbox.Config) *sandbox.Sandbox {
 }
 
 // plugin is a member that runs mod.
-func plugin(t *testing.T, mod []byte, config string) (attach.Member, int64) {
+func plugin(t *testing.T, mod []byte, config string) sandbox.Case {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "m.wasm")
 	if err := os.WriteFile(path, mod, 0o600); err != nil {
@@ -42,7 +42,7 @@ func plugin(t *testing.T, mod []byte, config string) (attach.Member, int64) {
 	a := &chandler.Attachment{Key: chandler.Key{Kind: chandler.KindWasmPlugin, Namespace: "ns", Name: "p"}}
 	a.Program.Module = &chandler.Module{Size: int64(len(mod))}
 	a.Config = []byte(config)
-	return attach.Member{Attachment: a, ModulePath: path}, int64(len(mod))
+	return sandbox.Case{Member: attach.Member{Attachment: a, ModulePath: path}}
 }
 
 // The verdicts are Envoy's, with a code for machines and the plugin's own words.
@@ -52,20 +52,20 @@ func TestJudge(t *testing.T) {
 	if s.Version() == "" || s.Weak() != "" {
 		t.Errorf("version %q, weak: %s", s.Version(), s.Weak())
 	}
-	network := func(m attach.Member, size int64) (attach.Member, int64) {
-		m.Attachment.Type = chandler.Network
-		return m, size
+	network := func(c sandbox.Case) sandbox.Case {
+		c.Attachment.Type = chandler.Network
+		return c
 	}
-	lua := func(code string) (attach.Member, int64) {
-		m, _ := plugin(t, nil, "")
-		m.Attachment.Program = chandler.Program{Lua: &chandler.Lua{InlineCode: code}}
-		return m, 0
+	lua := func(code string) sandbox.Case {
+		c := plugin(t, nil, "")
+		c.Attachment.Program = chandler.Program{Lua: &chandler.Lua{InlineCode: code}}
+		return c
 	}
-	judge := func(name string, code chandler.Code, text string) func(attach.Member, int64) {
-		return func(m attach.Member, size int64) {
+	judge := func(name string, code chandler.Code, text string) func(sandbox.Case) {
+		return func(c sandbox.Case) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				p, err := s.Judge(t.Context(), m, size)
+				p, err := s.Judge(t.Context(), c)
 				switch {
 				case err != nil:
 					t.Fatal(err)
@@ -93,14 +93,14 @@ func TestJudge(t *testing.T) {
 func TestFault_F72_Loop(t *testing.T) {
 	t.Parallel()
 	s := open(t, sandbox.Config{Time: time.Second})
-	m, size := plugin(t, module.LoopConfigure(), "")
-	p, err := s.Judge(t.Context(), m, size)
+	c := plugin(t, module.LoopConfigure(), "")
+	p, err := s.Judge(t.Context(), c)
 	if err != nil || p == nil || p.Code != chandler.CodeWasmTimeout || !strings.Contains(p.Message, "within 1s") {
 		t.Errorf("it says %v, %v", p, err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	if p, err := s.Judge(ctx, m, size); p != nil || !errors.Is(err, context.DeadlineExceeded) {
+	if p, err := s.Judge(ctx, c); p != nil || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("who does not wait any longer is told %v, %v", p, err)
 	}
 }
@@ -109,8 +109,8 @@ func TestFault_F72_Loop(t *testing.T) {
 func TestFault_F73_Memory(t *testing.T) {
 	t.Parallel()
 	s := open(t, sandbox.Config{Memory: 64 << 20})
-	m, size := plugin(t, module.GrowConfigure(), "")
-	p, err := s.Judge(t.Context(), m, size)
+	c := plugin(t, module.GrowConfigure(), "")
+	p, err := s.Judge(t.Context(), c)
 	if err != nil || p == nil || p.Code != chandler.CodeWasmMemory || !strings.Contains(p.Message, "64 MiB") {
 		t.Errorf("it says %v, %v", p, err)
 	}
@@ -121,8 +121,8 @@ func TestFault_F74_Crash(t *testing.T) {
 	t.Parallel()
 	for _, end := range []string{"exit 139", "sh -c 'kill -SEGV $$' || exit", "exit 0"} {
 		s := open(t, sandbox.Config{Envoy: imposter(t, "echo dying; "+end)})
-		m, size := plugin(t, module.Append(), "")
-		if p, err := s.Judge(t.Context(), m, size); p != nil || err == nil || !strings.Contains(err.Error(), "gave no verdict") {
+		c := plugin(t, module.Append(), "")
+		if p, err := s.Judge(t.Context(), c); p != nil || err == nil || !strings.Contains(err.Error(), "gave no verdict") {
 			t.Errorf("%s: it says %v, %v", end, p, err)
 		}
 	}
@@ -145,8 +145,8 @@ func TestConfined(t *testing.T) {
 	t.Setenv("A_SECRET", "of-ours")
 	seen := filepath.Join(t.TempDir(), "seen")
 	s := open(t, sandbox.Config{Envoy: imposter(t, "{ env; id -u; cat /proc/net/dev; cat /proc/self/status; } >"+seen+"; yes 'x|y|words' | head -c 10000000; exit 1")})
-	m, size := plugin(t, module.Append(), "")
-	p, err := s.Judge(t.Context(), m, size)
+	c := plugin(t, module.Append(), "")
+	p, err := s.Judge(t.Context(), c)
 	if err != nil || p == nil || len(p.Message) > 1000 {
 		t.Errorf("it says %v, %v", p, err)
 	}

@@ -9,6 +9,7 @@ package status
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -29,6 +30,9 @@ type Input struct {
 	Resolve Resolve
 	// Denied: there is no release, and proxies refuse requests meanwhile.
 	Denied bool
+	// Withheld: what was not tried in the version of Envoy that a proxy runs is not
+	// given to it.
+	Withheld bool
 	// Proxies are those that the plugin selects.
 	Proxies []Proxy
 	// Previous is the status before, for the times of transition; it may be nil.
@@ -77,15 +81,66 @@ func Join(in Input) chandler.Status {
 
 // warnings adds what follows from the release.
 func warnings(in Input) []chandler.Problem {
-	if in.Target == nil || in.Target.Program.File == nil {
-		return in.Warnings
+	all := slices.Clone(in.Warnings)
+	if in.Target == nil {
+		return all
 	}
-	return append(slices.Clone(in.Warnings), chandler.Problem{
-		Code:    chandler.CodeUnvetted,
-		Field:   "spec.url",
-		Message: "the module is a file on each proxy's machine, which the control plane has not seen",
-		Hint:    "push it to a registry to have it checked before it reaches a proxy",
-	})
+	if in.Target.Program.File != nil {
+		all = append(all, chandler.Problem{
+			Code:    chandler.CodeUnvetted,
+			Field:   "spec.url",
+			Message: "the module is a file on each proxy's machine, which the control plane has not seen",
+			Hint:    "push it to a registry to have it checked before it reaches a proxy",
+		})
+	}
+	if in.Plugin != nil && len(in.Plugin.Probes) > 0 && !slices.ContainsFunc(in.Target.Verdicts, func(v chandler.Verdict) bool { return v.Probed }) {
+		all = append(all, chandler.Problem{
+			Code:    chandler.CodeUnvetted,
+			Field:   fmt.Sprintf("metadata.annotations[%q]", chandler.AnnotationProbe),
+			Message: "the release that is assigned was not probed",
+			Hint:    "have the control plane try plugins in an Envoy (chandler serve --envoy); probes count from the next change of spec on",
+		})
+	}
+	return append(all, untried(in)...)
+}
+
+// untried warns of the versions of Envoy among the plugin's connected proxies in
+// which nobody tried the release, where it was tried in an Envoy at all.
+func untried(in Input) []chandler.Problem {
+	tried := in.Target.TriedIn()
+	lacking := map[string]int{}
+	for _, p := range in.Proxies {
+		if p.Connected && !in.Target.FitFor(p.Node.EnvoyVersion) {
+			lacking[p.Node.EnvoyVersion]++
+		}
+	}
+	if len(lacking) == 0 || len(tried) == 0 && !in.Withheld {
+		return nil
+	}
+	var parts []string
+	for _, version := range slices.Sorted(maps.Keys(lacking)) {
+		shown := version
+		if shown == "" {
+			shown = "an unknown version"
+		}
+		runs := "run"
+		if lacking[version] == 1 {
+			runs = "runs"
+		}
+		parts = append(parts, fmt.Sprintf("not in %s, which %s %s", shown, proxies(lacking[version]), runs))
+	}
+	message := "tried in no Envoy; "
+	if len(tried) > 0 {
+		message = "tried in Envoy " + strings.Join(tried, ", ") + "; "
+	}
+	message += strings.Join(parts, ", ")
+	if in.Withheld {
+		message += "; they keep what they have"
+	}
+	return []chandler.Problem{{
+		Code: chandler.CodeEnvoyUntried, Message: chandler.Printable(message, maxMessage),
+		Hint: "name an Envoy of that version too (chandler serve --envoy)",
+	}}
 }
 
 // counts is what the proxies' lines come to.
@@ -94,6 +149,7 @@ type counts struct {
 	failing         *chandler.ProxyStatus // the first one
 	trapped         *chandler.ProxyStatus
 	stopped         *chandler.ProxyStatus // without Envoy
+	untried         int                   // to whom it is not given
 }
 
 // tally writes the lines of the proxies and counts. Proxies that are not
@@ -118,6 +174,9 @@ func tally(in Input, s *chandler.Status) counts {
 			continue
 		}
 		s.Desired++
+		if in.Withheld && in.Target != nil && !current && !in.Target.FitFor(p.EnvoyVersion) {
+			t.untried++
+		}
 		switch {
 		case !current:
 		case p.Reason == chandler.CodeEnvoyDown:
@@ -202,18 +261,18 @@ func describe(r *chandler.Release) string {
 	return "inline Lua" + vetted(r)
 }
 
-// vetted says which Envoys were asked, and did take it.
+// vetted says who tried it and found nothing against it.
 func vetted(r *chandler.Release) string {
-	var versions []string
-	for _, v := range r.Verdicts {
-		if v.Judge == chandler.JudgeEnvoy {
-			versions = append(versions, v.EnvoyVersion)
-		}
+	said := ""
+	if tried := r.TriedIn(); len(tried) > 0 {
+		said = ", tried in Envoy " + strings.Join(tried, ", ")
+	} else if slices.ContainsFunc(r.Verdicts, func(v chandler.Verdict) bool { return v.Judge == chandler.JudgeHost }) {
+		said = ", tried in the Proxy-Wasm host and in no Envoy"
 	}
-	if len(versions) == 0 {
-		return ""
+	if slices.ContainsFunc(r.Verdicts, func(v chandler.Verdict) bool { return v.Weak }) {
+		said += " (in a weaker sandbox)"
 	}
-	return ", tried in Envoy " + strings.Join(versions, ", ")
+	return said
 }
 
 // programmed is True only when the newest generation is in force on every
@@ -248,6 +307,8 @@ func programmed(in Input, s *chandler.Status, t counts, accepted, resolved chand
 		c.Reason, c.Message = reason(t.failing), share+"; "+tell(t.failing)
 	case t.stopped != nil:
 		c.Reason, c.Message = chandler.CodeEnvoyDown, share+"; "+tell(t.stopped)
+	case t.untried > 0:
+		c.Reason, c.Message = chandler.CodeEnvoyUntried, fmt.Sprintf("%s; not given to %s, in whose version of Envoy nobody tried it", share, proxies(t.untried))
 	default:
 		c.Reason, c.Message = chandler.CodeProgressing, share
 	}

@@ -1,6 +1,8 @@
 // Package vet has releases judged before any proxy hears of them, by each Envoy that
-// the operator named, and remembers the verdicts: of one module with one
-// configuration an Envoy says the same each time.
+// the operator named, or by the Proxy-Wasm host where none is, and remembers the
+// verdicts: of one module with one configuration a judge says the same each time.
+// Where many want to be judged at once it sees to it that nobody waits for a flood of
+// others' (turns.go).
 //
 // It judges nothing itself (package sandbox does) and knows nothing of plugins'
 // resources; that a refused release is not recorded is the control plane's matter.
@@ -22,14 +24,19 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
+	"chandler.dev/chandler/internal/sandbox"
 )
 
-// Envoy is what judges; *sandbox.Sandbox is one.
-type Envoy interface {
+// Judge is what plugins are tried in; *sandbox.Sandbox is one.
+type Judge interface {
+	// Name is chandler.JudgeEnvoy or chandler.JudgeHost, Version that of the Envoy.
+	Name() string
 	Version() string
-	// Judge tells what Envoy has against a plugin, or nil. The error is that it
-	// could not be asked.
-	Judge(ctx context.Context, m attach.Member, size int64) (*chandler.Problem, error)
+	// Weak says what the judge's children could not be denied; empty: nothing.
+	Weak() string
+	// Judge tells what there is against a plugin, or nil. The error is that it could
+	// not be asked.
+	Judge(ctx context.Context, c sandbox.Case) (*chandler.Problem, error)
 }
 
 // maxKnown bounds the verdicts that are remembered. What is forgotten costs a trial.
@@ -37,9 +44,10 @@ const maxKnown = 4096
 
 // Config holds what a Vetter works with.
 type Config struct {
-	Envoys []Envoy
-	// Trials is how many may run at a time; the number of processors when zero, and
-	// two at least, so that one that comes to no end does not hold up all others.
+	Judges []Judge
+	// Trials is how many may run at a time, and as many slow ones beside them; the
+	// number of processors when zero, and two at least, so that one that comes to no
+	// end does not hold up all others.
 	Trials     int
 	Now        func() time.Time // time.Now when nil
 	Registerer prometheus.Registerer
@@ -50,10 +58,11 @@ type Config struct {
 // at the same time waits for one trial.
 type Vetter struct {
 	cfg   Config
-	slots chan struct{}
+	turns *turns
 
 	mu    sync.Mutex
 	known map[trial]*chandler.Problem // what was said; nil: nothing against it
+	long  map[trial]bool              // those that took longer than a slice
 	under map[trial]chan struct{}     // trials under way; closed at their end
 
 	trials   *prometheus.CounterVec
@@ -62,8 +71,8 @@ type Vetter struct {
 
 // trial is what a verdict depends on.
 type trial struct {
-	envoy   string
-	content [sha256.Size]byte
+	judge, version string
+	content        [sha256.Size]byte
 }
 
 // New starts nothing.
@@ -78,32 +87,71 @@ func New(cfg Config) *Vetter {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	f := promauto.With(cfg.Registerer)
-	return &Vetter{
-		cfg: cfg, slots: make(chan struct{}, cfg.Trials), known: map[trial]*chandler.Problem{}, under: map[trial]chan struct{}{},
-		trials:   f.NewCounterVec(prometheus.CounterOpts{Name: "chandler_vet_total", Help: "Trials of plugins in an Envoy, by what came of them."}, []string{"result"}),
-		duration: f.NewHistogram(prometheus.HistogramOpts{Name: "chandler_vet_duration_seconds", Help: "How long trials took.", Buckets: prometheus.ExponentialBuckets(0.03125, 2, 11)}),
+	v := &Vetter{
+		cfg: cfg, turns: newTurns(cfg.Trials), known: map[trial]*chandler.Problem{}, long: map[trial]bool{}, under: map[trial]chan struct{}{},
+		trials:   f.NewCounterVec(prometheus.CounterOpts{Name: "chandler_vet_total", Help: "Trials of plugins, by what came of them."}, []string{"result"}),
+		duration: f.NewHistogram(prometheus.HistogramOpts{Name: "chandler_vet_duration_seconds", Help: "How long trials took.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16)}),
 	}
+	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "chandler_vet_waiting", Help: "Trials that wait for their turn."},
+		func() float64 { return float64(v.turns.queued()) })
+	f.NewGauge(prometheus.GaugeOpts{Name: "chandler_vet_weak_sandboxes", Help: "Judges whose children this system does not shut off as it could."}).Set(float64(v.weak()))
+	return v
 }
 
-// Vet gives the verdicts on a release whose module, if it has one, is at path. The
-// error holds a *chandler.Problem when an Envoy refuses it; any other says that
-// nothing is known. A file on the proxies' own machines is judged by nobody.
-func (v *Vetter) Vet(ctx context.Context, r *chandler.Release, path string) ([]chandler.Verdict, error) {
+// weak counts the judges in weaker sandboxes.
+func (v *Vetter) weak() (n int) {
+	for _, j := range v.cfg.Judges {
+		if j.Weak() != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// Request asks for one release.
+type Request struct {
+	Release *chandler.Release
+	// Path is where its module is, if it has one.
+	Path string
+	// Probes are what is asked of the plugin once it has loaded.
+	Probes []chandler.Probe
+	// Settled: the plugin had a release before.
+	Settled bool
+}
+
+// Vet gives the verdicts on a release. The error holds a *chandler.Problem when a
+// judge refuses it; any other says that nothing is known. A file on the proxies' own
+// machines is judged by nobody, and the host knows modules only.
+func (v *Vetter) Vet(ctx context.Context, req Request) ([]chandler.Verdict, error) {
+	r := req.Release
 	if r.Program.File != nil {
 		return nil, nil
 	}
 	var verdicts []chandler.Verdict
-	for _, e := range v.cfg.Envoys {
-		problem, err := v.verdict(ctx, e, r, path)
+	for _, j := range v.cfg.Judges {
+		if j.Name() == chandler.JudgeHost && r.Program.Module == nil {
+			continue
+		}
+		problem, err := v.verdict(ctx, j, req)
 		if err != nil {
-			return nil, fmt.Errorf("it could not be tried in Envoy %s: %w", e.Version(), err)
+			return nil, fmt.Errorf("it could not be tried in %s: %w", title(j), err)
 		}
 		if problem != nil {
 			return nil, problem
 		}
-		verdicts = append(verdicts, chandler.Verdict{Judge: chandler.JudgeEnvoy, EnvoyVersion: e.Version(), At: v.cfg.Now().UTC()})
+		verdicts = append(verdicts, chandler.Verdict{
+			Judge: j.Name(), EnvoyVersion: j.Version(), At: v.cfg.Now().UTC(),
+			Weak: j.Weak() != "", Probed: len(req.Probes) > 0 && j.Name() == chandler.JudgeEnvoy,
+		})
 	}
 	return verdicts, nil
+}
+
+func title(j Judge) string {
+	if j.Name() == chandler.JudgeHost {
+		return "the Proxy-Wasm host"
+	}
+	return "Envoy " + j.Version()
 }
 
 // Know tells of verdicts that releases recorded, so that a restart costs no trial.
@@ -115,28 +163,29 @@ func (v *Vetter) Know(releases []chandler.Release) {
 			continue // with what configuration it was tried is not in its record
 		}
 		for _, said := range releases[i].Verdicts {
-			if said.Judge == chandler.JudgeEnvoy && len(v.known) < maxKnown {
-				v.known[newTrial(said.EnvoyVersion, &releases[i])] = nil
+			if said.Judge != chandler.JudgeStatic && len(v.known) < maxKnown {
+				v.known[newTrial(said.Judge, said.EnvoyVersion, Request{Release: &releases[i]})] = nil
 			}
 		}
 	}
 }
 
-func newTrial(envoy string, r *chandler.Release) trial {
+func newTrial(judge, version string, req Request) trial {
+	r := req.Release
 	var module chandler.ModuleDigest
 	if r.Program.Module != nil {
 		module = r.Program.Module.Digest
 	}
-	b, err := json.Marshal([]any{module, r.Program.Lua, r.Type, r.RootID, r.Config, r.Env, r.Key})
+	b, err := json.Marshal([]any{module, r.Program.Lua, r.Type, r.RootID, r.Config, r.Env, r.Key, req.Probes})
 	if err != nil { // plain types only
 		panic(fmt.Sprintf("vet: marshal: %v", err))
 	}
-	return trial{envoy, sha256.Sum256(b)}
+	return trial{judge, version, sha256.Sum256(b)}
 }
 
 // verdict remembers, joins a trial that is under way, or begins one.
-func (v *Vetter) verdict(ctx context.Context, e Envoy, r *chandler.Release, path string) (*chandler.Problem, error) {
-	t := newTrial(e.Version(), r)
+func (v *Vetter) verdict(ctx context.Context, j Judge, req Request) (*chandler.Problem, error) {
+	t := newTrial(j.Name(), j.Version(), req)
 	for {
 		v.mu.Lock()
 		problem, ok := v.known[t]
@@ -149,7 +198,7 @@ func (v *Vetter) verdict(ctx context.Context, e Envoy, r *chandler.Release, path
 		case ok:
 			return problem, nil
 		case running == nil:
-			return v.try(ctx, t, e, r, path)
+			return v.try(ctx, t, j, req)
 		}
 		select {
 		case <-running:
@@ -159,30 +208,50 @@ func (v *Vetter) verdict(ctx context.Context, e Envoy, r *chandler.Release, path
 	}
 }
 
-// try has e judge, when it is its turn, and remembers what it says.
-func (v *Vetter) try(ctx context.Context, t trial, e Envoy, r *chandler.Release, path string) (problem *chandler.Problem, err error) {
-	defer func() {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		if err == nil && !passing(problem) {
-			if len(v.known) >= maxKnown {
-				clear(v.known)
-			}
-			v.known[t] = problem
-		}
-		close(v.under[t])
-		delete(v.under, t)
-	}()
-	select {
-	case v.slots <- struct{}{}:
-		defer func() { <-v.slots }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+// try has j judge, when it is its turn, and remembers what it says.
+func (v *Vetter) try(ctx context.Context, t trial, j Judge, req Request) (problem *chandler.Problem, err error) {
+	v.mu.Lock()
+	mine := &turn{namespace: req.Release.Namespace, settled: req.Settled, slow: v.long[t]}
+	v.mu.Unlock()
+	for done := false; !done; {
+		problem, done, err = v.once(ctx, mine, j, req)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if passing(problem) || mine.slow {
+		remember(v.long, t, true)
+	}
+	if err == nil && !passing(problem) {
+		remember(v.known, t, problem)
+	}
+	close(v.under[t])
+	delete(v.under, t)
+	return problem, err
+}
+
+func remember[T any](in map[trial]T, t trial, what T) {
+	if len(in) >= maxKnown {
+		clear(in)
+	}
+	in[t] = what
+}
+
+// once has j judge for as long as it may. It is not done when it had to make room.
+func (v *Vetter) once(ctx context.Context, mine *turn, j Judge, req Request) (problem *chandler.Problem, done bool, err error) {
+	limited, err := v.turns.take(ctx, mine)
+	if err != nil {
+		return nil, true, err
 	}
 	began := time.Now()
-	problem, err = e.Judge(ctx, member(r, path), size(r))
-	if errors.Is(err, context.Canceled) {
-		return nil, err
+	problem, err = j.Judge(limited, sandbox.Case{Member: member(req.Release, req.Path), Probes: req.Probes})
+	yielded := err != nil && ctx.Err() == nil && errors.Is(context.Cause(limited), errYield)
+	v.turns.give(mine)
+	switch {
+	case yielded:
+		mine.slow = true
+		return nil, false, nil
+	case errors.Is(err, context.Canceled):
+		return nil, true, err
 	}
 	v.duration.Observe(time.Since(began).Seconds())
 	result := "accepted"
@@ -193,19 +262,12 @@ func (v *Vetter) try(ctx context.Context, t trial, e Envoy, r *chandler.Release,
 		result = string(problem.Code)
 	}
 	v.trials.WithLabelValues(result).Inc()
-	return problem, err
+	return problem, true, err
 }
 
 // passing tells whether a verdict may be another one next time: what a machine that
 // is too busy makes of a module is not the module's.
 func passing(p *chandler.Problem) bool { return p != nil && p.Code == chandler.CodeWasmTimeout }
-
-func size(r *chandler.Release) int64 {
-	if r.Program.Module == nil {
-		return 0
-	}
-	return r.Program.Module.Size
-}
 
 // member is the release as a proxy would have it, without what only a proxy knows.
 // Whatever the plugin says of failures, here a failure is one.

@@ -11,7 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"chandler.dev/chandler"
-	"chandler.dev/chandler/internal/attach"
+	"chandler.dev/chandler/internal/sandbox"
 	"chandler.dev/chandler/internal/vet"
 )
 
@@ -29,7 +29,10 @@ type envoy struct {
 
 func (e *envoy) Version() string { return e.version }
 
-func (e *envoy) Judge(ctx context.Context, m attach.Member, _ int64) (*chandler.Problem, error) {
+func (e *envoy) Name() string { return chandler.JudgeEnvoy }
+func (e *envoy) Weak() string { return "" }
+
+func (e *envoy) Judge(ctx context.Context, c sandbox.Case) (*chandler.Problem, error) {
 	e.mu.Lock()
 	e.asked++
 	e.now++
@@ -40,7 +43,7 @@ func (e *envoy) Judge(ctx context.Context, m attach.Member, _ int64) (*chandler.
 		defer e.mu.Unlock()
 		e.now--
 	}()
-	if m.Attachment.FailStrategy != chandler.FailClose {
+	if c.Attachment.FailStrategy != chandler.FailClose {
 		return nil, errors.New("a failure would not be one")
 	}
 	select {
@@ -51,7 +54,7 @@ func (e *envoy) Judge(ctx context.Context, m attach.Member, _ int64) (*chandler.
 	if e.says == nil {
 		return nil, nil
 	}
-	return e.says(string(m.Attachment.Config))
+	return e.says(string(c.Attachment.Config))
 }
 
 func release(config string) *chandler.Release {
@@ -59,6 +62,10 @@ func release(config string) *chandler.Release {
 	r.Program.Module = &chandler.Module{Digest: "sha256:ab", Size: 1}
 	r.Config, r.FailStrategy = []byte(config), chandler.FailOpen
 	return r
+}
+
+func request(config string) vet.Request {
+	return vet.Request{Release: release(config), Path: "m.wasm"}
 }
 
 func refuse(string) (*chandler.Problem, error) {
@@ -70,11 +77,11 @@ func TestAskedOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		old, young := &envoy{version: "1.36.0"}, &envoy{version: "1.40.0"}
-		v := vet.New(vet.Config{Envoys: []vet.Envoy{old, young}})
+		v := vet.New(vet.Config{Judges: []vet.Judge{old, young}})
 		var all sync.WaitGroup
 		for range 20 {
 			all.Go(func() {
-				said, err := v.Vet(t.Context(), release("a"), "m.wasm")
+				said, err := v.Vet(t.Context(), request("a"))
 				if err != nil || len(said) != 2 || said[0].EnvoyVersion != "1.36.0" || said[1].EnvoyVersion != "1.40.0" || said[0].Judge != chandler.JudgeEnvoy {
 					t.Errorf("it says %v, %v", said, err)
 				}
@@ -85,13 +92,13 @@ func TestAskedOnce(t *testing.T) {
 			t.Errorf("asked %d and %d times", old.asked, young.asked)
 		}
 		recorded := release("a")
-		recorded.Verdicts, _ = v.Vet(t.Context(), release("a"), "m.wasm")
-		next := vet.New(vet.Config{Envoys: []vet.Envoy{old, young}})
+		recorded.Verdicts, _ = v.Vet(t.Context(), request("a"))
+		next := vet.New(vet.Config{Judges: []vet.Judge{old, young}})
 		next.Know([]chandler.Release{*recorded})
-		if _, err := next.Vet(t.Context(), release("a"), "m.wasm"); err != nil || old.asked+young.asked != 2 {
+		if _, err := next.Vet(t.Context(), request("a")); err != nil || old.asked+young.asked != 2 {
 			t.Errorf("after a restart %d were asked (%v)", old.asked+young.asked-2, err)
 		}
-		if _, err := v.Vet(t.Context(), release("b"), "m.wasm"); err != nil || young.asked != 2 {
+		if _, err := v.Vet(t.Context(), request("b")); err != nil || young.asked != 2 {
 			t.Errorf("for another configuration %d were asked (%v)", young.asked-1, err)
 		}
 	})
@@ -116,9 +123,9 @@ func TestRefused(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				good, bad := &envoy{version: "1.40.0"}, &envoy{version: "1.36.0", says: c.says}
-				v := vet.New(vet.Config{Envoys: []vet.Envoy{good, bad}})
+				v := vet.New(vet.Config{Judges: []vet.Judge{good, bad}})
 				for range 2 {
-					_, err := v.Vet(t.Context(), release("a"), "m.wasm")
+					_, err := v.Vet(t.Context(), request("a"))
 					var p *chandler.Problem
 					if errors.As(err, &p); err == nil || (p == nil) != (c.code == "") || p != nil && p.Code != c.code {
 						t.Errorf("it says %v", err)
@@ -138,18 +145,18 @@ func TestTurns(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		e := &envoy{version: "1.40.0"}
-		v := vet.New(vet.Config{Envoys: []vet.Envoy{e}, Trials: 2})
+		v := vet.New(vet.Config{Judges: []vet.Judge{e}, Trials: 2})
 		impatient, leave := context.WithCancel(t.Context())
 		var all sync.WaitGroup
 		all.Go(func() {
-			if _, err := v.Vet(impatient, release("x"), "m.wasm"); !errors.Is(err, context.Canceled) {
+			if _, err := v.Vet(impatient, request("x")); !errors.Is(err, context.Canceled) {
 				t.Errorf("who left is told %v", err)
 			}
 		})
 		synctest.Wait()
 		for _, config := range []string{"x", "a", "b", "c", "d", "e"} {
 			all.Go(func() {
-				if _, err := v.Vet(t.Context(), release(config), "m.wasm"); err != nil {
+				if _, err := v.Vet(t.Context(), request(config)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -166,10 +173,10 @@ func TestTurns(t *testing.T) {
 // A file on the proxies' machines is judged by nobody.
 func TestFileIsUnvetted(t *testing.T) {
 	t.Parallel()
-	v := vet.New(vet.Config{Envoys: []vet.Envoy{&envoy{says: refuse}}})
+	v := vet.New(vet.Config{Judges: []vet.Judge{&envoy{says: refuse}}})
 	r := release("a")
 	r.Program = chandler.Program{File: &chandler.LocalFile{Path: "/m.wasm"}}
-	if said, err := v.Vet(t.Context(), r, ""); err != nil || said != nil {
+	if said, err := v.Vet(t.Context(), vet.Request{Release: r}); err != nil || said != nil {
 		t.Errorf("it says %v, %v", said, err)
 	}
 }

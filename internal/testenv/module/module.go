@@ -246,22 +246,63 @@ func TrapUnconfigured(options ...Option) []byte {
 	return Append(append([]Option{request}, options...)...)
 }
 
+// Started gives a module something to do when it is started.
+func Started(body func(*Code)) Option { return with("_initialize", body) }
+
 func trap(function string, options []Option) []byte {
 	return Append(append([]Option{with(function, func(c *Code) { c.Op(opUnreachable) })}, options...)...)
 }
 
 // LoopConfigure gives a module that never comes back from its configuration.
-func LoopConfigure(options ...Option) []byte {
-	loop := with("proxy_on_configure", func(c *Code) { c.Op(opLoop, 0x40, opBranch, 0x00, opEnd, opUnreachable) })
+func LoopConfigure(options ...Option) []byte { return loop("proxy_on_configure", options) }
+
+// LoopStart gives a module that never comes back when it is started.
+func LoopStart(options ...Option) []byte { return loop("_initialize", options) }
+
+func loop(function string, options []Option) []byte {
+	loop := with(function, func(c *Code) { c.Op(opLoop, 0x40, opBranch, 0x00, opEnd, opUnreachable) })
 	return Append(append([]Option{loop}, options...)...)
+}
+
+// ExitStart gives a module that ends with an exit code when it is started.
+func ExitStart(code int, options ...Option) []byte {
+	const from, call = "wasi_snapshot_preview1", "proc_exit"
+	exit := func(m *Module) { m.Imports = append(m.Imports, Import{from, call, ints(1), nil}) }
+	start := with("_initialize", func(c *Code) { c.Const(int64(code)); c.Call(call) })
+	return Append(append([]Option{exit, start}, options...)...)
+}
+
+// CallStart gives a module that calls a function of the host with zeros when it is
+// started.
+func CallStart(from, name string, params, results []byte, options ...Option) []byte {
+	imported := func(m *Module) { m.Imports = append(m.Imports, Import{from, name, params, results}) }
+	start := with("_initialize", func(c *Code) {
+		for _, p := range params {
+			if p == I64 {
+				c.Op(0x42, 0x00)
+			} else {
+				c.Const(0)
+			}
+		}
+		c.Call(name)
+		for range results {
+			c.Op(opDrop)
+		}
+	})
+	return Append(append([]Option{imported, start}, options...)...)
 }
 
 // GrowConfigure gives a module that takes and fills memory for as long as there is
 // any, when it is configured.
-func GrowConfigure(options ...Option) []byte {
+func GrowConfigure(options ...Option) []byte { return grow("proxy_on_configure", options) }
+
+// GrowStart gives a module that does so when it is started.
+func GrowStart(options ...Option) []byte { return grow("_initialize", options) }
+
+func grow(function string, options []Option) []byte {
 	const step, pageSize = 16 << 20, 64 << 10
 	memoryGrow, memoryFill := []byte{0x40, 0x00}, []byte{0xfc, 0x0b, 0x00}
-	grow := with("proxy_on_configure", func(c *Code) {
+	grow := with(function, func(c *Code) {
 		c.Op(opLoop, 0x40)
 		c.Const(step / pageSize)
 		c.Op(memoryGrow...)
