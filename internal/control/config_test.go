@@ -10,9 +10,9 @@ import (
 	"testing"
 
 	"chandler.dev/chandler"
-	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/record"
+	"chandler.dev/chandler/internal/sandbox"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/vet"
@@ -187,23 +187,17 @@ func TestConfigFromSecretThatIsGoneAtTheStart(t *testing.T) {
 	}
 }
 
-// talker is an Envoy that repeats what it is given.
-type talker struct{ says error }
-
-func (talker) Version() string { return "9.9" }
-
-func (e talker) Judge(_ context.Context, m attach.Member, _ int64) (*chandler.Problem, error) {
-	return chandler.Problemf(chandler.CodeWasmConfigure, "", "", "Envoy 9.9 refuses it: no %s", m.Attachment.Config), e.says
-}
-
 // Of a configuration with secrets no word of Envoy's is repeated.
 func TestConfigFromSecretIsTriedInSilence(t *testing.T) {
 	t.Parallel()
 	for _, says := range []error{nil, errors.New("no verdict: hunter2")} {
 		r := &rig{t: t, registry: &registry{mods: map[string][]byte{}}, dir: t.TempDir(), objects: map[string]source.Object{}}
 		r.records = record.NewMemory()
+		repeats := func(_ context.Context, c sandbox.Case) (*chandler.Problem, error) {
+			return chandler.Problemf(chandler.CodeWasmConfigure, "", "", "Envoy 9.9 refuses it: no %s", c.Member.Attachment.Config), says
+		}
 		r.settle = func(c *control.Config) {
-			c.Vetter = vet.New(vet.Config{Envoys: []vet.Envoy{talker{says}}, Registerer: c.Registerer})
+			c.Vetter = vet.New(vet.Config{Judges: []vet.Judge{judge{version: "9.9", says: repeats}}, Registerer: c.Registerer})
 		}
 		r.start()
 		r.set("auth:v1", module.Append())
