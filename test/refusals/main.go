@@ -10,8 +10,10 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,9 +30,35 @@ func main() {
 		fmt.Fprintln(os.Stderr, "refusals:", err)
 		os.Exit(1)
 	}
-	if !report(os.Stdout, rows, run) {
+	good := report(os.Stdout, rows, run)
+	unread, err := stale(os.DirFS("test/refusals/golden"), run)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "refusals:", err)
+	}
+	for _, name := range unread {
+		fmt.Fprintf(os.Stdout, "test/refusals/golden/%s is of no test\n", name)
+	}
+	if !good || err != nil || len(unread) > 0 {
 		os.Exit(1)
 	}
+}
+
+// stale gives the golden files that belong to no test which ran.
+func stale(golden fs.FS, run *testrun.Run) ([]string, error) {
+	files, err := fs.ReadDir(golden, ".")
+	var unread []string
+	for _, f := range files {
+		test, pkg, _ := strings.Cut(strings.TrimSuffix(f.Name(), ".txt"), ".")
+		of := false
+		for name := range run.Tests {
+			in, own, _ := strings.Cut(name, "."+refusal.Prefix)
+			of = of || path.Base(in) == pkg && (test == own || strings.HasPrefix(test, own+"_"))
+		}
+		if !of {
+			unread = append(unread, f.Name())
+		}
+	}
+	return unread, err
 }
 
 // result is a row and what its tests came to.
