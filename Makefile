@@ -20,7 +20,7 @@ NEED_SLOTS := ^(TestUpdates|TestDenialIsImmediate|TestWebSocket)$$
 KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/chart ./deploy/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test faults refusals updates soak lint tools tools-kube e2e-kube generate cross bench clean
+.PHONY: help build demo up test faults refusals fuzz updates soak lint tools tools-kube e2e-kube generate cross bench clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -54,11 +54,14 @@ faults: tools tools-kube ## the table of faults: which are survived, as tests sh
 
 # The packages that have tests of refusals; to compile all others for it would
 # take longer than to run them.
-REFUSING = $(shell grep -rl --include='*_test.go' '^func TestRefuse_' . | xargs -n1 dirname | sort -u)
+REFUSING = $(shell grep -rl --include='*_test.go' --exclude-dir='.[!.]*' '^func TestRefuse_' . | xargs -n1 dirname | sort -u)
 
 refusals: tools ## the table of bad inputs: each refused, with its code, bounded
 	@echo "the tests of refusals run" >&2
-	go test -tags kube -run '^TestRefuse_' -timeout 10m -json $(REFUSING) | go run ./test/refusals
+	go test -run '^TestRefuse_' -timeout 10m -json $(REFUSING) | go run ./test/refusals
+
+fuzz: ## every fuzz target for 20 s, two at a time; make fuzz FOR=5m ONLY=FuzzUnpack
+	@sh tools/fuzz.sh $(or $(FOR),20s) $(ONLY)
 
 updates: tools ## 1,000 updates of a gateway under load; none is noticed
 	go test ./test/e2e -run '^TestUpdates$$' -count 1 -timeout 15m -v -updates 1000

@@ -197,14 +197,19 @@ func (c *adminClient) stats(ctx context.Context, pattern string) (map[string]int
 	if err != nil {
 		return nil, err
 	}
+	return readStats(string(body)), nil
+}
+
+// readStats reads lines of a name and a number; others are passed over.
+func readStats(text string) map[string]int64 {
 	stats := map[string]int64{}
-	for line := range strings.Lines(string(body)) {
+	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
 		if n, err := strconv.ParseInt(value, 10, 64); err == nil {
 			stats[name] = n
 		}
 	}
-	return stats, nil
+	return stats
 }
 
 func (c *adminClient) activeConnections(ctx context.Context) (int64, error) {

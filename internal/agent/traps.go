@@ -45,13 +45,21 @@ func (c *adminClient) traps(ctx context.Context) (map[chandler.Key]uint64, error
 	if err != nil {
 		return nil, err
 	}
+	return countTraps(stats), nil
+}
+
+// countTraps adds up what statistics of the form wasm.PLUGIN.vm_reload_... say.
+func countTraps(stats map[string]int64) map[chandler.Key]uint64 {
 	counts := map[chandler.Key]uint64{}
 	for name, value := range stats {
-		name = strings.TrimPrefix(name, "wasm.")
-		plugin := name[:strings.LastIndex(name, ".")]
-		if key, ok := chandler.ParseKey(plugin); ok && value > 0 {
+		plugin, ok := strings.CutPrefix(name, "wasm.")
+		end := strings.LastIndexByte(plugin, '.')
+		if !ok || end < 0 || value <= 0 {
+			continue
+		}
+		if key, ok := chandler.ParseKey(plugin[:end]); ok {
 			counts[key] += uint64(value)
 		}
 	}
-	return counts, nil
+	return counts
 }

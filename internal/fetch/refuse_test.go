@@ -372,6 +372,8 @@ func TestRefuse_B50(t *testing.T) {
 	}
 	refuseLayer(t, ociTar, resize(packed, base256(0x80, 1<<32)), chandler.CodeTarSize,
 		`layer 0: entry "plugin.wasm" declares 4294967296 bytes, limit 67108864; leave out what is not needed`)
+	refuseLayer(t, ociTar, resize(packed, base256(0x80, 1<<40)), chandler.CodeTarSize,
+		`layer 0: entry "plugin.wasm" declares 1099511627776 bytes, limit 67108864; leave out what is not needed`)
 	refuseLayer(t, ociTar, resize(packed, base256(0x80, 1<<63-1)), chandler.CodeTarSize, "")
 	refuseLayer(t, ociTar, resize(packed, bytes.Repeat([]byte{0xff}, 12)), chandler.CodeTarHeader, "layer 0: the header after 0 entries is no valid one; pack it again")
 	refuseLayer(t, ociTar, resize(packed, []byte("00010000000\x00")), chandler.CodeTarHeader, "layer 0: the tar is truncated after 1 entries; pack it again")
@@ -506,6 +508,16 @@ func TestModuleTooLarge(t *testing.T) {
 	url := files.Put("x", module(strings.Repeat("x", 120)))
 	refused(t, cl, fetch.Request{Reference: reference(t, url)}, chandler.CodeModuleTooLarge,
 		`"`+url+`": the module is over 100 bytes; build a smaller module, or let the operator raise the limit`)
+}
+
+// An answer that leads to an address that is denied, in any of its forms.
+func TestRefuse_B09_Redirects(t *testing.T) {
+	for _, target := range []string{"http://169.254.169.254/latest/meta-data/", "http://[::ffff:169.254.169.254]/x", "http://[fe80::1]/x", "//169.254.169.254/x"} {
+		url := webServer(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, target, http.StatusFound) })
+		if e := refused(t, client(t, nil), fetch.Request{Reference: reference(t, url)}, chandler.CodeHTTPRedirect, ""); e.Temporary {
+			t.Errorf("temporary: %v", e)
+		}
+	}
 }
 
 // What of HTTP was not asked for: parts of files, and that nothing changed.

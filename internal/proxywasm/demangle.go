@@ -25,7 +25,7 @@ func demangle(symbol string) (name string, ok bool) {
 	for rest != "" && len(parts) < 32 {
 		digits := len(rest) - len(strings.TrimLeft(rest, "0123456789"))
 		n, err := strconv.Atoi(rest[:digits])
-		if err != nil || n > len(rest)-digits {
+		if err != nil || n == 0 || n > len(rest)-digits {
 			break // a constructor, an operator, template arguments
 		}
 		parts, rest = append(parts, rest[digits:digits+n]), rest[digits+n:]

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -214,7 +215,8 @@ func TestReportRoundTrip(t *testing.T) {
 	})
 }
 
-// Whatever bytes come, decoding ends with an error or a value, never a panic.
+// Whatever bytes come, they are refused with a code, or are an attachment that is the
+// same when it travels on.
 func FuzzUnmarshalAttachment(f *testing.F) {
 	body, _, err := MarshalAttachment(&chandler.Attachment{
 		Key:       chandler.Key{Kind: "WasmPlugin", Namespace: "a", Name: "b"},
@@ -228,11 +230,21 @@ func FuzzUnmarshalAttachment(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		a, err := UnmarshalAttachment(b)
 		if err != nil {
+			var p *chandler.Problem
+			if !errors.As(err, &p) || p.Code == "" || len(p.Error()) > 8<<10 {
+				t.Fatalf("not named: %v", err)
+			}
 			return
 		}
-		if _, _, err := MarshalAttachment(&a); err != nil {
+		body, _, err := MarshalAttachment(&a)
+		if err != nil {
 			t.Fatal(err)
 		}
+		again, err := UnmarshalAttachment(body.GetValue())
+		if err != nil {
+			t.Fatal(err)
+		}
+		sameJSON(t, a, again)
 	})
 }
 

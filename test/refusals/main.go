@@ -10,8 +10,10 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,19 +30,46 @@ func main() {
 		fmt.Fprintln(os.Stderr, "refusals:", err)
 		os.Exit(1)
 	}
-	if !report(os.Stdout, rows, run) {
+	good := report(os.Stdout, rows, run)
+	unread, err := stale(os.DirFS("test/refusals/golden"), run)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "refusals:", err)
+	}
+	for _, name := range unread {
+		fmt.Fprintf(os.Stdout, "test/refusals/golden/%s is of no test\n", name)
+	}
+	if !good || err != nil || len(unread) > 0 {
 		os.Exit(1)
 	}
+}
+
+// stale gives the golden files that belong to no test which ran.
+func stale(golden fs.FS, run *testrun.Run) ([]string, error) {
+	files, err := fs.ReadDir(golden, ".")
+	var unread []string
+	for _, f := range files {
+		test, pkg, _ := strings.Cut(strings.TrimSuffix(f.Name(), ".txt"), ".")
+		of := false
+		for name := range run.Tests {
+			in, own, _ := strings.Cut(name, "."+refusal.Prefix)
+			of = of || path.Base(in) == pkg && (test == own || strings.HasPrefix(test, own+"_"))
+		}
+		if !of {
+			unread = append(unread, f.Name())
+		}
+	}
+	return unread, err
 }
 
 // result is a row and what its tests came to.
 type result struct {
 	row
-	tests  []string
-	codes  map[string]int // cases by what they ended with
-	memory uint64
-	took   time.Duration
-	wrong  []string // why it is not as it should be
+	tests    []string
+	codes    map[string]int // cases by what they ended with
+	measured bool
+	memory   uint64
+	took     time.Duration
+	wrong    []string // why it is not as it should be
 }
 
 func (r *result) verdict() string {
@@ -105,7 +134,7 @@ func (r *result) judge(run *testrun.Run) {
 				said++
 			case refusal.AttrMemory:
 				n, _ := strconv.ParseUint(a.Value, 10, 64) // a figure for people
-				r.memory = max(r.memory, n)
+				r.memory, r.measured = max(r.memory, n), true
 			case refusal.AttrTime:
 				d, _ := time.ParseDuration(a.Value)
 				r.took = max(r.took, d)
@@ -143,7 +172,7 @@ func report(w io.Writer, list []row, run *testrun.Run) bool {
 	results := judge(list, run)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ROW\tINPUT\tVERDICT\tCODE\tCASES\tMEMORY\tTIME\tREMARK")
-	good, cases := 0, 0
+	good, cases, unmeasured := 0, 0, 0
 	for _, r := range results {
 		n, codes := 0, r.seen()
 		for _, code := range codes {
@@ -157,8 +186,14 @@ func report(w io.Writer, list []row, run *testrun.Run) bool {
 		if len(r.wrong) == 0 {
 			good++
 		}
+		memory, took := "-", "-"
+		if r.measured {
+			memory, took = amount(r.memory), r.took.Round(100*time.Microsecond).String()
+		} else if len(r.tests) > 0 {
+			unmeasured++
+		}
 		fmt.Fprintf(table, "B%d\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", r.number, r.what, r.verdict(),
-			cmp.Or(strings.Join(codes, " "), "-"), n, amount(r.memory), r.took.Round(100*time.Microsecond), remark)
+			cmp.Or(strings.Join(codes, " "), "-"), n, memory, took, remark)
 	}
 	table.Flush()
 	for _, r := range results {
@@ -169,8 +204,8 @@ func report(w io.Writer, list []row, run *testrun.Run) bool {
 	for _, name := range run.Broken {
 		fmt.Fprintf(w, "\ncould not be tested: %s\n%s", name, run.Output[name])
 	}
-	fmt.Fprintf(w, "\n%d rows: %d as they should be, %d not; %d tests, %d cases; at most %s and %s for one.\n", len(results), good, len(results)-good,
-		len(run.Tests), cases, amount(slices.MaxFunc(results, func(a, b *result) int { return cmp.Compare(a.memory, b.memory) }).memory),
+	fmt.Fprintf(w, "\n%d rows: %d as they should be, %d not; %d tests, %d cases; %d rows without figures, else at most %s and %s for a case.\n",
+		len(results), good, len(results)-good, len(run.Tests), cases, unmeasured, amount(slices.MaxFunc(results, func(a, b *result) int { return cmp.Compare(a.memory, b.memory) }).memory),
 		slices.MaxFunc(results, func(a, b *result) int { return cmp.Compare(a.took, b.took) }).took.Round(time.Millisecond))
 	return good == len(results) && len(run.Broken) == 0
 }

@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"unicode"
 
 	"chandler.dev/chandler/test/testrun"
@@ -59,6 +61,15 @@ func TestReport(t *testing.T) {
 		if ok := report(&out, list, run); ok != c.ok || !strings.Contains(strings.Join(strings.Fields(out.String()), " "), c.want) {
 			t.Errorf("%s: %t, and nothing tells %q:\n%s", name, ok, c.want, out.String())
 		}
+	}
+}
+
+func TestStale(t *testing.T) {
+	t.Parallel()
+	run := &testrun.Run{Tests: map[string]bool{"chandler.dev/chandler/internal/x.TestRefuse_B1": true, "chandler.dev/chandler.TestRefuse_B2_Words": true}}
+	got, err := stale(fstest.MapFS{"B1.x.txt": {}, "B1_sub.x.txt": {}, "B1.y.txt": {}, "B2.chandler.txt": {}, "B2_Words.chandler.txt": {}, "B3.x.txt": {}}, run)
+	if want := []string{"B1.y.txt", "B2.chandler.txt", "B3.x.txt"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q %v", got, err)
 	}
 }
 
