@@ -137,6 +137,21 @@ func allocate(c *Code) {
 }
 
 func configure(c *Code) {
+	readConfiguration(c)
+	c.Const(configuration)
+	c.Op(opLoad8, 0x00, 0x00)
+	c.Const('!')
+	c.Op(opEqual)
+	c.If(func() {
+		logError(c, func() { c.Const(configuration); c.Global(globalConfigSize) })
+		c.Return(0)
+	})
+	c.Const(1)
+}
+
+// readConfiguration has the configuration put into its place; without one the
+// function returns true.
+func readConfiguration(c *Code) {
 	const pluginConfiguration = 7
 	c.Const(0)
 	c.SetGlobal(globalConfigSize)
@@ -152,15 +167,6 @@ func configure(c *Code) {
 	c.Op(0xfc, 0x0a, 0x00, 0x00) // memory.copy
 	c.Load(resultSize)
 	c.SetGlobal(globalConfigSize)
-	c.Const(configuration)
-	c.Op(opLoad8, 0x00, 0x00)
-	c.Const('!')
-	c.Op(opEqual)
-	c.If(func() {
-		logError(c, func() { c.Const(configuration); c.Global(globalConfigSize) })
-		c.Return(0)
-	})
-	c.Const(1)
 }
 
 func logError(c *Code, what func()) {
@@ -226,6 +232,17 @@ func RefuseConfigure(why string, options ...Option) []byte {
 		c.Const(0)
 	})
 	return Append(append([]Option{withText(why), refuse}, options...)...)
+}
+
+// TellConfigure gives a module that logs its configuration at level error, and
+// refuses it.
+func TellConfigure(options ...Option) []byte {
+	tell := with("proxy_on_configure", func(c *Code) {
+		readConfiguration(c)
+		logError(c, func() { c.Const(configuration); c.Global(globalConfigSize) })
+		c.Const(0)
+	})
+	return Append(append([]Option{tell}, options...)...)
 }
 
 // TrapStart gives a module that traps when it is started.
