@@ -175,7 +175,7 @@ func decodeProgram(m *chandlerv1.Attachment, a *chandler.Attachment) error {
 		if err := checkLen("path", len(f.Path), MaxPath); err != nil {
 			return err
 		}
-		if !strings.HasPrefix(f.Path, "/") || !plain(f.Path) {
+		if !strings.HasPrefix(f.Path, "/") || !chandler.IsPlain(f.Path) {
 			return fmt.Errorf("path %s is not absolute", chandler.Quote(f.Path))
 		}
 		a.Program.File = f

@@ -245,6 +245,35 @@ func TellConfigure(options ...Option) []byte {
 	return Append(append([]Option{tell}, options...)...)
 }
 
+// Share gives a module that adds what is shared under one key to requests, as the
+// header x-plugins, and then shares its configuration under that key.
+func Share(options ...Option) []byte {
+	const version = 8 // of what is shared
+	share := func(m *Module) {
+		m.Imports = append(m.Imports, Import{"env", "proxy_get_shared_data", ints(5), ints(1)}, Import{"env", "proxy_set_shared_data", ints(5), ints(1)})
+		with("proxy_on_request_headers", func(c *Code) {
+			key := int64(len("x-plugins"))
+			c.Const(names, key, resultAddress, resultSize, version)
+			c.Call("proxy_get_shared_data")
+			c.Op(opEqualZero)
+			c.If(func() {
+				c.Const(0, names, key)
+				c.Load(resultAddress)
+				c.Load(resultSize)
+				c.Call("proxy_add_header_map_value")
+				c.Op(opDrop)
+			})
+			c.Const(names, key, configuration)
+			c.Global(globalConfigSize)
+			c.Const(0)
+			c.Call("proxy_set_shared_data")
+			c.Op(opDrop)
+			c.Const(0) // continue
+		})(m)
+	}
+	return Append(append([]Option{share}, options...)...)
+}
+
 // TrapStart gives a module that traps when it is started.
 func TrapStart(options ...Option) []byte { return trap("_initialize", options) }
 
