@@ -3,6 +3,7 @@ package chandler
 import (
 	"fmt"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -56,12 +57,19 @@ func Quote(s string) string {
 	return fmt.Sprintf("%q", s)
 }
 
+// IsPlain tells whether a foreign name may stand in logs, labels and file names as it
+// is: valid UTF-8 of characters that are to be seen, and spaces.
+func IsPlain(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
 // Printable bounds a foreign text of several words, for instance a log line of
-// Envoy: control characters become spaces and what is over limit bytes is cut,
-// with a mark that says so.
+// Envoy: what is not to be seen, or changes how others are (control characters, those
+// that turn the direction of text), becomes a space, and what is over limit bytes is
+// cut, with a mark that says so.
 func Printable(s string, limit int) string {
 	s = strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r

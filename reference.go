@@ -79,7 +79,7 @@ func checkURLText(raw string) *Problem {
 	case !utf8.ValidString(raw):
 		return Problemf(CodeURLSyntax, "", hint, "url is not valid UTF-8")
 	}
-	if i := strings.IndexFunc(raw, unicode.IsControl); i >= 0 {
+	if i := strings.IndexFunc(raw, func(r rune) bool { return !unicode.IsPrint(r) }); i >= 0 {
 		return Problemf(CodeURLSyntax, "", "remove the control character", "url contains byte 0x%02x at %d", raw[i], i)
 	}
 	return nil

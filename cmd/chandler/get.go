@@ -139,7 +139,7 @@ func (e *env) printDocuments(objects []*chandlerv1.Object) error {
 		docs = append(docs, doc)
 	}
 	if e.output == "yaml" {
-		enc := yaml.NewEncoder(e.stdout)
+		enc := yaml.NewEncoder(e.exact)
 		enc.SetIndent(2)
 		for _, doc := range docs {
 			if err := enc.Encode(doc); err != nil {

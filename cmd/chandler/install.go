@@ -35,7 +35,7 @@ take over those of another owner; where Istio's are, say --set crds.mode=never.`
 			if err != nil {
 				return err
 			}
-			if _, err := e.stdout.Write(manifests); err != nil {
+			if _, err := e.exact.Write(manifests); err != nil {
 				return err
 			}
 			_, err = fmt.Fprint(e.stderr, notes)

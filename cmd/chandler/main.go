@@ -52,7 +52,8 @@ func main() {
 func run(args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	root := rootCommand(&env{getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr, plugin: isPlugin(args[0])})
+	e := &env{getenv: getenv, stdin: stdin, stdout: escaper{stdout}, stderr: escaper{stderr}, exact: stdout, plugin: isPlugin(args[0])}
+	root := rootCommand(e)
 	root.SetArgs(args[1:])
 	root.SetIn(stdin)
 	root.SetOut(stdout)
@@ -63,11 +64,11 @@ func run(args []string, getenv func(string) string, stdin io.Reader, stdout, std
 	}
 	var exit *exitError
 	if !errors.As(err, &exit) {
-		fmt.Fprintf(stderr, "chandler: %v\n", err)
+		fmt.Fprintf(e.stderr, "chandler: %v\n", err)
 		return exitFailed
 	}
 	if exit.text != "" {
-		fmt.Fprintf(stderr, "chandler: %s\n", exit.text)
+		fmt.Fprintf(e.stderr, "chandler: %s\n", exit.text)
 	}
 	return exit.code
 }
@@ -78,6 +79,8 @@ type env struct {
 	getenv         func(string) string
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	// exact is stdout for manifests, which are as they are.
+	exact io.Writer
 
 	// plugin: kubectl called.
 	plugin bool

@@ -110,7 +110,7 @@ func (e *env) migrateCluster(ctx context.Context, from migrate.From, output stri
 
 // migrated writes a translation.
 func (e *env) migrated(r migrate.Result, output string) error {
-	if _, err := e.stdout.Write(r.Manifest); err != nil {
+	if _, err := e.exact.Write(r.Manifest); err != nil {
 		return err
 	}
 	if output == "json" {

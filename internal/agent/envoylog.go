@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"chandler.dev/chandler"
 )
@@ -103,7 +104,7 @@ func (l *envoyLog) pumpLocked() {
 
 func (l *envoyLog) take(b []byte) {
 	if l.out != nil && len(b) > 0 {
-		_, _ = l.out.Write(b) // where the agent's own talk goes
+		_, _ = l.out.Write(visible(b)) // where the agent's own talk goes
 	}
 	for len(b) > 0 {
 		i := bytes.IndexByte(b, '\n')
@@ -120,6 +121,17 @@ func (l *envoyLog) take(b []byte) {
 		l.count++
 		b = b[i+1:]
 	}
+}
+
+// visible has spaces in place of what a terminal would take for a command: plugins
+// log what they like.
+func visible(b []byte) []byte {
+	return bytes.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, b)
 }
 
 // rotate keeps the file small, and what was in it in one file beside it. Envoy

@@ -9,7 +9,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"unicode"
 
 	"chandler.dev/chandler"
 )
@@ -228,6 +227,9 @@ func decodeWasm(r record) (*chandler.Wasm, chandler.FilterType) {
 	decodeKey(r, w)
 	decodeConfig(r, w)
 	w.RootID, _ = r.bounded("pluginName", chandler.CodeSpecValue, 1, maxPluginName)
+	if !chandler.IsPlain(w.RootID) {
+		r.problem(chandler.CodeSpecValue, r.at.field("pluginName"), "remove the character", "pluginName %s has a character that is not to be seen", chandler.Quote(w.RootID))
+	}
 	w.FailStrategy = choose(r, "failStrategy", option[chandler.FailStrategy]{"FAIL_CLOSE", chandler.FailClose},
 		option[chandler.FailStrategy]{"FAIL_OPEN", chandler.FailOpen}, option[chandler.FailStrategy]{"FAIL_RELOAD", chandler.FailReload})
 	if w.FailStrategy == "" {
@@ -411,7 +413,7 @@ func checkEnvName(r record, name string, seen map[string]bool) {
 		bad("write a name", "env name is required")
 	case len([]rune(name)) > maxEnvName:
 		bad("use a shorter one", "env name %s has %d characters, limit %d", chandler.Quote(name), len([]rune(name)), maxEnvName)
-	case strings.ContainsFunc(name, func(c rune) bool { return c == '=' || unicode.IsControl(c) }):
+	case strings.Contains(name, "=") || !chandler.IsPlain(name):
 		bad("use letters, digits and _", "env name %s contains = or a control character", chandler.Quote(name))
 	case reservedEnv.MatchString(name):
 		bad("use another name", "env name %s is reserved", chandler.Quote(name))

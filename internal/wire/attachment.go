@@ -189,7 +189,7 @@ func decodeProgram(m *chandlerv1.Attachment, a *chandler.Attachment) error {
 		if err := checkLen("path", len(f.Path), MaxPath); err != nil {
 			return err
 		}
-		if !strings.HasPrefix(f.Path, "/") || !plain(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" {
+		if !strings.HasPrefix(f.Path, "/") || !chandler.IsPlain(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" {
 			return fmt.Errorf("%w: %s", errPath, chandler.Quote(f.Path))
 		}
 		a.Program.File = f

@@ -1,7 +1,7 @@
 // Package wire translates between the nouns of package chandler and the
 // messages that travel between control plane and agents. What comes from
 // outside is bounded and checked here, so that nobody behind it has to: names
-// of at most 512 bytes without control characters, texts that are fit to be
+// of at most 512 bytes without control characters and their like, texts that are fit to be
 // shown, lists with an end, enums without strangers.
 //
 // It opens no connection and knows no transport.
@@ -10,7 +10,6 @@ package wire
 import (
 	"fmt"
 	"time"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -36,8 +35,8 @@ func checkName(field, s string) error {
 		return fmt.Errorf("%s is missing", field)
 	case len(s) > MaxName:
 		return fmt.Errorf("%s of %d bytes, limit %d", field, len(s), MaxName)
-	case !plain(s):
-		return fmt.Errorf("%s %s has control characters", field, chandler.Quote(s))
+	case !chandler.IsPlain(s):
+		return fmt.Errorf("%s %s has characters that are not to be seen", field, chandler.Quote(s))
 	}
 	return nil
 }
@@ -54,19 +53,6 @@ func checkLen(field string, n, limit int) error {
 		return fmt.Errorf("%s: %d, limit %d", field, n, limit)
 	}
 	return nil
-}
-
-// plain tells whether s is valid UTF-8 without control characters.
-func plain(s string) bool {
-	if !utf8.ValidString(s) {
-		return false
-	}
-	for _, r := range s {
-		if r < 0x20 || (r >= 0x7f && r < 0xa0) {
-			return false
-		}
-	}
-	return true
 }
 
 // enum is the translation of one closed list; both directions come from one

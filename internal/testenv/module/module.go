@@ -137,6 +137,21 @@ func allocate(c *Code) {
 }
 
 func configure(c *Code) {
+	readConfiguration(c)
+	c.Const(configuration)
+	c.Op(opLoad8, 0x00, 0x00)
+	c.Const('!')
+	c.Op(opEqual)
+	c.If(func() {
+		logError(c, func() { c.Const(configuration); c.Global(globalConfigSize) })
+		c.Return(0)
+	})
+	c.Const(1)
+}
+
+// readConfiguration has the configuration put into its place; without one the
+// function returns true.
+func readConfiguration(c *Code) {
 	const pluginConfiguration = 7
 	c.Const(0)
 	c.SetGlobal(globalConfigSize)
@@ -152,15 +167,6 @@ func configure(c *Code) {
 	c.Op(0xfc, 0x0a, 0x00, 0x00) // memory.copy
 	c.Load(resultSize)
 	c.SetGlobal(globalConfigSize)
-	c.Const(configuration)
-	c.Op(opLoad8, 0x00, 0x00)
-	c.Const('!')
-	c.Op(opEqual)
-	c.If(func() {
-		logError(c, func() { c.Const(configuration); c.Global(globalConfigSize) })
-		c.Return(0)
-	})
-	c.Const(1)
 }
 
 func logError(c *Code, what func()) {
@@ -226,6 +232,46 @@ func RefuseConfigure(why string, options ...Option) []byte {
 		c.Const(0)
 	})
 	return Append(append([]Option{withText(why), refuse}, options...)...)
+}
+
+// TellConfigure gives a module that logs its configuration at level error, and
+// refuses it.
+func TellConfigure(options ...Option) []byte {
+	tell := with("proxy_on_configure", func(c *Code) {
+		readConfiguration(c)
+		logError(c, func() { c.Const(configuration); c.Global(globalConfigSize) })
+		c.Const(0)
+	})
+	return Append(append([]Option{tell}, options...)...)
+}
+
+// Share gives a module that adds what is shared under one key to requests, as the
+// header x-plugins, and then shares its configuration under that key.
+func Share(options ...Option) []byte {
+	const version = 8 // of what is shared
+	share := func(m *Module) {
+		m.Imports = append(m.Imports, Import{"env", "proxy_get_shared_data", ints(5), ints(1)}, Import{"env", "proxy_set_shared_data", ints(5), ints(1)})
+		with("proxy_on_request_headers", func(c *Code) {
+			key := int64(len("x-plugins"))
+			c.Const(names, key, resultAddress, resultSize, version)
+			c.Call("proxy_get_shared_data")
+			c.Op(opEqualZero)
+			c.If(func() {
+				c.Const(0, names, key)
+				c.Load(resultAddress)
+				c.Load(resultSize)
+				c.Call("proxy_add_header_map_value")
+				c.Op(opDrop)
+			})
+			c.Const(names, key, configuration)
+			c.Global(globalConfigSize)
+			c.Const(0)
+			c.Call("proxy_set_shared_data")
+			c.Op(opDrop)
+			c.Const(0) // continue
+		})(m)
+	}
+	return Append(append([]Option{share}, options...)...)
 }
 
 // TrapStart gives a module that traps when it is started.
