@@ -112,6 +112,7 @@ const (
 	CodeWasmConfigure Code = "WasmConfigure" // the trial: it refuses its configuration
 	CodeWasmTimeout   Code = "WasmTimeout"   // the trial: it comes to no end
 	CodeWasmMemory    Code = "WasmMemory"    // the trial: it takes too much memory
+	CodeWasmCrash     Code = "WasmCrash"     // the trial: what runs it crashes
 	CodeLuaSyntax     Code = "LuaSyntax"
 	CodeProbeFailed   Code = "ProbeFailed" // it loads, and answers a probe otherwise than it is to
 )

@@ -18,40 +18,65 @@ import (
 // vetFlags are about the Envoys that try a plugin before any proxy gets it.
 type vetFlags struct {
 	envoys  []string
+	off     bool
 	timeout time.Duration
 	memory  store.Size
 }
 
 func (f *vetFlags) add(flags *pflag.FlagSet) {
 	f.memory = sandbox.DefaultMemory
-	flags.StringArrayVar(&f.envoys, "envoy", nil, "Envoy binary in which every plugin is tried before any proxy gets it; may be given several times, for several versions")
-	flags.DurationVar(&f.timeout, "vet-timeout", sandbox.DefaultTime, "how long such an Envoy may take for one plugin")
+	flags.StringArrayVar(&f.envoys, "envoy", nil, "Envoy binary in which every plugin is tried before any proxy gets it; may be given several times, for several versions; without one a Proxy-Wasm host is asked")
+	flags.BoolVar(&f.off, "no-vet", false, "do not try plugins before proxies get them")
+	flags.DurationVar(&f.timeout, "vet-timeout", sandbox.DefaultTime, "how long a plugin may take there")
 	flags.Var(&f.memory, "vet-memory", "how much memory a plugin may take while it starts there, for example 128MiB")
 }
 
-// open gives what has plugins tried, in a folder of its own; nil: nobody does.
+// open gives what has plugins tried, in a folder of its own: the Envoys that were
+// named, or else the Proxy-Wasm host. Nil: nobody does, as is asked for.
 func (f *vetFlags) open(ctx context.Context, dir string, metrics prometheus.Registerer, log *slog.Logger) (*vet.Vetter, error) {
 	if f.timeout <= 0 || f.memory <= 0 {
 		return nil, usagef("--vet-timeout and --vet-memory must be more than nothing")
 	}
-	if len(f.envoys) == 0 {
+	if f.off {
+		if len(f.envoys) > 0 {
+			return nil, usagef("--no-vet and --envoy exclude each other")
+		}
+		log.Warn("plugins are not tried before proxies get them")
 		return nil, nil
 	}
 	// What is there was left by one that was killed.
 	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil {
 		return nil, err
 	}
-	cfg := vet.Config{Registerer: metrics, Log: log}
-	for _, path := range f.envoys {
-		s, err := sandbox.Open(ctx, sandbox.Config{Envoy: path, Dir: dir, Time: f.timeout, Memory: int64(f.memory)})
+	judges, err := f.judges(ctx, sandbox.Config{Dir: dir, Time: f.timeout, Memory: int64(f.memory)})
+	if err != nil {
+		return nil, err
+	}
+	for _, j := range judges {
+		log := log.With("judge", j.Name(), "envoy", j.Version())
+		log.Info("every plugin is tried before any proxy gets it")
+		if j.Weak() != "" {
+			log.Warn("the sandbox is weaker than it could be", "reason", j.Weak())
+		}
+	}
+	return vet.New(vet.Config{Judges: judges, Registerer: metrics, Log: log}), nil
+}
+
+func (f *vetFlags) judges(ctx context.Context, cfg sandbox.Config) (judges []vet.Judge, err error) {
+	for _, cfg.Envoy = range f.envoys {
+		s, err := sandbox.Open(ctx, cfg)
 		if err != nil {
 			return nil, usagef("--envoy: %v", err)
 		}
-		log.Info("plugins are tried in an Envoy before any proxy gets them", "envoy", s.Version())
-		if s.Weak() != "" {
-			log.Warn("the sandbox of that Envoy is weaker than it could be", "envoy", s.Version(), "reason", s.Weak())
-		}
-		cfg.Judges = append(cfg.Judges, s)
+		judges = append(judges, s)
 	}
-	return vet.New(cfg), nil
+	if len(judges) > 0 {
+		return judges, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	h, err := sandbox.OpenHost(ctx, cfg, self, judgeArgs()...)
+	return []vet.Judge{h}, err
 }

@@ -187,6 +187,17 @@ func hostFunctions(abi string) map[string]signature {
 	return host
 }
 
+// HostFunctions gives the type of every function that Envoy offers to a module of an
+// ABI version, by "module.name". A letter is a value, i for i32 and I for i64: "iI>i"
+// is (i32 i64) -> i32.
+func HostFunctions(abi string) map[string]string {
+	all := map[string]string{}
+	for name, s := range hostFunctions(abi) {
+		all[name] = string(s)
+	}
+	return all
+}
+
 // The exports whose types Envoy checks when it loads a module. Only in version
 // 0.1.0 the callbacks for headers are not told of the end of the stream.
 const (

@@ -42,7 +42,7 @@ func TestRefuse_B73_StartExits(t *testing.T) {
 func TestRefuse_B73_StartCallsTheHost(t *testing.T) {
 	t.Parallel()
 	ints := []byte{module.I32, module.I32}
-	refused(t, open(t, sandbox.Config{}), plugin(t, module.CallStart("env", "proxy_get_metric", ints, ints[:1]), ""), chandler.CodeWasmStart, "restricted_callback")
+	refused(t, open(t, sandbox.Config{}), plugin(t, module.CallStart(module.Import{Module: "env", Name: "proxy_get_metric", Params: ints, Results: ints[:1]}), ""), chandler.CodeWasmStart, "restricted_callback")
 }
 
 func TestRefuse_B75_GrowsInStart(t *testing.T) {
@@ -55,7 +55,7 @@ func TestRefuse_B75_GrowsInStart(t *testing.T) {
 // What its runtime has is taken: it is Envoy that is asked.
 func TestRefuse_B77_Features(t *testing.T) {
 	t.Parallel()
-	s := open(t, sandbox.Config{})
+	s, host := open(t, sandbox.Config{}), openHost(t, sandbox.Config{})
 	for name, c := range features() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -70,6 +70,11 @@ func TestRefuse_B77_Features(t *testing.T) {
 			if p, err := s.Judge(t.Context(), plugin(t, c.module, "")); err != nil || p != nil {
 				t.Errorf("Envoy says %v, %v", p, err)
 			}
+			if p, err := host.Judge(t.Context(), plugin(t, c.module, "")); err != nil || code(p) != c.host {
+				t.Errorf("the host says %v, %v", p, err)
+			} else if p != nil {
+				t.Attr("refusal", string(p.Code))
+			}
 		})
 	}
 }
@@ -77,6 +82,7 @@ func TestRefuse_B77_Features(t *testing.T) {
 type feature struct {
 	module []byte
 	static bool // the static check refuses it
+	host   chandler.Code
 }
 
 // features are modules that use what came after the first version of WebAssembly.
@@ -87,7 +93,7 @@ func features() map[string]feature {
 		"tail calls": {module: body(0x12, 0x04)},                                                       // return_call of the ABI's function
 		"exceptions": {module: body(0x1f, 0x40, 0x00, 0x0b)},                                           // try_table without a catch
 		"references": {module: body(0xd0, 0x70, 0x1a)},                                                 // ref.null func, drop
-		"GC":         {module: body(0x41, 0x07, 0xfb, 0x1c, 0x1a)},                                     // i32.const 7, ref.i31, drop
+		"GC":         {module: body(0x41, 0x07, 0xfb, 0x1c, 0x1a), host: chandler.CodeWasmFeature},     // i32.const 7, ref.i31, drop
 		"64-bit memory": {
 			module: append(module.Header(), module.RawSection(5, module.Vector([]byte{4, 1}))...), static: true,
 		},

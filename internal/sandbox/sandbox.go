@@ -3,6 +3,7 @@
 // this process's environment, no network, no privileges, and bounds on its time,
 // its memory and what it says. What it judges may be hostile, so the child is
 // thrown away whatever it says, and a child that has to be killed is a refusal.
+// Where no Envoy is at hand a Proxy-Wasm host is asked, in a child of the same kind.
 //
 // It judges one plugin at one time; what is judged when, and what is remembered of
 // it, is the matter of package vet.
@@ -39,10 +40,6 @@ const (
 	// compiler, which are the hungriest.
 	envoyMemory   = 96 << 20
 	compileMemory = 32
-	// maxOutput is how much of a child's log is kept; the rest is read and dropped.
-	maxOutput = 64 << 10
-	// ended is how long a killed child's pipes are waited for.
-	ended = 5 * time.Second
 	// versionTime bounds the question for the version.
 	versionTime = 20 * time.Second
 )
@@ -63,23 +60,18 @@ type Config struct {
 // Sandbox is one Envoy binary. It is safe for concurrent use.
 type Sandbox struct {
 	cfg     Config
+	jail    jail
 	version string
-	weak    string
 }
 
 // Open finds out which Envoy it is, and how far children can be shut off here. The
 // error is of a binary that says no version.
 func Open(ctx context.Context, cfg Config) (*Sandbox, error) {
 	cfg.Time, cfg.Memory = cmp.Or(cfg.Time, DefaultTime), cmp.Or(cfg.Memory, DefaultMemory)
-	s := &Sandbox{cfg: cfg, weak: unconfined}
+	s := &Sandbox{cfg: cfg, jail: jail{program: cfg.Envoy, dir: cfg.Dir}}
 	ctx, cancel := context.WithTimeout(ctx, versionTime)
 	defer cancel()
-	err := s.ask(ctx)
-	if err != nil && ctx.Err() == nil {
-		s.weak = fmt.Sprintf("the system does not shut an Envoy off from the network: %v", err)
-		err = s.ask(ctx)
-	}
-	return s, err
+	return s, s.jail.settle(ctx, func() error { return s.ask(ctx) })
 }
 
 // Name is that of the judge.
@@ -89,27 +81,24 @@ func (s *Sandbox) Name() string { return chandler.JudgeEnvoy }
 func (s *Sandbox) Version() string { return s.version }
 
 // Weak says what children could not be denied here; empty: nothing.
-func (s *Sandbox) Weak() string { return s.weak }
+func (s *Sandbox) Weak() string { return s.jail.weak }
 
 var versionPattern = regexp.MustCompile(`version: [0-9a-f]+/([0-9]+\.[0-9]+\.[0-9]+[^/]*)/`)
 
 // ask has a child say its version.
 func (s *Sandbox) ask(ctx context.Context) error {
-	dir, err := os.MkdirTemp(s.cfg.Dir, "chandler-vet-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	out, end, err := s.run(ctx, dir, envoyMemory, "--version")
-	if err != nil {
-		return err
-	}
-	m := versionPattern.FindSubmatch(out)
-	if m == nil {
-		return fmt.Errorf("%s --version says no version: %s (%v)", s.cfg.Envoy, chandler.Printable(string(out), 256), end)
-	}
-	s.version = string(m[1])
-	return nil
+	return s.jail.within(func(dir string) error {
+		out, end, err := s.jail.run(ctx, dir, envoyMemory, "--version")
+		if err != nil {
+			return err
+		}
+		m := versionPattern.FindSubmatch(out)
+		if m == nil {
+			return fmt.Errorf("%s --version says no version: %s (%v)", s.cfg.Envoy, chandler.Printable(string(out), 256), end)
+		}
+		s.version = string(m[1])
+		return nil
+	})
 }
 
 // Case is what is to be judged: a plugin, and what is asked of it once it has
@@ -129,12 +118,13 @@ func (c *Case) size() int64 {
 
 // Judge tells what Envoy has against a plugin; nil: nothing. The error says that
 // Envoy could not be asked: nothing is known of the plugin then.
-func (s *Sandbox) Judge(ctx context.Context, c Case) (*chandler.Problem, error) {
-	dir, err := os.MkdirTemp(s.cfg.Dir, "chandler-vet-")
-	if err != nil {
-		return nil, fmt.Errorf("sandbox: %w", err)
-	}
-	defer os.RemoveAll(dir)
+func (s *Sandbox) Judge(ctx context.Context, c Case) (problem *chandler.Problem, err error) {
+	err = s.jail.within(func(dir string) (err error) { problem, err = s.validate(ctx, c, dir); return err })
+	return problem, err
+}
+
+// validate has a child say whether it would take the plugin.
+func (s *Sandbox) validate(ctx context.Context, c Case, dir string) (*chandler.Problem, error) {
 	config, err := bootstrap(c.Member)
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: %w", err)
@@ -145,7 +135,7 @@ func (s *Sandbox) Judge(ctx context.Context, c Case) (*chandler.Problem, error) 
 	}
 	limited, cancel := context.WithTimeout(ctx, s.cfg.Time)
 	defer cancel()
-	out, end, err := s.run(limited, dir, envoyMemory+compileMemory*c.size()+s.cfg.Memory,
+	out, end, err := s.jail.run(limited, dir, s.memory(c),
 		"--mode", "validate", "-c", file, "--use-dynamic-base-id", "--concurrency", "1",
 		"-l", "warning", "--component-log-level", "wasm:info", "--log-format", logFormat)
 	var exit *exec.ExitError
@@ -155,17 +145,38 @@ func (s *Sandbox) Judge(ctx context.Context, c Case) (*chandler.Problem, error) 
 	case err != nil:
 		return nil, fmt.Errorf("sandbox: %w", err)
 	case errors.Is(end, errMemory):
-		return chandler.Problemf(chandler.CodeWasmMemory, "", "have the plugin allocate less while it starts",
-			"it grew past %d MiB while Envoy %s started it, and was ended", s.cfg.Memory>>20, s.version), nil
+		return s.cfg.tooLarge("Envoy " + s.version), nil
 	case limited.Err() != nil:
-		return chandler.Problemf(chandler.CodeWasmTimeout, "", "look for a loop in what the plugin does when it starts and is configured",
-			"Envoy %s did not come to an end with it within %s, and was ended", s.version, s.cfg.Time), nil
+		return s.cfg.tooLong("Envoy " + s.version), nil
 	case end == nil && bytes.Contains(out, []byte("configuration '"+file+"' OK")):
 		return nil, nil
 	case errors.As(end, &exit) && exit.ExitCode() == refuses:
 		return explain(out, s.version), nil
+	case crashed(end):
+		return crash("Envoy "+s.version, end), nil
 	}
 	return nil, fmt.Errorf("sandbox: Envoy %s gave no verdict: %w: %s", s.version, cmp.Or(end, errSilent), chandler.Printable(string(last(out)), 512))
+}
+
+// crash is of a plugin with which a child came down, which proxies would do as well.
+func crash(who string, end error) *chandler.Problem {
+	return chandler.Problemf(chandler.CodeWasmCrash, "", "see what the plugin calls, and with what",
+		"%s crashed with it: %v", who, end)
+}
+
+// memory is how many bytes a child may have for a case.
+func (s *Sandbox) memory(c Case) int64 { return envoyMemory + compileMemory*c.size() + s.cfg.Memory }
+
+// tooLarge is of a plugin whose child took too much memory.
+func (cfg *Config) tooLarge(who string) *chandler.Problem {
+	return chandler.Problemf(chandler.CodeWasmMemory, "", "have the plugin allocate less while it starts",
+		"it grew past %d MiB while %s started it, and was ended", cfg.Memory>>20, who)
+}
+
+// tooLong is of a plugin whose child came to no end.
+func (cfg *Config) tooLong(who string) *chandler.Problem {
+	return chandler.Problemf(chandler.CodeWasmTimeout, "", "look for a loop in what the plugin does when it starts and is configured",
+		"%s did not come to an end with it within %s, and was ended", who, cfg.Time)
 }
 
 // refuses is the exit code of an Envoy that does not take a configuration.
@@ -173,45 +184,6 @@ const refuses = 1
 
 // errSilent: a child ended well without a word.
 var errSilent = errors.New("it said nothing")
-
-// errMemory: a child took more memory than it may.
-var errMemory = errors.New("too much memory")
-
-// run runs a child and waits for its end, which is how it ended: nil for well. The
-// error is that it could not be started.
-func (s *Sandbox) run(ctx context.Context, dir string, memory int64, args ...string) (out []byte, end, err error) {
-	var log capped
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	cmd := exec.CommandContext(ctx, s.cfg.Envoy, args...)
-	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = dir, []string{}, &log, &log, ended
-	confine(cmd, s.weak == unconfined)
-	if err := cmd.Start(); err != nil {
-		return nil, nil, err
-	}
-	bound(cmd.Process.Pid)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		watchMemory(ctx, cmd.Process.Pid, memory, func() { cancel(errMemory) })
-	}()
-	end = cmd.Wait()
-	if errors.Is(context.Cause(ctx), errMemory) {
-		end = errMemory
-	}
-	cancel(nil)
-	<-watched
-	return log.Bytes(), end, nil
-}
-
-// capped keeps the beginning of what is written to it.
-type capped struct{ bytes.Buffer }
-
-// Write implements io.Writer.
-func (c *capped) Write(p []byte) (int, error) {
-	c.Buffer.Write(p[:min(len(p), max(0, maxOutput-c.Len()))])
-	return len(p), nil
-}
 
 // bootstrap is an Envoy that has the plugin in its one chain and serves nothing.
 func bootstrap(m attach.Member) ([]byte, error) {

@@ -16,9 +16,33 @@ import (
 	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/sandbox"
 	"chandler.dev/chandler/internal/testenv/module"
+	"chandler.dev/chandler/internal/wasmhost"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain is the host, too, in which plugins are tried without an Envoy.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "judge" {
+		file := ""
+		if len(os.Args) > 3 {
+			file = os.Args[3]
+		}
+		if err := wasmhost.Serve(context.Background(), file, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func openHost(t *testing.T, cfg sandbox.Config) *sandbox.Host {
+	t.Helper()
+	h, err := sandbox.OpenHost(t.Context(), cfg, os.Args[0], "judge", "-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
 
 func open(t *testing.T, cfg sandbox.Config) *sandbox.Sandbox {
 	t.Helper()

@@ -208,6 +208,7 @@ const (
 	opEnd         byte = 0x0b
 	opDrop        byte = 0x1a
 	opLoad8       byte = 0x2d
+	opStore8      byte = 0x3a
 	opEqualZero   byte = 0x45
 	opEqual       byte = 0x46
 	opGreater     byte = 0x4b // unsigned

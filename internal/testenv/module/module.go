@@ -320,22 +320,59 @@ func ExitStart(code int, options ...Option) []byte {
 
 // CallStart gives a module that calls a function of the host with zeros when it is
 // started.
-func CallStart(from, name string, params, results []byte, options ...Option) []byte {
-	imported := func(m *Module) { m.Imports = append(m.Imports, Import{from, name, params, results}) }
+func CallStart(call Import, options ...Option) []byte {
 	start := with("_initialize", func(c *Code) {
-		for _, p := range params {
-			if p == I64 {
-				c.Op(0x42, 0x00)
-			} else {
-				c.Const(0)
-			}
-		}
-		c.Call(name)
-		for range results {
+		callZeros(c, call)
+		for range call.Results {
 			c.Op(opDrop)
 		}
 	})
-	return Append(append([]Option{imported, start}, options...)...)
+	return Append(append([]Option{importing(call), start}, options...)...)
+}
+
+// CallConfigure gives a module that calls functions of the host with zeros, one after
+// the other, when it is configured, and refuses the configuration with what they gave
+// in its log: a letter for each, A for 0, B for 1 and so on, and "?" for nothing.
+func CallConfigure(calls []Import, options ...Option) []byte {
+	configure := with("proxy_on_configure", func(c *Code) {
+		for i, call := range calls {
+			callZeros(c, call)
+			if len(call.Results) == 0 {
+				continue
+			}
+			c.Const('A')
+			c.Op(opAdd)
+			c.SetGlobal(globalConfigSize) // a place to keep it
+			c.Const(text + int64(i))
+			c.Global(globalConfigSize)
+			c.Op(opStore8, 0x00, 0x00)
+		}
+		logError(c, func() { c.Const(text, int64(len(calls))) })
+		c.Const(0)
+	})
+	return Append(append([]Option{importing(calls...), withText(strings.Repeat("?", len(calls))), configure}, options...)...)
+}
+
+// importing adds the imports that a module does not have yet.
+func importing(calls ...Import) Option {
+	return func(m *Module) {
+		for _, call := range calls {
+			if !slices.ContainsFunc(m.Imports, func(im Import) bool { return im.Module == call.Module && im.Name == call.Name }) {
+				m.Imports = append(m.Imports, call)
+			}
+		}
+	}
+}
+
+func callZeros(c *Code, call Import) {
+	for _, p := range call.Params {
+		if p == I64 {
+			c.Op(0x42, 0x00)
+		} else {
+			c.Const(0)
+		}
+	}
+	c.Call(call.Name)
 }
 
 // GrowConfigure gives a module that takes and fills memory for as long as there is
