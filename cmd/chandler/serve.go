@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,7 +16,6 @@ import (
 
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/durable"
-	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/identity"
 	"chandler.dev/chandler/internal/record"
 	"chandler.dev/chandler/internal/resolve"
@@ -34,7 +32,7 @@ type serveFlags struct {
 	resolveInterval, scrub       time.Duration
 	fetchDeadline                time.Duration
 	storeMax                     store.Size
-	insecure                     []string
+	fetch                        fetchFlags
 	vet                          vetFlags
 	logLevel                     string
 	tls                          tlsFlags
@@ -70,7 +68,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.Var(&f.storeMax, "store-max", "how much the modules on disk may take, for example 500MiB; those longest unused go first, and none that is attached")
 	flags.DurationVar(&f.scrub, "scrub", store.DefaultScrub, "period within which every stored module is hashed again")
 	flags.DurationVar(&f.fetchDeadline, "fetch-deadline", 30*time.Second, "how long an agent may take to fetch a new plugin's module before the plugin's failStrategy applies on its proxy; fetching goes on")
-	flags.StringArrayVar(&f.insecure, "insecure-registry", nil, "registry host[:port] that may be spoken to in plain HTTP; may be given several times")
+	f.fetch.add(flags)
 	f.vet.add(flags)
 	f.tls.add(flags)
 	f.kube.add(flags)
@@ -124,11 +122,10 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 // newControl puts the control plane together, and says what of it the admin port
 // shows; the cluster is nil without --kube. The listener it opens is closed by the control plane's Run.
 func newControl(f serveFlags, data string, modules *store.Store, vetter *vet.Vetter, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, *cluster, web.Config, error) {
-	client := fetch.New(fetch.Config{
-		Proxy:    http.ProxyFromEnvironment,
-		Keychain: fetch.DockerKeychain(),
-		Insecure: func(host string) bool { return slices.Contains(f.insecure, host) },
-	})
+	client, err := f.fetch.open(log)
+	if err != nil {
+		return nil, nil, web.Config{}, err
+	}
 	cfg := control.Config{
 		Store:         modules,
 		Resolver:      resolve.New(resolve.Config{Fetcher: client, Store: modules, Log: log}),
@@ -140,7 +137,6 @@ func newControl(f serveFlags, data string, modules *store.Store, vetter *vet.Vet
 	var reviewer identity.Reviewer
 	var inCluster *cluster
 	if f.kube.on {
-		var err error
 		if inCluster, err = f.kube.connect(log); err != nil {
 			return nil, nil, shown, err
 		}
@@ -161,6 +157,7 @@ func newControl(f serveFlags, data string, modules *store.Store, vetter *vet.Vet
 	if err != nil {
 		return nil, nil, shown, err
 	}
+	f.fetch.own.add(agents.listener)
 	cfg.Listener, cfg.Server, cfg.Authenticator = agents.listener, agents.options, agents.agents
 	var plane *control.Control
 	if err = f.kube.replicas.join(&cfg, inCluster, log); err == nil {
@@ -180,6 +177,7 @@ func (e *env) run(ctx context.Context, f serveFlags, plane *control.Control, inC
 	if err != nil {
 		return fmt.Errorf("--admin: %w", err)
 	}
+	f.fetch.own.add(admin)
 	srv := &http.Server{
 		Handler:           web.Handler(shown),
 		ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10,

@@ -19,8 +19,12 @@ import (
 	"chandler.dev/chandler/internal/testenv/registry"
 )
 
-// repository is where the sample's image lives in the demo's registry.
-const repository = "istio-ecosystem/wasm-extensions/basic_auth"
+// The sample's image is where Istio's task has it; the demo's registry stands in for
+// its host.
+const (
+	sampleHost = "ghcr.io"
+	repository = "istio-ecosystem/wasm-extensions/basic_auth"
+)
 
 // stage holds what runs.
 type stage struct {
@@ -59,7 +63,7 @@ func startStage(ctx context.Context, verbose bool) (*stage, error) {
 	if err := os.MkdirAll(filepath.Join(s.dir, "plugins"), 0o755); err != nil {
 		return nil, err
 	}
-	for _, start := range []func(context.Context) error{s.startRegistry, s.publish, s.startBookinfo, s.startControl, s.startGateway} {
+	for _, start := range []func(context.Context) error{s.startRegistry, s.writeHosts, s.publish, s.startBookinfo, s.startControl, s.startGateway} {
 		if err := start(ctx); err != nil {
 			return s, err
 		}
@@ -71,6 +75,26 @@ func (s *stage) startRegistry(context.Context) (err error) {
 	s.registry, err = registry.Start(registry.Config{Addr: prefer("127.0.0.1:5000")})
 	return err
 }
+
+// writeHosts is the example's file with the registry's address: what the sample's
+// url names comes from there.
+func (s *stage) writeHosts(context.Context) error {
+	name := filepath.Join(sampleHost, "hosts.toml")
+	b, err := os.ReadFile(filepath.Join(s.root, "examples", "bookinfo", "hosts", name))
+	if err != nil {
+		return err
+	}
+	const written = "http://127.0.0.1:5000"
+	if !strings.Contains(string(b), written) {
+		return errors.New("examples/bookinfo/hosts does not name " + written)
+	}
+	if err := os.MkdirAll(filepath.Join(s.hosts(), sampleHost), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(s.hosts(), name), []byte(strings.ReplaceAll(string(b), written, "http://"+s.registry.Addr)), 0o644)
+}
+
+func (s *stage) hosts() string { return filepath.Join(s.dir, "hosts") }
 
 // publish pushes the sample plugin that make built, as its author would.
 func (s *stage) publish(ctx context.Context) error {
@@ -130,7 +154,7 @@ func (s *stage) startControl(ctx context.Context) error {
 	s.admin = prefer("127.0.0.1:9911")
 	listen := prefer("127.0.0.1:9910")
 	err := s.start(ctx, "chandler", "serve", "--plugins", filepath.Join(s.dir, "plugins"), "--data", filepath.Join(s.dir, "control"),
-		"--listen", listen, "--admin", s.admin, "--envoy", filepath.Join(s.root, ".tools", "envoy"))
+		"--listen", listen, "--admin", s.admin, "--hosts-dir", s.hosts(), "--envoy", filepath.Join(s.root, ".tools", "envoy"))
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ type step struct {
 
 // walk takes the steps; it fails if any saw what was not expected.
 func (s *stage) walk(ctx context.Context) error {
-	fmt.Printf("gateway http://%s  control plane %s  registry %s\n\n", s.gateway, s.admin, s.registry.Addr)
+	fmt.Printf("gateway http://%s  control plane %s  registry %s, which stands in for %s\n\n", s.gateway, s.admin, s.registry.Addr, sampleHost)
 	failed := 0
 	for i, st := range s.steps() {
 		begin := time.Now()
@@ -105,18 +105,17 @@ func (s *stage) pageSoon(want int) func(context.Context) (string, bool) {
 	}
 }
 
-// manifest is the example's resource; only the registry's host and the tag
-// differ.
+// manifest is the example's resource, to the letter but for another tag.
 func (s *stage) manifest(tag string) (string, error) {
 	b, err := os.ReadFile(filepath.Join(s.root, "examples", "bookinfo", "basic-auth.yaml"))
 	if err != nil {
 		return "", err
 	}
-	const written = "127.0.0.1:5000/" + repository + ":1.12.0"
+	const written = "oci://" + sampleHost + "/" + repository + ":1.12.0"
 	if !strings.Contains(string(b), written) {
 		return "", errors.New("examples/bookinfo/basic-auth.yaml does not name " + written)
 	}
-	return strings.ReplaceAll(string(b), written, s.image(tag)), nil
+	return strings.ReplaceAll(string(b), ":1.12.0", ":"+tag), nil
 }
 
 // apply applies the resource with a tag and waits for what becomes of it.
@@ -170,20 +169,13 @@ func (s *stage) metric(name, want string) func(context.Context) (string, bool) {
 
 // up tells where everything is and waits to be interrupted.
 func (s *stage) up(ctx context.Context) error {
-	manifest, err := s.manifest("1.12.0")
-	if err != nil {
-		return err
-	}
-	const file = ".run/demo/basic-auth.yaml" // of the repository's folder, where make runs
-	if err := os.WriteFile(filepath.Join(s.root, file), []byte(manifest), 0o644); err != nil {
-		return err
-	}
+	const file = "examples/bookinfo/basic-auth.yaml"
 	server := ""
 	if s.admin != "127.0.0.1:9911" {
 		server = " --server " + s.admin
 	}
 	fmt.Printf(`Bookinfo behind Envoy   http://%s/productpage
-registry                %s
+registry                %s, which stands in for %s
 agent                   http://%s/stats/prometheus
 plugins folder          %s
 logs                    %s
@@ -197,7 +189,7 @@ Put a guard before the page, from another terminal:
   bin/chandler delete -f %s%s
 
 Ctrl-C stops all of it.
-`, s.gateway, s.registry.Addr, s.agentAdmin, filepath.Join(".run", "demo", "plugins"), filepath.Join(".run", "demo"),
+`, s.gateway, s.registry.Addr, sampleHost, s.agentAdmin, filepath.Join(".run", "demo", "plugins"), filepath.Join(".run", "demo"),
 		file, server, server, s.gateway, goodCredential, s.gateway, file, server)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()

@@ -57,8 +57,10 @@ func (c Config) endpoints(registry string) ([]Endpoint, error) {
 	}
 	found, err := c.Hosts.Endpoints(registry)
 	if err != nil {
-		e := temporary(chandler.CodeFetchFailed, "the operator's hosts.toml for %s cannot be used: %s", chandler.Quote(registry), chandler.Printable(err.Error(), 500))
-		e.Problem.Hint = "let the operator mend the file; " + hintRetry
+		// Why is in the operator's log: it may name files of this machine.
+		c.Log.Warn("no module can be fetched from a registry, whose hosts.toml cannot be used", "registry", registry, "error", err)
+		e := temporary(chandler.CodeFetchFailed, "%s: the operator's hosts.toml for it cannot be used", chandler.Quote(registry))
+		e.Problem.Hint = "let the operator mend it, the control plane's log says why; " + hintRetry
 		return nil, e
 	}
 	if len(found) == 0 {

@@ -25,6 +25,9 @@ import (
 	"chandler.dev/chandler/internal/testenv/registry"
 )
 
+// quiet is for servers whose clients break off.
+var quiet = log.New(io.Discard, "", 0)
+
 // webServer answers every request with h.
 func webServer(t *testing.T, h http.HandlerFunc) (url string) {
 	t.Helper()
@@ -303,7 +306,7 @@ func TestFault_F36(t *testing.T) {
 			io.WriteString(w, good)
 		}
 	}))
-	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.Config.ErrorLog = quiet
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
 	host := srv.Listener.Addr().String()

@@ -69,7 +69,7 @@ func TestKubeWalkthrough(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const url = "oci://127.0.0.1:5000/istio-ecosystem/wasm-extensions/basic_auth:1.12.0"
+	const url = "oci://ghcr.io/istio-ecosystem/wasm-extensions/basic_auth:1.12.0"
 	manifest := strings.Replace(string(written), url, w.push("basic_auth:1.12.0", sample(t)), 1)
 	answers := func(want int) {
 		t.Helper()

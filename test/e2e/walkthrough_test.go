@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"chandler.dev/chandler/internal/fetch"
 )
 
 // sample is the module of plugins/basicauth.
@@ -18,11 +20,38 @@ func sample(t testing.TB) []byte {
 	return mod
 }
 
-// The walkthrough of the README: the resource of the example, as it is but for
-// the registry's host, on a gateway of its namespace and label.
+// theSamplesHost has the image of the example in the world's registry, and gives the
+// folder by which the registry stands in for the host that the example names.
+func (w *world) theSamplesHost() (hostsDir string) {
+	w.t.Helper()
+	client := fetch.New(fetch.Config{Dir: w.dir})
+	defer client.Close()
+	const image = "/istio-ecosystem/wasm-extensions/basic_auth:1.12.0"
+	if _, err := client.Push(w.t.Context(), w.registry.Addr+image, sample(w.t), fetch.PushOptions{Layout: fetch.LayoutImage}); err != nil {
+		w.t.Fatal(err)
+	}
+	name := filepath.Join("hosts", "ghcr.io", "hosts.toml")
+	written, err := os.ReadFile(filepath.Join("..", "..", "examples", "bookinfo", name))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Dir(filepath.Join(w.dir, name)), 0o755); err != nil {
+		w.t.Fatal(err)
+	}
+	text := strings.ReplaceAll(string(written), "127.0.0.1:5000", w.registry.Addr)
+	if err := os.WriteFile(filepath.Join(w.dir, name), []byte(text), 0o644); err != nil {
+		w.t.Fatal(err)
+	}
+	return filepath.Join(w.dir, "hosts")
+}
+
+// The walkthrough of the README: the resource of Istio's task, to the letter, on a
+// gateway of its namespace and label.
 func TestWalkthrough(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := uncontrolled(t)
+	w.flags = append(w.flags, "--hosts-dir", w.theSamplesHost())
+	w.startControl()
 	port := freePort(t)
 	p := w.agent(node{name: "gateway", namespace: "istio-system", labels: []string{"istio=ingressgateway"}},
 		w.gateway(listener{port: port, name: "ingress"}))
@@ -30,11 +59,10 @@ func TestWalkthrough(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const url = "oci://127.0.0.1:5000/istio-ecosystem/wasm-extensions/basic_auth:1.12.0"
-	if !strings.Contains(string(written), url) {
-		t.Fatalf("the example does not name %s", url)
+	manifest := string(written)
+	if !strings.Contains(manifest, "\n  url: oci://ghcr.io/istio-ecosystem/wasm-extensions/basic_auth:1.12.0\n") {
+		t.Fatal("the example does not name the module of Istio's task")
 	}
-	manifest := strings.Replace(string(written), url, w.push("basic_auth:1.12.0", sample(t)), 1)
 
 	decides := func(when string, method, path, authorization string, want int) {
 		t.Helper()
