@@ -52,6 +52,7 @@ const (
 	CodeHTTPLength          Code = "HTTPLength"
 	CodeHTTPEncoding        Code = "HTTPEncoding"
 	CodeHTTPHeader          Code = "HTTPHeader"
+	CodeHTTPLink            Code = "HTTPLink" // the next page of a list is at another place
 	CodeAuthRealm           Code = "AuthRealm"
 	CodeAuthToken           Code = "AuthToken"
 	CodeTLS                 Code = "TLS"
