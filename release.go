@@ -36,6 +36,9 @@ type Release struct {
 	BlobSize  int64          `json:",omitempty"`
 	// ABI is the Proxy-Wasm version the module exports, for instance "0.2.1".
 	ABI string `json:",omitempty"`
+	// CodeSize is how many bytes of the module have to be compiled; 0 when nobody
+	// looked.
+	CodeSize int64 `json:",omitempty"`
 
 	Program Program
 	Behaviour
@@ -48,6 +51,7 @@ type Release struct {
 const (
 	JudgeStatic = "static" // the module's bytes, by Envoy's rules
 	JudgeEnvoy  = "envoy"  // a real one, which started the plugin
+	JudgePolicy = "policy" // the operator's rules, signatures included
 )
 
 // Verdict is what one judge said of a release.
@@ -59,13 +63,13 @@ type Verdict struct {
 }
 
 // WithID gives the release with its ID set: the hash of everything but the ID,
-// when it was resolved, and when it was judged. So the same content resolved
+// when it was resolved, and what was found out of it by looking at it. So the same content resolved
 // twice is one release.
 func (r Release) WithID() Release {
 	r.Format = 1
 	content := r
 	content.ID, content.ResolvedAt = "", time.Time{}
-	content.Verdicts = nil
+	content.Verdicts, content.CodeSize = nil, 0
 	b, err := json.Marshal(content)
 	if err != nil { // plain types only
 		panic(fmt.Sprintf("chandler: marshal release: %v", err))

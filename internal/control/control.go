@@ -57,6 +57,9 @@ type Config struct {
 	Policy   resolve.Policy
 	// Vetter has releases tried before they are recorded; nil: nobody has.
 	Vetter *vet.Vetter
+	// Gate is what plugins and releases are judged by at first (see Govern); nil:
+	// everything may be.
+	Gate Gate
 	// Listener takes the agents' connections; Run closes it.
 	Listener net.Listener
 	// Server adds options to the gRPC server, for instance its credentials.
@@ -108,6 +111,7 @@ type Control struct {
 	reading   chan struct{}                   // counts reads of modules under way
 
 	snapshots chan delivery
+	gates     chan Gate
 	outcomes  chan outcome
 	collected chan rubbish
 	changes   chan record.Change
@@ -139,6 +143,7 @@ func New(cfg Config) (*Control, error) {
 		cfg: cfg, log: cfg.Log,
 		reading:   make(chan struct{}, maxReads),
 		snapshots: make(chan delivery),
+		gates:     make(chan Gate),
 		outcomes:  make(chan outcome, maxJobs),
 		collected: make(chan rubbish, 1),
 		changes:   make(chan record.Change, maxChanges),

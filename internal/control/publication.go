@@ -22,7 +22,9 @@ type entry struct {
 	object   source.Object
 	target   *chandler.Release
 	attempts resolve.Attempts // of the object's valid generation
+	against  []chandler.Problem
 	denied   bool
+	detached bool // it is for nobody
 
 	resource *deltaserver.Resource
 	made     making
@@ -48,15 +50,16 @@ type course struct {
 	target   *chandler.Release // nil: none
 	sequence uint64
 	standby  *chandler.Module // what an undo would need; nil: nothing else
+	detached bool             // the release is taken out
 }
 
 // newEntry joins an object with its rollout. Without a release its resource has no
 // body: proxies keep what they have of it, whatever became of the records here.
 // before is its entry in the last publication, or nil: what was marshalled is used
 // again where it can be. deadline is the same for all.
-func newEntry(o source.Object, c course, a resolve.Attempts, deadline time.Duration, before *entry) (*entry, error) {
+func newEntry(o source.Object, c course, rule ruling, a resolve.Attempts, deadline time.Duration, before *entry) (*entry, error) {
 	target := c.target
-	e := &entry{object: o, target: target, resource: &deltaserver.Resource{Name: o.Key.String()}}
+	e := &entry{object: o, target: target, against: rule.against, detached: c.detached, resource: &deltaserver.Resource{Name: o.Key.String()}}
 	p := o.Plugin
 	if p == nil {
 		return e, nil
@@ -64,13 +67,13 @@ func newEntry(o source.Object, c course, a resolve.Attempts, deadline time.Durat
 	if a.UID == p.UID && a.Generation == p.Generation {
 		e.attempts = a
 	}
-	e.denied = target == nil && p.FirstAttach == chandler.FirstAttachDeny
-	if target == nil && !e.denied {
+	e.denied = target == nil && rule.terms.FirstAttach == chandler.FirstAttachDeny && !rule.misplaced()
+	if e.detached || target == nil && !e.denied {
 		return e, nil
 	}
 	e.made = making{
 		uid: p.UID, key: p.Key, generation: p.Generation, created: p.Created.UnixNano(),
-		firstAttach: p.FirstAttach, sequence: c.sequence, denied: e.denied,
+		firstAttach: rule.terms.FirstAttach, sequence: c.sequence, denied: e.denied,
 	}
 	if target != nil {
 		e.made.release, e.made.generation = target.ID, target.Generation
@@ -82,7 +85,9 @@ func newEntry(o source.Object, c course, a resolve.Attempts, deadline time.Durat
 		e.resource, e.modules = before.resource, before.modules
 		return e, nil
 	}
-	candidate := assign.Candidate{Plugin: p, Release: target, Sequence: c.sequence, Deny: e.denied, FetchDeadline: deadline}
+	held := *p // to the operator's terms
+	held.FirstAttach = rule.terms.FirstAttach
+	candidate := assign.Candidate{Plugin: &held, Release: target, Sequence: c.sequence, Deny: e.denied, FetchDeadline: deadline}
 	if c.standby != nil {
 		candidate.Standby = []chandler.Module{*c.standby}
 	}
@@ -118,6 +123,9 @@ func (p *publication) of(n chandler.Node, root string, fn func(*entry) bool) {
 	}
 	for _, ns := range namespaces {
 		for _, e := range p.byNamespace[ns] {
+			if e.detached {
+				continue
+			}
 			if (e.object.Plugin == nil || assign.Selects(e.object.Plugin, n, root)) && !fn(e) {
 				return
 			}

@@ -124,7 +124,7 @@ func newTrial(envoy string, r *chandler.Release) trial {
 	if r.Program.Module != nil {
 		module = r.Program.Module.Digest
 	}
-	b, err := json.Marshal([]any{module, r.Program.Lua, r.Type, r.RootID, r.Config, r.Env, r.Key})
+	b, err := json.Marshal([]any{module, r.Program.Lua, r.Type, r.RootID, r.Config, r.Env, r.Capabilities, r.Key})
 	if err != nil { // plain types only
 		panic(fmt.Sprintf("vet: marshal: %v", err))
 	}

@@ -45,10 +45,11 @@ func attachmentOfBefore() chandler.Attachment {
 		Behaviour: chandler.Behaviour{
 			Type: chandler.HTTP, Phase: chandler.PhaseAuthn, Priority: &priority, FailStrategy: chandler.FailOpen, RootID: "r",
 			Match: []chandler.Match{{Mode: chandler.ModeServer, Ports: []uint32{80, 8080}}}, Config: []byte(`{"a":1}`),
-			Env: []chandler.EnvVar{{Name: "A", Value: "b"}, {Name: "C", Host: true}},
+			Env:          []chandler.EnvVar{{Name: "A", Value: "b"}, {Name: "C", Host: true}},
+			Capabilities: []string{"proxy_log"},
 		},
 		Created: time.Unix(1_700_000_000, 0).UTC(), FirstAttach: chandler.FirstAttachDeny, Strict: true, FetchDeadline: time.Minute,
-		Capabilities: []string{"proxy_log"}, Standby: []chandler.Module{{Digest: d, Size: 4}}, Requires: []string{chandler.FeatureHTTP},
+		Standby: []chandler.Module{{Digest: d, Size: 4}}, Requires: []string{chandler.FeatureHTTP},
 	}
 }
 
