@@ -26,6 +26,7 @@ type Attachment struct {
 	// FetchDeadline bounds a first fetch before FailStrategy applies; zero: the
 	// agent's default.
 	FetchDeadline time.Duration
+	Capabilities  []string
 	// Standby are modules worth having on disk: the next step's, and the one to
 	// go back to.
 	Standby []Module
@@ -45,9 +46,6 @@ type Behaviour struct {
 	// Config is JSON text; nil means none, which is not the same as "{}".
 	Config []byte   `json:",omitempty"`
 	Env    []EnvVar `json:",omitempty"`
-	// Capabilities are the only functions that the plugin may call and be called by,
-	// by the names of the Proxy-Wasm specification; none means all.
-	Capabilities []string `json:",omitempty"`
 }
 
 // Program is what an attachment runs; exactly one field is set.

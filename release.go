@@ -42,6 +42,9 @@ type Release struct {
 
 	Program Program
 	Behaviour
+	// Capabilities are the only functions that the plugin may call and be called by,
+	// by the names of the Proxy-Wasm specification; none means all.
+	Capabilities []string `json:",omitempty"`
 
 	ResolvedAt time.Time
 	Verdicts   []Verdict `json:",omitempty"`

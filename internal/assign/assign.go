@@ -91,7 +91,7 @@ func Attach(c Candidate) chandler.Attachment {
 	}
 	if r := c.Release; r != nil {
 		a.Generation, a.Release = r.Generation, r.ID
-		a.Program, a.Behaviour = r.Program, r.Behaviour
+		a.Program, a.Behaviour, a.Capabilities = r.Program, r.Behaviour, r.Capabilities
 	} else {
 		a.Program, a.Behaviour = chandler.Program{Deny: true}, Behaviour(c.Plugin)
 	}

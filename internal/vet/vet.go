@@ -207,7 +207,7 @@ func size(r *chandler.Release) int64 {
 // member is the release as a proxy would have it, without what only a proxy knows.
 // Whatever the plugin says of failures, here a failure is one.
 func member(r *chandler.Release, path string) attach.Member {
-	a := &chandler.Attachment{Key: r.Key, Program: r.Program, Behaviour: r.Behaviour}
+	a := &chandler.Attachment{Key: r.Key, Program: r.Program, Behaviour: r.Behaviour, Capabilities: r.Capabilities}
 	a.FailStrategy = chandler.FailClose
 	return attach.Member{Attachment: a, ModulePath: path}
 }

@@ -123,10 +123,11 @@ func encodeModule(m chandler.Module) *chandlerv1.Module {
 // AttachmentFromProto checks and translates an attachment from the wire.
 func AttachmentFromProto(m *chandlerv1.Attachment) (chandler.Attachment, error) {
 	a := chandler.Attachment{
-		Generation: m.GetGeneration(),
-		Sequence:   m.GetSequence(),
-		Strict:     m.GetStrict(),
-		Requires:   m.GetRequires(),
+		Generation:   m.GetGeneration(),
+		Sequence:     m.GetSequence(),
+		Strict:       m.GetStrict(),
+		Capabilities: m.GetCapabilities(),
+		Requires:     m.GetRequires(),
 	}
 	var err error
 	if a.Key, a.UID, err = decodeRef(m.GetPlugin()); err != nil {
@@ -280,7 +281,6 @@ func decodeLists(m *chandlerv1.Attachment, a *chandler.Attachment) error {
 			return err
 		}
 	}
-	a.Capabilities = m.GetCapabilities()
 	for _, s := range m.GetRequires() {
 		if err := checkName("required feature", s); err != nil {
 			return err

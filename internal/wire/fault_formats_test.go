@@ -45,11 +45,10 @@ func attachmentOfBefore() chandler.Attachment {
 		Behaviour: chandler.Behaviour{
 			Type: chandler.HTTP, Phase: chandler.PhaseAuthn, Priority: &priority, FailStrategy: chandler.FailOpen, RootID: "r",
 			Match: []chandler.Match{{Mode: chandler.ModeServer, Ports: []uint32{80, 8080}}}, Config: []byte(`{"a":1}`),
-			Env:          []chandler.EnvVar{{Name: "A", Value: "b"}, {Name: "C", Host: true}},
-			Capabilities: []string{"proxy_log"},
+			Env: []chandler.EnvVar{{Name: "A", Value: "b"}, {Name: "C", Host: true}},
 		},
 		Created: time.Unix(1_700_000_000, 0).UTC(), FirstAttach: chandler.FirstAttachDeny, Strict: true, FetchDeadline: time.Minute,
-		Standby: []chandler.Module{{Digest: d, Size: 4}}, Requires: []string{chandler.FeatureHTTP},
+		Capabilities: []string{"proxy_log"}, Standby: []chandler.Module{{Digest: d, Size: 4}}, Requires: []string{chandler.FeatureHTTP},
 	}
 }
 

@@ -82,7 +82,6 @@ var (
 			}
 			b.Env = append(b.Env, e)
 		}
-		b.Capabilities = listOf(genName).Draw(t, "capabilities")
 		return b
 	})
 	genAttachment = rapid.Custom(func(t *rapid.T) chandler.Attachment {
@@ -98,6 +97,7 @@ var (
 			FirstAttach:   rapid.SampledFrom([]chandler.FirstAttach{chandler.FirstAttachHold, chandler.FirstAttachDeny}).Draw(t, "first"),
 			Strict:        rapid.Bool().Draw(t, "strict"),
 			FetchDeadline: time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "deadline")),
+			Capabilities:  listOf(genName).Draw(t, "capabilities"),
 			Standby:       listOf(genModule).Draw(t, "standby"),
 			Requires:      listOf(genName).Draw(t, "requires"),
 		}
