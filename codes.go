@@ -52,6 +52,7 @@ const (
 	CodeHTTPLength          Code = "HTTPLength"
 	CodeHTTPEncoding        Code = "HTTPEncoding"
 	CodeHTTPHeader          Code = "HTTPHeader"
+	CodeHTTPLink            Code = "HTTPLink" // the next page of a list is at another place
 	CodeAuthRealm           Code = "AuthRealm"
 	CodeAuthToken           Code = "AuthToken"
 	CodeTLS                 Code = "TLS"
@@ -107,6 +108,17 @@ const (
 	CodeWasmTimeout   Code = "WasmTimeout"   // Envoy's trial: it comes to no end
 	CodeWasmMemory    Code = "WasmMemory"    // Envoy's trial: it takes too much memory
 	CodeLuaSyntax     Code = "LuaSyntax"
+)
+
+// Codes about signatures, and about what the operator demands.
+const (
+	CodePolicy      Code = "Policy"      // the operator's file: a rule that cannot hold, or one that forbids
+	CodeSigMissing  Code = "SigMissing"  // not signed where it must be
+	CodeSigSubject  Code = "SigSubject"  // signed is another digest, or another repository
+	CodeSigLog      Code = "SigLog"      // the log or the time of the signature
+	CodeSigIdentity Code = "SigIdentity" // signed by somebody else
+	CodeSigLimit    Code = "SigLimit"    // too many signatures, or too large
+	CodeSigParse    Code = "SigParse"    // a signature that cannot be read
 )
 
 // Reasons of conditions and of a proxy's state that are no mistake of the

@@ -1,9 +1,6 @@
 package source
 
 import (
-	"crypto/rsa"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"math"
 	"regexp"
@@ -25,7 +22,6 @@ const (
 	maxConfig     = 128 << 10 // bytes of canonical JSON
 	maxConfigDeep = 32
 	maxLua        = 65536 // bytes
-	minRSA        = 2048  // bits
 )
 
 var (
@@ -292,8 +288,7 @@ func checkPin(pin string, ref chandler.Reference) *chandler.Problem {
 	return chandler.Problemf(chandler.CodeDigestSyntax, "", hint, "sha256 %s is not a digest", chandler.Quote(pin))
 }
 
-// decodeKey refuses every verificationKey: accepting one while signatures are not
-// checked would claim what is not so.
+// decodeKey reads the keys of which one must have signed the module.
 func decodeKey(r record, w *chandler.Wasm) {
 	key, ok := r.text("verificationKey")
 	if !ok || key == "" {
@@ -301,37 +296,13 @@ func decodeKey(r record, w *chandler.Wasm) {
 	}
 	w.VerificationKey = key
 	at := r.at.field("verificationKey")
-	if why := checkKeys(key); why != "" {
-		r.problem(chandler.CodeSpecValue, at, "write one or more PEM blocks of type PUBLIC KEY", "verificationKey %s", why)
+	if _, wrong := chandler.ParsePublicKeys(key); wrong != "" {
+		r.problem(chandler.CodeSpecValue, at, "write one or more PEM blocks of type PUBLIC KEY", "verificationKey %s", wrong)
 		return
 	}
-	r.problem(chandler.CodeFeatureNotSupported, at, "leave it out until signatures are checked, and pin the module by its digest",
-		"signatures are not checked yet, so a module cannot be held to a key")
-}
-
-// checkKeys tells what is wrong with PEM public keys.
-func checkKeys(s string) string {
-	rest := []byte(s)
-	for n := 0; ; n++ {
-		var block *pem.Block
-		block, rest = pem.Decode(rest)
-		switch {
-		case block == nil && n == 0:
-			return "is not PEM"
-		case block == nil && strings.TrimSpace(string(rest)) != "":
-			return "has something after its last PEM block"
-		case block == nil:
-			return ""
-		case block.Type != "PUBLIC KEY":
-			return "has a PEM block of type " + chandler.Quote(block.Type)
-		}
-		key, err := x509.ParsePKIXPublicKey(block.Bytes)
-		if err != nil {
-			return fmt.Sprintf("has a block %d that is no public key", n+1)
-		}
-		if k, ok := key.(*rsa.PublicKey); ok && k.N.BitLen() < minRSA {
-			return fmt.Sprintf("has an RSA key of %d bits, at least %d are needed", k.N.BitLen(), minRSA)
-		}
+	if s := w.Reference.Scheme; s != chandler.SchemeOCI && s != "" {
+		r.problem(chandler.CodeSpecValue, at, "push the module to a registry and sign it there, or remove the key and pin the module by sha256",
+			"a verificationKey works only with oci urls; nothing at %s urls can be signed", s)
 	}
 }
 
