@@ -63,6 +63,8 @@ type Verdict struct {
 	EnvoyVersion string    `json:",omitempty"`
 	PolicyHash   string    `json:",omitempty"`
 	At           time.Time `json:",omitempty"`
+	// SignedBy names whose signatures counted, for people.
+	SignedBy []string `json:",omitempty"`
 }
 
 // WithID gives the release with its ID set: the hash of everything but the ID,

@@ -6,17 +6,16 @@
 package config
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/policy"
+	"chandler.dev/chandler/internal/trust"
 )
 
 // maxFile is how large the file may be, in bytes.
@@ -26,35 +25,63 @@ const maxFile = 1 << 20
 // restricts nothing.
 //
 // A section is a field here: decoding and the place of mistakes follow from its
-// type and yaml tags, and its Check method (see checker), if it has one, is called.
+// type and yaml tags, and its Check or Load method (see checker, loader), if it has
+// one, is called.
 type File struct {
 	policy.Policy `yaml:",inline"`
+	// Signatures say whose signatures modules must have.
+	Signatures []trust.Rule `yaml:"signatures"`
+
+	inputs inputs
 }
 
-// Hash is the same for files that say the same, however they are written.
-func (f *File) Hash() string {
-	b, err := json.Marshal(f)
-	if err != nil { // plain types only
-		panic(fmt.Sprintf("config: marshal: %v", err))
+// inputs are the contents of a file and of those that it names, by path.
+type inputs map[string]string
+
+// read gives the content of a file and remembers it.
+func (in inputs) read(path string) ([]byte, error) {
+	b, err := read(path)
+	if in[path] = string(b); err != nil {
+		in[path] = "cannot be read: " + err.Error()
 	}
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
+	return b, err
+}
+
+// changed tells whether one of them is not what it was.
+func (in inputs) changed() bool {
+	now := inputs{}
+	for path, was := range in {
+		if _, _ = now.read(path); now[path] != was {
+			return true
+		}
+	}
+	return false
 }
 
 // Load reads a file. The error is an *Error.
 func Load(path string) (*File, error) {
-	b, err := read(path)
+	f, err := load(path)
 	if err != nil {
-		return nil, unreadable(path, err)
+		return nil, err
 	}
-	return parse(path, b)
+	return f, nil
 }
 
-// parse reads the content of the file at path.
-func parse(path string, b []byte) (*File, error) {
-	f := new(File)
-	if mistakes := decode(b, f); len(mistakes) > 0 {
-		return nil, &Error{Path: path, Mistakes: mistakes}
+// load gives a file with what it was made of, also where it cannot be used.
+func load(path string) (*File, error) {
+	f := &File{inputs: inputs{}}
+	b, err := f.inputs.read(path)
+	if err != nil {
+		return f, unreadable(path, err)
+	}
+	mistakes := decode(b, f, func(name string) ([]byte, error) {
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(filepath.Dir(path), name)
+		}
+		return f.inputs.read(name)
+	})
+	if len(mistakes) > 0 {
+		return f, &Error{Path: path, Mistakes: mistakes}
 	}
 	return f, nil
 }

@@ -75,7 +75,7 @@ count: 3
 rules:
 - {names: [a, "2"], wait: 1m30s, size: 5MiB, map: {k: v}}
 - {names: [], wait: 1s}
-`), &got); m != nil {
+`), &got, nil); m != nil {
 		t.Fatal(m)
 	}
 	if !got.On || got.Count != 3 || len(got.Rules) != 2 || got.Rules[0].Wait != 90*time.Second || *got.Rules[0].Size != 5 || got.Rules[0].Map["k"] != "v" {
@@ -85,7 +85,7 @@ rules:
 		t.Error("an empty list is not one that is left out")
 	}
 	for _, empty := range []string{"", "# only a comment\n", "---\n"} {
-		if m := decode([]byte(empty), new(sample)); m != nil {
+		if m := decode([]byte(empty), new(sample), nil); m != nil {
 			t.Errorf("%q: %v", empty, m)
 		}
 	}
@@ -113,7 +113,7 @@ func TestRefuse_B113_ConfigFile(t *testing.T) {
 		"own check, range": {"rules:\n- wait: -1s\n", `f:2:9: rules[0].wait: is in the past (ConfValue)`},
 		"own check, none":  {"rules:\n- names: [a]\n", `f:2:3: rules[0].wait: is required (ConfValue)`},
 	} {
-		mistakes := decode([]byte(c.yaml), new(sample))
+		mistakes := decode([]byte(c.yaml), new(sample), nil)
 		if len(mistakes) == 0 {
 			t.Errorf("%s: taken", name)
 			continue
@@ -131,7 +131,7 @@ func TestRefuse_B113_ConfigFile(t *testing.T) {
 		t.Errorf("many mistakes:\n%s", got)
 	}
 	deep := strings.Repeat("[", 5000) + strings.Repeat("]", 5000)
-	if m := decode([]byte("rules: "+deep), new(sample)); len(m) == 0 {
+	if m := decode([]byte("rules: "+deep), new(sample), nil); len(m) == 0 {
 		t.Error("a deep nest is taken")
 	}
 }
@@ -157,6 +157,12 @@ func TestRefuse_B113_FileItself(t *testing.T) {
 		t.Attr("refusal", string(e.Mistakes[0].Code))
 	}
 }
+
+const publicKey = `-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAENrX+RFPxkonAU0WjZtpibCt4erWn
+JIWYXcbubL8wBcOH04nWXwOCIAihbGEwX8GHC18Hp+26JropXSvr+Me7rg==
+-----END PUBLIC KEY-----
+`
 
 // buffer takes a log.
 type buffer struct {
@@ -210,8 +216,8 @@ func watch(t *testing.T, dir string) {
 		t.Fatal(f, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	files, done := make(chan *File, 10), make(chan error, 1)
-	go func() { done <- w.Run(ctx, func(f *File) { files <- f }) }()
+	files, done := make(chan *File, 10), make(chan struct{})
+	go func() { defer close(done); w.Run(ctx, func(f *File) { files <- f }) }()
 
 	turn("strict: maybe\n")
 	wait(t, "the mistake is told", func() bool { return log.count("chandler.yaml:1:9: strict:") == 1 })
@@ -222,6 +228,7 @@ func watch(t *testing.T, dir string) {
 	wait(t, "another line of it", func() bool { return log.count("chandler.yaml:2:9: strict:") == 1 })
 	turn("# as it was\nstrict: false\n")
 	wait(t, "the file is good again", func() bool { return value(t, w.stale) == 0 })
+	<-files
 	turn("strict: true\n")
 	select {
 	case f := <-files:
@@ -241,15 +248,28 @@ func watch(t *testing.T, dir string) {
 	if f := <-files; f.Strict {
 		t.Error("what was written in its place is not taken")
 	}
+	// What it names is part of it.
+	key := filepath.Join(dir, "key.pem")
+	if err := errors.Join(
+		os.WriteFile(key, []byte(publicKey), 0o600),
+		os.WriteFile(path, []byte("signatures:\n- {name: all, keys: [key.pem]}\n"), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	if f := <-files; len(f.Signatures) != 1 || f.Signatures[0].Hash() == "" {
+		t.Errorf("signatures %+v", f.Signatures)
+	}
+	if err := os.WriteFile(key, []byte("gone"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "a key that is none is told", func() bool { return log.count("chandler.yaml:2:22: signatures[0].keys[0]:") == 1 })
 	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
+	<-done
 	if len(files) != 0 {
-		t.Error("what says the same was handed over")
+		t.Error("what did not change was handed over")
 	}
-	if got := log.count("cannot be used"); got != 3 {
-		t.Errorf("%d refusals are told, want 3:\n%s", got, log)
+	if got := log.count("the one before stays"); got != 4 {
+		t.Errorf("%d refusals are told, want 4:\n%s", got, log)
 	}
 }
 

@@ -22,13 +22,19 @@ import (
 // problems are paths below it, such as "keys[0]".
 type checker interface{ Check() []chandler.Problem }
 
+// loader is a checker that has to read files which it names.
+type loader interface {
+	Load(read func(name string) ([]byte, error)) []chandler.Problem
+}
+
 // maxDepth bounds the nesting of a file.
 const maxDepth = 20
 
-// decode fills the value that v points to from YAML, or says what is wrong. Every
+// decode fills the value that v points to from YAML, or says what is wrong. What it
+// names is read with read. Every
 // key must be known and written once, every value of its type and not empty;
 // aliases are refused, so that a file means no more than what is written.
-func decode(b []byte, v any) []Mistake {
+func decode(b []byte, v any, read func(name string) ([]byte, error)) []Mistake {
 	var doc, rest yaml.Node
 	d := yaml.NewDecoder(bytes.NewReader(b))
 	switch err := d.Decode(&doc); {
@@ -42,7 +48,7 @@ func decode(b []byte, v any) []Mistake {
 	} else if !errors.Is(err, io.EOF) {
 		return []Mistake{syntax(err)}
 	}
-	r := &reader{places: map[string]*yaml.Node{}}
+	r := &reader{places: map[string]*yaml.Node{}, read: read}
 	root := doc.Content[0]
 	if root.Tag == "!!null" {
 		return nil
@@ -73,6 +79,7 @@ func syntax(err error) Mistake {
 type reader struct {
 	mistakes []Mistake
 	places   map[string]*yaml.Node // by path
+	read     func(name string) ([]byte, error)
 }
 
 func (r *reader) refuse(n *yaml.Node, code chandler.Code, path, hint, format string, args ...any) {
@@ -93,10 +100,18 @@ func (r *reader) value(n *yaml.Node, v reflect.Value, path string, depth int) {
 	default:
 		r.fill(n, v, path, depth)
 	}
-	if c, ok := v.Addr().Interface().(checker); ok && len(r.mistakes) == before {
-		for _, p := range c.Check() {
-			r.found(p, path)
-		}
+	if len(r.mistakes) > before {
+		return
+	}
+	var problems []chandler.Problem
+	switch c := v.Addr().Interface().(type) {
+	case loader:
+		problems = c.Load(r.read)
+	case checker:
+		problems = c.Check()
+	}
+	for _, p := range problems {
+		r.found(p, path)
 	}
 }
 

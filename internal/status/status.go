@@ -202,11 +202,23 @@ func resolved(in Input) chandler.Condition {
 func describe(r *chandler.Release) string {
 	switch p := r.Program; {
 	case p.Module != nil:
-		return fmt.Sprintf("%s is module %s, %d bytes%s", r.ShownReference(), p.Module.Digest, p.Module.Size, vetted(r))
+		return fmt.Sprintf("%s is module %s, %d bytes%s%s", r.ShownReference(), p.Module.Digest, p.Module.Size, vetted(r), signed(r))
 	case p.File != nil:
 		return fmt.Sprintf("file %s of each proxy's machine, not seen by the control plane", p.File.Path)
 	}
 	return "inline Lua" + vetted(r)
+}
+
+// signed says whose signatures counted.
+func signed(r *chandler.Release) string {
+	var by []string
+	for _, v := range r.Verdicts {
+		by = append(by, v.SignedBy...)
+	}
+	if len(by) == 0 {
+		return ""
+	}
+	return ", signed by " + strings.Join(by, ", ")
 }
 
 // vetted says which Envoys were asked, and did take it.
