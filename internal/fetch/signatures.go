@@ -335,6 +335,9 @@ func (r *signatureReader) list(ctx context.Context, path, what string, accept []
 		r.forget()
 		return nil, nil, err
 	}
+	if said, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";"); strings.HasPrefix(path, "referrers/") && said != typeOCIIndex {
+		return nil, nil, noReferrers{refuse(chandler.CodeNotFound, "mend the registry", "%s: the registry gives %s", what, chandler.Quote(said))}
+	}
 	raw, err := readSmall(resp, what, maxManifest)
 	if err != nil {
 		return nil, nil, err

@@ -88,8 +88,8 @@ func (o *object) module(wasm *yaml.Node, at string) {
 	}
 	if n := field(wasm, "verificationKey"); n != nil && n.Kind == yaml.ScalarNode && n.Value != "" {
 		remove(wasm, "verificationKey")
-		o.note(Differs, at+".verificationKey", "pin the module by its digest until signatures are checked",
-			"it is left out: Istio takes it and checks nothing, chandler would refuse it rather than that")
+		o.note(Differs, at+".verificationKey", "put it back when the module is signed with that key",
+			"it is left out: Istio takes it and checks nothing, chandler would refuse a module that is not signed with it")
 	}
 	if n := field(wasm, "url"); n != nil && n.Kind == yaml.ScalarNode {
 		before, _, cut := strings.Cut(n.Value, "?")

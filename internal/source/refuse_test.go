@@ -283,11 +283,22 @@ func TestRefuse_B29(t *testing.T) {
 }
 
 func TestRefuse_B85(t *testing.T) {
-	key := "-----BEGIN PUBLIC KEY-----\n    MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEEVs/o5+uQbTjL3chynL4wXgUg2R9\n    q9UU8I5mEovUf86QZ7kOBIjJwqnzD1omageEHWwHdBO6B+dFabmdT9POxg==\n    -----END PUBLIC KEY-----\n"
+	const field, hint = "spec.verificationKey", "; write one or more PEM blocks of type PUBLIC KEY"
+	written := func(key string) string { return wasmPlugin(fmt.Sprintf("verificationKey: %q", key)) }
+	pem := func(header string) string {
+		return "-----BEGIN " + header + "-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEEVs/o5+uQbTjL3chynL4wXgUg2R9\n" +
+			"q9UU8I5mEovUf86QZ7kOBIjJwqnzD1omageEHWwHdBO6B+dFabmdT9POxg==\n-----END " + header + "-----\n"
+	}
+	key := pem("PUBLIC KEY")
 	refuse(t,
-		refusal{wasmPlugin("verificationKey: abc"), "SpecValue", "spec.verificationKey", "verificationKey is not PEM; write one or more PEM blocks of type PUBLIC KEY"},
-		refusal{strings.ReplaceAll(wasmPlugin("verificationKey: |\n  "+strings.ReplaceAll(key, "    ", "  ")), "\n\n", "\n"), "FeatureNotSupported", "spec.verificationKey",
-			"signatures are not checked yet, so a module cannot be held to a key; leave it out until signatures are checked, and pin the module by its digest"},
+		refusal{written("abc"), "SpecValue", field, "verificationKey is not PEM" + hint},
+		refusal{written(pem("PRIVATE KEY")), "SpecValue", field, `verificationKey has a PEM block of type "PRIVATE KEY"` + hint},
+		refusal{written(key + "x"), "SpecValue", field, "verificationKey has something after its last PEM block" + hint},
+		refusal{written("x\n" + key), "SpecValue", field, "verificationKey has something before its PEM block 1" + hint},
+		refusal{written(key + strings.Replace(key, "MFkw", "MFkx", 1)), "SpecValue", field, "verificationKey has a block 2 that is no public key" + hint},
+		refusal{wasmPlugin(fmt.Sprintf("url: https://h.example/p.wasm\nverificationKey: %q", key)), "SpecValue", field,
+			"a verificationKey works only with oci urls; nothing at https urls can be signed; " +
+				"push the module to a registry and sign it there, or remove the key and pin the module by sha256"},
 	)
 }
 

@@ -8,15 +8,15 @@ package trust
 
 import (
 	"context"
-	"errors"
+	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/fetch"
 )
 
@@ -50,35 +50,44 @@ type Registry interface {
 
 // Config is what a Verifier works with.
 type Config struct {
-	Registry   Registry
+	Registry Registry
+	// Dir keeps the signatures that counted, so that a control plane that starts
+	// while the registry is away knows them; it is made when it is needed. Empty:
+	// only memory keeps them.
+	Dir        string
 	Registerer prometheus.Registerer
+	Log        *slog.Logger
 }
 
 // Bounds of what is remembered. What is forgotten costs a look into the registry.
 const (
 	maxVerdicts  = 4096
-	maxKnown     = 512
+	maxKnown     = 256
 	maxKnownSize = 64 << 10 // bytes of signatures of one artifact
 )
 
 // Verifier verifies signatures and remembers what it verified. It may be used by
 // several goroutines.
 type Verifier struct {
-	registry Registry
-	checks   *prometheus.CounterVec
+	cfg    Config
+	checks *prometheus.CounterVec
 
 	mu sync.Mutex
 	// verdicts are by what was asked: an artifact, a repository and what rules demand.
 	verdicts *recent[string, Evidence]
-	// known are signatures that counted, for rules that change while the registry
-	// is away.
+	// known are signatures that counted once, for rules that change. They hold
+	// without the registry, and a shelf has those that memory has not.
 	known *recent[subject, fetch.Signatures]
+	shelf shelf
 }
 
 // New gives a Verifier; nothing is started.
 func New(cfg Config) *Verifier {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
 	return &Verifier{
-		registry: cfg.Registry,
+		cfg: cfg, shelf: shelf{durable.OS(), cfg.Dir},
 		checks: promauto.With(cfg.Registerer).NewCounterVec(prometheus.CounterOpts{
 			Name: "chandler_signature_checks_total", Help: "Questions whether a module is signed as demanded, by what came of them.",
 		}, []string{"result"}),
@@ -107,19 +116,26 @@ func (v *Verifier) Verify(ctx context.Context, req Request) (Evidence, error) {
 	of := newSubject(req)
 	question := question(of, rules)
 	if said, ok := v.recall(question); ok {
-		v.checks.WithLabelValues("known").Inc()
 		return said, nil
 	}
-	found, err := v.registry.Signatures(ctx, req.Reference, req.Artifact, req.Credentials)
+	known, ok := v.recollect(of)
+	if ok {
+		if said, problem := judge(of, rules, known); problem == nil {
+			v.remember(question, said)
+			return said, nil
+		}
+	}
+	found, err := v.cfg.Registry.Signatures(ctx, req.Reference, req.Artifact, req.Credentials)
 	if err != nil {
-		return v.judgeKnown(of, rules, question, err)
+		v.checks.WithLabelValues("unknown").Inc()
+		return Evidence{}, err
 	}
 	said, problem := judge(of, rules, found)
 	if problem != nil {
 		return v.refused(problem)
 	}
-	v.remember(of, question, said, found)
-	v.checks.WithLabelValues("good").Inc()
+	v.remember(question, said)
+	v.keep(of, found)
 	return said, nil
 }
 
@@ -198,38 +214,41 @@ func asObjection(fault *chandler.Problem) *chandler.Problem {
 	return objectionf(code, "%s", fault.Message)
 }
 
-// judgeKnown answers from signatures that are known already, as the registry does
-// not answer: they are as good as they were. What they do not suffice for may be
-// there all the same, so that is the registry's error and no refusal.
-func (v *Verifier) judgeKnown(of subject, rules []*Rule, question string, err error) (Evidence, error) {
-	v.mu.Lock()
-	found, ok := v.known.get(of)
-	v.mu.Unlock()
-	var down *fetch.Error
-	if !errors.As(err, &down) || !down.Temporary || !ok {
-		v.checks.WithLabelValues("unknown").Inc()
-		return Evidence{}, err
-	}
-	said, problem := judge(of, rules, found)
-	if problem == nil {
-		v.remember(of, question, said, found)
-		v.checks.WithLabelValues("good").Inc()
-		return said, nil
-	}
-	v.checks.WithLabelValues("unknown").Inc()
-	more := *down
-	more.Problem.Message = strings.TrimRight(more.Problem.Message, ".") + "; of the signatures that are known from before, none suffices: " + problem.Message
-	return Evidence{}, &more
-}
-
+// recall gives a verdict that was given before.
 func (v *Verifier) recall(question string) (Evidence, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	said, ok := v.verdicts.get(question)
+	if ok {
+		v.checks.WithLabelValues("known").Inc()
+	}
 	return Evidence{By: slices.Clone(said.By)}, ok
 }
 
-func (v *Verifier) remember(of subject, question string, said Evidence, found fetch.Signatures) {
+func (v *Verifier) remember(question string, said Evidence) {
+	v.checks.WithLabelValues("good").Inc()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.verdicts.put(question, Evidence{By: slices.Clone(said.By)})
+}
+
+// recollect gives the signatures that counted before.
+func (v *Verifier) recollect(of subject) (fetch.Signatures, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	found, ok := v.known.get(of)
+	if ok {
+		return found, true
+	}
+	if found, ok = v.shelf.load(of); ok {
+		v.known.put(of, found)
+	}
+	return found, ok
+}
+
+// keep keeps signatures of which at least one counts. Those that others put
+// beside it without measure are not worth the room.
+func (v *Verifier) keep(of subject, found fetch.Signatures) {
 	size := 0
 	for _, s := range found.Found {
 		size += len(s.Content)
@@ -237,11 +256,14 @@ func (v *Verifier) remember(of subject, question string, said Evidence, found fe
 			size += len(k) + len(value)
 		}
 	}
+	if size > maxKnownSize {
+		return
+	}
+	found = fetch.Signatures{Found: found.Found, Listed: len(found.Found)}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.verdicts.put(question, Evidence{By: slices.Clone(said.By)})
-	if size <= maxKnownSize {
-		found.Faults = nil
-		v.known.put(of, found)
+	v.known.put(of, found)
+	if err := v.shelf.save(of, found); err != nil {
+		v.cfg.Log.Warn("signatures are not kept on disk", "artifact", of.artifact, "error", err)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"crypto"
 	"errors"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -124,28 +126,70 @@ func TestAllRulesHold(t *testing.T) {
 	}
 }
 
-// TestRegistryAway: rules that change while the registry is away are judged by the
-// signatures that are known; what these do not suffice for is not refused but
-// unknown.
+// TestRegistryAway: rules that change are judged by the signatures that are known,
+// and the registry is asked only when these do not suffice. That it is away then is
+// no refusal.
 func TestRegistryAway(t *testing.T) {
 	w, key, other := newWorld(t), newKey(t, "P-256"), newKey(t, "P-256")
+	dir := filepath.Join(t.TempDir(), "signatures")
+	again := func() { w.verifier = trust.New(trust.Config{Registry: w.client, Dir: dir}) }
+	again()
 	w.signTag(t, key)
 	w.trusted(t, key.pem)
 	w.Fail(func(*http.Request) (int, bool) { return http.StatusServiceUnavailable, true })
-	w.trusted(t, "", rule(t, trust.Rule{Keys: []string{other.pem, key.pem}}))
-
-	_, err := w.verifier.Verify(t.Context(), w.request("", rule(t, trust.Rule{Keys: []string{other.pem}})))
-	var down *fetch.Error
-	if !errors.As(err, &down) || !down.Temporary || !strings.Contains(err.Error(), "verifies with no key that is wanted") {
-		t.Errorf("%T %v", err, err)
-	}
-	unknown := w.request(key.pem)
-	unknown.Artifact = chandler.ArtifactDigest("sha256:" + strings.Repeat("0", 64))
-	if _, err := w.verifier.Verify(t.Context(), unknown); !errors.As(err, &down) || !down.Temporary {
-		t.Errorf("%T %v", err, err)
+	stricter := rule(t, trust.Rule{Keys: []string{other.pem}})
+	for range 2 { // the second time after a restart
+		w.trusted(t, "", rule(t, trust.Rule{Keys: []string{other.pem, key.pem}}))
+		w.unknown(t, w.request("", stricter))
+		w.unknown(t, w.request(key.pem, stricter))
+		foreign := w.request(key.pem)
+		foreign.Artifact = chandler.ArtifactDigest("sha256:" + strings.Repeat("0", 64))
+		w.unknown(t, foreign)
+		again()
 	}
 	w.Fail(nil)
-	w.refused(t, chandler.CodeSigIdentity, "verifies with no key that is wanted", "", rule(t, trust.Rule{Keys: []string{other.pem}}))
+	w.refused(t, chandler.CodeSigIdentity, "verifies with no key that is wanted", "", stricter)
+}
+
+func (w *world) unknown(t *testing.T, req trust.Request) {
+	t.Helper()
+	var down *fetch.Error
+	if _, err := w.verifier.Verify(t.Context(), req); !errors.As(err, &down) || !down.Temporary {
+		t.Errorf("%T %v", err, err)
+	}
+}
+
+// TestKeptIsVerified: what is on disk is believed no more than what a registry
+// says, and what cannot be read there is fetched.
+func TestKeptIsVerified(t *testing.T) {
+	w, key, other := newWorld(t), newKey(t, "P-256"), newKey(t, "P-256")
+	dir := t.TempDir()
+	again := func() { w.verifier = trust.New(trust.Config{Registry: w.client, Dir: dir}) }
+	again()
+	w.signTag(t, key)
+	w.trusted(t, key.pem)
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	kept, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.tag(t) // the registry has none any more
+	for _, content := range []string{"", "{", "[]", "[{}]", strings.Replace(string(kept), "simplesigning", "other", 1)} {
+		if err := os.WriteFile(files[0], []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		again()
+		w.refused(t, chandler.CodeSigMissing, "has no signature", key.pem)
+	}
+	if err := os.WriteFile(files[0], kept, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	w.refused(t, chandler.CodeSigMissing, "has no signature", other.pem)
+	w.trusted(t, key.pem)
 }
 
 func TestUnloadedRuleTrustsNobody(t *testing.T) {

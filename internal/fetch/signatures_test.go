@@ -1,0 +1,88 @@
+package fetch_test
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/testenv/registry"
+)
+
+// signed is a registry with an artifact and one signature at cosign's tag.
+func signed(t *testing.T, cfg registry.Config) (*registry.Registry, chandler.Reference, chandler.ArtifactDigest) {
+	t.Helper()
+	r, err := registry.Start(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	digest, err := r.PutArtifact("p", "v1", ociManifest, ociConfig, "application/wasm", good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag := strings.Replace(digest, ":", "-", 1) + ".sig"
+	if _, err := r.PutArtifact("p", tag, ociManifest, ociConfig, fetch.TypeSimpleSigning, "payload", "application/other", "x"); err != nil {
+		t.Fatal(err)
+	}
+	return r, reference(t, r.Addr+"/p:v1"), chandler.ArtifactDigest(digest)
+}
+
+func TestSignatures(t *testing.T) {
+	r, ref, digest := signed(t, registry.Config{})
+	cl := client(t, nil)
+	got, err := cl.Signatures(t.Context(), ref, digest, nil)
+	if err != nil || len(got.Found) != 1 || got.Listed != 1 || len(got.Faults) > 0 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if s := got.Found[0]; string(s.Content) != "payload" || s.MediaType != fetch.TypeSimpleSigning || !strings.HasPrefix(s.Where, "signature 0 of tag sha256-") {
+		t.Errorf("%+v", s)
+	}
+	none, err := cl.Signatures(t.Context(), ref, chandler.ArtifactDigest("sha256:"+strings.Repeat("0", 64)), nil)
+	if err != nil || len(none.Found)+none.Listed+len(none.Faults) > 0 {
+		t.Errorf("%+v, %v", none, err)
+	}
+	// Other bytes under the digest of a signature are a fault of that signature.
+	r.Fail(nil)
+	s := &script{contentType: ociManifest, blobs: map[string]string{digestOf("payload"): "another"}, manifest: toJSON(t, object{
+		"schemaVersion": 2, "mediaType": ociManifest, "layers": []any{registry.Descriptor(fetch.TypeSimpleSigning, []byte("payload"))},
+	})}
+	got, err = cl.Signatures(t.Context(), reference(t, s.start(t)+"/p:v1"), digest, nil)
+	if err != nil || len(got.Found) > 0 || len(got.Faults) != 1 || got.Faults[0].Code != chandler.CodeDigestMismatch {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestSignaturesOfRegistry: what keeps all signatures from being seen is an error,
+// since without it they might suffice.
+func TestSignaturesOfRegistry(t *testing.T) {
+	r, ref, digest := signed(t, registry.Config{})
+	for _, part := range []string{"/referrers/", ".sig", "/blobs/"} {
+		for status, code := range map[int]chandler.Code{503: chandler.CodeFetchFailed, 429: chandler.CodeFetchFailed, 401: chandler.CodeUnauthorized, 403: chandler.CodeUnauthorized, 0: chandler.CodeFetchFailed} {
+			r.Fail(func(req *http.Request) (int, bool) { return status, strings.Contains(req.URL.Path, part) })
+			got, err := client(t, nil).Signatures(t.Context(), ref, digest, nil)
+			var e *fetch.Error
+			if !errors.As(err, &e) || e.Problem.Code != code || e.Temporary != (code == chandler.CodeFetchFailed) || len(got.Found) > 0 {
+				t.Errorf("%s answers %d: %+v, %v", part, status, got, err)
+			}
+		}
+	}
+	r.Fail(func(req *http.Request) (int, bool) { return 404, strings.Contains(req.URL.Path, "/referrers/") })
+	if got, err := client(t, nil).Signatures(t.Context(), ref, digest, nil); err != nil || len(got.Found) != 1 {
+		t.Errorf("without referrers: %+v, %v", got, err)
+	}
+}
+
+// TestSignaturesWithCredentials: signatures are read with those of the module.
+func TestSignaturesWithCredentials(t *testing.T) {
+	r, ref, digest := signed(t, registry.Config{Username: "u", Password: "hunter2", Token: true})
+	if _, err := client(t, nil).Signatures(t.Context(), ref, digest, nil); err == nil {
+		t.Error("read without credentials")
+	}
+	creds := fetch.NewCredentials(r.Addr, "u", "hunter2")
+	if got, err := client(t, nil).Signatures(t.Context(), ref, digest, creds); err != nil || len(got.Found) != 1 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
