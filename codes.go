@@ -160,3 +160,16 @@ const (
 	CodeNoListener     Code = "NoListener" // it matches no listener of the proxy
 	CodeUnvetted       Code = "Unvetted"   // a file on the proxy's machine, seen by nobody
 )
+
+// Codes about policy, and what the operator configures.
+const (
+	CodePolicyDenied Code = "PolicyDenied" // against the operator's rules
+	CodeConfRead     Code = "ConfRead"     // the file of --config cannot be read
+	CodeConfParse    Code = "ConfParse"    // it is not YAML, or YAML that is refused
+	CodeConfSize     Code = "ConfSize"
+	CodeConfUnknown  Code = "ConfUnknown" // a key that nobody knows
+	CodeConfValue    Code = "ConfValue"   // a value of the wrong type or range
+	CodeConfListen   Code = "ConfListen"  // an address that cannot be listened to
+	CodeConfTLS      Code = "ConfTLS"     // a certificate and key that are of no use
+	CodeConfKeyMode  Code = "ConfKeyMode" // a private key that everybody may read
+)

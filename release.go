@@ -37,6 +37,9 @@ type Release struct {
 	BlobSize  int64          `json:",omitempty"`
 	// ABI is the Proxy-Wasm version the module exports, for instance "0.2.1".
 	ABI string `json:",omitempty"`
+	// CodeSize is how many bytes of the module have to be compiled; 0 when nobody
+	// looked.
+	CodeSize int64 `json:",omitempty"`
 
 	Program Program
 	// Behaviour has the configuration as the resource has it.
@@ -44,6 +47,9 @@ type Release struct {
 	// ConfigFrom are the secrets' values that are merged over Config. They are in no
 	// record: whoever makes an attachment of the release needs them as they were.
 	ConfigFrom []SecretVersion `json:",omitempty"`
+	// Capabilities are the only functions that the plugin may call and be called by,
+	// by the names of the Proxy-Wasm specification; none means all.
+	Capabilities []string `json:",omitempty"`
 
 	ResolvedAt time.Time
 	Verdicts   []Verdict `json:",omitempty"`
@@ -61,6 +67,7 @@ const (
 	JudgeStatic = "static" // the module's bytes, by Envoy's rules
 	JudgeEnvoy  = "envoy"  // a real one, which started the plugin
 	JudgeHost   = "host"   // the Proxy-Wasm host, which started it where no Envoy was at hand
+	JudgePolicy = "policy" // the operator's rules, signatures included
 )
 
 // Verdict is what one judge said of a release.
@@ -73,6 +80,8 @@ type Verdict struct {
 	Weak bool `json:",omitempty"`
 	// Probed: the plugin's probes were answered as they are to be.
 	Probed bool `json:",omitempty"`
+	// SignedBy names whose signatures counted, for people.
+	SignedBy []string `json:",omitempty"`
 }
 
 // TriedIn gives the versions of the Envoys that took the release.
@@ -93,13 +102,13 @@ func (r *Release) FitFor(envoy string) bool {
 }
 
 // WithID gives the release with its ID set: the hash of everything but the ID,
-// when it was resolved, and when it was judged. So the same content resolved
+// when it was resolved, and what was found out of it by looking at it. So the same content resolved
 // twice is one release.
 func (r Release) WithID() Release {
 	r.Format = 1
 	content := r
 	content.ID, content.ResolvedAt = "", time.Time{}
-	content.Verdicts = nil
+	content.Verdicts, content.CodeSize = nil, 0
 	b, err := json.Marshal(content)
 	if err != nil { // plain types only
 		panic(fmt.Sprintf("chandler: marshal release: %v", err))

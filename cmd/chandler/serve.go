@@ -1,8 +1,8 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -14,13 +14,17 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/config"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/identity"
+	"chandler.dev/chandler/internal/policy"
 	"chandler.dev/chandler/internal/record"
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/trust"
 	"chandler.dev/chandler/internal/vet"
 	"chandler.dev/chandler/internal/web"
 )
@@ -28,6 +32,7 @@ import (
 // serveFlags are the flags of "chandler serve".
 type serveFlags struct {
 	plugins, data, listen, admin string
+	config                       string
 	rootNamespace                string
 	resolveInterval, scrub       time.Duration
 	fetchDeadline                time.Duration
@@ -69,6 +74,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.DurationVar(&f.scrub, "scrub", store.DefaultScrub, "period within which every stored module is hashed again")
 	flags.DurationVar(&f.fetchDeadline, "fetch-deadline", 30*time.Second, "how long an agent may take to fetch a new plugin's module before the plugin's failStrategy applies on its proxy; fetching goes on")
 	f.fetch.add(flags)
+	flags.StringVar(&f.config, "config", "", "file of what plugins may do, whose signatures they must have and more (docs/config.md); read again when it changes")
 	f.vet.add(flags)
 	f.tls.add(flags)
 	f.kube.add(flags)
@@ -88,6 +94,12 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 	if err := f.kube.check(f.plugins); err != nil {
 		return err
 	}
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	op, err := openOperator(f.config, metrics, log)
+	if err != nil {
+		return err
+	}
 	data, err := filepath.Abs(f.data)
 	if err != nil {
 		return err
@@ -105,32 +117,36 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 		return err
 	}
 	defer modules.Close()
-	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	vetter, err := f.vet.open(ctx, filepath.Join(data, "vet"), metrics, log)
 	if err != nil {
 		return err
 	}
-	plane, inCluster, shown, err := newControl(f, data, modules, vetter, metrics, log)
+	plane, inCluster, shown, err := newControl(f, data, op, modules, vetter, metrics, log)
 	if err != nil {
 		return err
 	}
 	shown.Metrics = metrics
-	return e.run(ctx, f, plane, inCluster, shown, log)
+	return e.run(ctx, f, op, plane, inCluster, shown, log)
 }
 
 // newControl puts the control plane together, and says what of it the admin port
 // shows; the cluster is nil without --kube. The listener it opens is closed by the control plane's Run.
-func newControl(f serveFlags, data string, modules *store.Store, vetter *vet.Vetter, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, *cluster, web.Config, error) {
+func newControl(f serveFlags, data string, op *operator, modules *store.Store, vetter *vet.Vetter, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, *cluster, web.Config, error) {
 	client, err := f.fetch.open(log)
 	if err != nil {
 		return nil, nil, web.Config{}, err
+	}
+	op.verifier = trust.New(trust.Config{Registry: client, Dir: filepath.Join(data, "signatures"), Registerer: metrics, Log: log})
+	op.ground = policy.Ground{Insecure: f.fetch.insecure}
+	if f.rootNamespace != control.NoRootNamespace {
+		op.ground.RootNamespace = cmp.Or(f.rootNamespace, control.DefaultRootNamespace)
 	}
 	cfg := control.Config{
 		Store:         modules,
 		Resolver:      resolve.New(resolve.Config{Fetcher: client, Store: modules, Log: log}),
 		Policy:        resolve.Policy{Interval: f.resolveInterval},
 		Vetter:        vetter,
+		Gate:          op.gate(op.file),
 		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Scrub: f.scrub, Registerer: metrics, Log: log,
 	}
 	var shown web.Config
@@ -172,10 +188,10 @@ func newControl(f serveFlags, data string, modules *store.Store, vetter *vet.Vet
 }
 
 // run serves until ctx ends.
-func (e *env) run(ctx context.Context, f serveFlags, plane *control.Control, inCluster *cluster, shown web.Config, log *slog.Logger) error {
+func (e *env) run(ctx context.Context, f serveFlags, op *operator, plane *control.Control, inCluster *cluster, shown web.Config, log *slog.Logger) error {
 	admin, err := net.Listen("tcp", f.admin)
 	if err != nil {
-		return fmt.Errorf("--admin: %w", err)
+		return misconfigured(chandler.CodeConfListen, "--admin", "give an address that is free", err)
 	}
 	f.fetch.own.add(admin)
 	srv := &http.Server{
@@ -184,6 +200,10 @@ func (e *env) run(ctx context.Context, f serveFlags, plane *control.Control, inC
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return plane.Run(ctx) })
+	g.Go(func() error {
+		op.watch(ctx, func(f *config.File) { plane.Govern(ctx, op.gate(f)) })
+		return nil
+	})
 	if inCluster != nil {
 		g.Go(func() error { return inCluster.statuses(plane, log).Run(ctx) })
 	}

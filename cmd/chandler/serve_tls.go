@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"log/slog"
 	"net"
 	"slices"
@@ -10,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 
+	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/credential"
 	"chandler.dev/chandler/internal/identity"
@@ -48,11 +48,14 @@ func (f *tlsFlags) open(listen string, reviewer identity.Reviewer, metrics prome
 	}
 	p := &port{agents: control.Loopback{}}
 	if f.cert != "" {
+		if err := checkKeyFile("--tls-key", f.key); err != nil {
+			return nil, err
+		}
 		server, err := credential.NewServer(credential.Files{
 			Cert: f.cert, Key: f.key, CA: f.clientCA, RequireClient: f.clientCA != "" && reviewer == nil, Log: log,
 		})
 		if err != nil {
-			return nil, fmt.Errorf("--tls-cert: %w", err)
+			return nil, misconfigured(chandler.CodeConfTLS, "--tls-cert", "give a certificate, its key and authorities in PEM that belong together", err)
 		}
 		p.options = []grpc.ServerOption{grpc.Creds(server)}
 		collectors := server.Collectors()
@@ -69,7 +72,7 @@ func (f *tlsFlags) open(listen string, reviewer identity.Reviewer, metrics prome
 	}
 	var err error
 	if p.listener, err = net.Listen("tcp", listen); err != nil {
-		return nil, fmt.Errorf("--listen: %w", err)
+		return nil, misconfigured(chandler.CodeConfListen, "--listen", "give an address that is free", err)
 	}
 	if err := f.fits(p); err != nil {
 		p.listener.Close()

@@ -100,7 +100,7 @@ func Attach(c Candidate) chandler.Attachment {
 		a.Generation, a.Program, a.Behaviour = r.Generation, chandler.Program{Deny: true}, r.Behaviour
 	default:
 		a.Generation, a.Release = r.Generation, r.ID
-		a.Program, a.Behaviour = r.Program, r.Behaviour
+		a.Program, a.Behaviour, a.Capabilities = r.Program, r.Behaviour, r.Capabilities
 		if a.SecretConfig = len(r.ConfigFrom) > 0; a.SecretConfig {
 			a.Config = c.Config
 		}

@@ -61,6 +61,9 @@ type Config struct {
 	// version of Envoy it was not tried; they keep what they have. Nil: it is not. What
 	// it says may change: Reconsider then.
 	RequireEnvoyVersions func() bool
+	// Gate is what plugins and releases are judged by at first (see Govern); nil:
+	// everything may be.
+	Gate Gate
 	// Listener takes the agents' connections; Run closes it.
 	Listener net.Listener
 	// Server adds options to the gRPC server, for instance its credentials.
@@ -112,6 +115,7 @@ type Control struct {
 	reading   chan struct{}                   // counts reads of modules under way
 
 	snapshots chan delivery
+	gates     chan Gate
 	outcomes  chan outcome
 	parked    chan struct{} // a job has room for another one made
 	collected chan rubbish
@@ -144,6 +148,7 @@ func New(cfg Config) (*Control, error) {
 		cfg: cfg, log: cfg.Log,
 		reading:   make(chan struct{}, maxReads),
 		snapshots: make(chan delivery),
+		gates:     make(chan Gate),
 		outcomes:  make(chan outcome, maxJobs+maxAtVet),
 		parked:    make(chan struct{}, 1),
 		collected: make(chan rubbish, 1),

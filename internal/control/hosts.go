@@ -31,7 +31,7 @@ func hostOf(p *chandler.Plugin) string {
 // why the plugin waits and gives the time of the next try.
 func (l *loop) admits(j *job, now time.Time) (ok bool, at time.Time) {
 	name := hostOf(j.plugin)
-	if name == "" || j.restore && l.c.cfg.Peers != nil { // replicas are asked first
+	if name == "" || j.judge || j.restore && l.c.cfg.Peers != nil { // others are asked first, or nobody
 		return true, now
 	}
 	asking := 0
@@ -52,7 +52,7 @@ func (l *loop) admits(j *job, now time.Time) (ok bool, at time.Time) {
 	}
 	if uid := j.plugin.UID; !j.restore && !h.behind[uid] {
 		h.behind[uid] = true
-		l.attempts[uid] = resolve.Behind(j.plugin, h.asked)
+		l.attempts[uid] = l.attempts[uid].Behind(j.plugin, h.asked)
 		l.stale[j.plugin.Key] = true
 	}
 	return false, at

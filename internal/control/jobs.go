@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/record"
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
@@ -42,7 +43,9 @@ type job struct {
 	have    *chandler.Release
 	rollout *record.Rollout // the one to go on from; nil: the first
 	secrets secrets
+	gate    Gate // nil: everything may be
 	restore bool
+	judge   bool        // only judge what there is
 	atVet   atomic.Bool // it has done the rest
 }
 
@@ -51,6 +54,13 @@ func (j *job) newcomer() bool { return j.have == nil || j.have.UID != j.plugin.U
 
 func resolveID(uid string) string              { return "resolve " + uid }
 func restoreID(d chandler.ModuleDigest) string { return "restore " + string(d) }
+
+func (j *job) gateHash() string {
+	if j.gate == nil {
+		return ""
+	}
+	return j.gate.Hash()
+}
 
 func (j *job) digest() chandler.ModuleDigest { return j.have.Program.Module.Digest }
 
@@ -75,18 +85,21 @@ type outcome struct {
 	// somebody else to another when err is record.ErrConflict.
 	rollout *record.Rollout
 	lease   *store.Lease
+	// against: the error is that of judging the release that is there.
+	against bool
 }
 
 // start begins the jobs that are due, as far as there is room, and cancels those
-// that are overtaken. It gives the time until the next is due.
+// that are overtaken, by another gate too. It gives the time until the next is due.
 func (l *loop) start(ctx context.Context) time.Duration {
 	leads := l.c.leads()
 	for _, j := range l.jobs {
-		if o := l.byUID[j.plugin.UID]; o == nil || !j.restore && !(leads && j.wanted(o)) {
+		if o := l.byUID[j.plugin.UID]; o == nil || !j.restore && !(leads && j.wanted(o) && j.gate == l.gate) {
 			j.cancel()
 		}
 	}
-	now := l.c.cfg.Now()
+	now, terms := l.c.cfg.Now(), l.c.cfg.Policy
+	terms.Gate = l.gateHash()
 	next := time.Hour
 	later := func(at time.Time) {
 		if !at.IsZero() {
@@ -97,13 +110,15 @@ func (l *loop) start(ctx context.Context) time.Duration {
 	for i := range l.snapshot.Objects {
 		o := &l.snapshot.Objects[i]
 		have := l.target(o.UID)
-		d := resolve.Due(o.Plugin, secrets(l.snapshot.Secrets).current(o.Plugin, have), l.attempts[o.UID], l.c.cfg.Policy, now)
-		decides := leads && !l.behind(o)
+		d := resolve.Due(o.Plugin, secrets(l.snapshot.Secrets).current(o.Plugin, have), l.attempts[o.UID], terms, now)
+		decides := leads && !l.behind(o) && len(l.ruled(o.Plugin).against) == 0
 		if decides {
 			later(d.At)
 		}
 		if decides && d.Now && l.jobs[resolveID(o.UID)] == nil {
-			due = append(due, l.newJob(resolveID(o.UID), o, have))
+			j := l.newJob(resolveID(o.UID), o, have)
+			j.judge = d.Judge
+			due = append(due, j)
 		}
 		for _, r := range l.running(o) {
 			digest := r.Program.Module.Digest
@@ -200,7 +215,7 @@ func (l *loop) running(o *source.Object) []*chandler.Release {
 }
 
 func (l *loop) newJob(id string, o *source.Object, have *chandler.Release) *job {
-	j := &job{id: id, plugin: o.Plugin, have: have, secrets: l.snapshot.Secrets}
+	j := &job{id: id, plugin: o.Plugin, have: have, secrets: l.snapshot.Secrets, gate: l.gate}
 	if ro, ok := l.rollouts[o.UID]; ok {
 		j.rollout = &ro
 	}
@@ -225,8 +240,8 @@ func (l *loop) launch(ctx context.Context, j *job) {
 	}()
 }
 
-// resolve finds out what a plugin means, has it vetted, and records it. The records
-// are on disk before any agent hears of them.
+// resolve finds out what a plugin means, has it judged and vetted, and records it. The
+// records are on disk before any agent hears of them.
 func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 	creds, err := j.secrets.credentials(j.plugin)
 	if err != nil {
@@ -235,18 +250,25 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 	if o.config, err = j.secrets.merge(j.plugin); err != nil {
 		return err
 	}
-	began := time.Now()
-	r, err := c.cfg.Resolver.Resolve(ctx, resolve.Request{Plugin: j.plugin, Have: j.have, Credentials: creds, ConfigFrom: j.secrets.versions(j.plugin)})
-	c.metrics.resolved(j.plugin, time.Since(began), err)
+	r, err := c.meaning(ctx, j, creds)
 	if err != nil {
 		return err
 	}
-	if r.Program.Module != nil {
+	same := j.have != nil && j.have.ID == r.ID
+	if r.Program.Module != nil && !(j.judge && same) {
 		if o.lease, err = c.cfg.Store.Acquire(r.Program.Module.Digest); err != nil {
 			return err
 		}
 	}
-	if j.have != nil && j.have.ID == r.ID {
+	if j.gate != nil {
+		verdicts, err := j.gate.Trust(ctx, j.plugin, &r, creds)
+		if err != nil {
+			o.against = same
+			return err
+		}
+		r.Verdicts = append(r.Verdicts, verdicts...)
+	}
+	if same {
 		o.release = r
 		return nil // it means what it meant
 	}
@@ -268,6 +290,24 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 	g.Go(func() error { return c.cfg.Records.PutRelease(ctx, r) })
 	g.Go(func() (err error) { o.rollout, err = c.swap(ctx, j.rollout, next); return err })
 	return g.Wait()
+}
+
+// meaning gives the release that a plugin means, under the gate's terms: resolved, or
+// the one it has when that is only to be judged.
+func (c *Control) meaning(ctx context.Context, j *job, creds *fetch.Credentials) (r chandler.Release, err error) {
+	if j.judge {
+		r = *j.have
+		r.Verdicts = slices.DeleteFunc(slices.Clone(r.Verdicts), func(v chandler.Verdict) bool { return v.Judge != chandler.JudgeStatic })
+	} else {
+		began := time.Now()
+		r, err = c.cfg.Resolver.Resolve(ctx, resolve.Request{Plugin: j.plugin, Have: j.have, Credentials: creds, ConfigFrom: j.secrets.versions(j.plugin)})
+		c.metrics.resolved(j.plugin, time.Since(began), err)
+	}
+	if err == nil && j.gate != nil {
+		r.Capabilities = j.gate.Terms(j.plugin).Capabilities
+		r = r.WithID()
+	}
+	return r, err
 }
 
 // vet adds to a release what was said of it, with the secrets of its configuration
@@ -370,24 +410,31 @@ func (l *loop) finished(o outcome) {
 		l.released(&o.release)
 		log.Info("new release", "release", o.release.ID.Short(), "generation", o.release.Generation, "sequence", o.rollout.Sequence, "reference", o.release.ShownReference())
 	}
-	cancelled := errors.Is(o.err, context.Canceled) && !(l.c.leads() && j.wanted(l.byUID[j.plugin.UID]))
+	cancelled := errors.Is(o.err, context.Canceled) && !(l.c.leads() && j.wanted(l.byUID[j.plugin.UID])) ||
+		o.err != nil && !j.restore && j.gate != l.gate // it is judged by another now
+	if o.err == nil && o.config != nil {
+		l.configs[o.release.ID] = o.config
+	}
 	switch {
 	case j.restore:
 		if o.err != nil {
 			l.restores[j.digest()] = now.Add(restoreFailed)
 			log.Warn("a module is not in the store and cannot be fetched", "module", j.digest(), "error", o.err)
 		}
+	case o.err == nil && j.judge:
+		l.attempts[j.plugin.UID] = l.attempts[j.plugin.UID].Judged(j.plugin, j.gateHash())
 	case o.err == nil:
-		if o.config != nil {
-			l.configs[o.release.ID] = o.config
-		}
-		l.attempts[j.plugin.UID] = resolve.Succeeded(j.plugin, now)
+		l.attempts[j.plugin.UID] = resolve.Succeeded(j.plugin, j.gateHash(), now)
 	case !cancelled:
 		a := l.attempts[j.plugin.UID].After(j.plugin, o.err, now, rand.Float64())
+		a.Judging = j.judge
+		if o.against {
+			a = a.Refused(o.err)
+		}
 		l.attempts[j.plugin.UID] = a
 		log.Warn("cannot be resolved", "code", a.Problem.Code, "error", a.Problem.Error(), "attempt", a.Failed, "retry_in", a.Next.Sub(now).Round(time.Millisecond))
 	}
-	if !cancelled {
+	if !cancelled && !(j.judge && o.err == nil) { // to judge, nobody need have been asked
 		l.answered(j, o.err, now)
 	}
 	if l.byUID[j.plugin.UID] == nil {

@@ -38,6 +38,9 @@ type loop struct {
 	history  map[string][]chandler.ReleaseID // by uid, oldest first
 	attempts map[string]resolve.Attempts     // by uid
 
+	gate    Gate              // nil: everything may be
+	rulings map[string]ruling // by uid
+
 	gone map[string]time.Time // when a plugin of a rollout was first missed, by uid
 
 	leases   map[chandler.ModuleDigest]*store.Lease // of what is attached
@@ -63,6 +66,8 @@ func (c *Control) load(ctx context.Context) (*loop, error) {
 		configs:  map[chandler.ReleaseID][]byte{},
 		history:  map[string][]chandler.ReleaseID{},
 		attempts: map[string]resolve.Attempts{},
+		gate:     c.cfg.Gate,
+		rulings:  map[string]ruling{},
 		gone:     map[string]time.Time{},
 		leases:   map[chandler.ModuleDigest]*store.Lease{},
 		restores: map[chandler.ModuleDigest]time.Time{},
@@ -115,6 +120,8 @@ func (l *loop) run(ctx context.Context) error {
 		case d := <-l.c.snapshots:
 			l.taken(d.snapshot)
 			taken = append(taken, d.taken)
+		case g := <-l.c.gates:
+			l.governed(g)
 		case o := <-l.c.outcomes:
 			l.finished(o)
 		case <-l.c.parked:
@@ -194,13 +201,17 @@ func (l *loop) taken(s source.Snapshot) {
 			continue
 		}
 		if a := l.attempts[o.UID]; a.Failed > 0 && !secrets(before.Secrets).same(s.Secrets, o.Plugin) {
-			a.Next = time.Time{}
-			l.attempts[o.UID] = a
+			l.attempts[o.UID] = a.Soon()
 		}
 	}
 	for uid := range l.attempts {
 		if l.byUID[uid] == nil {
 			delete(l.attempts, uid)
+		}
+	}
+	for uid := range l.rulings {
+		if l.byUID[uid] == nil {
+			delete(l.rulings, uid)
 		}
 	}
 	l.missed()
@@ -246,8 +257,12 @@ func (l *loop) publish() {
 	for _, o := range l.snapshot.Objects {
 		e := l.entries[o.Key]
 		if e == nil || l.stale[o.Key] {
+			course, ruling := l.course(o.UID), l.ruled(o.Plugin)
+			if l.detached(ruling, course.target) {
+				course.detached = true
+			}
 			var err error
-			if e, err = newEntry(o, l.course(o.UID), l.attempts[o.UID], l.c.cfg.FetchDeadline, e); err != nil {
+			if e, err = newEntry(o, course, ruling, l.attempts[o.UID], l.c.cfg.FetchDeadline, e); err != nil {
 				l.c.log.Error("an attachment cannot be marshalled", "plugin", o.Key.String(), "error", err)
 			}
 		}

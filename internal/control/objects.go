@@ -49,6 +49,8 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 		Generation: e.object.Generation,
 		Problems:   e.object.Problems,
 		Warnings:   e.object.Warnings,
+		Against:    e.against,
+		Detached:   e.detached,
 		Plugin:     e.object.Plugin,
 		Target:     e.target,
 		Denied:     e.denied,
@@ -56,7 +58,7 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 		Resolve:    status.Resolve{Problem: e.attempts.Problem, Attempt: e.attempts.Failed, NextTry: e.attempts.Next},
 		Now:        c.cfg.Now().UTC(),
 	}
-	if e.object.Plugin != nil {
+	if e.object.Plugin != nil && !e.detached {
 		for _, m := range members {
 			if !assign.Selects(e.object.Plugin, m.node, c.cfg.RootNamespace) {
 				continue

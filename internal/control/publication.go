@@ -22,7 +22,9 @@ type entry struct {
 	object   source.Object
 	target   *chandler.Release
 	attempts resolve.Attempts // of the object's valid generation
+	against  []chandler.Problem
 	denied   bool
+	detached bool // it is for nobody
 
 	resource *deltaserver.Resource
 	withheld *deltaserver.Resource // without a body: proxies keep what they have of it
@@ -52,6 +54,7 @@ type course struct {
 	withheld bool              // they are not to be had
 	sequence uint64
 	standby  *chandler.Module // what an undo would need; nil: nothing else
+	detached bool             // the release is taken out
 }
 
 // newEntry joins an object with its rollout. Without a release its resource has no
@@ -60,10 +63,10 @@ type course struct {
 // again where it can be. deadline is the same for all. Of a release whose
 // configuration is not to be had whoever has it keeps it; a newcomer refuses instead,
 // unless the plugin may be left out.
-func newEntry(o source.Object, c course, a resolve.Attempts, deadline time.Duration, before *entry) (*entry, error) {
+func newEntry(o source.Object, c course, rule ruling, a resolve.Attempts, deadline time.Duration, before *entry) (*entry, error) {
 	target := c.target
 	none := &deltaserver.Resource{Name: o.Key.String()}
-	e := &entry{object: o, target: target, resource: none, withheld: none}
+	e := &entry{object: o, target: target, against: rule.against, detached: c.detached, resource: none, withheld: none}
 	p := o.Plugin
 	if p == nil {
 		return e, nil
@@ -71,13 +74,13 @@ func newEntry(o source.Object, c course, a resolve.Attempts, deadline time.Durat
 	if a.UID == p.UID && a.Generation == p.Generation {
 		e.attempts = a
 	}
-	e.denied = target == nil && p.FirstAttach == chandler.FirstAttachDeny
-	if target == nil && !e.denied {
+	e.denied = target == nil && rule.terms.FirstAttach == chandler.FirstAttachDeny && !rule.misplaced()
+	if e.detached || target == nil && !e.denied {
 		return e, nil
 	}
 	e.made = making{
 		uid: p.UID, key: p.Key, generation: p.Generation, created: p.Created.UnixNano(),
-		firstAttach: p.FirstAttach, sequence: c.sequence, denied: e.denied, withheld: c.withheld,
+		firstAttach: rule.terms.FirstAttach, sequence: c.sequence, denied: e.denied, withheld: c.withheld,
 	}
 	if target != nil {
 		e.made.release, e.made.generation = target.ID, target.Generation
@@ -89,8 +92,10 @@ func newEntry(o source.Object, c course, a resolve.Attempts, deadline time.Durat
 		e.resource, e.modules = before.resource, before.modules
 		return e, nil
 	}
+	held := *p // to the operator's terms
+	held.FirstAttach = rule.terms.FirstAttach
 	candidate := assign.Candidate{
-		Plugin: p, Release: target, Sequence: c.sequence, Deny: e.denied, Config: c.config, Withheld: c.withheld, FetchDeadline: deadline,
+		Plugin: &held, Release: target, Sequence: c.sequence, Deny: e.denied, Config: c.config, Withheld: c.withheld, FetchDeadline: deadline,
 	}
 	if c.standby != nil {
 		candidate.Standby = []chandler.Module{*c.standby}
@@ -129,6 +134,9 @@ func (p *publication) of(n chandler.Node, root string, fn func(*entry) bool) {
 	}
 	for _, ns := range namespaces {
 		for _, e := range p.byNamespace[ns] {
+			if e.detached {
+				continue
+			}
 			if (e.object.Plugin == nil || assign.Selects(e.object.Plugin, n, root)) && !fn(e) {
 				return
 			}

@@ -1,6 +1,8 @@
 package proxywasm
 
 import (
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -275,4 +277,23 @@ func checkedExports(abi string, has func(string) bool) map[string]signature {
 	without(!has("_initialize"), "main")
 	without(!has("_initialize") || has("main"), "__main_void")
 	return want
+}
+
+// HostCalls gives the names of all functions that Envoy offers to modules of any
+// ABI version and that it lets be withheld from one (capability restriction), sorted.
+func HostCalls() []string {
+	all := map[string]signature{}
+	read(all, "proxy_", proxyFunctions+proxyFunctions010+proxyFunctions021)
+	read(all, "", wasiFunctions)
+	return slices.Sorted(maps.Keys(all))
+}
+
+// Callbacks gives the names of all functions of a module that Envoy calls and that it
+// can be told not to, sorted.
+func Callbacks() []string {
+	all := map[string]signature{}
+	read(all, "", callbacks+callbacks020)
+	delete(all, "malloc")
+	delete(all, "proxy_on_memory_allocate")
+	return slices.Sorted(maps.Keys(all))
 }

@@ -354,6 +354,7 @@ func (p *parser) codeSection() {
 		malformed("code section has %d functions, function section %d", n, p.defined)
 	}
 	section := p.limit
+	p.module.CodeBytes = p.left()
 	for i := range n {
 		size := int64(p.u32())
 		number := len(p.functions) - int(n) + int(i)

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"chandler.dev/chandler"
 )
@@ -32,6 +33,8 @@ type Module struct {
 	Custom  []Section
 	// CustomBytes is the size of all custom sections together.
 	CustomBytes int64
+	// CodeBytes is the size of the code section, which an Envoy has to compile.
+	CodeBytes int64
 	// Warnings are about what Envoy takes but the author should know of.
 	Warnings []chandler.Problem
 }
@@ -243,4 +246,14 @@ func (in *input) name(what string, keep int) (s string, full bool) {
 	}
 	in.off += int64(n) - int64(len(b))
 	return string(b), int(n) == len(b)
+}
+
+// PredictLoad estimates how long an Envoy takes to compile so many bytes of code, on a
+// core of a server of today: V8 compiles a module before it first runs, and that is
+// nearly all of the time it takes to load: about a second for a megabyte. A Go module of
+// 2.6 MB, of which 1.6 MB are code, takes 1.3 to 2 s; one in C of 10 KB, milliseconds. It
+// is a prediction: the same for the same bytes, whatever the machine is doing.
+func PredictLoad(code int64) time.Duration {
+	const perByte = time.Microsecond
+	return (time.Duration(code) * perByte).Round(time.Millisecond)
 }

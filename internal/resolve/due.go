@@ -2,6 +2,7 @@ package resolve
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"chandler.dev/chandler"
@@ -23,6 +24,8 @@ type Policy struct {
 	// Interval, unless zero, is after how long a plugin that is always to be
 	// pulled is resolved again without having changed.
 	Interval time.Duration
+	// Gate is the hash of what releases are judged by; empty: by nothing.
+	Gate string
 }
 
 // Attempts is what has been tried for one generation of a plugin. The zero value
@@ -35,18 +38,32 @@ type Attempts struct {
 	Problem *chandler.Problem
 	// Next is when to try again after a failure; Done when it last went well.
 	Next, Done time.Time
+	// Gate is what the release that is there was last found good by, Judging that the
+	// last try only judged it, and Against that it was found to be against the gate.
+	Gate             string
+	Judging, Against bool
+}
+
+// Soon gives the attempts with the next try due at once, for what they failed of may
+// be otherwise now.
+func (a Attempts) Soon() Attempts {
+	a.Next = time.Time{}
+	return a
 }
 
 // Decision says whether to resolve now, or else when; a zero At means not before
-// something changes.
+// something changes. With Judge the release that is there is to be judged again, and
+// nothing is to be resolved.
 type Decision struct {
-	Now bool
-	At  time.Time
+	Now   bool
+	At    time.Time
+	Judge bool
 }
 
 // Due decides whether a plugin wants resolving. have is the release that its
 // rollout is at, or nil. A generation is resolved once; a failure is tried again
-// when Attempts says so; PullAlways comes again after Policy.Interval.
+// when Attempts says so; PullAlways comes again after Policy.Interval. What was found
+// good by another gate than Policy.Gate is to be judged again.
 func Due(p *chandler.Plugin, have *chandler.Release, a Attempts, policy Policy, now time.Time) Decision {
 	if p == nil {
 		return Decision{}
@@ -60,16 +77,26 @@ func Due(p *chandler.Plugin, have *chandler.Release, a Attempts, policy Policy, 
 		}
 		return Decision{Now: true}
 	}
+	current := have != nil && have.UID == p.UID && have.Generation == p.Generation
 	switch {
 	case a.Failed > 0:
-		return at(a.Next)
-	case have == nil || have.UID != p.UID || have.Generation != p.Generation:
+		d := at(a.Next)
+		d.Judge = a.Judging && current
+		return d
+	case !current:
 		return Decision{Now: true}
+	case policy.Gate != "" && a.Gate != policy.Gate && !judgedBy(have, policy.Gate):
+		return Decision{Now: true, Judge: true}
 	case policy.Interval > 0 && p.Wasm != nil && p.Wasm.Reference.Scheme != chandler.SchemeFile &&
 		p.Wasm.EffectivePullPolicy() == chandler.PullAlways:
 		return at(lastAsked(have, a, now).Add(policy.Interval))
 	}
 	return Decision{}
+}
+
+// judgedBy tells whether a release was found good by a gate when it was recorded.
+func judgedBy(r *chandler.Release, gate string) bool {
+	return slices.ContainsFunc(r.Verdicts, func(v chandler.Verdict) bool { return v.PolicyHash == gate })
 }
 
 // lastAsked is when a release was found to be what its plugin means. Done is of this
@@ -83,9 +110,27 @@ func lastAsked(have *chandler.Release, a Attempts, now time.Time) time.Time {
 	return a.Done
 }
 
-// Succeeded gives the attempts after a try that went well.
-func Succeeded(p *chandler.Plugin, now time.Time) Attempts {
-	return Attempts{UID: p.UID, Generation: p.Generation, Done: now}
+// Succeeded gives the attempts after a try that went well, by that gate.
+func Succeeded(p *chandler.Plugin, gate string, now time.Time) Attempts {
+	return Attempts{UID: p.UID, Generation: p.Generation, Done: now, Gate: gate}
+}
+
+// Judged gives the attempts after the release that is there was found good by a gate.
+func (a Attempts) Judged(p *chandler.Plugin, gate string) Attempts {
+	done := a.Done
+	if a.UID != p.UID || a.Generation != p.Generation {
+		done = time.Time{}
+	}
+	return Succeeded(p, gate, done)
+}
+
+// Refused gives the attempts that After gave for err, when err is what the gate says of
+// the release that is there. What was against it stays so until it is judged otherwise:
+// that nobody can be asked says nothing.
+func (a Attempts) Refused(err error) Attempts {
+	_, temporary, _ := explain(err)
+	a.Against = a.Against || !temporary
+	return a
 }
 
 // After gives the attempts after a try that failed with err. chance, from 0 to
@@ -116,8 +161,12 @@ func (a Attempts) After(p *chandler.Plugin, err error, now time.Time, chance flo
 // Behind gives the attempts of a plugin that does not try by itself, because
 // another one, whose attempts are given, found that their host does not answer:
 // it fares as that one did.
-func Behind(p *chandler.Plugin, other Attempts) Attempts {
-	return Attempts{UID: p.UID, Generation: p.Generation, Failed: other.Failed, Problem: other.Problem, Next: other.Next}
+func (a Attempts) Behind(p *chandler.Plugin, other Attempts) Attempts {
+	if a.UID != p.UID || a.Generation != p.Generation {
+		a = Attempts{UID: p.UID, Generation: p.Generation}
+	}
+	a.Failed, a.Problem, a.Next, a.Judging = other.Failed, other.Problem, other.Next, false
+	return a
 }
 
 // HostWide tells whether err is the trouble of the host that was asked, and not of

@@ -23,7 +23,12 @@ func TestDue(t *testing.T) {
 	release := func(generation int64) *chandler.Release {
 		return &chandler.Release{UID: "u", Generation: generation, ResolvedAt: t0}
 	}
-	hour := resolve.Policy{Interval: time.Hour}
+	judged := func(generation int64, gate string) *chandler.Release {
+		r := release(generation)
+		r.Verdicts = []chandler.Verdict{{Judge: chandler.JudgePolicy, PolicyHash: gate}}
+		return r
+	}
+	hour, gate := resolve.Policy{Interval: time.Hour}, resolve.Policy{Gate: "g"}
 	for _, c := range []struct {
 		name     string
 		plugin   *chandler.Plugin
@@ -47,10 +52,45 @@ func TestDue(t *testing.T) {
 		{"always, no interval", plugin(1, chandler.PullAlways, "v1", ""), release(1), resolve.Attempts{}, resolve.Policy{}, t0.Add(time.Hour), resolve.Decision{}},
 		{"latest", plugin(1, "", "latest", ""), release(1), resolve.Attempts{}, hour, t0, resolve.Decision{At: t0.Add(time.Hour)}},
 		{"latest, pinned", plugin(1, chandler.PullAlways, "latest", "ab"), release(1), resolve.Attempts{}, hour, t0, resolve.Decision{}},
+		{"judged by no gate, and there is one", plugin(1, "", "v1", ""), release(1), resolve.Attempts{}, gate, t0, resolve.Decision{Now: true, Judge: true}},
+		{"judged by another gate", plugin(1, "", "v1", ""), judged(1, "f"), resolve.Attempts{}, gate, t0, resolve.Decision{Now: true, Judge: true}},
+		{"judged by this gate when it was recorded", plugin(1, "", "v1", ""), judged(1, "g"), resolve.Attempts{}, gate, t0, resolve.Decision{}},
+		{"judged by this gate since", plugin(1, "", "v1", ""), judged(1, "f"), resolve.Attempts{UID: "u", Generation: 1, Gate: "g"}, gate, t0, resolve.Decision{}},
+		{"an older generation is not judged, the new one is resolved", plugin(2, "", "v1", ""), judged(1, "f"), resolve.Attempts{}, gate, t0, resolve.Decision{Now: true}},
+		{"found wanting, not yet", plugin(1, "", "v1", ""), judged(1, "f"), resolve.Attempts{UID: "u", Generation: 1, Failed: 1, Judging: true, Next: t0.Add(time.Second)}, gate, t0, resolve.Decision{At: t0.Add(time.Second), Judge: true}},
+		{"found wanting, again", plugin(1, "", "v1", ""), judged(1, "f"), resolve.Attempts{UID: "u", Generation: 1, Failed: 1, Judging: true, Next: t0}, gate, t0, resolve.Decision{Now: true, Judge: true}},
+		{"found wanting, and then another gate", plugin(1, "", "v1", ""), judged(1, "f"), resolve.Attempts{UID: "u", Generation: 1, Failed: 1, Judging: true, Next: t0.Add(time.Hour)}.Soon(), gate, t0, resolve.Decision{Now: true, Judge: true}},
+		{"failed to resolve, and then another gate", plugin(2, "", "v1", ""), judged(1, "f"), resolve.Attempts{UID: "u", Generation: 2, Failed: 1, Next: t0.Add(time.Hour)}.Soon(), gate, t0, resolve.Decision{Now: true}},
 	} {
 		if got := resolve.Due(c.plugin, c.have, c.attempts, c.policy, c.now); got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
+	}
+}
+
+// What is found to be against a gate stays so while nobody can be asked, and by
+// another plugin's trouble; another generation is another matter.
+func TestAgainst(t *testing.T) {
+	t.Parallel()
+	p := &chandler.Plugin{UID: "u", Generation: 1}
+	definite := chandler.Problemf(chandler.CodePolicyDenied, "spec.url", "", "no")
+	away := &fetch.Error{Problem: chandler.Problem{Code: chandler.CodeFetchFailed}, Temporary: true}
+	a := resolve.Succeeded(p, "f", t0)
+	if a = a.After(p, away, t0, 1).Refused(away); a.Against {
+		t.Error("that nobody can be asked is against it")
+	}
+	if a = a.After(p, definite, t0, 1).Refused(definite); !a.Against {
+		t.Error("what is against it is not")
+	}
+	if a = a.After(p, away, t0, 1).Refused(away).Behind(p, a); !a.Against {
+		t.Error("what was against it is forgotten")
+	}
+	if b := a.After(&chandler.Plugin{UID: "u", Generation: 2}, away, t0, 1); b.Against {
+		t.Error("the next generation inherits it")
+	}
+	b := a.Judged(p, "g")
+	if b.Against || b.Failed != 0 || b.Problem != nil || b.Gate != "g" || !b.Done.Equal(t0) {
+		t.Errorf("judged good: %+v", b)
 	}
 }
 

@@ -38,7 +38,7 @@ func TestFault_F43_RecordsOfAWrongClock(t *testing.T) {
 		have := &chandler.Release{UID: "u", Generation: 1, ResolvedAt: c.resolved}
 		var a resolve.Attempts
 		if !c.done.IsZero() {
-			a = resolve.Succeeded(p, c.done)
+			a = resolve.Succeeded(p, "", c.done)
 		}
 		if got := resolve.Due(p, have, a, c.policy, c.now); got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
@@ -54,7 +54,7 @@ func TestFault_F43_WaitsAreMonotonic(t *testing.T) {
 	for range 20 {
 		a = a.After(p, &fetch.Error{Temporary: true, RetryAfter: time.Minute}, time.Now(), 0.5)
 	}
-	for _, v := range []any{a, resolve.Behind(p, a), resolve.Succeeded(p, time.Now()), resolve.Due(p, nil, a, resolve.Policy{}, time.Now())} {
+	for _, v := range []any{a, a.Behind(p, a), resolve.Succeeded(p, "", time.Now()), resolve.Due(p, nil, a, resolve.Policy{}, time.Now())} {
 		if err := clock.Kept(v); err != nil {
 			t.Errorf("%T: %v", v, err)
 		}

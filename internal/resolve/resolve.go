@@ -105,9 +105,11 @@ func (r *Resolver) Resolve(ctx context.Context, req Request) (chandler.Release, 
 	if err != nil {
 		return chandler.Release{}, err
 	}
-	if release.ABI, err = r.inspect(a.Module); err != nil {
+	m, err := r.inspect(a.Module)
+	if err != nil {
 		return chandler.Release{}, err
 	}
+	release.ABI, release.CodeSize = m.ABI, m.CodeBytes
 	release.Reference = a.Reference
 	release.Artifact, release.Blob, release.BlobSize = a.Digest, a.Blob, a.BlobSize
 	release.Program.Module = &chandler.Module{Digest: a.Module, Size: a.Size}
@@ -275,28 +277,28 @@ func (r *Resolver) Know(releases []chandler.Release) {
 }
 
 // inspect is the static verdict on a module in the store.
-func (r *Resolver) inspect(d chandler.ModuleDigest) (abi string, err error) {
+func (r *Resolver) inspect(d chandler.ModuleDigest) (m proxywasm.Module, err error) {
 	lease, err := r.cfg.Store.Acquire(d)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = fmt.Errorf("module %s left the store while it was looked at", d)
 		}
-		return "", err
+		return m, err
 	}
 	defer lease.Release()
 	f, err := lease.Open()
 	if err != nil {
-		return "", err
+		return m, err
 	}
 	defer f.Close()
-	m, err := proxywasm.Inspect(&readerAt{r: f}, lease.Size())
+	m, err = proxywasm.Inspect(&readerAt{r: f}, lease.Size())
 	if err != nil {
-		return "", err
+		return m, err
 	}
 	for i := range m.Warnings {
 		r.cfg.Log.Warn("module with a warning", "module", d, "code", m.Warnings[i].Code, "warning", m.Warnings[i].Error())
 	}
-	return m.ABI, nil
+	return m, nil
 }
 
 // readerAt reads at offsets of a file that can seek.

@@ -23,6 +23,10 @@ type Input struct {
 	Generation int64
 	Problems   []chandler.Problem
 	Warnings   []chandler.Problem
+	// Against is what the operator's policy has against Plugin.
+	Against []chandler.Problem
+	// Detached: there is a release, which is taken out because it is against the policy.
+	Detached bool
 	// Plugin is the last valid version; nil when there never was one.
 	Plugin *chandler.Plugin
 	// Target is the release that is being put in force; nil before the first.
@@ -65,11 +69,11 @@ func Join(in Input) chandler.Status {
 		Release:            in.Target,
 		Attempt:            in.Resolve.Attempt,
 		NextTry:            in.Resolve.NextTry,
-		Problems:           in.Problems,
+		Problems:           slices.Concat(in.Problems, in.Against),
 		Warnings:           warnings(in),
 	}
 	t := tally(in, &s)
-	accepted := accepted(in)
+	accepted := accepted(s.Problems)
 	resolved := resolved(in)
 	programmed := programmed(in, &s, t, accepted, resolved)
 	s.Conditions = []chandler.Condition{accepted, resolved, programmed, ready(t, accepted, resolved, programmed)}
@@ -219,17 +223,18 @@ func line(in Input, p Proxy) chandler.ProxyStatus {
 	return l
 }
 
-func accepted(in Input) chandler.Condition {
+// accepted is False when the resource is not valid or not allowed.
+func accepted(problems []chandler.Problem) chandler.Condition {
 	c := chandler.Condition{Type: chandler.ConditionAccepted}
-	switch len(in.Problems) {
+	switch len(problems) {
 	case 0:
 		c.Status, c.Reason, c.Message = chandler.True, chandler.CodeAccepted, "the resource is valid"
 	case 1:
-		c.Status, c.Reason, c.Message = chandler.False, in.Problems[0].Code, in.Problems[0].Error()
+		c.Status, c.Reason, c.Message = chandler.False, problems[0].Code, problems[0].Error()
 	default:
 		var all []string
-		for i := range in.Problems {
-			all = append(all, in.Problems[i].Error())
+		for i := range problems {
+			all = append(all, problems[i].Error())
 		}
 		c.Status, c.Reason, c.Message = chandler.False, chandler.CodeInvalid, strings.Join(all, "; ")
 	}
@@ -245,6 +250,8 @@ func resolved(in Input) chandler.Condition {
 		c.Status, c.Reason, c.Message = chandler.False, in.Resolve.Problem.Code, in.Resolve.Problem.Error()
 	case in.Target != nil && in.Target.UID == in.Plugin.UID && in.Target.Generation == in.Plugin.Generation:
 		c.Status, c.Reason, c.Message = chandler.True, chandler.CodeResolved, describe(in.Target)
+	case len(in.Against) > 0:
+		c.Status, c.Reason, c.Message = chandler.Unknown, in.Against[0].Code, "nothing is fetched of what the operator's policy does not allow"
 	default:
 		c.Status, c.Reason, c.Message = chandler.Unknown, chandler.CodeResolving, "the module is being resolved"
 	}
@@ -254,11 +261,23 @@ func resolved(in Input) chandler.Condition {
 func describe(r *chandler.Release) string {
 	switch p := r.Program; {
 	case p.Module != nil:
-		return fmt.Sprintf("%s is module %s, %d bytes%s", r.ShownReference(), p.Module.Digest, p.Module.Size, vetted(r))
+		return fmt.Sprintf("%s is module %s, %d bytes%s%s", r.ShownReference(), p.Module.Digest, p.Module.Size, vetted(r), signed(r))
 	case p.File != nil:
 		return fmt.Sprintf("file %s of each proxy's machine, not seen by the control plane", p.File.Path)
 	}
 	return "inline Lua" + vetted(r)
+}
+
+// signed says whose signatures counted.
+func signed(r *chandler.Release) string {
+	var by []string
+	for _, v := range r.Verdicts {
+		by = append(by, v.SignedBy...)
+	}
+	if len(by) == 0 {
+		return ""
+	}
+	return ", signed by " + strings.Join(by, ", ")
 }
 
 // vetted says who tried it and found nothing against it.
@@ -286,6 +305,8 @@ func programmed(in Input, s *chandler.Status, t counts, accepted, resolved chand
 		}
 		c.Reason = before.Reason
 		switch {
+		case in.Detached:
+			c.Message = fmt.Sprintf("generation %d is taken out of all proxies, as it is against the operator's policy", in.Target.Generation)
 		case in.Target != nil:
 			c.Message = fmt.Sprintf("generation %d stays assigned, in force on %d of %s", in.Target.Generation, s.InForce, proxies(s.Desired))
 		case in.Denied:

@@ -176,7 +176,7 @@ func newTrial(judge, version string, req Request) trial {
 	if r.Program.Module != nil {
 		module = r.Program.Module.Digest
 	}
-	b, err := json.Marshal([]any{module, r.Program.Lua, r.Type, r.RootID, r.Config, r.Env, r.Key, req.Probes})
+	b, err := json.Marshal([]any{module, r.Program.Lua, r.Type, r.RootID, r.Config, r.Env, r.Capabilities, r.Key, req.Probes})
 	if err != nil { // plain types only
 		panic(fmt.Sprintf("vet: marshal: %v", err))
 	}
@@ -272,7 +272,7 @@ func passing(p *chandler.Problem) bool { return p != nil && p.Code == chandler.C
 // member is the release as a proxy would have it, without what only a proxy knows.
 // Whatever the plugin says of failures, here a failure is one.
 func member(r *chandler.Release, path string) attach.Member {
-	a := &chandler.Attachment{Key: r.Key, Program: r.Program, Behaviour: r.Behaviour}
+	a := &chandler.Attachment{Key: r.Key, Program: r.Program, Behaviour: r.Behaviour, Capabilities: r.Capabilities}
 	a.FailStrategy = chandler.FailClose
 	return attach.Member{Attachment: a, ModulePath: path}
 }

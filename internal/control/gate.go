@@ -1,0 +1,112 @@
+package control
+
+import (
+	"context"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/policy"
+)
+
+// Gate is the operator's word on what may reach proxies. It says the same for ever:
+// another policy is another Gate (see Control.Govern).
+type Gate interface {
+	// Hash is the same for gates that judge the same.
+	Hash() string
+	// Admit tells what is against a plugin, before anything of it is fetched. It does
+	// no I/O.
+	Admit(*chandler.Plugin) []chandler.Problem
+	// Terms are what a plugin that is admitted is held to.
+	Terms(*chandler.Plugin) policy.Terms
+	// Trust judges a release of an admitted plugin before it is recorded, and again
+	// while it is in force when there is another Gate. The error is a *chandler.Problem,
+	// or a *fetch.Error when nothing is known yet.
+	Trust(context.Context, *chandler.Plugin, *chandler.Release, *fetch.Credentials) ([]chandler.Verdict, error)
+	// Detaches tells whether what is in force is taken out when it is found to be
+	// against the policy.
+	Detaches() bool
+}
+
+// Govern puts another gate in place of the one before. Everything is judged again by
+// it, what is in force too. It returns when that has begun, or ctx ended.
+func (c *Control) Govern(ctx context.Context, g Gate) {
+	select {
+	case c.gates <- g:
+	case <-ctx.Done():
+	}
+}
+
+// ruling is what the gate says of a plugin as it is written.
+type ruling struct {
+	plugin  *chandler.Plugin
+	against []chandler.Problem
+	terms   policy.Terms
+}
+
+// misplaced tells whether the plugin may not even stand where it does: then it denies
+// nothing there either.
+func (r *ruling) misplaced() bool {
+	for i := range r.against {
+		if r.against[i].Code == chandler.CodeScopeDenied {
+			return true
+		}
+	}
+	return false
+}
+
+// ruled gives the gate's ruling on a plugin; that on nothing is empty.
+func (l *loop) ruled(p *chandler.Plugin) ruling {
+	switch {
+	case p == nil:
+		return ruling{}
+	case l.gate == nil:
+		return ruling{plugin: p, terms: policy.Terms{FirstAttach: p.FirstAttach}}
+	}
+	if r, ok := l.rulings[p.UID]; ok && r.plugin == p {
+		return r
+	}
+	r := ruling{p, l.gate.Admit(p), l.gate.Terms(p)}
+	l.rulings[p.UID] = r
+	for i := range r.against {
+		l.c.log.Warn("against the operator's policy", "plugin", p.Key.String(), "generation", p.Generation, "code", r.against[i].Code, "error", r.against[i].Error())
+	}
+	return r
+}
+
+// governed takes another gate. Whatever failed under the one before is tried again at
+// once, and jobs begun under it are begun again (see start).
+func (l *loop) governed(g Gate) {
+	if l.gate != nil && g != nil && l.gate.Hash() == g.Hash() {
+		return
+	}
+	l.gate = g
+	clear(l.rulings)
+	for i := range l.snapshot.Objects {
+		o := &l.snapshot.Objects[i]
+		l.stale[o.Key] = true
+		if a := l.attempts[o.UID]; a.Failed > 0 {
+			l.attempts[o.UID] = a.Soon()
+		}
+	}
+	if l.seen {
+		l.c.log.Info("the policy has changed; every plugin is judged by it again", "plugins", len(l.snapshot.Objects))
+	}
+}
+
+// gateHash is empty without a gate: then nothing is judged.
+func (l *loop) gateHash() string {
+	if l.gate == nil {
+		return ""
+	}
+	return l.gate.Hash()
+}
+
+// detached tells whether a plugin's release is taken out: it is of the resource as
+// that is written now, and that, or what it was resolved to, is against the policy.
+func (l *loop) detached(r ruling, target *chandler.Release) bool {
+	if r.plugin == nil || target == nil || l.gate == nil || !l.gate.Detaches() || target.Generation != r.plugin.Generation {
+		return false
+	}
+	a := l.attempts[r.plugin.UID]
+	return len(r.against) > 0 || a.Against && a.Generation == r.plugin.Generation
+}
