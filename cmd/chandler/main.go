@@ -122,7 +122,7 @@ func rootCommand(e *env) *cobra.Command {
 			cmd.Example = strings.ReplaceAll(cmd.Example, "  chandler ", "  kubectl chandler ")
 		}
 	} else {
-		root.AddCommand(serveCommand(e), applyCommand(e), deleteCommand(e))
+		root.AddCommand(serveCommand(e), applyCommand(e), deleteCommand(e), nodeCommand(e))
 	}
 	return root
 }

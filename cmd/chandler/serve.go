@@ -38,6 +38,7 @@ type serveFlags struct {
 	vet                          vetFlags
 	logLevel                     string
 	tls                          tlsFlags
+	enrol                        enrolFlags
 	kube                         kubeFlags
 }
 
@@ -62,7 +63,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags := cmd.Flags()
 	flags.StringVar(&f.plugins, "plugins", "", "folder of plugin YAML; it is watched and never written")
 	flags.StringVar(&f.data, "data", "chandler-data", "folder for records, modules and applied plugins")
-	flags.StringVar(&f.listen, "listen", "127.0.0.1:9910", "address for agents")
+	flags.StringVar(&f.listen, "listen", "127.0.0.1:9910", "address for agents; unix:///PATH is a socket for this user alone")
 	flags.StringVar(&f.admin, "admin", "127.0.0.1:9911", "address for commands, health and metrics")
 	flags.StringVar(&f.rootNamespace, "root-namespace", control.DefaultRootNamespace, "namespace whose plugins are for proxies of every namespace; - for none")
 	flags.DurationVar(&f.resolveInterval, "resolve-interval", 0, "resolve tags with pull policy Always again after this time; 0 for only when the resource changes")
@@ -73,6 +74,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.StringArrayVar(&f.insecure, "insecure-registry", nil, "registry host[:port] that may be spoken to in plain HTTP; may be given several times")
 	f.vet.add(flags)
 	f.tls.add(flags)
+	f.enrol.add(flags)
 	f.kube.add(flags)
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -88,6 +90,9 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 		return usagef("--fetch-deadline: %s is not a time to wait", f.fetchDeadline)
 	}
 	if err := f.kube.check(f.plugins); err != nil {
+		return err
+	}
+	if err := f.enrol.check(&f); err != nil {
 		return err
 	}
 	data, err := filepath.Abs(f.data)
@@ -157,11 +162,15 @@ func newControl(f serveFlags, data string, modules *store.Store, vetter *vet.Vet
 		}
 		cfg.Source, cfg.Records, shown.Editor = plugins, records, plugins
 	}
-	agents, err := f.tls.open(f.listen, reviewer, metrics, log)
+	agents, err := f.tls.open(f.listen, reviewer, f.enrol.in(filepath.Join(data, "nodes")), metrics, log)
 	if err != nil {
 		return nil, nil, shown, err
 	}
 	cfg.Listener, cfg.Server, cfg.Authenticator = agents.listener, agents.options, agents.agents
+	if agents.roll != nil {
+		cfg.Services = append(cfg.Services, agents.enrolment)
+		shown.Nodes = agents.roll
+	}
 	var plane *control.Control
 	if err = f.kube.replicas.join(&cfg, inCluster, log); err == nil {
 		plane, err = control.New(cfg)

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
@@ -12,6 +13,7 @@ import (
 
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/credential"
+	"chandler.dev/chandler/internal/enrol"
 	"chandler.dev/chandler/internal/identity"
 )
 
@@ -35,11 +37,14 @@ type port struct {
 	listener net.Listener
 	options  []grpc.ServerOption
 	agents   control.Authenticator
+	// roll and enrolment are nil where nobody is enrolled.
+	roll      *enrol.Roll
+	enrolment *enrol.Service
 }
 
 // open listens. Without TLS it is for this machine only. reviewer may be nil: then
-// no tokens are accepted.
-func (f *tlsFlags) open(listen string, reviewer identity.Reviewer, metrics prometheus.Registerer, log *slog.Logger) (*port, error) {
+// no tokens are accepted; and so may enrols: then nobody is enrolled.
+func (f *tlsFlags) open(listen string, reviewer identity.Reviewer, enrols *enrolment, metrics prometheus.Registerer, log *slog.Logger) (*port, error) {
 	if (f.cert == "") != (f.key == "") {
 		return nil, usagef("--tls-cert and --tls-key belong together")
 	}
@@ -48,27 +53,17 @@ func (f *tlsFlags) open(listen string, reviewer identity.Reviewer, metrics prome
 	}
 	p := &port{agents: control.Loopback{}}
 	if f.cert != "" {
-		server, err := credential.NewServer(credential.Files{
-			Cert: f.cert, Key: f.key, CA: f.clientCA, RequireClient: f.clientCA != "" && reviewer == nil, Log: log,
-		})
-		if err != nil {
-			return nil, fmt.Errorf("--tls-cert: %w", err)
-		}
-		p.options = []grpc.ServerOption{grpc.Creds(server)}
-		collectors := server.Collectors()
-		if f.clientCA != "" || reviewer != nil {
-			id := identity.New(identity.Config{TrustDomain: f.trustDomain, Reviewer: reviewer, Verify: server.Verify, Labels: f.labels, Log: log})
-			p.agents = id
-			collectors = slices.Concat(collectors, id.Collectors())
-		}
-		for _, c := range collectors {
-			if err := metrics.Register(c); err != nil {
-				return nil, err
-			}
+		if err := f.secure(p, reviewer, enrols, metrics, log); err != nil {
+			return nil, err
 		}
 	}
 	var err error
-	if p.listener, err = net.Listen("tcp", listen); err != nil {
+	if path, ok := strings.CutPrefix(listen, unixScheme); ok {
+		p.listener, err = listenUnix(path)
+	} else {
+		p.listener, err = net.Listen("tcp", listen)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("--listen: %w", err)
 	}
 	if err := f.fits(p); err != nil {
@@ -78,12 +73,50 @@ func (f *tlsFlags) open(listen string, reviewer identity.Reviewer, metrics prome
 	return p, nil
 }
 
+// secure says how TLS is spoken on the port, and who is believed then.
+func (f *tlsFlags) secure(p *port, reviewer identity.Reviewer, enrols *enrolment, metrics prometheus.Registerer, log *slog.Logger) error {
+	server, err := credential.NewServer(credential.Files{
+		Cert: f.cert, Key: f.key, CA: f.clientCA, AlsoCA: enrols.authority(),
+		RequireClient: f.clientCA != "" && reviewer == nil && enrols == nil, Log: log,
+	})
+	if err != nil {
+		return fmt.Errorf("--tls-cert: %w", err)
+	}
+	p.options = []grpc.ServerOption{grpc.Creds(server)}
+	collectors := server.Collectors()
+	var roll identity.Roll
+	if enrols != nil {
+		if p.roll, p.enrolment, err = enrols.open(server, f.trustDomain, log); err != nil {
+			return err
+		}
+		roll = p.roll
+	}
+	if f.clientCA != "" || reviewer != nil || roll != nil {
+		id := identity.New(identity.Config{
+			TrustDomain: f.trustDomain, Reviewer: reviewer, Verify: server.Verify, Labels: f.labels,
+			Authority: credential.NewAuthorities(log).Verify, Roll: roll, Log: log,
+		})
+		p.agents = id
+		collectors = slices.Concat(collectors, id.Collectors())
+	}
+	for _, c := range collectors {
+		if err := metrics.Register(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // fits refuses an address that others can reach where nobody could tell who they
 // are.
 func (f *tlsFlags) fits(p *port) error {
-	addr, ok := p.listener.Addr().(*net.TCPAddr)
-	if ok && addr.IP.IsLoopback() {
+	switch addr := p.listener.Addr().(type) {
+	case *net.UnixAddr:
 		return nil
+	case *net.TCPAddr:
+		if addr.IP.IsLoopback() {
+			return nil
+		}
 	}
 	switch p.agents.(type) {
 	case control.Loopback:

@@ -59,8 +59,10 @@ type Config struct {
 	Vetter *vet.Vetter
 	// Listener takes the agents' connections; Run closes it.
 	Listener net.Listener
-	// Server adds options to the gRPC server, for instance its credentials.
-	Server []grpc.ServerOption
+	// Server adds options to the gRPC server, for instance its credentials, and
+	// Services adds services; they decide themselves whom to answer.
+	Server   []grpc.ServerOption
+	Services []interface{ Register(grpc.ServiceRegistrar) }
 
 	// RootNamespace is DefaultRootNamespace when empty. Who may write there is a
 	// matter of whoever keeps the resources; NoRootNamespace is the switch against it.
@@ -192,6 +194,9 @@ func (c *Control) Run(ctx context.Context) error {
 	chandlerv1.RegisterReportsServer(grpcServer, &reports{c: c})
 	chandlerv1.RegisterModulesServer(grpcServer, &modules{c: c})
 	healthv1.RegisterHealthServer(grpcServer, &health{c: c})
+	for _, s := range c.cfg.Services {
+		s.Register(grpcServer)
+	}
 
 	g, gctx := errgroup.WithContext(ctx)
 	c.replicate(gctx, g.Go)
@@ -250,9 +255,16 @@ func serverDefaults() []grpc.ServerOption {
 		grpc.MaxConcurrentStreams(64),
 		grpc.MaxHeaderListSize(64 << 10), // a token of 16 KiB at most
 		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.UnknownServiceHandler(unknown),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
+}
+
+// unknown refuses what is not served.
+func unknown(_ any, str grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(str)
+	return wire.Refusal(codes.Unimplemented, chandler.CodeXDSPath, "%s is not served on the agents' port", chandler.Quote(method))
 }
 
 // authenticateXDS decides who opens an xDS stream.
