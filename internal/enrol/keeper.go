@@ -363,7 +363,14 @@ func (k *Keeper) renew(ctx context.Context, own *tls.Certificate) error {
 		if err := k.take(key, got.GetCertificate(), got.GetAuthorities()); err != nil {
 			return err
 		}
-		k.cfg.Log.Info("the certificate is renewed", "node", k.cfg.Node.ID())
+		newer, err := k.identity()
+		if err == nil && !newer.Leaf.NotAfter.After(own.Leaf.NotAfter) {
+			err = fmt.Errorf("the newer certificate ends at %s too: so does the authority that signs", newer.Leaf.NotAfter.UTC().Format(time.RFC3339))
+		}
+		if err != nil {
+			return err
+		}
+		k.cfg.Log.Info("the certificate is renewed", "node", k.cfg.Node.ID(), "until", newer.Leaf.NotAfter)
 		return nil
 	})
 }
