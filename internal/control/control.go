@@ -164,7 +164,10 @@ func New(cfg Config) (*Control, error) {
 		},
 		Pushed: func(d time.Duration) { c.metrics.push.Observe(d.Seconds()) },
 		Sent:   func(bytes int) { c.metrics.assigned.Add(float64(bytes)) },
-		Log:    cfg.Log,
+		Asked: func(what deltaserver.Asked, names int) {
+			c.metrics.asked.WithLabelValues(string(what)).Add(float64(names))
+		},
+		Log: cfg.Log,
 	})
 	return c, nil
 }
@@ -274,7 +277,7 @@ func (c *Control) authenticateXDS(ctx context.Context, claimed *corev3.Node) (ch
 	}
 	n, err := wire.NodeFromXDS(claimed)
 	if err != nil {
-		return chandler.Node{}, status.Error(codes.InvalidArgument, err.Error())
+		return chandler.Node{}, wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "%s", err)
 	}
 	if n, err = c.cfg.Authenticator.Authenticate(ctx, n); err != nil {
 		return chandler.Node{}, err
@@ -286,7 +289,7 @@ func (c *Control) authenticateXDS(ctx context.Context, claimed *corev3.Node) (ch
 func (c *Control) authenticate(ctx context.Context, claimed *chandlerv1.Node) (chandler.Node, error) {
 	n, err := wire.NodeFromProto(claimed)
 	if err != nil {
-		return chandler.Node{}, status.Error(codes.InvalidArgument, err.Error())
+		return chandler.Node{}, wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "%s", err)
 	}
 	return c.cfg.Authenticator.Authenticate(ctx, n)
 }
