@@ -1,9 +1,11 @@
 package deltaserver_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"slices"
@@ -41,13 +43,21 @@ type control struct {
 	nacks  []string
 	events []string
 	asked  map[deltaserver.Asked]int
+	log    bytes.Buffer
+}
+
+// Write implements io.Writer, for the log.
+func (c *control) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.log.Write(b)
 }
 
 func serve(t *testing.T) *control {
 	t.Helper()
 	c := &control{asked: map[deltaserver.Asked]int{}}
 	c.Server = deltaserver.New(deltaserver.Config{
-		TypeURL: typeURL,
+		TypeURL: typeURL, Log: slog.New(slog.NewTextHandler(c, nil)),
 		Authenticate: func(_ context.Context, n *corev3.Node) (chandler.Node, error) {
 			if n.GetId() == "ns/stranger" {
 				return chandler.Node{}, wire.Refusal(codes.PermissionDenied, chandler.CodeXDSIdentity, "go away")
