@@ -299,7 +299,7 @@ func (r *rig) options() []grpc.DialOption {
 }
 
 func (r *rig) join(node chandler.Node) *agent {
-	return r.joinWith(node, r.options())
+	return r.joinWith(node, nil)
 }
 
 // joinWith is join with other credentials.
@@ -312,13 +312,14 @@ func (r *rig) joinWith(node chandler.Node, options []grpc.DialOption) *agent {
 // connect joins, with what is held from before.
 func (a *agent) connect(r *rig) {
 	a.conns = make(chan *grpc.ClientConn, 10)
-	if a.options == nil {
-		a.options = r.options()
+	options := a.options
+	if options == nil {
+		options = r.options()
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	client := deltaclient.New(deltaclient.Config{
-		Targets: []string{"passthrough:///control"}, Dial: a.options, TypeURL: wire.AttachmentTypeURL,
+		Targets: []string{"passthrough:///control"}, Dial: options, TypeURL: wire.AttachmentTypeURL,
 		Node:    wire.NodeToXDS(a.node),
 		Known:   func() map[string]string { a.mu.Lock(); defer a.mu.Unlock(); return maps.Clone(a.held) },
 		Handle:  a.handle,

@@ -213,10 +213,14 @@ func denied(format string, args ...any) error {
 }
 
 func (a *Authenticator) wants() string {
-	if a.cfg.Reviewer == nil {
-		return "a client certificate is wanted: give the agent --tls-cert and --tls-key"
+	wants, give := "a client certificate is wanted", "--tls-cert and --tls-key"
+	if a.cfg.Reviewer != nil {
+		wants, give = "a token or a client certificate is wanted", "--token-file, or "+give
 	}
-	return "a token or a client certificate is wanted: give the agent --token-file, or --tls-cert and --tls-key"
+	if a.cfg.Roll != nil {
+		give += ", or --enrol-token-file"
+	}
+	return wants + ": give the agent " + give
 }
 
 func (a *Authenticator) review(ctx context.Context, shown []string) (Identity, error) {
