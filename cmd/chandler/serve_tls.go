@@ -17,6 +17,9 @@ import (
 	"chandler.dev/chandler/internal/identity"
 )
 
+// maxAnonymous is more than a machine has to say to be enrolled, in bytes.
+const maxAnonymous = 256 << 10
+
 // tlsFlags are the flags about the agents' port.
 type tlsFlags struct {
 	cert, key, clientCA string
@@ -75,10 +78,15 @@ func (f *tlsFlags) open(listen string, reviewer identity.Reviewer, enrols *enrol
 
 // secure says how TLS is spoken on the port, and who is believed then.
 func (f *tlsFlags) secure(p *port, reviewer identity.Reviewer, enrols *enrolment, metrics prometheus.Registerer, log *slog.Logger) error {
-	server, err := credential.NewServer(credential.Files{
-		Cert: f.cert, Key: f.key, CA: f.clientCA, AlsoCA: enrols.authority(),
-		RequireClient: f.clientCA != "" && reviewer == nil && enrols == nil, Log: log,
-	})
+	files := credential.Files{Cert: f.cert, Key: f.key, CA: f.clientCA, AlsoCA: enrols.authority(), Log: log}
+	switch {
+	case reviewer != nil: // who has a token needs no certificate
+	case enrols != nil:
+		files.Anonymous = maxAnonymous // who has none yet gets one
+	default:
+		files.RequireClient = f.clientCA != ""
+	}
+	server, err := credential.NewServer(files)
 	if err != nil {
 		return fmt.Errorf("--tls-cert: %w", err)
 	}

@@ -47,6 +47,10 @@ type Files struct {
 	// RequireClient refuses clients without a certificate already in the handshake;
 	// for servers.
 	RequireClient bool
+	// Anonymous, unless zero, is how many bytes a client without a certificate may send
+	// on one connection, which is then closed: it has little to say, and what it does
+	// say is kept until it is complete. For servers.
+	Anonymous int64
 	// Missing, when set, says why the files are not there yet; nil when they are. For
 	// clients.
 	Missing func() error
@@ -221,7 +225,12 @@ type connection struct {
 
 func (s *Server) track(conn net.Conn, auth credentials.AuthInfo) net.Conn {
 	info, ok := auth.(credentials.TLSInfo)
-	if !ok || len(info.State.PeerCertificates) == 0 {
+	switch {
+	case !ok:
+		return conn
+	case len(info.State.PeerCertificates) == 0 && s.Anonymous > 0:
+		return &anonymous{Conn: conn, left: s.Anonymous}
+	case len(info.State.PeerCertificates) == 0:
 		return conn
 	}
 	c := &connection{conn, s, info.State.PeerCertificates[0]}
@@ -236,6 +245,22 @@ func (c *connection) Close() error {
 	delete(c.server.open, c)
 	c.server.mu.Unlock()
 	return c.Conn.Close()
+}
+
+// anonymous is a connection of a client without a certificate. It is read by one
+// goroutine.
+type anonymous struct {
+	net.Conn
+	left int64
+}
+
+func (c *anonymous) Read(b []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, errors.New("a client without a certificate says too much")
+	}
+	n, err := c.Conn.Read(b[:min(int64(len(b)), c.left)])
+	c.left -= int64(n)
+	return n, err
 }
 
 // Cut closes the connections that were made with certificates of which who is true,
