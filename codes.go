@@ -91,6 +91,16 @@ const (
 	CodeFeatureNotSupported Code = "FeatureNotSupported"
 )
 
+// Codes about what is asked on the agents' port.
+const (
+	CodeXDSType     Code = "XDSType"     // a resource type that is not served
+	CodeXDSNode     Code = "XDSNode"     // who asks does not say which node it is, or says another later
+	CodeXDSIdentity Code = "XDSIdentity" // the credential does not allow what is claimed
+	CodeXDSName     Code = "XDSName"
+	CodeXDSLimit    Code = "XDSLimit"
+	CodeXDSPath     Code = "XDSPath" // a method that is not served
+)
+
 // Codes about a module's bytes.
 const (
 	CodeWasmEmpty     Code = "WasmEmpty"

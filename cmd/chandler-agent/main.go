@@ -121,7 +121,7 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 	host, _ := os.Hostname()
 	flags := flag.NewFlagSet("chandler-agent", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	control := flags.String("control", "127.0.0.1:9910", "addresses of control planes, separated by commas")
+	control := flags.String("control", "127.0.0.1:9910", "addresses of control planes, separated by commas; unix:///PATH is a socket on this machine")
 	flags.StringVar(&cfg.Node.Name, "node", host, "name of this proxy")
 	flags.StringVar(&cfg.Node.Namespace, "namespace", "default", "namespace of this proxy")
 	flags.Var(labels(cfg.Node.Labels), "label", "label of this proxy, KEY=VALUE; may be given several times")
@@ -136,6 +136,7 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 	flags.StringVar(&cfg.DockerConfig, "docker-config", "", "directory of the config.json with this node's credentials for --fetch-from origin; anonymously without")
 	flags.DurationVar(&cfg.Scrub, "scrub", store.DefaultScrub, "period within which every stored module is hashed again")
 	files := tlsFlags(flags)
+	enrolToken := flags.String("enrol-token-file", "", "file with a token of \"chandler node token create\": this node is enrolled with it, and renews its certificate by itself")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 
@@ -171,7 +172,7 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 	cfg.EnvoyArgs = flags.Args()
 	cfg.EnvoyLog = stderr
 	cfg.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: lvl}))
-	return cfg, secure(&cfg, *files)
+	return cfg, secure(&cfg, *files, *enrolToken)
 }
 
 // fromVariables sets every flag whose variable is there.

@@ -4,10 +4,13 @@ import (
 	"errors"
 	"flag"
 	"net"
+	"path/filepath"
 	"strings"
 
 	"chandler.dev/chandler/internal/agent"
 	"chandler.dev/chandler/internal/credential"
+	"chandler.dev/chandler/internal/durable"
+	"chandler.dev/chandler/internal/enrol"
 )
 
 // tlsFlags adds the flags about the way to the control plane.
@@ -23,8 +26,12 @@ func tlsFlags(flags *flag.FlagSet) *credential.Files {
 
 // secure says how the control plane is dialled. Files are read when it is: a proxy
 // serves with what it has, whatever its credentials are.
-func secure(cfg *agent.Config, f credential.Files) error {
+func secure(cfg *agent.Config, f credential.Files, enrolToken string) error {
 	switch {
+	case enrolToken != "" && (f.Cert != "" || f.Token != ""):
+		return errors.New("--enrol-token-file is for nodes that have neither --tls-cert nor --token-file")
+	case enrolToken != "":
+		f = enrols(cfg, f, enrolToken)
 	case (f.Cert == "") != (f.Key == ""):
 		return errors.New("--tls-cert and --tls-key belong together")
 	case f.CA == "" && (f.Cert != "" || f.Token != "" || f.ServerName != ""):
@@ -37,6 +44,17 @@ func secure(cfg *agent.Config, f credential.Files) error {
 	cfg.DialOptions = client.DialOptions()
 	cfg.Collectors = client.Collectors()
 	return nil
+}
+
+// enrols has the node enrolled beside Envoy's work, and gives the files of its
+// identity.
+func enrols(cfg *agent.Config, f credential.Files, token string) credential.Files {
+	keeper := enrol.NewKeeper(enrol.KeeperConfig{
+		FS: durable.OS(), Dir: filepath.Join(cfg.Data, "identity"), TokenFile: token, Targets: cfg.Control,
+		CA: f.CA, ServerName: f.ServerName, Node: cfg.Node, Log: cfg.Log,
+	})
+	cfg.Beside = keeper.Run
+	return keeper.Files()
 }
 
 // warn tells of what is allowed and not safe.

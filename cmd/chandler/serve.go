@@ -41,6 +41,7 @@ type serveFlags struct {
 	vet                          vetFlags
 	logLevel                     string
 	tls                          tlsFlags
+	enrol                        enrolFlags
 	kube                         kubeFlags
 }
 
@@ -65,7 +66,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags := cmd.Flags()
 	flags.StringVar(&f.plugins, "plugins", "", "folder of plugin YAML; it is watched and never written")
 	flags.StringVar(&f.data, "data", "chandler-data", "folder for records, modules and applied plugins")
-	flags.StringVar(&f.listen, "listen", "127.0.0.1:9910", "address for agents")
+	flags.StringVar(&f.listen, "listen", "127.0.0.1:9910", "address for agents; unix:///PATH is a socket for this user alone")
 	flags.StringVar(&f.admin, "admin", "127.0.0.1:9911", "address for commands, health and metrics")
 	flags.StringVar(&f.rootNamespace, "root-namespace", control.DefaultRootNamespace, "namespace whose plugins are for proxies of every namespace; - for none")
 	flags.DurationVar(&f.resolveInterval, "resolve-interval", 0, "resolve tags with pull policy Always again after this time; 0 for only when the resource changes")
@@ -77,6 +78,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.StringVar(&f.config, "config", "", "file of what plugins may do, whose signatures they must have and more (docs/config.md); read again when it changes")
 	f.vet.add(flags)
 	f.tls.add(flags)
+	f.enrol.add(flags)
 	f.kube.add(flags)
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -92,6 +94,9 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 		return usagef("--fetch-deadline: %s is not a time to wait", f.fetchDeadline)
 	}
 	if err := f.kube.check(f.plugins); err != nil {
+		return err
+	}
+	if err := f.enrol.check(&f); err != nil {
 		return err
 	}
 	metrics := prometheus.NewRegistry()
@@ -169,12 +174,16 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		}
 		cfg.Source, cfg.Records, shown.Editor = plugins, records, plugins
 	}
-	agents, err := f.tls.open(f.listen, reviewer, metrics, log)
+	agents, err := f.tls.open(f.listen, reviewer, f.enrol.in(filepath.Join(data, "nodes")), metrics, log)
 	if err != nil {
 		return nil, nil, shown, err
 	}
 	f.fetch.own.add(agents.listener)
 	cfg.Listener, cfg.Server, cfg.Authenticator = agents.listener, agents.options, agents.agents
+	if agents.roll != nil {
+		cfg.Services = append(cfg.Services, agents.enrolment)
+		shown.Nodes = agents.roll
+	}
 	var plane *control.Control
 	if err = f.kube.replicas.join(&cfg, inCluster, log); err == nil {
 		plane, err = control.New(cfg)

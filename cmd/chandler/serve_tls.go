@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
@@ -12,8 +13,12 @@ import (
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/credential"
+	"chandler.dev/chandler/internal/enrol"
 	"chandler.dev/chandler/internal/identity"
 )
+
+// maxAnonymous is more than a machine has to say to be enrolled, in bytes.
+const maxAnonymous = 256 << 10
 
 // tlsFlags are the flags about the agents' port.
 type tlsFlags struct {
@@ -35,11 +40,14 @@ type port struct {
 	listener net.Listener
 	options  []grpc.ServerOption
 	agents   control.Authenticator
+	// roll and enrolment are nil where nobody is enrolled.
+	roll      *enrol.Roll
+	enrolment *enrol.Service
 }
 
 // open listens. Without TLS it is for this machine only. reviewer may be nil: then
-// no tokens are accepted.
-func (f *tlsFlags) open(listen string, reviewer identity.Reviewer, metrics prometheus.Registerer, log *slog.Logger) (*port, error) {
+// no tokens are accepted; and so may enrols: then nobody is enrolled.
+func (f *tlsFlags) open(listen string, reviewer identity.Reviewer, enrols *enrolment, metrics prometheus.Registerer, log *slog.Logger) (*port, error) {
 	if (f.cert == "") != (f.key == "") {
 		return nil, usagef("--tls-cert and --tls-key belong together")
 	}
@@ -48,30 +56,17 @@ func (f *tlsFlags) open(listen string, reviewer identity.Reviewer, metrics prome
 	}
 	p := &port{agents: control.Loopback{}}
 	if f.cert != "" {
-		if err := checkKeyFile("--tls-key", f.key); err != nil {
+		if err := f.secure(p, reviewer, enrols, metrics, log); err != nil {
 			return nil, err
-		}
-		server, err := credential.NewServer(credential.Files{
-			Cert: f.cert, Key: f.key, CA: f.clientCA, RequireClient: f.clientCA != "" && reviewer == nil, Log: log,
-		})
-		if err != nil {
-			return nil, misconfigured(chandler.CodeConfTLS, "--tls-cert", "give a certificate, its key and authorities in PEM that belong together", err)
-		}
-		p.options = []grpc.ServerOption{grpc.Creds(server)}
-		collectors := server.Collectors()
-		if f.clientCA != "" || reviewer != nil {
-			id := identity.New(identity.Config{TrustDomain: f.trustDomain, Reviewer: reviewer, Verify: server.Verify, Labels: f.labels, Log: log})
-			p.agents = id
-			collectors = slices.Concat(collectors, id.Collectors())
-		}
-		for _, c := range collectors {
-			if err := metrics.Register(c); err != nil {
-				return nil, err
-			}
 		}
 	}
 	var err error
-	if p.listener, err = net.Listen("tcp", listen); err != nil {
+	if path, ok := strings.CutPrefix(listen, unixScheme); ok {
+		p.listener, err = listenUnix(path)
+	} else {
+		p.listener, err = net.Listen("tcp", listen)
+	}
+	if err != nil {
 		return nil, misconfigured(chandler.CodeConfListen, "--listen", "give an address that is free", err)
 	}
 	if err := f.fits(p); err != nil {
@@ -81,12 +76,58 @@ func (f *tlsFlags) open(listen string, reviewer identity.Reviewer, metrics prome
 	return p, nil
 }
 
+// secure says how TLS is spoken on the port, and who is believed then.
+func (f *tlsFlags) secure(p *port, reviewer identity.Reviewer, enrols *enrolment, metrics prometheus.Registerer, log *slog.Logger) error {
+	files := credential.Files{Cert: f.cert, Key: f.key, CA: f.clientCA, AlsoCA: enrols.authority(), Log: log}
+	switch {
+	case reviewer != nil: // who has a token needs no certificate
+	case enrols != nil:
+		files.Anonymous = maxAnonymous // who has none yet gets one
+	default:
+		files.RequireClient = f.clientCA != ""
+	}
+	if err := checkKeyFile("--tls-key", f.key); err != nil {
+		return err
+	}
+	server, err := credential.NewServer(files)
+	if err != nil {
+		return misconfigured(chandler.CodeConfTLS, "--tls-cert", "give a certificate, its key and authorities in PEM that belong together", err)
+	}
+	p.options = []grpc.ServerOption{grpc.Creds(server)}
+	collectors := server.Collectors()
+	var roll identity.Roll
+	if enrols != nil {
+		if p.roll, p.enrolment, err = enrols.open(server, f.trustDomain, log); err != nil {
+			return err
+		}
+		roll = p.roll
+	}
+	if f.clientCA != "" || reviewer != nil || roll != nil {
+		id := identity.New(identity.Config{
+			TrustDomain: f.trustDomain, Reviewer: reviewer, Verify: server.Verify, Labels: f.labels,
+			Authority: credential.NewAuthorities(log).Verify, Roll: roll, Log: log,
+		})
+		p.agents = id
+		collectors = slices.Concat(collectors, id.Collectors())
+	}
+	for _, c := range collectors {
+		if err := metrics.Register(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // fits refuses an address that others can reach where nobody could tell who they
 // are.
 func (f *tlsFlags) fits(p *port) error {
-	addr, ok := p.listener.Addr().(*net.TCPAddr)
-	if ok && addr.IP.IsLoopback() {
+	switch addr := p.listener.Addr().(type) {
+	case *net.UnixAddr:
 		return nil
+	case *net.TCPAddr:
+		if addr.IP.IsLoopback() {
+			return nil
+		}
 	}
 	switch p.agents.(type) {
 	case control.Loopback:

@@ -66,6 +66,9 @@ type Config struct {
 	Scrub time.Duration
 	// DialOptions are used towards the control plane; default: no TLS.
 	DialOptions []grpc.DialOption
+	// Beside, when set, runs as long as Envoy is looked after, within Data; an error of
+	// it ends the agent.
+	Beside func(ctx context.Context) error
 	// EnvoyLog gets a copy of Envoy's log; nil: nobody.
 	EnvoyLog io.Writer
 	Log      *slog.Logger
@@ -345,6 +348,9 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket str
 		a.store.Scrub(ctx, a.cfg.Scrub, func(d chandler.ModuleDigest) { a.send(ctx, message{event: Lost{Digest: d}}) })
 		return nil
 	})
+	if a.cfg.Beside != nil {
+		g.Go(func() error { return a.cfg.Beside(ctx) })
+	}
 	if len(a.cfg.Control) > 0 {
 		g.Go(func() error { return a.followControl(ctx) })
 	}

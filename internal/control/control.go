@@ -66,8 +66,10 @@ type Config struct {
 	Gate Gate
 	// Listener takes the agents' connections; Run closes it.
 	Listener net.Listener
-	// Server adds options to the gRPC server, for instance its credentials.
-	Server []grpc.ServerOption
+	// Server adds options to the gRPC server, for instance its credentials, and
+	// Services adds services; they decide themselves whom to answer.
+	Server   []grpc.ServerOption
+	Services []interface{ Register(grpc.ServiceRegistrar) }
 
 	// RootNamespace is DefaultRootNamespace when empty. Who may write there is a
 	// matter of whoever keeps the resources; NoRootNamespace is the switch against it.
@@ -173,7 +175,10 @@ func New(cfg Config) (*Control, error) {
 		},
 		Pushed: func(d time.Duration) { c.metrics.push.Observe(d.Seconds()) },
 		Sent:   func(bytes int) { c.metrics.assigned.Add(float64(bytes)) },
-		Log:    cfg.Log,
+		Asked: func(what deltaserver.Asked, names int) {
+			c.metrics.asked.WithLabelValues(string(what)).Add(float64(names))
+		},
+		Log: cfg.Log,
 	})
 	return c, nil
 }
@@ -203,6 +208,9 @@ func (c *Control) Run(ctx context.Context) error {
 	chandlerv1.RegisterReportsServer(grpcServer, &reports{c: c})
 	chandlerv1.RegisterModulesServer(grpcServer, &modules{c: c})
 	healthv1.RegisterHealthServer(grpcServer, &health{c: c})
+	for _, s := range c.cfg.Services {
+		s.Register(grpcServer)
+	}
 
 	g, gctx := errgroup.WithContext(ctx)
 	c.replicate(gctx, g.Go)
@@ -261,9 +269,16 @@ func serverDefaults() []grpc.ServerOption {
 		grpc.MaxConcurrentStreams(64),
 		grpc.MaxHeaderListSize(64 << 10), // a token of 16 KiB at most
 		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.UnknownServiceHandler(unknown),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
+}
+
+// unknown refuses what is not served.
+func unknown(_ any, str grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(str)
+	return wire.Refusal(codes.Unimplemented, chandler.CodeXDSPath, "%s is not served on the agents' port", chandler.Quote(method))
 }
 
 // authenticateXDS decides who opens an xDS stream.
@@ -273,7 +288,7 @@ func (c *Control) authenticateXDS(ctx context.Context, claimed *corev3.Node) (ch
 	}
 	n, err := wire.NodeFromXDS(claimed)
 	if err != nil {
-		return chandler.Node{}, status.Error(codes.InvalidArgument, err.Error())
+		return chandler.Node{}, wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "%s", err)
 	}
 	if n, err = c.cfg.Authenticator.Authenticate(ctx, n); err != nil {
 		return chandler.Node{}, err
@@ -285,7 +300,7 @@ func (c *Control) authenticateXDS(ctx context.Context, claimed *corev3.Node) (ch
 func (c *Control) authenticate(ctx context.Context, claimed *chandlerv1.Node) (chandler.Node, error) {
 	n, err := wire.NodeFromProto(claimed)
 	if err != nil {
-		return chandler.Node{}, status.Error(codes.InvalidArgument, err.Error())
+		return chandler.Node{}, wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "%s", err)
 	}
 	return c.cfg.Authenticator.Authenticate(ctx, n)
 }

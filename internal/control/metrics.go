@@ -24,6 +24,7 @@ type metrics struct {
 	push     prometheus.Histogram
 	assigned prometheus.Counter
 	sent     prometheus.Counter
+	asked    *prometheus.CounterVec
 
 	collectors []prometheus.Collector
 
@@ -56,12 +57,16 @@ func newMetrics(c *Control) *metrics {
 		sent: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "chandler_module_bytes_sent_total", Help: "Bytes of modules sent to agents.",
 		}),
+		asked: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "chandler_agents_asked_total",
+			Help: "Names that agents asked for: all that is for their node, something that is (own), or something that is not, whether it is there or not (other); they get what is for their node.",
+		}, []string{"what"}),
 		registries: map[string]bool{},
 	}
 	agents := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "chandler_agents", Help: "Connected agents.",
 	}, func() float64 { return float64(c.fleet.size()) })
-	m.collectors = []prometheus.Collector{rejects, m.resolves, m.duration, m.push, m.assigned, m.sent, agents, newPluginCollector(c)}
+	m.collectors = []prometheus.Collector{rejects, m.resolves, m.duration, m.push, m.assigned, m.sent, m.asked, agents, newPluginCollector(c)}
 	return m
 }
 

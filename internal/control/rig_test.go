@@ -286,6 +286,9 @@ type agent struct {
 	attached map[string]chandler.Attachment
 	updates  int
 	bytes    int
+	lost     int               // streams, and tries
+	why      error             // the last one
+	options  []grpc.DialOption // in place of the rig's
 }
 
 func (r *rig) options() []grpc.DialOption {
@@ -296,7 +299,12 @@ func (r *rig) options() []grpc.DialOption {
 }
 
 func (r *rig) join(node chandler.Node) *agent {
-	a := &agent{t: r.t, node: node, held: map[string]string{}, attached: map[string]chandler.Attachment{}}
+	return r.joinWith(node, nil)
+}
+
+// joinWith is join with other credentials.
+func (r *rig) joinWith(node chandler.Node, options []grpc.DialOption) *agent {
+	a := &agent{t: r.t, node: node, held: map[string]string{}, attached: map[string]chandler.Attachment{}, options: options}
 	a.connect(r)
 	return a
 }
@@ -304,14 +312,26 @@ func (r *rig) join(node chandler.Node) *agent {
 // connect joins, with what is held from before.
 func (a *agent) connect(r *rig) {
 	a.conns = make(chan *grpc.ClientConn, 10)
+	options := a.options
+	if options == nil {
+		options = r.options()
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	client := deltaclient.New(deltaclient.Config{
-		Targets: []string{"passthrough:///control"}, Dial: r.options(), TypeURL: wire.AttachmentTypeURL,
+		Targets: []string{"passthrough:///control"}, Dial: options, TypeURL: wire.AttachmentTypeURL,
 		Node:    wire.NodeToXDS(a.node),
 		Known:   func() map[string]string { a.mu.Lock(); defer a.mu.Unlock(); return maps.Clone(a.held) },
 		Handle:  a.handle,
 		Session: func(ctx context.Context, conn *grpc.ClientConn) { a.conns <- conn; <-ctx.Done() },
+		Connected: func(up bool, _ string, err error) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if !up {
+				a.lost++
+				a.why = err
+			}
+		},
 	})
 	go func() { defer close(done); _ = client.Run(ctx) }()
 	a.stop = sync.OnceFunc(func() { cancel(); <-done })

@@ -15,6 +15,7 @@ import (
 	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 	"chandler.dev/chandler/internal/wire"
+	"chandler.dev/chandler/internal/xds/deltaserver"
 )
 
 const (
@@ -111,11 +112,15 @@ type modules struct {
 // same answer as for a digest that nobody has.
 func (s *modules) Read(req *chandlerv1.ReadRequest, str grpc.ServerStreamingServer[chandlerv1.ReadResponse]) error {
 	d, ok := chandler.ParseDigest[chandler.ModuleDigest](req.GetDigest())
-	if err := s.allowed(str.Context(), req, d); err != nil {
-		return err
+	err := s.allowed(str.Context(), req, d)
+	if err == nil && !ok {
+		err = errNoModule
 	}
-	if !ok {
-		return errNoModule
+	if errors.Is(err, errNoModule) {
+		s.c.metrics.asked.WithLabelValues(string(deltaserver.AskedOther)).Inc()
+	}
+	if err != nil {
+		return err
 	}
 	select {
 	case s.c.reading <- struct{}{}:

@@ -16,6 +16,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,8 +36,9 @@ const (
 type Files struct {
 	// Cert and Key are one's own, the certificate with its chain.
 	Cert, Key string
-	// CA are the authorities that the other side's certificate may be of.
-	CA string
+	// CA are the authorities that the other side's certificate may be of, and so are
+	// those in AlsoCA.
+	CA, AlsoCA string
 	// Token is a bearer token to show; for clients.
 	Token string
 	// ServerName is the name in the server's certificate, when it is not the one
@@ -44,6 +47,13 @@ type Files struct {
 	// RequireClient refuses clients without a certificate already in the handshake;
 	// for servers.
 	RequireClient bool
+	// Anonymous, unless zero, is how many bytes a client without a certificate may send
+	// on one connection, which is then closed: it has little to say, and what it does
+	// say is kept until it is complete. For servers.
+	Anonymous int64
+	// Missing, when set, says why the files are not there yet; nil when they are. For
+	// clients.
+	Missing func() error
 
 	// Now is the clock, time.Now when nil.
 	Now func() time.Time
@@ -69,8 +79,8 @@ func newSet(f Files) set {
 	if f.Cert != "" {
 		s.pair = &files[*tls.Certificate]{paths: []string{f.Cert, f.Key}, parse: parsePair(f.Cert, f.Key), now: f.Now, told: told(f.Log, "certificate")}
 	}
-	if f.CA != "" {
-		s.pool = &files[*x509.CertPool]{paths: []string{f.CA}, parse: parsePool(f.CA), now: f.Now, told: told(f.Log, "authorities")}
+	if paths := slices.DeleteFunc([]string{f.CA, f.AlsoCA}, func(path string) bool { return path == "" }); len(paths) > 0 {
+		s.pool = &files[*x509.CertPool]{paths: paths, parse: parsePool(paths...), now: f.Now, told: told(f.Log, "authorities")}
 	}
 	if f.Token != "" {
 		s.token = &files[string]{paths: []string{f.Token}, parse: parseToken(f.Token), now: f.Now, told: told(f.Log, "token")}
@@ -133,11 +143,14 @@ func (s *set) collectors() []prometheus.Collector {
 type Server struct {
 	set
 	failed prometheus.Counter
+
+	mu   sync.Mutex
+	open map[*connection]struct{} // of clients with a certificate
 }
 
 // NewServer reads the files, which must be usable now.
 func NewServer(f Files) (*Server, error) {
-	s := &Server{set: newSet(f), failed: prometheus.NewCounter(prometheus.CounterOpts{
+	s := &Server{set: newSet(f), open: map[*connection]struct{}{}, failed: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "chandler_tls_handshakes_failed_total", Help: "Connections to the agents' port that ended before TLS was agreed on.",
 	})}
 	if s.pair == nil {
@@ -159,14 +172,7 @@ func (s *Server) Verify(chain []*x509.Certificate) error {
 	if err != nil {
 		return err
 	}
-	between := x509.NewCertPool()
-	for _, c := range chain[1:] {
-		between.AddCert(c)
-	}
-	_, err = chain[0].Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: between, CurrentTime: s.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	})
-	return err
+	return verify(chain, roots, s.Now())
 }
 
 // config is for one connection.
@@ -205,8 +211,73 @@ func (s *Server) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 	if err != nil {
 		s.failed.Inc()
 		s.Log.Debug("no TLS with a client", "address", raw.RemoteAddr(), "error", err)
+		return conn, auth, err
 	}
-	return conn, auth, err
+	return s.track(conn, auth), auth, nil
+}
+
+// connection is one of a client with a certificate, while it is open.
+type connection struct {
+	net.Conn
+	server *Server
+	leaf   *x509.Certificate
+}
+
+func (s *Server) track(conn net.Conn, auth credentials.AuthInfo) net.Conn {
+	info, ok := auth.(credentials.TLSInfo)
+	switch {
+	case !ok:
+		return conn
+	case len(info.State.PeerCertificates) == 0 && s.Anonymous > 0:
+		return &anonymous{Conn: conn, left: s.Anonymous}
+	case len(info.State.PeerCertificates) == 0:
+		return conn
+	}
+	c := &connection{conn, s, info.State.PeerCertificates[0]}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open[c] = struct{}{}
+	return c
+}
+
+func (c *connection) Close() error {
+	c.server.mu.Lock()
+	delete(c.server.open, c)
+	c.server.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// anonymous is a connection of a client without a certificate. It is read by one
+// goroutine.
+type anonymous struct {
+	net.Conn
+	left int64
+}
+
+func (c *anonymous) Read(b []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, errors.New("a client without a certificate says too much")
+	}
+	n, err := c.Conn.Read(b[:min(int64(len(b)), c.left)])
+	c.left -= int64(n)
+	return n, err
+}
+
+// Cut closes the connections that were made with certificates of which who is true,
+// with all that goes on over them, and tells how many they were.
+func (s *Server) Cut(who func(*x509.Certificate) bool) int {
+	s.mu.Lock()
+	var found []*connection
+	for c := range s.open {
+		if who(c.leaf) {
+			found = append(found, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range found {
+		_ = c.Close() // whoever serves it notices
+	}
+	return len(found)
 }
 
 // lastWords is a connection that is closed in a way that lets a refused client
@@ -263,6 +334,11 @@ func (c *Client) DialOptions() []grpc.DialOption {
 func (c *Client) config() (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS13, Time: c.Now}
 	var err error
+	if c.Missing != nil {
+		if err = c.Missing(); err != nil {
+			return nil, err
+		}
+	}
 	if c.pool != nil {
 		if config.RootCAs, err = c.pool.get(); err != nil {
 			return nil, err

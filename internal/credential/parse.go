@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"strings"
@@ -40,43 +39,6 @@ func within(name string, c *x509.Certificate, now time.Time) error {
 		return fmt.Errorf("%s: the certificate is not valid before %s", name, c.NotBefore.UTC().Format(time.RFC3339))
 	}
 	return nil
-}
-
-// parsePool reads the certificates of authorities, of which one at least must be
-// good now.
-func parsePool(file string) func([][]byte, time.Time) (*x509.CertPool, error) {
-	return func(contents [][]byte, now time.Time) (*x509.CertPool, error) {
-		pool, good := x509.NewCertPool(), 0
-		var why error
-		for rest := contents[0]; ; {
-			var block *pem.Block
-			if block, rest = pem.Decode(rest); block == nil {
-				break
-			}
-			if block.Type != "CERTIFICATE" {
-				continue
-			}
-			c, err := x509.ParseCertificate(block.Bytes)
-			if err == nil {
-				err = within(file, c, now)
-			} else {
-				err = fmt.Errorf("%s: %w", file, err)
-			}
-			if err != nil {
-				why = err
-				continue
-			}
-			pool.AddCert(c)
-			good++
-		}
-		switch {
-		case good > 0:
-			return pool, nil
-		case why != nil:
-			return nil, why
-		}
-		return nil, fmt.Errorf("%s: no certificate in PEM form is in it", file)
-	}
 }
 
 // parseToken reads a token, of which neither errors nor logs ever say anything.

@@ -1,13 +1,15 @@
 // Package identity says who an agent is, by what it shows: a client certificate,
 // or a bearer token that somebody else reviews. Namespace and service account come
 // from there and never from what the agent claims; a claim that contradicts is
-// refused in words.
+// refused in words. What a certificate means is said by its name, by the operator's
+// rules, or by the roll of the nodes that were enrolled.
 //
 // It knows neither Kubernetes nor files, and who may have what is decided
 // elsewhere, by the node that comes out of here.
 package identity
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -16,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +29,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/wire"
 )
 
 // DefaultTrustDomain is the one that Kubernetes and Istio begin with.
@@ -47,6 +51,12 @@ type Identity struct {
 	// taken as far as Config.Labels allows.
 	Labels map[string]string
 	Known  bool
+	// Where says where Labels are, for people; "on the pod" when empty.
+	Where string
+	// Until is when that ends, by what is known now; zero: with the certificate.
+	Until time.Time
+
+	rule *ruling // whose word it is; nil: that of the name
 }
 
 // Reviewer says whose a bearer token is.
@@ -54,6 +64,14 @@ type Reviewer interface {
 	// Review gives an error that wraps ErrRefused when the token is nobody's, and
 	// any other when that cannot be found out now.
 	Review(ctx context.Context, token string) (Identity, error)
+}
+
+// Roll knows the nodes that were enrolled here.
+type Roll interface {
+	// Enrolled tells whose a certificate is, by its chain as the handshake verified
+	// it. It is not ours when somebody else signed it. The error is for one that was
+	// revoked, or that is of no node on the roll.
+	Enrolled(chain []*x509.Certificate) (id Identity, ours bool, err error)
 }
 
 // ErrRefused is a reviewer's word that a token is no good.
@@ -71,8 +89,15 @@ type Config struct {
 	// what the handshake found is good until a certificate expires.
 	Verify func(chain []*x509.Certificate) error
 	// Labels are the keys of labels that an agent may claim whose labels nobody
-	// else knows; nil: any.
+	// else knows; nil: any. Rules have their own.
 	Labels []string
+	// Rules say what certificates mean; without any it is their names. See SetRules.
+	Rules []Rule
+	// Authority verifies a chain by the authorities in a file, for rules that name
+	// one; nil: such rules are for nobody.
+	Authority func(file string, chain []*x509.Certificate) error
+	// Roll is asked first about every certificate; nil: nobody was enrolled.
+	Roll Roll
 	// Now is the clock, time.Now when nil.
 	Now func() time.Time
 	Log *slog.Logger
@@ -81,6 +106,7 @@ type Config struct {
 // Authenticator believes credentials, and nothing on plain connections.
 type Authenticator struct {
 	cfg     Config
+	rules   atomic.Pointer[[]*ruling] // without any: names
 	refused *prometheus.CounterVec
 
 	mu     sync.Mutex
@@ -99,9 +125,26 @@ func New(cfg Config) *Authenticator {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Authenticator{cfg: cfg, refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+	a := &Authenticator{cfg: cfg, refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "chandler_agents_refused_total", Help: "Times that somebody on the agents' port could not show who they are, by gRPC code.",
 	}, []string{"code"})}
+	a.SetRules(cfg.Rules)
+	return a
+}
+
+// SetRules puts other rules in place of those before, for whoever is looked at from
+// now on. One with which something is wrong (see Rule.Check) is for nobody, and does
+// not bring the names back.
+func (a *Authenticator) SetRules(rules []Rule) {
+	rulings := make([]*ruling, 0, len(rules))
+	for i := range rules {
+		if r, ok := rules[i].compile(); ok {
+			rulings = append(rulings, r)
+		} else {
+			rulings = append(rulings, &ruling{certificate: nobody, namespace: nobody})
+		}
+	}
+	a.rules.Store(&rulings)
 }
 
 // Collectors are its metrics.
@@ -114,7 +157,7 @@ func (a *Authenticator) Collectors() []prometheus.Collector {
 // Unauthenticated without a good credential, PermissionDenied when the claim is
 // about somebody else, Unavailable when nobody can tell now.
 func (a *Authenticator) Authenticate(ctx context.Context, claimed chandler.Node) (chandler.Node, error) {
-	ids, err := a.identities(ctx)
+	ids, err := a.identities(ctx, a.agents)
 	if err == nil {
 		var n chandler.Node
 		if n, err = a.node(ids, claimed); err == nil {
@@ -128,11 +171,11 @@ func (a *Authenticator) Authenticate(ctx context.Context, claimed chandler.Node)
 // Admit lets a service account pass: another replica of the control plane, which
 // is no node. The error is as of Authenticate.
 func (a *Authenticator) Admit(ctx context.Context, namespace, serviceAccount string) error {
-	ids, err := a.identities(ctx)
+	ids, err := a.identities(ctx, a.named)
 	if err == nil && !slices.ContainsFunc(ids, func(id Identity) bool {
 		return serviceAccount != "" && id.Namespace == namespace && id.ServiceAccount == serviceAccount
 	}) {
-		err = status.Errorf(codes.PermissionDenied, "%s is no replica of this control plane", called(ids))
+		err = wire.Refusal(codes.PermissionDenied, chandler.CodeXDSIdentity, "%s is no replica of this control plane", called(ids))
 	}
 	if err != nil {
 		a.note(ctx, chandler.Node{Namespace: namespace, Name: serviceAccount}, err)
@@ -141,42 +184,54 @@ func (a *Authenticator) Admit(ctx context.Context, namespace, serviceAccount str
 }
 
 // identities are what the call's credential allows: a token, if one is shown, else
-// the certificate.
-func (a *Authenticator) identities(ctx context.Context) ([]Identity, error) {
+// the certificate, whose chain meaning reads.
+func (a *Authenticator) identities(ctx context.Context, meaning func(chain []*x509.Certificate) ([]Identity, error)) ([]Identity, error) {
 	p, _ := peer.FromContext(ctx)
 	if p == nil {
-		return nil, status.Error(codes.Unauthenticated, "peer is not known")
+		return nil, unauthenticated("peer is not known")
 	}
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok {
-		return nil, status.Error(codes.Unauthenticated, "without TLS nobody can show who they are")
+		return nil, unauthenticated("without TLS nobody can show who they are")
 	}
 	if shown := metadata.ValueFromIncomingContext(ctx, "authorization"); len(shown) > 0 && a.cfg.Reviewer != nil {
 		id, err := a.review(ctx, shown)
 		return []Identity{id}, err
 	}
 	if len(info.State.VerifiedChains) == 0 {
-		return nil, status.Error(codes.Unauthenticated, a.wants())
+		return nil, unauthenticated("%s", a.wants())
 	}
-	return a.certificate(info.State.VerifiedChains[0])
+	return meaning(info.State.VerifiedChains[0])
+}
+
+func unauthenticated(format string, args ...any) error {
+	return wire.Refusal(codes.Unauthenticated, chandler.CodeXDSIdentity, format, args...)
+}
+
+func denied(format string, args ...any) error {
+	return wire.Refusal(codes.PermissionDenied, chandler.CodeXDSIdentity, format, args...)
 }
 
 func (a *Authenticator) wants() string {
-	if a.cfg.Reviewer == nil {
-		return "a client certificate is wanted: give the agent --tls-cert and --tls-key"
+	wants, give := "a client certificate is wanted", "--tls-cert and --tls-key"
+	if a.cfg.Reviewer != nil {
+		wants, give = "a token or a client certificate is wanted", "--token-file, or "+give
 	}
-	return "a token or a client certificate is wanted: give the agent --token-file, or --tls-cert and --tls-key"
+	if a.cfg.Roll != nil {
+		give += ", or --enrol-token-file"
+	}
+	return wants + ": give the agent " + give
 }
 
 func (a *Authenticator) review(ctx context.Context, shown []string) (Identity, error) {
 	scheme, token, _ := strings.Cut(shown[0], " ")
 	if len(shown) > 1 || !strings.EqualFold(scheme, "bearer") || token == "" || len(token) > maxToken {
-		return Identity{}, status.Error(codes.Unauthenticated, "what is shown is no bearer token")
+		return Identity{}, unauthenticated("what is shown is no bearer token")
 	}
 	id, err := a.cfg.Reviewer.Review(ctx, token)
 	switch {
 	case errors.Is(err, ErrRefused):
-		return Identity{}, status.Error(codes.Unauthenticated, chandler.Printable(err.Error(), 512))
+		return Identity{}, unauthenticated("%s", chandler.Printable(err.Error(), 512))
 	case err != nil:
 		a.cfg.Log.Warn("a token cannot be reviewed now", "error", err)
 		return Identity{}, status.Error(codes.Unavailable, "nobody can say now whose the token is")
@@ -184,51 +239,116 @@ func (a *Authenticator) review(ctx context.Context, shown []string) (Identity, e
 	return id, nil
 }
 
-// certificate reads a verified chain. That it is good was found at the handshake;
-// a connection may outlive it.
-func (a *Authenticator) certificate(chain []*x509.Certificate) ([]Identity, error) {
-	for _, c := range chain {
-		if a.cfg.Now().After(c.NotAfter) {
-			return nil, status.Errorf(codes.Unauthenticated, "the certificate expired at %s", c.NotAfter.UTC().Format(time.RFC3339))
+// agents reads a verified chain as an agent's: by the roll, by the rules if there are
+// any, else by its names.
+func (a *Authenticator) agents(chain []*x509.Certificate) ([]Identity, error) {
+	if a.cfg.Roll != nil {
+		if id, ours, err := a.cfg.Roll.Enrolled(chain); err != nil {
+			return nil, denied("%s", chandler.Printable(err.Error(), 512))
+		} else if ours && !id.Until.IsZero() && a.cfg.Now().After(id.Until) {
+			return nil, unauthenticated("the certificate expired at %s", id.Until.UTC().Format(time.RFC3339))
+		} else if ours {
+			return []Identity{id}, nil
 		}
 	}
-	if a.cfg.Verify != nil {
-		if err := a.cfg.Verify(chain); err != nil {
-			return nil, status.Errorf(codes.Unauthenticated, "the certificate is not trusted: %s", chandler.Printable(err.Error(), 256))
+	rules := *a.rules.Load()
+	if len(rules) == 0 {
+		return a.named(chain)
+	}
+	if err := a.valid(chain); err != nil {
+		return nil, err
+	}
+	var ids []Identity
+	for _, r := range rules {
+		if r.ca == "" || a.cfg.Authority != nil && a.cfg.Authority(r.ca, chain) == nil {
+			ids = append(ids, r.whose(chain[0])...)
 		}
 	}
-	ids, why := names(chain[0], a.cfg.TrustDomain)
 	if len(ids) == 0 {
-		return nil, status.Error(codes.Unauthenticated, why)
+		return nil, denied("no rule is for a certificate of %s", owner(chain[0]))
 	}
 	return ids, nil
 }
 
-// node joins a claim with whom it may be about.
-func (a *Authenticator) node(ids []Identity, claimed chandler.Node) (chandler.Node, error) {
-	deny := func(format string, args ...any) (chandler.Node, error) {
-		return chandler.Node{}, status.Errorf(codes.PermissionDenied, format, args...)
+// owner names a certificate by what stands in it, for people.
+func owner(c *x509.Certificate) string {
+	var names []Identity
+	for _, u := range c.URIs {
+		names = append(names, Identity{Name: u.String()})
 	}
-	at := slices.IndexFunc(ids, func(id Identity) bool {
-		return id.Namespace == claimed.Namespace && (id.Node == "" || id.Node == claimed.Name)
-	})
-	if at < 0 {
-		return deny("%s may not act as node %s", called(ids), chandler.Quote(claimed.ID()))
+	for _, name := range c.DNSNames {
+		names = append(names, Identity{Name: name})
 	}
-	id := ids[at]
-	for _, key := range slices.Sorted(maps.Keys(claimed.Labels)) {
-		value, there := id.Labels[key]
-		switch {
-		case id.Known && (!there || value != claimed.Labels[key]):
-			return deny("%s may not claim the label %s: it is not on the pod", called(ids[at:at+1]), chandler.Quote(key+"="+claimed.Labels[key]))
-		case !id.Known && a.cfg.Labels != nil && !slices.Contains(a.cfg.Labels, key):
-			return deny("%s may not claim the label %s", called(ids[at:at+1]), chandler.Quote(key))
+	if len(names) == 0 {
+		return "nobody"
+	}
+	return called(names)
+}
+
+// named reads a verified chain by the names in the certificate.
+func (a *Authenticator) named(chain []*x509.Certificate) ([]Identity, error) {
+	if err := a.valid(chain); err != nil {
+		return nil, err
+	}
+	ids, why := names(chain[0], a.cfg.TrustDomain)
+	if len(ids) == 0 {
+		return nil, unauthenticated("%s", why)
+	}
+	return ids, nil
+}
+
+// valid looks at a chain again. That it is good was found at the handshake; a
+// connection may outlive it.
+func (a *Authenticator) valid(chain []*x509.Certificate) error {
+	for _, c := range chain {
+		if a.cfg.Now().After(c.NotAfter) {
+			return unauthenticated("the certificate expired at %s", c.NotAfter.UTC().Format(time.RFC3339))
 		}
 	}
-	if id.Known {
-		claimed.Labels = id.Labels
+	if a.cfg.Verify != nil {
+		if err := a.cfg.Verify(chain); err != nil {
+			return unauthenticated("the certificate is not trusted: %s", chandler.Printable(err.Error(), 256))
+		}
 	}
-	return claimed, nil
+	return nil
+}
+
+// node joins a claim with whom it may be about. Where several identities cover the
+// node one of them must allow all of its labels.
+func (a *Authenticator) node(ids []Identity, claimed chandler.Node) (chandler.Node, error) {
+	var why error
+	for i := range ids {
+		if !ids[i].covers(claimed) {
+			continue
+		}
+		err := a.labels(&ids[i], claimed)
+		if err == nil {
+			if ids[i].Known {
+				claimed.Labels = ids[i].Labels
+			}
+			return claimed, nil
+		}
+		why = cmp.Or(why, err)
+	}
+	return chandler.Node{}, cmp.Or(why, denied("%s may not act as node %s", called(ids), chandler.Quote(claimed.ID())))
+}
+
+// labels tells why somebody may not claim the labels of a node.
+func (a *Authenticator) labels(id *Identity, claimed chandler.Node) error {
+	for _, key := range slices.Sorted(maps.Keys(claimed.Labels)) {
+		value, label := claimed.Labels[key], chandler.Quote(key+"="+claimed.Labels[key])
+		known, there := id.Labels[key]
+		switch {
+		case id.Known && (!there || value != known):
+			return denied("%s may not claim the label %s: it is not %s", called([]Identity{*id}), label, cmp.Or(id.Where, "on the pod"))
+		case id.Known:
+		case id.rule != nil && !id.rule.allows(key, value):
+			return denied("%s may not claim the label %s", called([]Identity{*id}), label)
+		case id.rule == nil && a.cfg.Labels != nil && !slices.Contains(a.cfg.Labels, key):
+			return denied("%s may not claim the label %s", called([]Identity{*id}), chandler.Quote(key))
+		}
+	}
+	return nil
 }
 
 // called names whom a credential is of, for people.

@@ -36,7 +36,9 @@ type Config struct {
 	Editor source.Editor
 	// ReadOnly says where, in words, when Editor is nil.
 	ReadOnly string
-	Metrics  prometheus.Gatherer
+	// Nodes are the machines that are enrolled; nil: none are.
+	Nodes   Nodes
+	Metrics prometheus.Gatherer
 }
 
 // Control is the part of the control plane that is shown.

@@ -161,7 +161,7 @@ func StateFromProto(m *chandlerv1.AttachmentState) (chandler.AttachmentState, er
 		Generation: m.GetGeneration(),
 		Sequence:   m.GetSequence(),
 		Reason:     chandler.Code(m.GetReason()),
-		Message:    printable(m.GetMessage()),
+		Message:    printable(Masked(m.GetMessage(), MaxMessage-64)),
 		Attempt:    m.GetAttempt(),
 		Rejections: m.GetRejections(),
 		VMTraps:    m.GetVmTraps(),

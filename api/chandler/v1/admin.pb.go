@@ -9,6 +9,7 @@ package chandlerv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -1250,11 +1251,551 @@ func (x *ProxyStatus) GetEnvoyVersion() string {
 	return ""
 }
 
+type CreateNodeTokenRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Pattern of the node's name, * for any characters; empty: any name.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// All the labels that the node has, and may claim.
+	Labels        map[string]string    `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Ttl           *durationpb.Duration `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateNodeTokenRequest) Reset() {
+	*x = CreateNodeTokenRequest{}
+	mi := &file_chandler_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateNodeTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateNodeTokenRequest) ProtoMessage() {}
+
+func (x *CreateNodeTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateNodeTokenRequest.ProtoReflect.Descriptor instead.
+func (*CreateNodeTokenRequest) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CreateNodeTokenRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *CreateNodeTokenRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateNodeTokenRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *CreateNodeTokenRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+type CreateNodeTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Shown this once; what is kept is its hash.
+	Token   string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Id      string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Expires *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`
+	// The token says which control plane to believe, so that a machine needs nothing
+	// else.
+	Pinned        bool `protobuf:"varint,4,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateNodeTokenResponse) Reset() {
+	*x = CreateNodeTokenResponse{}
+	mi := &file_chandler_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateNodeTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateNodeTokenResponse) ProtoMessage() {}
+
+func (x *CreateNodeTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateNodeTokenResponse.ProtoReflect.Descriptor instead.
+func (*CreateNodeTokenResponse) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CreateNodeTokenResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *CreateNodeTokenResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreateNodeTokenResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *CreateNodeTokenResponse) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+type ListNodesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: all.
+	Namespace     string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesRequest) Reset() {
+	*x = ListNodesRequest{}
+	mi := &file_chandler_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesRequest) ProtoMessage() {}
+
+func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
+func (*ListNodesRequest) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListNodesRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+type ListNodesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*EnrolledNode        `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Tokens        []*NodeToken           `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesResponse) Reset() {
+	*x = ListNodesResponse{}
+	mi := &file_chandler_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesResponse) ProtoMessage() {}
+
+func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
+func (*ListNodesResponse) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ListNodesResponse) GetNodes() []*EnrolledNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *ListNodesResponse) GetTokens() []*NodeToken {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+// EnrolledNode is a machine with a certificate from here.
+type EnrolledNode struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Labels    map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Enrolled  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=enrolled,proto3" json:"enrolled,omitempty"`
+	// Of the newest certificate.
+	Expires *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires,proto3" json:"expires,omitempty"`
+	// The token, and who made it.
+	TokenId string `protobuf:"bytes,6,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	MadeBy  string `protobuf:"bytes,7,opt,name=made_by,json=madeBy,proto3" json:"made_by,omitempty"`
+	// Not set while it may connect.
+	Revoked       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	RevokedBy     string                 `protobuf:"bytes,9,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrolledNode) Reset() {
+	*x = EnrolledNode{}
+	mi := &file_chandler_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrolledNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrolledNode) ProtoMessage() {}
+
+func (x *EnrolledNode) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrolledNode.ProtoReflect.Descriptor instead.
+func (*EnrolledNode) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *EnrolledNode) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *EnrolledNode) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EnrolledNode) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *EnrolledNode) GetEnrolled() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Enrolled
+	}
+	return nil
+}
+
+func (x *EnrolledNode) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *EnrolledNode) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *EnrolledNode) GetMadeBy() string {
+	if x != nil {
+		return x.MadeBy
+	}
+	return ""
+}
+
+func (x *EnrolledNode) GetRevoked() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+func (x *EnrolledNode) GetRevokedBy() string {
+	if x != nil {
+		return x.RevokedBy
+	}
+	return ""
+}
+
+// NodeToken is a token, of which the secret is not known here.
+type NodeToken struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Labels    map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Created   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created,proto3" json:"created,omitempty"`
+	Expires   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires,proto3" json:"expires,omitempty"`
+	MadeBy    string                 `protobuf:"bytes,7,opt,name=made_by,json=madeBy,proto3" json:"made_by,omitempty"`
+	// The name of the node that it was spent for.
+	SpentFor      string `protobuf:"bytes,8,opt,name=spent_for,json=spentFor,proto3" json:"spent_for,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeToken) Reset() {
+	*x = NodeToken{}
+	mi := &file_chandler_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeToken) ProtoMessage() {}
+
+func (x *NodeToken) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeToken.ProtoReflect.Descriptor instead.
+func (*NodeToken) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *NodeToken) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *NodeToken) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *NodeToken) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NodeToken) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *NodeToken) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *NodeToken) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *NodeToken) GetMadeBy() string {
+	if x != nil {
+		return x.MadeBy
+	}
+	return ""
+}
+
+func (x *NodeToken) GetSpentFor() string {
+	if x != nil {
+		return x.SpentFor
+	}
+	return ""
+}
+
+type RevokeNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeNodeRequest) Reset() {
+	*x = RevokeNodeRequest{}
+	mi := &file_chandler_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeNodeRequest) ProtoMessage() {}
+
+func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
+func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RevokeNodeRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *RevokeNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RevokeNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeNodeResponse) Reset() {
+	*x = RevokeNodeResponse{}
+	mi := &file_chandler_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeNodeResponse) ProtoMessage() {}
+
+func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
+func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
 var File_chandler_v1_admin_proto protoreflect.FileDescriptor
 
 const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x17chandler/v1/admin.proto\x12\vchandler.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"Q\n" +
+	"\x17chandler/v1/admin.proto\x12\vchandler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Q\n" +
 	"\tObjectRef\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1362,7 +1903,55 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1c\n" +
 	"\tconnected\x18\v \x01(\bR\tconnected\x12#\n" +
 	"\ragent_version\x18\f \x01(\tR\fagentVersion\x12#\n" +
-	"\renvoy_version\x18\r \x01(\tR\fenvoyVersion*\x9f\x01\n" +
+	"\renvoy_version\x18\r \x01(\tR\fenvoyVersion\"\xfb\x01\n" +
+	"\x16CreateNodeTokenRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12G\n" +
+	"\x06labels\x18\x03 \x03(\v2/.chandler.v1.CreateNodeTokenRequest.LabelsEntryR\x06labels\x12+\n" +
+	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x01\n" +
+	"\x17CreateNodeTokenResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x124\n" +
+	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x16\n" +
+	"\x06pinned\x18\x04 \x01(\bR\x06pinned\"0\n" +
+	"\x10ListNodesRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"t\n" +
+	"\x11ListNodesResponse\x12/\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x19.chandler.v1.EnrolledNodeR\x05nodes\x12.\n" +
+	"\x06tokens\x18\x02 \x03(\v2\x16.chandler.v1.NodeTokenR\x06tokens\"\xb1\x03\n" +
+	"\fEnrolledNode\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12=\n" +
+	"\x06labels\x18\x03 \x03(\v2%.chandler.v1.EnrolledNode.LabelsEntryR\x06labels\x126\n" +
+	"\benrolled\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\benrolled\x124\n" +
+	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x19\n" +
+	"\btoken_id\x18\x06 \x01(\tR\atokenId\x12\x17\n" +
+	"\amade_by\x18\a \x01(\tR\x06madeBy\x124\n" +
+	"\arevoked\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\x12\x1d\n" +
+	"\n" +
+	"revoked_by\x18\t \x01(\tR\trevokedBy\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe6\x02\n" +
+	"\tNodeToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12:\n" +
+	"\x06labels\x18\x04 \x03(\v2\".chandler.v1.NodeToken.LabelsEntryR\x06labels\x124\n" +
+	"\acreated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
+	"\aexpires\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x17\n" +
+	"\amade_by\x18\a \x01(\tR\x06madeBy\x12\x1b\n" +
+	"\tspent_for\x18\b \x01(\tR\bspentFor\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"E\n" +
+	"\x11RevokeNodeRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x14\n" +
+	"\x12RevokeNodeResponse*\x9f\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eACTION_CREATED\x10\x01\x12\x15\n" +
@@ -1370,11 +1959,15 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\x10ACTION_UNCHANGED\x10\x03\x12\x12\n" +
 	"\x0eACTION_DELETED\x10\x04\x12\x12\n" +
 	"\x0eACTION_REFUSED\x10\x05\x12\x14\n" +
-	"\x10ACTION_NOT_FOUND\x10\x062\xcc\x01\n" +
+	"\x10ACTION_NOT_FOUND\x10\x062\xca\x03\n" +
 	"\x05Admin\x12>\n" +
 	"\x05Apply\x12\x19.chandler.v1.ApplyRequest\x1a\x1a.chandler.v1.ApplyResponse\x12A\n" +
 	"\x06Delete\x12\x1a.chandler.v1.DeleteRequest\x1a\x1b.chandler.v1.DeleteResponse\x12@\n" +
-	"\x04List\x12\x18.chandler.v1.ListRequest\x1a\x19.chandler.v1.ListResponse\"\x03\x90\x02\x01B2Z0chandler.dev/chandler/api/chandler/v1;chandlerv1b\x06proto3"
+	"\x04List\x12\x18.chandler.v1.ListRequest\x1a\x19.chandler.v1.ListResponse\"\x03\x90\x02\x01\x12\\\n" +
+	"\x0fCreateNodeToken\x12#.chandler.v1.CreateNodeTokenRequest\x1a$.chandler.v1.CreateNodeTokenResponse\x12O\n" +
+	"\tListNodes\x12\x1d.chandler.v1.ListNodesRequest\x1a\x1e.chandler.v1.ListNodesResponse\"\x03\x90\x02\x01\x12M\n" +
+	"\n" +
+	"RevokeNode\x12\x1e.chandler.v1.RevokeNodeRequest\x1a\x1f.chandler.v1.RevokeNodeResponseB2Z0chandler.dev/chandler/api/chandler/v1;chandlerv1b\x06proto3"
 
 var (
 	file_chandler_v1_admin_proto_rawDescOnce sync.Once
@@ -1389,27 +1982,39 @@ func file_chandler_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_chandler_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_chandler_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_chandler_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_chandler_v1_admin_proto_goTypes = []any{
-	(Action)(0),                   // 0: chandler.v1.Action
-	(*ObjectRef)(nil),             // 1: chandler.v1.ObjectRef
-	(*Problem)(nil),               // 2: chandler.v1.Problem
-	(*ApplyRequest)(nil),          // 3: chandler.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 4: chandler.v1.ApplyResponse
-	(*ObjectResult)(nil),          // 5: chandler.v1.ObjectResult
-	(*DeleteRequest)(nil),         // 6: chandler.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 7: chandler.v1.DeleteResponse
-	(*ListRequest)(nil),           // 8: chandler.v1.ListRequest
-	(*ListResponse)(nil),          // 9: chandler.v1.ListResponse
-	(*BrokenFile)(nil),            // 10: chandler.v1.BrokenFile
-	(*Object)(nil),                // 11: chandler.v1.Object
-	(*Status)(nil),                // 12: chandler.v1.Status
-	(*Condition)(nil),             // 13: chandler.v1.Condition
-	(*Resolved)(nil),              // 14: chandler.v1.Resolved
-	(*ProxyStatus)(nil),           // 15: chandler.v1.ProxyStatus
-	nil,                           // 16: chandler.v1.ListRequest.LabelsEntry
-	nil,                           // 17: chandler.v1.Object.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(Action)(0),                     // 0: chandler.v1.Action
+	(*ObjectRef)(nil),               // 1: chandler.v1.ObjectRef
+	(*Problem)(nil),                 // 2: chandler.v1.Problem
+	(*ApplyRequest)(nil),            // 3: chandler.v1.ApplyRequest
+	(*ApplyResponse)(nil),           // 4: chandler.v1.ApplyResponse
+	(*ObjectResult)(nil),            // 5: chandler.v1.ObjectResult
+	(*DeleteRequest)(nil),           // 6: chandler.v1.DeleteRequest
+	(*DeleteResponse)(nil),          // 7: chandler.v1.DeleteResponse
+	(*ListRequest)(nil),             // 8: chandler.v1.ListRequest
+	(*ListResponse)(nil),            // 9: chandler.v1.ListResponse
+	(*BrokenFile)(nil),              // 10: chandler.v1.BrokenFile
+	(*Object)(nil),                  // 11: chandler.v1.Object
+	(*Status)(nil),                  // 12: chandler.v1.Status
+	(*Condition)(nil),               // 13: chandler.v1.Condition
+	(*Resolved)(nil),                // 14: chandler.v1.Resolved
+	(*ProxyStatus)(nil),             // 15: chandler.v1.ProxyStatus
+	(*CreateNodeTokenRequest)(nil),  // 16: chandler.v1.CreateNodeTokenRequest
+	(*CreateNodeTokenResponse)(nil), // 17: chandler.v1.CreateNodeTokenResponse
+	(*ListNodesRequest)(nil),        // 18: chandler.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 19: chandler.v1.ListNodesResponse
+	(*EnrolledNode)(nil),            // 20: chandler.v1.EnrolledNode
+	(*NodeToken)(nil),               // 21: chandler.v1.NodeToken
+	(*RevokeNodeRequest)(nil),       // 22: chandler.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),      // 23: chandler.v1.RevokeNodeResponse
+	nil,                             // 24: chandler.v1.ListRequest.LabelsEntry
+	nil,                             // 25: chandler.v1.Object.LabelsEntry
+	nil,                             // 26: chandler.v1.CreateNodeTokenRequest.LabelsEntry
+	nil,                             // 27: chandler.v1.EnrolledNode.LabelsEntry
+	nil,                             // 28: chandler.v1.NodeToken.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 29: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 30: google.protobuf.Duration
 }
 var file_chandler_v1_admin_proto_depIdxs = []int32{
 	5,  // 0: chandler.v1.ApplyResponse.results:type_name -> chandler.v1.ObjectResult
@@ -1419,13 +2024,13 @@ var file_chandler_v1_admin_proto_depIdxs = []int32{
 	2,  // 4: chandler.v1.ObjectResult.warnings:type_name -> chandler.v1.Problem
 	1,  // 5: chandler.v1.DeleteRequest.refs:type_name -> chandler.v1.ObjectRef
 	5,  // 6: chandler.v1.DeleteResponse.results:type_name -> chandler.v1.ObjectResult
-	16, // 7: chandler.v1.ListRequest.labels:type_name -> chandler.v1.ListRequest.LabelsEntry
+	24, // 7: chandler.v1.ListRequest.labels:type_name -> chandler.v1.ListRequest.LabelsEntry
 	11, // 8: chandler.v1.ListResponse.objects:type_name -> chandler.v1.Object
 	10, // 9: chandler.v1.ListResponse.broken:type_name -> chandler.v1.BrokenFile
 	2,  // 10: chandler.v1.BrokenFile.problems:type_name -> chandler.v1.Problem
 	1,  // 11: chandler.v1.Object.ref:type_name -> chandler.v1.ObjectRef
-	18, // 12: chandler.v1.Object.created:type_name -> google.protobuf.Timestamp
-	17, // 13: chandler.v1.Object.labels:type_name -> chandler.v1.Object.LabelsEntry
+	29, // 12: chandler.v1.Object.created:type_name -> google.protobuf.Timestamp
+	25, // 13: chandler.v1.Object.labels:type_name -> chandler.v1.Object.LabelsEntry
 	12, // 14: chandler.v1.Object.status:type_name -> chandler.v1.Status
 	13, // 15: chandler.v1.Status.conditions:type_name -> chandler.v1.Condition
 	14, // 16: chandler.v1.Status.resolved:type_name -> chandler.v1.Resolved
@@ -1433,22 +2038,40 @@ var file_chandler_v1_admin_proto_depIdxs = []int32{
 	15, // 18: chandler.v1.Status.proxies:type_name -> chandler.v1.ProxyStatus
 	2,  // 19: chandler.v1.Status.problems:type_name -> chandler.v1.Problem
 	2,  // 20: chandler.v1.Status.warnings:type_name -> chandler.v1.Problem
-	18, // 21: chandler.v1.Status.next_try:type_name -> google.protobuf.Timestamp
-	18, // 22: chandler.v1.Condition.last_transition:type_name -> google.protobuf.Timestamp
-	18, // 23: chandler.v1.Resolved.at:type_name -> google.protobuf.Timestamp
-	18, // 24: chandler.v1.ProxyStatus.next_try:type_name -> google.protobuf.Timestamp
-	18, // 25: chandler.v1.ProxyStatus.since:type_name -> google.protobuf.Timestamp
-	3,  // 26: chandler.v1.Admin.Apply:input_type -> chandler.v1.ApplyRequest
-	6,  // 27: chandler.v1.Admin.Delete:input_type -> chandler.v1.DeleteRequest
-	8,  // 28: chandler.v1.Admin.List:input_type -> chandler.v1.ListRequest
-	4,  // 29: chandler.v1.Admin.Apply:output_type -> chandler.v1.ApplyResponse
-	7,  // 30: chandler.v1.Admin.Delete:output_type -> chandler.v1.DeleteResponse
-	9,  // 31: chandler.v1.Admin.List:output_type -> chandler.v1.ListResponse
-	29, // [29:32] is the sub-list for method output_type
-	26, // [26:29] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	29, // 21: chandler.v1.Status.next_try:type_name -> google.protobuf.Timestamp
+	29, // 22: chandler.v1.Condition.last_transition:type_name -> google.protobuf.Timestamp
+	29, // 23: chandler.v1.Resolved.at:type_name -> google.protobuf.Timestamp
+	29, // 24: chandler.v1.ProxyStatus.next_try:type_name -> google.protobuf.Timestamp
+	29, // 25: chandler.v1.ProxyStatus.since:type_name -> google.protobuf.Timestamp
+	26, // 26: chandler.v1.CreateNodeTokenRequest.labels:type_name -> chandler.v1.CreateNodeTokenRequest.LabelsEntry
+	30, // 27: chandler.v1.CreateNodeTokenRequest.ttl:type_name -> google.protobuf.Duration
+	29, // 28: chandler.v1.CreateNodeTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	20, // 29: chandler.v1.ListNodesResponse.nodes:type_name -> chandler.v1.EnrolledNode
+	21, // 30: chandler.v1.ListNodesResponse.tokens:type_name -> chandler.v1.NodeToken
+	27, // 31: chandler.v1.EnrolledNode.labels:type_name -> chandler.v1.EnrolledNode.LabelsEntry
+	29, // 32: chandler.v1.EnrolledNode.enrolled:type_name -> google.protobuf.Timestamp
+	29, // 33: chandler.v1.EnrolledNode.expires:type_name -> google.protobuf.Timestamp
+	29, // 34: chandler.v1.EnrolledNode.revoked:type_name -> google.protobuf.Timestamp
+	28, // 35: chandler.v1.NodeToken.labels:type_name -> chandler.v1.NodeToken.LabelsEntry
+	29, // 36: chandler.v1.NodeToken.created:type_name -> google.protobuf.Timestamp
+	29, // 37: chandler.v1.NodeToken.expires:type_name -> google.protobuf.Timestamp
+	3,  // 38: chandler.v1.Admin.Apply:input_type -> chandler.v1.ApplyRequest
+	6,  // 39: chandler.v1.Admin.Delete:input_type -> chandler.v1.DeleteRequest
+	8,  // 40: chandler.v1.Admin.List:input_type -> chandler.v1.ListRequest
+	16, // 41: chandler.v1.Admin.CreateNodeToken:input_type -> chandler.v1.CreateNodeTokenRequest
+	18, // 42: chandler.v1.Admin.ListNodes:input_type -> chandler.v1.ListNodesRequest
+	22, // 43: chandler.v1.Admin.RevokeNode:input_type -> chandler.v1.RevokeNodeRequest
+	4,  // 44: chandler.v1.Admin.Apply:output_type -> chandler.v1.ApplyResponse
+	7,  // 45: chandler.v1.Admin.Delete:output_type -> chandler.v1.DeleteResponse
+	9,  // 46: chandler.v1.Admin.List:output_type -> chandler.v1.ListResponse
+	17, // 47: chandler.v1.Admin.CreateNodeToken:output_type -> chandler.v1.CreateNodeTokenResponse
+	19, // 48: chandler.v1.Admin.ListNodes:output_type -> chandler.v1.ListNodesResponse
+	23, // 49: chandler.v1.Admin.RevokeNode:output_type -> chandler.v1.RevokeNodeResponse
+	44, // [44:50] is the sub-list for method output_type
+	38, // [38:44] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_chandler_v1_admin_proto_init() }
@@ -1462,7 +2085,7 @@ func file_chandler_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_chandler_v1_admin_proto_rawDesc), len(file_chandler_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,6 +35,8 @@ type Leaf struct {
 	URI                 string
 	IP                  string
 	NotBefore, NotAfter time.Time
+	// CA makes it an authority itself.
+	CA bool
 }
 
 // Pair are the files of a certificate and its key, both in PEM.
@@ -99,6 +101,9 @@ func (a *Authority) template(l Leaf) *x509.Certificate {
 	}
 	if !l.NotAfter.IsZero() {
 		c.NotAfter = l.NotAfter
+	}
+	if l.CA {
+		c.IsCA, c.BasicConstraintsValid, c.KeyUsage, c.ExtKeyUsage = true, true, x509.KeyUsageCertSign, nil
 	}
 	if l.IP != "" {
 		c.IPAddresses = []net.IP{net.ParseIP(l.IP)}

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/wire"
 )
 
 // Limits of what one agent may ask.
@@ -36,6 +37,7 @@ const (
 	maxStreams  = 8      // streams of one node
 	maxResponse = 4 << 20
 	maxDetail   = 4 << 10
+	maxRequest  = 1 << 20 // bytes of a request, without its error detail
 
 	firstTimeout = 10 * time.Second // for the first message of a stream
 )
@@ -75,8 +77,21 @@ type Config struct {
 	// it: none in the first answer to an agent that is up to date. It must neither
 	// block nor call back.
 	Sent func(bytes int)
-	Log  *slog.Logger
+	// Asked, when set, is told what agents ask for, and for how many names. It must
+	// neither block nor call back.
+	Asked func(what Asked, names int)
+	Log   *slog.Logger
 }
+
+// Asked is what an agent asks for.
+type Asked string
+
+// What agents ask for. Whatever it is, they get what is for their node.
+const (
+	AskedAll   Asked = "all"   // the wildcard
+	AskedOwn   Asked = "own"   // something by a name that is for the node
+	AskedOther Asked = "other" // by a name that is not, whether there is such a thing or not
+)
 
 // Server serves delta ADS. New starts nothing; streams live with the gRPC
 // server it is registered at.
@@ -108,6 +123,9 @@ func New(cfg Config) *Server {
 	}
 	if cfg.Sent == nil {
 		cfg.Sent = func(int) {}
+	}
+	if cfg.Asked == nil {
+		cfg.Asked = func(Asked, int) {}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -207,11 +225,11 @@ func receiveFirst(str discoveryv3.AggregatedDiscoveryService_DeltaAggregatedReso
 			return nil, m.err
 		}
 		if m.req.GetNode().GetId() == "" {
-			return nil, status.Error(codes.InvalidArgument, "node id missing in first message")
+			return nil, wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "node id missing in first message")
 		}
 		return m.req, nil
 	case <-time.After(firstTimeout):
-		return nil, status.Errorf(codes.DeadlineExceeded, "no first message in %v", firstTimeout)
+		return nil, wire.Refusal(codes.DeadlineExceeded, chandler.CodeXDSLimit, "no first message in %v", firstTimeout)
 	}
 }
 
@@ -225,7 +243,7 @@ func (s *Server) enter(st *stream) error {
 		s.nodes[id] = p
 	}
 	if p.streams >= maxStreams {
-		return status.Errorf(codes.ResourceExhausted, "node %s has %d streams, limit %d", chandler.Quote(id), p.streams, maxStreams)
+		return wire.Refusal(codes.ResourceExhausted, chandler.CodeXDSLimit, "node %s has %d streams, limit %d", chandler.Quote(id), p.streams, maxStreams)
 	}
 	p.streams++
 	p.node = st.node

@@ -1,9 +1,11 @@
 package deltaserver_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"slices"
@@ -18,11 +20,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/wire"
 	"chandler.dev/chandler/internal/xds/deltaclient"
 	"chandler.dev/chandler/internal/xds/deltaserver"
 )
@@ -40,16 +42,25 @@ type control struct {
 	views  map[string][]*deltaserver.Resource // by node id
 	nacks  []string
 	events []string
+	asked  map[deltaserver.Asked]int
+	log    bytes.Buffer
+}
+
+// Write implements io.Writer, for the log.
+func (c *control) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.log.Write(b)
 }
 
 func serve(t *testing.T) *control {
 	t.Helper()
-	c := &control{}
+	c := &control{asked: map[deltaserver.Asked]int{}}
 	c.Server = deltaserver.New(deltaserver.Config{
-		TypeURL: typeURL,
+		TypeURL: typeURL, Log: slog.New(slog.NewTextHandler(c, nil)),
 		Authenticate: func(_ context.Context, n *corev3.Node) (chandler.Node, error) {
 			if n.GetId() == "ns/stranger" {
-				return chandler.Node{}, status.Error(codes.PermissionDenied, "go away")
+				return chandler.Node{}, wire.Refusal(codes.PermissionDenied, chandler.CodeXDSIdentity, "go away")
 			}
 			namespace, name, _ := strings.Cut(n.GetId(), "/")
 			return chandler.Node{Namespace: namespace, Name: name}, nil
@@ -63,6 +74,11 @@ func serve(t *testing.T) *control {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.events = append(c.events, fmt.Sprintf("%s %v", n.ID(), ok))
+		},
+		Asked: func(what deltaserver.Asked, names int) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.asked[what] += names
 		},
 		Nacked: func(n chandler.Node, names []string, detail string) {
 			c.mu.Lock()
@@ -381,75 +397,6 @@ func (c *control) raw(t *testing.T) discoveryv3.AggregatedDiscoveryService_Delta
 		t.Fatal(err)
 	}
 	return str
-}
-
-func names(n, size int) []string {
-	out := make([]string, n)
-	for i := range out {
-		out[i] = fmt.Sprint(i) + strings.Repeat("n", size)
-	}
-	return out
-}
-
-func TestRequestsThatEndTheStream(t *testing.T) {
-	t.Parallel()
-	c := serve(t)
-	c.set("ns/a", "x@1")
-	versions := map[string]string{}
-	for i := range deltaserver.MaxVersions + 1 {
-		versions[fmt.Sprint(i)] = "1"
-	}
-	hello := &discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "ns/a"}, TypeUrl: typeURL}
-	for _, test := range []struct {
-		name string
-		want codes.Code
-		reqs []*discoveryv3.DeltaDiscoveryRequest
-	}{
-		{"Refuse_B92 no node", codes.InvalidArgument, []*discoveryv3.DeltaDiscoveryRequest{{TypeUrl: typeURL}}},
-		{"Refuse_B92 node changes", codes.InvalidArgument, []*discoveryv3.DeltaDiscoveryRequest{hello, {Node: &corev3.Node{Id: "ns/b"}, TypeUrl: typeURL}}},
-		{"Refuse_B93 foreign identity", codes.PermissionDenied, []*discoveryv3.DeltaDiscoveryRequest{{Node: &corev3.Node{Id: "ns/stranger"}, TypeUrl: typeURL}}},
-		{"Refuse_B94 long name", codes.InvalidArgument, []*discoveryv3.DeltaDiscoveryRequest{{Node: hello.Node, TypeUrl: typeURL, ResourceNamesSubscribe: names(1, 1<<20)}}},
-		{"Refuse_B94 many names", codes.InvalidArgument, []*discoveryv3.DeltaDiscoveryRequest{{Node: hello.Node, TypeUrl: typeURL, ResourceNamesSubscribe: names(100_000, 1)}}},
-		{"Refuse_B99 many versions", codes.ResourceExhausted, []*discoveryv3.DeltaDiscoveryRequest{{Node: hello.Node, TypeUrl: typeURL, InitialResourceVersions: versions}}},
-		{"no type", codes.InvalidArgument, []*discoveryv3.DeltaDiscoveryRequest{{Node: hello.Node}}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			str := c.raw(t)
-			for _, req := range test.reqs {
-				if err := str.Send(req); err != nil {
-					break // the answer tells why
-				}
-			}
-			for {
-				if _, err := str.Recv(); err != nil {
-					if got := status.Code(err); got != test.want {
-						t.Errorf("ended with %v", err)
-					} else if len(err.Error()) > 1000 {
-						t.Errorf("reason of %d bytes", len(err.Error()))
-					}
-					return
-				}
-			}
-		})
-	}
-}
-
-// B91: a type that is not served gets no answer, and the stream goes on.
-func TestRefuse_B91_UnknownTypeLeavesTheStreamAlive(t *testing.T) {
-	t.Parallel()
-	c := serve(t)
-	c.set("ns/a", "x@1")
-	str := c.raw(t)
-	for _, typ := range []string{"type.googleapis.com/envoy.config.listener.v3.Listener", typeURL} {
-		if err := str.Send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "ns/a"}, TypeUrl: typ}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	resp, err := str.Recv()
-	if err != nil || resp.GetTypeUrl() != typeURL || len(resp.GetResources()) != 1 {
-		t.Errorf("got %v, %v", resp, err)
-	}
 }
 
 // A client that names what it wants gets that and nothing else; a name that is

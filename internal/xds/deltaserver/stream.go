@@ -1,21 +1,24 @@
 package deltaserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/wire"
 )
 
 // stream is one agent's stream in both of its roles: towards go-control-plane's
@@ -32,6 +35,7 @@ type stream struct {
 	// Only the receiving goroutine touches these.
 	first *discoveryv3.DeltaDiscoveryRequest
 	types map[string]bool
+	asked bool // something, in words or by saying nothing
 
 	mu       sync.Mutex
 	node     chandler.Node     // its labels may change, its name does not
@@ -72,7 +76,7 @@ func (st *stream) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
 			return nil, err
 		}
 		if id := req.GetNode().GetId(); id != "" && id != st.id {
-			return nil, st.refuse(status.Errorf(codes.InvalidArgument, "node id changed from %s to %s", chandler.Quote(st.id), chandler.Quote(id)))
+			return nil, st.refuse(wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "node id changed from %s to %s", chandler.Quote(st.id), chandler.Quote(id)))
 		}
 		req.Node = nil
 	}
@@ -89,32 +93,47 @@ func (st *stream) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
 func (st *stream) check(req *discoveryv3.DeltaDiscoveryRequest) error {
 	typ := req.GetTypeUrl()
 	if typ == "" || len(typ) > MaxName {
-		return status.Errorf(codes.InvalidArgument, "type URL of %d bytes, limit %d", len(typ), MaxName)
+		return wire.Refusal(codes.InvalidArgument, chandler.CodeXDSType, "type URL of %d bytes, limit %d", len(typ), MaxName)
 	}
 	if !st.types[typ] {
 		if len(st.types) == maxTypes {
-			return status.Errorf(codes.ResourceExhausted, "more than %d resource types on a stream", maxTypes)
+			return wire.Refusal(codes.ResourceExhausted, chandler.CodeXDSLimit, "more than %d resource types on a stream", maxTypes)
 		}
 		st.types[typ] = true
 		if typ != st.server.cfg.TypeURL {
-			st.server.cfg.Log.Warn("resource type is not served here", "node", st.name, "type", chandler.Quote(typ))
+			st.server.cfg.Log.Warn("resource type is not served here", "code", chandler.CodeXDSType, "node", st.name, "type", chandler.Quote(typ))
 		}
 	}
 	if n := len(req.GetInitialResourceVersions()); n > MaxVersions {
-		return status.Errorf(codes.ResourceExhausted, "%d initial resource versions, limit %d", n, MaxVersions)
+		return wire.Refusal(codes.ResourceExhausted, chandler.CodeXDSLimit, "%d initial resource versions, limit %d", n, MaxVersions)
 	}
 	if n := max(len(req.GetResourceNamesSubscribe()), len(req.GetResourceNamesUnsubscribe())); n > MaxNames {
-		return status.Errorf(codes.InvalidArgument, "%d resource names, limit %d", n, MaxNames)
+		return wire.Refusal(codes.InvalidArgument, chandler.CodeXDSName, "%d resource names, limit %d", n, MaxNames)
 	}
 	for _, name := range slices.Concat(req.GetResourceNamesSubscribe(), req.GetResourceNamesUnsubscribe()) {
-		if len(name) > MaxName {
-			return status.Errorf(codes.InvalidArgument, "resource name of %d bytes, limit %d", len(name), MaxName)
+		if err := checkName(name); err != nil {
+			return err
 		}
 	}
 	for name, version := range req.GetInitialResourceVersions() {
-		if len(name) > MaxName || len(version) > MaxName {
-			return status.Errorf(codes.InvalidArgument, "resource name of %d bytes at a version of %d, limit %d", len(name), len(version), MaxName)
+		if err := cmp.Or(checkName(name), checkName(version)); err != nil {
+			return err
 		}
+	}
+	// Of why it refused something an agent may say more than is kept.
+	if size := proto.Size(req) - proto.Size(req.GetErrorDetail()); size > maxRequest {
+		return wire.Refusal(codes.ResourceExhausted, chandler.CodeXDSLimit, "request of %d bytes, limit %d", size, maxRequest)
+	}
+	return nil
+}
+
+// checkName bounds the name of a resource, or its version.
+func checkName(name string) error {
+	switch {
+	case len(name) > MaxName:
+		return wire.Refusal(codes.InvalidArgument, chandler.CodeXDSName, "name of %d bytes, limit %d", len(name), MaxName)
+	case strings.ContainsFunc(name, unicode.IsControl):
+		return wire.Refusal(codes.InvalidArgument, chandler.CodeXDSName, "name %s has control characters", chandler.Quote(name))
 	}
 	return nil
 }
@@ -150,7 +169,7 @@ func (st *stream) note(req *discoveryv3.DeltaDiscoveryRequest) {
 	}
 	st.server.cfg.Pushed(time.Since(made))
 	if req.GetErrorDetail() != nil {
-		st.server.cfg.Nacked(node, names, chandler.Printable(req.GetErrorDetail().GetMessage(), maxDetail))
+		st.server.cfg.Nacked(node, names, wire.Masked(req.GetErrorDetail().GetMessage(), maxDetail))
 	}
 }
 
@@ -176,6 +195,7 @@ func (st *stream) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscripti
 		delete(st.held, name)
 	}
 	st.mu.Unlock()
+	st.count(req, sub)
 	st.refresh()
 	return func() {
 		st.mu.Lock()
@@ -184,6 +204,40 @@ func (st *stream) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscripti
 			st.watch = nil
 		}
 	}, nil
+}
+
+// count tells what a request asks for. The first one asks for all when it names
+// nothing.
+func (st *stream) count(req *cache.DeltaRequest, sub cache.Subscription) {
+	names := req.GetResourceNamesSubscribe()
+	if len(names) == 0 && !st.asked && sub.IsWildcard() {
+		names = []string{"*"}
+	}
+	if len(names) == 0 {
+		return
+	}
+	st.asked = true
+	st.mu.Lock()
+	node := st.node
+	st.mu.Unlock()
+	own, all, other := map[string]bool{}, 0, 0
+	view, _ := st.server.cfg.View(node)
+	for _, res := range view {
+		own[res.Name] = true
+	}
+	for _, name := range names {
+		switch {
+		case name == "*":
+			all++
+		case !own[name]:
+			other++
+		}
+	}
+	for what, n := range map[Asked]int{AskedAll: all, AskedOther: other, AskedOwn: len(names) - all - other} {
+		if n > 0 {
+			st.server.cfg.Asked(what, n)
+		}
+	}
 }
 
 // refresh answers the open watch if there is news for it. The first answer of

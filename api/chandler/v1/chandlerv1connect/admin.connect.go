@@ -39,6 +39,12 @@ const (
 	AdminDeleteProcedure = "/chandler.v1.Admin/Delete"
 	// AdminListProcedure is the fully-qualified name of the Admin's List RPC.
 	AdminListProcedure = "/chandler.v1.Admin/List"
+	// AdminCreateNodeTokenProcedure is the fully-qualified name of the Admin's CreateNodeToken RPC.
+	AdminCreateNodeTokenProcedure = "/chandler.v1.Admin/CreateNodeToken"
+	// AdminListNodesProcedure is the fully-qualified name of the Admin's ListNodes RPC.
+	AdminListNodesProcedure = "/chandler.v1.Admin/ListNodes"
+	// AdminRevokeNodeProcedure is the fully-qualified name of the Admin's RevokeNode RPC.
+	AdminRevokeNodeProcedure = "/chandler.v1.Admin/RevokeNode"
 )
 
 // AdminClient is a client for the chandler.v1.Admin service.
@@ -48,6 +54,12 @@ type AdminClient interface {
 	Delete(context.Context, *connect.Request[v1.DeleteRequest]) (*connect.Response[v1.DeleteResponse], error)
 	// List gives objects with their status.
 	List(context.Context, *connect.Request[v1.ListRequest]) (*connect.Response[v1.ListResponse], error)
+	// CreateNodeToken makes a token with which one machine is enrolled.
+	CreateNodeToken(context.Context, *connect.Request[v1.CreateNodeTokenRequest]) (*connect.Response[v1.CreateNodeTokenResponse], error)
+	// ListNodes gives the nodes that were enrolled, and the tokens that are good.
+	ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error)
+	// RevokeNode ends what a node that was enrolled may do, its connections at once.
+	RevokeNode(context.Context, *connect.Request[v1.RevokeNodeRequest]) (*connect.Response[v1.RevokeNodeResponse], error)
 }
 
 // NewAdminClient constructs a client for the chandler.v1.Admin service. By default, it uses the
@@ -80,14 +92,36 @@ func NewAdminClient(httpClient connect.HTTPClient, baseURL string, opts ...conne
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		createNodeToken: connect.NewClient[v1.CreateNodeTokenRequest, v1.CreateNodeTokenResponse](
+			httpClient,
+			baseURL+AdminCreateNodeTokenProcedure,
+			connect.WithSchema(adminMethods.ByName("CreateNodeToken")),
+			connect.WithClientOptions(opts...),
+		),
+		listNodes: connect.NewClient[v1.ListNodesRequest, v1.ListNodesResponse](
+			httpClient,
+			baseURL+AdminListNodesProcedure,
+			connect.WithSchema(adminMethods.ByName("ListNodes")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		revokeNode: connect.NewClient[v1.RevokeNodeRequest, v1.RevokeNodeResponse](
+			httpClient,
+			baseURL+AdminRevokeNodeProcedure,
+			connect.WithSchema(adminMethods.ByName("RevokeNode")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // adminClient implements AdminClient.
 type adminClient struct {
-	apply  *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
-	delete *connect.Client[v1.DeleteRequest, v1.DeleteResponse]
-	list   *connect.Client[v1.ListRequest, v1.ListResponse]
+	apply           *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
+	delete          *connect.Client[v1.DeleteRequest, v1.DeleteResponse]
+	list            *connect.Client[v1.ListRequest, v1.ListResponse]
+	createNodeToken *connect.Client[v1.CreateNodeTokenRequest, v1.CreateNodeTokenResponse]
+	listNodes       *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
+	revokeNode      *connect.Client[v1.RevokeNodeRequest, v1.RevokeNodeResponse]
 }
 
 // Apply calls chandler.v1.Admin.Apply.
@@ -105,6 +139,21 @@ func (c *adminClient) List(ctx context.Context, req *connect.Request[v1.ListRequ
 	return c.list.CallUnary(ctx, req)
 }
 
+// CreateNodeToken calls chandler.v1.Admin.CreateNodeToken.
+func (c *adminClient) CreateNodeToken(ctx context.Context, req *connect.Request[v1.CreateNodeTokenRequest]) (*connect.Response[v1.CreateNodeTokenResponse], error) {
+	return c.createNodeToken.CallUnary(ctx, req)
+}
+
+// ListNodes calls chandler.v1.Admin.ListNodes.
+func (c *adminClient) ListNodes(ctx context.Context, req *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error) {
+	return c.listNodes.CallUnary(ctx, req)
+}
+
+// RevokeNode calls chandler.v1.Admin.RevokeNode.
+func (c *adminClient) RevokeNode(ctx context.Context, req *connect.Request[v1.RevokeNodeRequest]) (*connect.Response[v1.RevokeNodeResponse], error) {
+	return c.revokeNode.CallUnary(ctx, req)
+}
+
 // AdminHandler is an implementation of the chandler.v1.Admin service.
 type AdminHandler interface {
 	// Apply takes YAML or JSON documents, each judged for itself.
@@ -112,6 +161,12 @@ type AdminHandler interface {
 	Delete(context.Context, *connect.Request[v1.DeleteRequest]) (*connect.Response[v1.DeleteResponse], error)
 	// List gives objects with their status.
 	List(context.Context, *connect.Request[v1.ListRequest]) (*connect.Response[v1.ListResponse], error)
+	// CreateNodeToken makes a token with which one machine is enrolled.
+	CreateNodeToken(context.Context, *connect.Request[v1.CreateNodeTokenRequest]) (*connect.Response[v1.CreateNodeTokenResponse], error)
+	// ListNodes gives the nodes that were enrolled, and the tokens that are good.
+	ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error)
+	// RevokeNode ends what a node that was enrolled may do, its connections at once.
+	RevokeNode(context.Context, *connect.Request[v1.RevokeNodeRequest]) (*connect.Response[v1.RevokeNodeResponse], error)
 }
 
 // NewAdminHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -140,6 +195,25 @@ func NewAdminHandler(svc AdminHandler, opts ...connect.HandlerOption) (string, h
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminCreateNodeTokenHandler := connect.NewUnaryHandler(
+		AdminCreateNodeTokenProcedure,
+		svc.CreateNodeToken,
+		connect.WithSchema(adminMethods.ByName("CreateNodeToken")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminListNodesHandler := connect.NewUnaryHandler(
+		AdminListNodesProcedure,
+		svc.ListNodes,
+		connect.WithSchema(adminMethods.ByName("ListNodes")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminRevokeNodeHandler := connect.NewUnaryHandler(
+		AdminRevokeNodeProcedure,
+		svc.RevokeNode,
+		connect.WithSchema(adminMethods.ByName("RevokeNode")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/chandler.v1.Admin/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminApplyProcedure:
@@ -148,6 +222,12 @@ func NewAdminHandler(svc AdminHandler, opts ...connect.HandlerOption) (string, h
 			adminDeleteHandler.ServeHTTP(w, r)
 		case AdminListProcedure:
 			adminListHandler.ServeHTTP(w, r)
+		case AdminCreateNodeTokenProcedure:
+			adminCreateNodeTokenHandler.ServeHTTP(w, r)
+		case AdminListNodesProcedure:
+			adminListNodesHandler.ServeHTTP(w, r)
+		case AdminRevokeNodeProcedure:
+			adminRevokeNodeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -167,4 +247,16 @@ func (UnimplementedAdminHandler) Delete(context.Context, *connect.Request[v1.Del
 
 func (UnimplementedAdminHandler) List(context.Context, *connect.Request[v1.ListRequest]) (*connect.Response[v1.ListResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("chandler.v1.Admin.List is not implemented"))
+}
+
+func (UnimplementedAdminHandler) CreateNodeToken(context.Context, *connect.Request[v1.CreateNodeTokenRequest]) (*connect.Response[v1.CreateNodeTokenResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("chandler.v1.Admin.CreateNodeToken is not implemented"))
+}
+
+func (UnimplementedAdminHandler) ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("chandler.v1.Admin.ListNodes is not implemented"))
+}
+
+func (UnimplementedAdminHandler) RevokeNode(context.Context, *connect.Request[v1.RevokeNodeRequest]) (*connect.Response[v1.RevokeNodeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("chandler.v1.Admin.RevokeNode is not implemented"))
 }
