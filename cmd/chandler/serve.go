@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -29,16 +27,17 @@ import (
 
 // serveFlags are the flags of "chandler serve".
 type serveFlags struct {
-	plugins, data, listen, admin string
-	rootNamespace                string
-	resolveInterval, scrub       time.Duration
-	fetchDeadline                time.Duration
-	storeMax                     store.Size
-	insecure                     []string
-	vet                          vetFlags
-	logLevel                     string
-	tls                          tlsFlags
-	kube                         kubeFlags
+	plugins, data, listen  string
+	rootNamespace          string
+	resolveInterval, scrub time.Duration
+	fetchDeadline          time.Duration
+	storeMax               store.Size
+	insecure               []string
+	vet                    vetFlags
+	logLevel               string
+	tls                    tlsFlags
+	admin                  adminFlags
+	kube                   kubeFlags
 }
 
 func serveCommand(e *env) *cobra.Command {
@@ -63,7 +62,6 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.StringVar(&f.plugins, "plugins", "", "folder of plugin YAML; it is watched and never written")
 	flags.StringVar(&f.data, "data", "chandler-data", "folder for records, modules and applied plugins")
 	flags.StringVar(&f.listen, "listen", "127.0.0.1:9910", "address for agents")
-	flags.StringVar(&f.admin, "admin", "127.0.0.1:9911", "address for commands, health and metrics")
 	flags.StringVar(&f.rootNamespace, "root-namespace", control.DefaultRootNamespace, "namespace whose plugins are for proxies of every namespace; - for none")
 	flags.DurationVar(&f.resolveInterval, "resolve-interval", 0, "resolve tags with pull policy Always again after this time; 0 for only when the resource changes")
 	f.storeMax = store.DefaultMaxBytes
@@ -73,6 +71,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.StringArrayVar(&f.insecure, "insecure-registry", nil, "registry host[:port] that may be spoken to in plain HTTP; may be given several times")
 	f.vet.add(flags)
 	f.tls.add(flags)
+	f.admin.add(flags)
 	f.kube.add(flags)
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -118,7 +117,7 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 		return err
 	}
 	shown.Metrics = metrics
-	return e.run(ctx, f, plane, inCluster, shown, log)
+	return e.run(ctx, f, data, plane, inCluster, shown, log)
 }
 
 // newControl puts the control plane together, and says what of it the admin port
@@ -175,35 +174,17 @@ func newControl(f serveFlags, data string, modules *store.Store, vetter *vet.Vet
 }
 
 // run serves until ctx ends.
-func (e *env) run(ctx context.Context, f serveFlags, plane *control.Control, inCluster *cluster, shown web.Config, log *slog.Logger) error {
-	admin, err := net.Listen("tcp", f.admin)
+func (e *env) run(ctx context.Context, f serveFlags, data string, plane *control.Control, inCluster *cluster, shown web.Config, log *slog.Logger) error {
+	admin, err := f.admin.open(e, data, &shown, log)
 	if err != nil {
-		return fmt.Errorf("--admin: %w", err)
-	}
-	srv := &http.Server{
-		Handler:           web.Handler(shown),
-		ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10,
+		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return plane.Run(ctx) })
 	if inCluster != nil {
 		g.Go(func() error { return inCluster.statuses(plane, log).Run(ctx) })
 	}
-	g.Go(func() error {
-		if err := srv.Serve(admin); err != http.ErrServerClosed {
-			return err
-		}
-		return nil
-	})
-	g.Go(func() error {
-		<-ctx.Done()
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		if srv.Shutdown(grace) != nil {
-			return srv.Close()
-		}
-		return nil
-	})
-	log.Info("serving", "agents", f.listen, "admin", f.admin, "version", version)
+	g.Go(func() error { return admin.serve(ctx, web.Handler(shown)) })
+	log.Info("serving", "agents", f.listen, "admin", f.admin.listen, "version", version)
 	return g.Wait()
 }
