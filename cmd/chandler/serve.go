@@ -145,6 +145,7 @@ func newControl(f serveFlags, data string, modules *store.Store, vetter *vet.Vet
 		}
 		cfg.Remember = rememberGone
 		cfg.Source, cfg.Records, reviewer, shown.ReadOnly = inCluster.source, inCluster.records, inCluster.tokens, readOnly
+		shown.Reviewer = inCluster.admins
 	} else {
 		records, err := record.OpenDirectory(durable.OS(), filepath.Join(data, "records"), log)
 		if err != nil {

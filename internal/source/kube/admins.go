@@ -17,7 +17,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"chandler.dev/chandler/internal/access"
+	"chandler.dev/chandler"
+	roles "chandler.dev/chandler/internal/access"
 )
 
 // AdminAudience is whom tokens shown to the admin port must be for. One for the API
@@ -40,7 +41,7 @@ type Admins struct {
 
 	flights  singleflight.Group
 	mu       sync.Mutex
-	accounts map[[sha256.Size]byte]known[*access.Account]
+	accounts map[[sha256.Size]byte]known[*roles.Account]
 	refused  map[[sha256.Size]byte]known[string]
 	answers  map[[sha256.Size]byte]known[bool]
 }
@@ -60,13 +61,13 @@ func (c *Client) Admins() (*Admins, error) {
 func newAdmins(core kubernetes.Interface) *Admins {
 	return &Admins{
 		core: core, now: time.Now,
-		accounts: map[[sha256.Size]byte]known[*access.Account]{}, refused: map[[sha256.Size]byte]known[string]{}, answers: map[[sha256.Size]byte]known[bool]{},
+		accounts: map[[sha256.Size]byte]known[*roles.Account]{}, refused: map[[sha256.Size]byte]known[string]{}, answers: map[[sha256.Size]byte]known[bool]{},
 	}
 }
 
-// Review tells whose a token is. The error wraps access.ErrRefused when it is
+// Review tells whose a token is. The error wraps roles.ErrRefused when it is
 // nobody's.
-func (a *Admins) Review(ctx context.Context, token string) (*access.Account, error) {
+func (a *Admins) Review(ctx context.Context, token string) (*roles.Account, error) {
 	key := sha256.Sum256([]byte(token))
 	a.mu.Lock()
 	now := a.now()
@@ -77,25 +78,25 @@ func (a *Admins) Review(ctx context.Context, token string) (*access.Account, err
 	case seen && before.good(now, accountAge):
 		return before.value, nil
 	case no && refusal.good(now, refusalAge):
-		return nil, fmt.Errorf("%w: %s", access.ErrRefused, refusal.value)
+		return nil, fmt.Errorf("%w: %s", roles.ErrRefused, refusal.value)
 	}
-	account, err := fly(ctx, &a.flights, "token "+string(key[:]), func(ctx context.Context) (*access.Account, error) { return a.review(ctx, token) })
+	account, err := fly(ctx, &a.flights, "token "+string(key[:]), func(ctx context.Context) (*roles.Account, error) { return a.review(ctx, token) })
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var why *refusedError
 	switch {
 	case err == nil:
-		keep(a.accounts, key, known[*access.Account]{account, a.now(), expiry(token)}, maxReviewed)
+		keep(a.accounts, key, known[*roles.Account]{account, a.now(), expiry(token)}, maxReviewed)
 		return account, nil
 	case errors.As(err, &why):
 		delete(a.accounts, key)
 		keep(a.refused, key, known[string]{value: why.why, at: a.now()}, maxRefused)
-		return nil, fmt.Errorf("%w: %s", access.ErrRefused, why.why)
+		return nil, fmt.Errorf("%w: %s", roles.ErrRefused, why.why)
 	}
 	return nil, err
 }
 
-func (a *Admins) review(ctx context.Context, token string) (*access.Account, error) {
+func (a *Admins) review(ctx context.Context, token string) (*roles.Account, error) {
 	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{AdminAudience}}}
 	review, err := a.core.AuthenticationV1().TokenReviews().Create(ctx, review, metav1.CreateOptions{})
 	if err != nil {
@@ -110,7 +111,7 @@ func (a *Admins) review(ctx context.Context, token string) (*access.Account, err
 	case !slices.Contains(st.Audiences, AdminAudience):
 		return nil, refuse("it is not for the audience %q", AdminAudience)
 	}
-	account := &access.Account{User: st.User.Username, UID: st.User.UID, Groups: st.User.Groups, Extra: map[string][]string{}}
+	account := &roles.Account{User: st.User.Username, UID: st.User.UID, Groups: st.User.Groups, Extra: map[string][]string{}}
 	for name, values := range st.User.Extra {
 		account.Extra[name] = values
 	}
@@ -121,7 +122,7 @@ func (a *Admins) review(ctx context.Context, token string) (*access.Account, err
 // verb needs: list them to see and read, update them to steer, delete them to edit.
 // Who may make tokens for the service accounts of a namespace can be any node there
 // and so may let nodes in.
-func (a *Admins) Allow(ctx context.Context, account *access.Account, v access.Verb, namespace string) (bool, error) {
+func (a *Admins) Allow(ctx context.Context, account *roles.Account, v roles.Verb, namespace string) (bool, error) {
 	text, err := json.Marshal(account)
 	if err != nil {
 		return false, err
@@ -144,25 +145,26 @@ func (a *Admins) Allow(ctx context.Context, account *access.Account, v access.Ve
 	return ok, nil
 }
 
-func (a *Admins) ask(ctx context.Context, account *access.Account, v access.Verb, namespace string) (bool, error) {
+func (a *Admins) ask(ctx context.Context, account *roles.Account, v roles.Verb, namespace string) (bool, error) {
 	spec := authorizationv1.SubjectAccessReviewSpec{User: account.User, UID: account.UID, Groups: account.Groups, Extra: map[string]authorizationv1.ExtraValue{}}
 	for name, values := range account.Extra {
 		spec.Extra[name] = values
 	}
-	if namespace == access.Everywhere {
+	if namespace == roles.Everywhere {
 		namespace = ""
 	}
-	on := &authorizationv1.ResourceAttributes{Namespace: namespace, Group: pluginGroup, Resource: "wasmplugins"}
+	plugins := resources[chandler.KindWasmPlugin]
+	on := &authorizationv1.ResourceAttributes{Namespace: namespace, Group: plugins.Group, Resource: plugins.Resource}
 	switch v {
-	case access.List, access.Read:
+	case roles.List, roles.Read:
 		on.Verb = "list"
-	case access.Steer:
+	case roles.Steer:
 		on.Verb = "update"
-	case access.Edit:
+	case roles.Edit:
 		on.Verb = "delete"
-	case access.Enrol:
+	case roles.Enrol:
 		on = &authorizationv1.ResourceAttributes{Namespace: namespace, Verb: "create", Resource: "serviceaccounts", Subresource: "token"}
-	case access.Debug:
+	case roles.Debug:
 		on, spec.NonResourceAttributes = nil, &authorizationv1.NonResourceAttributes{Path: "/debug/pprof/", Verb: "get"}
 	default:
 		return false, nil
@@ -174,4 +176,3 @@ func (a *Admins) ask(ctx context.Context, account *access.Account, v access.Verb
 	}
 	return review.Status.Allowed && !review.Status.Denied, nil
 }
-
