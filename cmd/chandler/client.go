@@ -5,8 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -16,14 +16,14 @@ import (
 
 	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
-	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 )
 
 const defaultServer = "127.0.0.1:9911"
 
 // clientFlags adds the flags of a command that talks to a control plane.
 func (e *env) clientFlags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&e.server, "server", e.usualServer(), "admin address of the control plane (or CHANDLER_SERVER)")
+	cmd.Flags().StringVar(&e.server, "server", e.usualServer(), "admin address of the control plane, or unix:// and the path of its socket (or CHANDLER_SERVER)")
+	e.shown.add(cmd.Flags(), e.getenv)
 	e.timeoutFlag(cmd)
 }
 
@@ -58,14 +58,6 @@ func (e *env) outputFlag(cmd *cobra.Command) {
 	}
 }
 
-func (e *env) admin() chandlerv1connect.AdminClient {
-	base := e.server
-	if !strings.Contains(base, "://") {
-		base = "http://" + base
-	}
-	return chandlerv1connect.NewAdminClient(http.DefaultClient, base, connect.WithReadMaxBytes(64<<20))
-}
-
 // call bounds a request and says in plain words when nobody answers.
 func call[Req, Res any](ctx context.Context, e *env, f func(context.Context, *connect.Request[Req]) (*connect.Response[Res], error), req *Req) (*Res, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
@@ -74,9 +66,14 @@ func call[Req, Res any](ctx context.Context, e *env, f func(context.Context, *co
 	if err == nil {
 		return res.Msg, nil
 	}
+	var exit *exitError
 	var dial *net.OpError
 	switch {
-	case errors.As(err, &dial):
+	case errors.As(err, &exit):
+		return nil, exit
+	case errors.As(err, &dial) && errors.Is(dial, fs.ErrPermission):
+		return nil, fmt.Errorf("%s is for the control plane's own user and root", e.server)
+	case errors.As(err, &dial) && dial.Op == "dial":
 		return nil, fmt.Errorf("no control plane at %s: %v; is \"chandler serve\" running there (--server, CHANDLER_SERVER)?", e.server, dial.Err)
 	case connect.CodeOf(err) == connect.CodeDeadlineExceeded:
 		return nil, &exitError{code: exitTimeout, text: fmt.Sprintf("%s did not answer within %s", e.server, e.timeout)}

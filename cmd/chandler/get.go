@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -98,6 +99,7 @@ func (e *env) print(objects []*chandlerv1.Object, table func(io.Writer)) error {
 		}
 		return nil
 	case "json", "yaml":
+		e.tellRedacted(objects)
 		return e.printDocuments(objects)
 	}
 	defer e.printBroken()
@@ -108,6 +110,16 @@ func (e *env) print(objects []*chandlerv1.Object, table func(io.Writer)) error {
 	w := tabwriter.NewWriter(e.stdout, 0, 4, 3, ' ', 0)
 	table(w)
 	return w.Flush()
+}
+
+// tellRedacted says once that values are not shown, and what to do.
+func (e *env) tellRedacted(objects []*chandlerv1.Object) {
+	if e.told || !slices.ContainsFunc(objects, func(o *chandlerv1.Object) bool { return o.Redacted }) {
+		return
+	}
+	e.told = true
+	fmt.Fprintln(e.stderr, "chandler: values of configuration are not shown, because nothing was shown that allows to read them; "+
+		"ask as the control plane's own user or root over its socket (--server unix:///...), or with --token-file or --tls-cert")
 }
 
 // nothing says that nothing was found, and where it was looked for.

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 	"chandler.dev/chandler/internal/source/kube"
 )
 
@@ -94,13 +95,18 @@ type env struct {
 	labels     string
 	output     string
 	timeout    time.Duration
+	shown      shownFlags
 
+	// api is the client of the control plane, once it was asked for.
+	api chandlerv1connect.AdminClient
 	// client is the cluster's, once it was asked for.
 	client *kube.Client
 	// scope is the namespace of what is shown; empty: all.
 	scope string
 	// broken are the files that the control plane said it cannot read.
 	broken []*chandlerv1.BrokenFile
+	// told: it was said that values are not shown.
+	told bool
 }
 
 func rootCommand(e *env) *cobra.Command {

@@ -41,6 +41,7 @@ func TestScript(t *testing.T) {
 				}
 			}
 			env.Setenv("REGISTRY", reg.Addr)
+			env.Setenv("HOME", env.WorkDir) // where a control plane leaves word of its socket
 			for _, name := range []string{"LISTEN", "CHANDLER_SERVER"} {
 				addr, err := freeAddress()
 				if err != nil {
@@ -48,7 +49,9 @@ func TestScript(t *testing.T) {
 				}
 				env.Setenv(name, addr)
 			}
-			return nil
+			_, port, err := net.SplitHostPort(env.Getenv("CHANDLER_SERVER"))
+			env.Setenv("PORT", port)
+			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serveInScript,
@@ -75,7 +78,7 @@ func serveInScript(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	log, err := os.CreateTemp(ts.Getenv("WORK"), "serve-*.log")
+	log, err := os.OpenFile(ts.MkAbs("serve.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	ts.Check(err)
 	e := &env{getenv: ts.Getenv, stdout: log, stderr: log}
 	root := rootCommand(e)

@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
-	"net"
-	"net/http"
 	"path/filepath"
 	"time"
 
@@ -14,8 +12,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"chandler.dev/chandler"
-	"chandler.dev/chandler/internal/config"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/identity"
@@ -31,18 +27,19 @@ import (
 
 // serveFlags are the flags of "chandler serve".
 type serveFlags struct {
-	plugins, data, listen, admin string
-	config                       string
-	rootNamespace                string
-	resolveInterval, scrub       time.Duration
-	fetchDeadline                time.Duration
-	storeMax                     store.Size
-	fetch                        fetchFlags
-	vet                          vetFlags
-	logLevel                     string
-	tls                          tlsFlags
-	enrol                        enrolFlags
-	kube                         kubeFlags
+	plugins, data, listen  string
+	config                 string
+	rootNamespace          string
+	resolveInterval, scrub time.Duration
+	fetchDeadline          time.Duration
+	storeMax               store.Size
+	fetch                  fetchFlags
+	vet                    vetFlags
+	logLevel               string
+	tls                    tlsFlags
+	enrol                  enrolFlags
+	admin                  adminFlags
+	kube                   kubeFlags
 }
 
 func serveCommand(e *env) *cobra.Command {
@@ -67,7 +64,6 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	flags.StringVar(&f.plugins, "plugins", "", "folder of plugin YAML; it is watched and never written")
 	flags.StringVar(&f.data, "data", "chandler-data", "folder for records, modules and applied plugins")
 	flags.StringVar(&f.listen, "listen", "127.0.0.1:9910", "address for agents; unix:///PATH is a socket for this user alone")
-	flags.StringVar(&f.admin, "admin", "127.0.0.1:9911", "address for commands, health and metrics")
 	flags.StringVar(&f.rootNamespace, "root-namespace", control.DefaultRootNamespace, "namespace whose plugins are for proxies of every namespace; - for none")
 	flags.DurationVar(&f.resolveInterval, "resolve-interval", 0, "resolve tags with pull policy Always again after this time; 0 for only when the resource changes")
 	f.storeMax = store.DefaultMaxBytes
@@ -79,6 +75,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	f.vet.add(flags)
 	f.tls.add(flags)
 	f.enrol.add(flags)
+	f.admin.add(flags)
 	f.kube.add(flags)
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -131,7 +128,7 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 		return err
 	}
 	shown.Metrics = metrics
-	return e.run(ctx, f, op, plane, inCluster, shown, log)
+	return e.run(ctx, f, data, op, plane, inCluster, shown, log)
 }
 
 // newControl puts the control plane together, and says what of it the admin port
@@ -147,11 +144,11 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		op.ground.RootNamespace = cmp.Or(f.rootNamespace, control.DefaultRootNamespace)
 	}
 	cfg := control.Config{
-		Store:         modules,
-		Resolver:      resolve.New(resolve.Config{Fetcher: client, Store: modules, Log: log}),
-		Policy:        resolve.Policy{Interval: f.resolveInterval},
-		Vetter:        vetter,
-		Gate:          op.gate(op.file),
+		Store:    modules,
+		Resolver: resolve.New(resolve.Config{Fetcher: client, Store: modules, Log: log}),
+		Policy:   resolve.Policy{Interval: f.resolveInterval},
+		Vetter:   vetter,
+		Gate:     op.gate(op.file.Load()), RequireEnvoyVersions: op.requireVersions,
 		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Scrub: f.scrub, Registerer: metrics, Log: log,
 	}
 	var shown web.Config
@@ -163,6 +160,7 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		}
 		cfg.Remember = rememberGone
 		cfg.Source, cfg.Records, reviewer, shown.ReadOnly = inCluster.source, inCluster.records, inCluster.tokens, readOnly
+		shown.Reviewer = inCluster.admins
 	} else {
 		records, err := record.OpenDirectory(durable.OS(), filepath.Join(data, "records"), log)
 		if err != nil {
@@ -180,6 +178,10 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 	}
 	f.fetch.own.add(agents.listener)
 	cfg.Listener, cfg.Server, cfg.Authenticator = agents.listener, agents.options, agents.agents
+	if id, ok := agents.agents.(*identity.Authenticator); ok {
+		op.agents = id
+		id.SetRules(op.file.Load().Identities)
+	}
 	if agents.roll != nil {
 		cfg.Services = append(cfg.Services, agents.enrolment)
 		shown.Nodes = agents.roll
@@ -192,45 +194,27 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		agents.listener.Close()
 		return nil, nil, shown, err
 	}
-	shown.Control = plane
+	shown.Control, shown.Grants = plane, op.grants
 	return plane, inCluster, shown, nil
 }
 
 // run serves until ctx ends.
-func (e *env) run(ctx context.Context, f serveFlags, op *operator, plane *control.Control, inCluster *cluster, shown web.Config, log *slog.Logger) error {
-	admin, err := net.Listen("tcp", f.admin)
+func (e *env) run(ctx context.Context, f serveFlags, data string, op *operator, plane *control.Control, inCluster *cluster, shown web.Config, log *slog.Logger) error {
+	admin, err := f.admin.open(e, data, &shown, log)
 	if err != nil {
-		return misconfigured(chandler.CodeConfListen, "--admin", "give an address that is free", err)
+		return err
 	}
-	f.fetch.own.add(admin)
-	srv := &http.Server{
-		Handler:           web.Handler(shown),
-		ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10,
-	}
+	f.fetch.own.add(admin.listeners...)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return plane.Run(ctx) })
 	g.Go(func() error {
-		op.watch(ctx, func(f *config.File) { plane.Govern(ctx, op.gate(f)) })
+		op.watch(ctx, plane)
 		return nil
 	})
 	if inCluster != nil {
 		g.Go(func() error { return inCluster.statuses(plane, log).Run(ctx) })
 	}
-	g.Go(func() error {
-		if err := srv.Serve(admin); err != http.ErrServerClosed {
-			return err
-		}
-		return nil
-	})
-	g.Go(func() error {
-		<-ctx.Done()
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		if srv.Shutdown(grace) != nil {
-			return srv.Close()
-		}
-		return nil
-	})
-	log.Info("serving", "agents", f.listen, "admin", f.admin, "version", version)
+	g.Go(func() error { return admin.serve(ctx, web.Handler(shown)) })
+	log.Info("serving", "agents", f.listen, "admin", f.admin.listen, "version", version)
 	return g.Wait()
 }

@@ -9,46 +9,68 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/access"
 	"chandler.dev/chandler/internal/config"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/identity"
 	"chandler.dev/chandler/internal/policy"
 	"chandler.dev/chandler/internal/trust"
 )
 
 // operator is what the file of --config says, at first and later.
 type operator struct {
-	file    *config.File
-	watcher *config.Watcher // nil: there is no file
+	file    atomic.Pointer[config.File] // as it is now
+	watcher *config.Watcher             // nil: there is no file
 
 	// What its gates need besides; set once it is there.
 	verifier *trust.Verifier
 	ground   policy.Ground
+	agents   *identity.Authenticator // nil: agents show nothing
 }
 
 // openOperator reads the file; without one everything is as in an empty file.
 func openOperator(path string, metrics prometheus.Registerer, log *slog.Logger) (*operator, error) {
-	op := &operator{file: new(config.File)}
+	op := &operator{}
+	op.file.Store(new(config.File))
 	if path == "" {
 		return op, nil
 	}
-	var err error
-	if op.watcher, op.file, err = config.Open(path, metrics, log); err != nil {
+	watcher, file, err := config.Open(path, metrics, log)
+	if err != nil {
 		return nil, usagef("%v", err)
 	}
+	op.watcher = watcher
+	op.file.Store(file)
 	return op, nil
 }
 
-// watch hands over what the file says whenever it has changed, until ctx ends.
-func (op *operator) watch(ctx context.Context, changed func(*config.File)) {
-	if op.watcher != nil {
-		op.watcher.Run(ctx, changed)
+// grants are who may do what at the admin port.
+func (op *operator) grants() []access.Grant { return op.file.Load().Access }
+
+// requireVersions tells whether a plugin must have been tried in a proxy's own Envoy.
+func (op *operator) requireVersions() bool { return op.file.Load().Vet.RequireEnvoyVersions }
+
+// watch has everybody go by what the file says whenever it has changed, until ctx
+// ends.
+func (op *operator) watch(ctx context.Context, plane *control.Control) {
+	if op.watcher == nil {
+		return
 	}
+	op.watcher.Run(ctx, func(f *config.File) {
+		op.file.Store(f)
+		if op.agents != nil {
+			op.agents.SetRules(f.Identities)
+		}
+		plane.Govern(ctx, op.gate(f))
+		plane.Reconsider()
+	})
 }
 
 // gate makes a gate of what a file says.

@@ -63,12 +63,14 @@ type listeners struct {
 	all []netip.AddrPort
 }
 
-// add adds a listener's address, if it is one of TCP.
-func (l *listeners) add(listener net.Listener) {
-	if tcp, ok := listener.Addr().(*net.TCPAddr); ok {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.all = append(l.all, tcp.AddrPort())
+// add adds the addresses of listeners that are of TCP.
+func (l *listeners) add(listeners ...net.Listener) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, listener := range listeners {
+		if tcp, ok := listener.Addr().(*net.TCPAddr); ok {
+			l.all = append(l.all, tcp.AddrPort())
+		}
 	}
 }
 

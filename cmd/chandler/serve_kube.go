@@ -54,6 +54,7 @@ type cluster struct {
 	source  *kube.Source
 	records *kube.Records
 	tokens  *kube.Tokens
+	admins  *kube.Admins
 }
 
 // connect reads the configuration; it asks the API server for nothing yet.
@@ -67,8 +68,12 @@ func (f *kubeFlags) connect(log *slog.Logger) (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	admins, err := client.Admins()
+	if err != nil {
+		return nil, err
+	}
 	return &cluster{
-		client: client, records: kube.NewRecords(client, log), tokens: tokens,
+		client: client, records: kube.NewRecords(client, log), tokens: tokens, admins: admins,
 		source: &kube.Source{Client: client, OwnUnlabelled: f.ownUnlabelled, Log: log},
 	}, nil
 }

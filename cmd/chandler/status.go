@@ -10,11 +10,13 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/internal/source"
 )
 
 func statusCommand(e *env) *cobra.Command {
@@ -217,9 +219,15 @@ func said(p *chandlerv1.ProxyStatus) string {
 }
 
 func describeCommand(e *env) *cobra.Command {
+	var config bool
 	cmd := &cobra.Command{
-		Use:     "describe KIND NAME",
-		Short:   "All that is known of a plugin, and why it is as it is",
+		Use:   "describe KIND NAME",
+		Short: "All that is known of a plugin, and why it is as it is",
+		Long: `All that is known of a plugin, and why it is as it is.
+
+Of its configuration the fields are shown, and not their values, as these can be
+secret and what describe says is often passed on; --show-config shows the values
+to those who may read them.`,
 		Example: "  chandler describe wasmplugin basic-auth -n istio-system",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
@@ -235,18 +243,19 @@ func describeCommand(e *env) *cobra.Command {
 				return err
 			}
 			for _, o := range objects {
-				e.describe(o)
+				e.describe(o, config)
 			}
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&config, "show-config", false, "show the values of the plugin's configuration")
 	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", "namespace (default "+e.usualNamespace()+")")
 	cmd.Flags().BoolVarP(&e.all, "all-namespaces", "A", false, "objects of all namespaces")
 	e.readerFlags(cmd)
 	return cmd
 }
 
-func (e *env) describe(o *chandlerv1.Object) {
+func (e *env) describe(o *chandlerv1.Object, config bool) {
 	w := tabwriter.NewWriter(e.stdout, 0, 4, 2, ' ', 0)
 	defer w.Flush()
 	line := func(name, value string) {
@@ -284,10 +293,48 @@ func (e *env) describe(o *chandlerv1.Object) {
 		line("Attempt", fmt.Sprintf("%d, next in %s", st.Attempt, until(st.NextTry)))
 	}
 	w.Flush()
+	e.describeConfiguration(o, config)
 	e.describeConditions(st)
 	e.describeProblems("Problems", st.GetProblems())
 	e.describeProblems("Warnings", st.GetWarnings())
 	e.describeProxies(st)
+}
+
+// describeConfiguration shows what a plugin is given, or only its fields.
+func (e *env) describeConfiguration(o *chandlerv1.Object, values bool) {
+	manifest := o.Manifest
+	if values {
+		e.tellRedacted([]*chandlerv1.Object{o})
+	} else {
+		manifest = source.Redact(manifest)
+	}
+	var doc struct {
+		Spec struct {
+			given `yaml:",inline"`
+			Wasm  given
+		}
+	}
+	if err := yaml.Unmarshal(manifest, &doc); err != nil {
+		return // why it cannot be read is among the problems
+	}
+	g := doc.Spec.given
+	if g.PluginConfig == nil && g.VMConfig == nil {
+		g = doc.Spec.Wasm
+	}
+	text, err := yaml.Marshal(g)
+	if err != nil || g.PluginConfig == nil && g.VMConfig == nil {
+		return
+	}
+	fmt.Fprintln(e.stdout, "Configuration:")
+	for line := range strings.Lines(string(text)) {
+		fmt.Fprint(e.stdout, "  ", line)
+	}
+}
+
+// given is what a plugin is given by its resource.
+type given struct {
+	PluginConfig any `yaml:"pluginConfig,omitempty"`
+	VMConfig     any `yaml:"vmConfig,omitempty"`
 }
 
 func (e *env) describeConditions(st *chandlerv1.Status) {

@@ -162,7 +162,7 @@ func rights(t *testing.T, c *kube.Cluster) {
 		{"list", plugins, "shop", true}, {"watch", "trafficextensions.extensions.istio.io", "shop", true},
 		{"patch", plugins + "/status", "shop", true}, {"patch", "trafficextensions.extensions.istio.io/status", "shop", true},
 		{"create", "controllerrevisions.apps", "shop", true}, {"delete", "controllerrevisions.apps", "shop", true},
-		{"create", "tokenreviews.authentication.k8s.io", "", true}, {"get", "pods", "shop", true}, {"create", "events.events.k8s.io", "shop", true},
+		{"create", "tokenreviews.authentication.k8s.io", "", true}, {"create", "subjectaccessreviews.authorization.k8s.io", "", true}, {"get", "pods", "shop", true}, {"create", "events.events.k8s.io", "shop", true},
 		{"get", secrets + "/pull", "shop", true}, {"watch", secrets + "/pull", "shop", true},
 		{"create", leases, "chandler-system", true}, {"update", leases + "/chandler", "chandler-system", true},
 		{"get", "crd/wasmplugins.extensions.istio.io", "", true}, {"get", "configmaps/istio-ca-root-cert", "istio-system", true},

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/access"
+	"chandler.dev/chandler/internal/identity"
 	"chandler.dev/chandler/internal/policy"
 	"chandler.dev/chandler/internal/trust"
 )
@@ -31,6 +33,10 @@ type File struct {
 	policy.Policy `yaml:",inline"`
 	// Signatures say whose signatures modules must have.
 	Signatures []trust.Rule `yaml:"signatures"`
+	// Identities say what agents' certificates mean.
+	Identities []identity.Rule `yaml:"identities"`
+	// Access says who may do what at the admin port.
+	Access []access.Grant `yaml:"access"`
 
 	inputs inputs
 }

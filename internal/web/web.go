@@ -2,16 +2,19 @@
 // API over Connect (gRPC, gRPC-Web and JSON from one handler), health and
 // metrics.
 //
-// It translates and bounds, and decides nothing: what an object means is the
-// source's matter, what is true of it the control plane's. It has no
-// authentication of its own and belongs on loopback.
+// It translates and bounds, and lets nobody see or do more than package access
+// allows (gate.go, rules.go). What an object means is the source's matter, what is
+// true of it the control plane's.
 package web
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,6 +24,7 @@ import (
 	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
+	"chandler.dev/chandler/internal/access"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/wire"
@@ -29,7 +33,8 @@ import (
 // maxRequest bounds a request to the API; a manifest may hold many objects.
 const maxRequest = 16 << 20
 
-// Config is what the handler shows.
+// Config is what the handler shows, and to whom. Its zero value of the latter lets
+// this machine look, without values of configuration, and nobody change anything.
 type Config struct {
 	Control Control
 	// Editor takes edits; nil: the objects are edited elsewhere.
@@ -39,6 +44,24 @@ type Config struct {
 	// Nodes are the machines that are enrolled; nil: none are.
 	Nodes   Nodes
 	Metrics prometheus.Gatherer
+
+	// UID is the user who, beside root, may do all over a socket (ListenSocket).
+	UID int
+	// Grants are those of the operator's file as it is now; nil: there are none.
+	Grants func() []access.Grant
+	// Reviewer judges tokens that no grant names; nil: nobody does.
+	Reviewer Reviewer
+	// Verify verifies a client certificate's chain by the authorities that are
+	// trusted now; nil: none are believed.
+	Verify func(chain []*x509.Certificate) error
+	// Hosts are names of this server, beside those of this machine for itself.
+	Hosts []string
+	// Debug shows the control plane's own profiles to those who may see them.
+	Debug bool
+	// Now is the clock, time.Now when nil.
+	Now func() time.Time
+	// Log gets a line for every change.
+	Log *slog.Logger
 }
 
 // Control is the part of the control plane that is shown.
@@ -51,14 +74,24 @@ type Control interface {
 	Ready() error
 }
 
-// Handler gives the handler of the admin port.
+// Handler gives the handler of the admin port, for Serve.
 //
 //	/chandler.v1.Admin/    the API
 //	/healthz/live, /ready  health
 //	/metrics               Prometheus
+//	/debug/pprof/          when Config.Debug
 func Handler(cfg Config) http.Handler {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	rules := &interceptor{log: cfg.Log, now: cfg.Now}
+	g := &gate{cfg: cfg, rules: rules, words: connect.NewErrorWriter()}
 	mux := http.NewServeMux()
-	mux.Handle(chandlerv1connect.NewAdminHandler(&admin{cfg}, connect.WithReadMaxBytes(maxRequest)))
+	path, api := chandlerv1connect.NewAdminHandler(&admin{cfg}, connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(rules))
+	mux.Handle(path, g.known(api))
 	mux.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "live") })
 	mux.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, _ *http.Request) {
 		if err := cfg.Control.Ready(); err != nil {
@@ -68,7 +101,10 @@ func Handler(cfg Config) http.Handler {
 		fmt.Fprintln(w, "ready")
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{}))
-	return mux
+	if cfg.Debug {
+		mux.Handle("/debug/pprof/", g.profiles())
+	}
+	return g.addressed(mux)
 }
 
 // admin is the service of the API.
@@ -113,17 +149,68 @@ func (a *admin) Delete(ctx context.Context, req *connect.Request[chandlerv1.Dele
 	return connect.NewResponse(&chandlerv1.DeleteResponse{Results: resultsToProto(results)}), nil
 }
 
-// List implements the service.
+// List implements the service. It gives what the caller may see.
 func (a *admin) List(ctx context.Context, req *connect.Request[chandlerv1.ListRequest]) (*connect.Response[chandlerv1.ListResponse], error) {
 	views, err := a.cfg.Control.Objects(ctx)
 	if err != nil {
 		return nil, connect.NewError(connect.CodeUnavailable, err)
 	}
-	res := &chandlerv1.ListResponse{Objects: Select(views, req.Msg)}
+	c := callerOf(ctx)
+	res := &chandlerv1.ListResponse{}
+	if res.Objects, err = c.shown(ctx, Select(views, req.Msg)); err != nil {
+		return nil, err
+	}
+	all, err := c.allowed(ctx, access.List, access.Everywhere)
+	if err != nil || !all {
+		return connect.NewResponse(res), err
+	}
 	for _, b := range a.cfg.Control.Broken() {
 		res.Broken = append(res.Broken, &chandlerv1.BrokenFile{Path: b.Path, Problems: wire.ProblemsToProto(b.Problems)})
 	}
 	return connect.NewResponse(res), nil
+}
+
+// shown leaves out the objects that a caller may not see, and of the others the
+// values of configuration that they may not read.
+func (c *caller) shown(ctx context.Context, objects []*chandlerv1.Object) ([]*chandlerv1.Object, error) {
+	type ask struct {
+		verb      access.Verb
+		namespace string
+	}
+	answers := map[ask]bool{}
+	allowed := func(v access.Verb, namespace string) (ok bool, err error) {
+		for _, n := range []string{access.Everywhere, namespace} {
+			a := ask{v, n}
+			if _, known := answers[a]; !known {
+				if answers[a], err = c.allowed(ctx, v, n); err != nil {
+					return false, err
+				}
+			}
+			if answers[a] {
+				return true, nil
+			}
+		}
+		return false, nil
+	}
+	var shown []*chandlerv1.Object
+	for _, o := range objects {
+		see, err := allowed(access.List, o.Ref.Namespace)
+		if err != nil {
+			return nil, err
+		}
+		if !see {
+			continue
+		}
+		read, err := allowed(access.Read, o.Ref.Namespace)
+		if err != nil {
+			return nil, err
+		}
+		if !read {
+			o.Manifest, o.Redacted = source.Redact(o.Manifest), true
+		}
+		shown = append(shown, o)
+	}
+	return shown, nil
 }
 
 // Select gives what a request asks for of the objects, as the API gives them.

@@ -3,9 +3,9 @@ package web
 import (
 	"context"
 	"errors"
-	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -40,24 +40,12 @@ func view(kind, namespace, name string) control.ObjectView {
 	}
 }
 
-// ask calls a method of the API as curl would, in JSON.
+// ask calls a method of the API as curl would, in JSON, as the control plane's own
+// user.
 func ask(t *testing.T, cfg Config, method, body string) (int, string) {
 	t.Helper()
-	if cfg.Metrics == nil {
-		cfg.Metrics = prometheus.NewRegistry()
-	}
-	srv := httptest.NewServer(Handler(cfg))
-	defer srv.Close()
-	resp, err := http.Post(srv.URL+"/chandler.v1.Admin/"+method, "application/json", strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(b)
+	cfg.UID = os.Getuid()
+	return serve(t, cfg).own(method, body)
 }
 
 func TestListSelects(t *testing.T) {
@@ -96,12 +84,12 @@ func TestNotReady(t *testing.T) {
 		t.Errorf("List before the first snapshot: %d %s", code, text)
 	}
 	w := httptest.NewRecorder()
-	Handler(cfg).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/healthz/ready", nil))
+	Handler(cfg).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost/healthz/ready", nil))
 	if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "not been read") {
 		t.Errorf("ready: %d %s", w.Code, w.Body)
 	}
 	w = httptest.NewRecorder()
-	Handler(cfg).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/healthz/live", nil))
+	Handler(cfg).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost/healthz/live", nil))
 	if w.Code != http.StatusOK {
 		t.Errorf("live: %d", w.Code)
 	}

@@ -18,7 +18,6 @@ import (
 
 	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
-	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/xds/envoyads"
 )
@@ -100,7 +99,7 @@ func underChandler(b *testing.B, mod []byte) *subject {
 	port := freePort(b)
 	w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
 	url := w.push("basic:v1", mod)
-	admin := chandlerv1connect.NewAdminClient(http.DefaultClient, "http://"+w.admin)
+	admin := w.client()
 	return newSubject(b, port, func(i int) {
 		res, err := admin.Apply(b.Context(), connect.NewRequest(&chandlerv1.ApplyRequest{
 			Manifest: []byte(plugin("p", url, "pluginConfig: "+realmConfig(i))),

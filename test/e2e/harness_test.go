@@ -24,9 +24,11 @@ import (
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/testenv/registry"
+	"chandler.dev/chandler/internal/web"
 )
 
 // envoyFlag names another Envoy to test with, by its path from the repository's
@@ -59,6 +61,10 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		built = dir
+		// Where control planes leave word of their sockets, for the commands of tests.
+		if err := os.Setenv("XDG_STATE_HOME", filepath.Join(dir, "state")); err != nil {
+			panic(err)
+		}
 		args := append([]string{"build"}, buildFlags...)
 		cmd := exec.Command("go", append(args, "-o", dir+"/", "chandler.dev/chandler/cmd/chandler", "chandler.dev/chandler/cmd/chandler-agent")...)
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -162,6 +168,14 @@ func (w *world) launchControl() {
 		args = append(args, "--plugins", w.plugins)
 	}
 	w.control = start(w.t, filepath.Join(w.dir, "control.log"), cmp.Or(w.program, filepath.Join(built, "chandler")), append(args, w.flags...)...)
+}
+
+// client is of the admin API, over the control plane's socket.
+func (w *world) client() chandlerv1connect.AdminClient {
+	way := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return web.DialSocket(ctx, filepath.Join(w.dir, "control", "admin.sock"))
+	}}
+	return chandlerv1connect.NewAdminClient(&http.Client{Transport: way}, "http://localhost")
 }
 
 // echo answers with the request's headers, so that a test sees what plugins did

@@ -170,6 +170,9 @@ func TestKubeRights(t *testing.T) {
 	w.kubectl(here(plugin("other", other, tag("last"))), "apply", "-f", "-")
 	tags("last")
 	ready("other")
+	if out := w.visit("visitor"); !strings.Contains(out, "values of configuration are not shown") {
+		t.Errorf("somebody without rights sees %s", out)
+	}
 	asked, forbidden := w.asked()
 	if len(forbidden) > 0 {
 		t.Errorf("the chart's rights are not enough: %v", slices.Collect(maps.Keys(forbidden)))
@@ -185,6 +188,15 @@ func TestKubeRights(t *testing.T) {
 
 	w.lacks(t, url)
 	harmless(t, load)
+}
+
+// visit asks the admin port as a new service account, by its token.
+func (w *charted) visit(name string) string {
+	w.t.Helper()
+	w.kubectl("", "create", "serviceaccount", "-n", "istio-system", name)
+	token := w.kubectl("", "create", "token", "-n", "istio-system", name, "--audience=chandler-admin")
+	out, _ := w.cli("", "get", "-A", "-o", "yaml", "--token-file", w.write(token))
+	return out
 }
 
 // extension is of the second kind.

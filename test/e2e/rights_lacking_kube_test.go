@@ -258,6 +258,20 @@ var liveRows = []lack{
 		having: func(w *lackWorld) { w.ready("p"); w.delete("trafficextension", "lua2") },
 	},
 	{
+		rights: to("create", "subjectaccessreviews"),
+		lacking: func(w *lackWorld) {
+			if out := w.visit("visitor-then"); !strings.Contains(out, "may do cannot be found out now") || !strings.Contains(out, "grant it to the control plane's service account") {
+				w.t.Errorf("a visitor is told %s", out)
+			}
+			w.edited()
+		},
+		having: func(w *lackWorld) {
+			if out := w.visit("visitor-now"); !strings.Contains(out, "values of configuration are not shown") {
+				w.t.Errorf("a visitor is told %s", out)
+			}
+		},
+	},
+	{
 		rights:  to("create", "events"),
 		lacking: func(w *lackWorld) { w.edited(); w.lacking(right{"create", "events"}) },
 		having:  (*lackWorld).edited,

@@ -131,7 +131,7 @@ type updater struct {
 func newUpdater(w *world) *updater {
 	u := &updater{
 		world: w, now: map[string]placed{}, chains: make([]atomic.Pointer[string], 2**updateCount+1),
-		admin: chandlerv1connect.NewAdminClient(http.DefaultClient, "http://"+w.admin),
+		admin: w.client(),
 	}
 	u.urls = map[string]string{"A": w.push("a:v1", module.Append()), "B": w.push("b:v1", module.Append(marking("B")))}
 	return u

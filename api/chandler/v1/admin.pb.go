@@ -677,13 +677,16 @@ type Object struct {
 	Generation int64                  `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
 	Created    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
 	Labels     map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// The object as it was written, YAML.
+	// The object as it was written, YAML; see redacted.
 	Manifest []byte `protobuf:"bytes,6,opt,name=manifest,proto3" json:"manifest,omitempty"`
 	// The file it comes from.
-	Origin        string  `protobuf:"bytes,7,opt,name=origin,proto3" json:"origin,omitempty"`
-	Phase         string  `protobuf:"bytes,8,opt,name=phase,proto3" json:"phase,omitempty"`
-	Url           string  `protobuf:"bytes,9,opt,name=url,proto3" json:"url,omitempty"`
-	Status        *Status `protobuf:"bytes,10,opt,name=status,proto3" json:"status,omitempty"`
+	Origin string  `protobuf:"bytes,7,opt,name=origin,proto3" json:"origin,omitempty"`
+	Phase  string  `protobuf:"bytes,8,opt,name=phase,proto3" json:"phase,omitempty"`
+	Url    string  `protobuf:"bytes,9,opt,name=url,proto3" json:"url,omitempty"`
+	Status *Status `protobuf:"bytes,10,opt,name=status,proto3" json:"status,omitempty"`
+	// In the manifest values are replaced and comments left out, because the caller
+	// may not read the object's configuration.
+	Redacted      bool `protobuf:"varint,11,opt,name=redacted,proto3" json:"redacted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -786,6 +789,13 @@ func (x *Object) GetStatus() *Status {
 		return x.Status
 	}
 	return nil
+}
+
+func (x *Object) GetRedacted() bool {
+	if x != nil {
+		return x.Redacted
+	}
+	return false
 }
 
 type Status struct {
@@ -1838,7 +1848,7 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"BrokenFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x120\n" +
-	"\bproblems\x18\x02 \x03(\v2\x14.chandler.v1.ProblemR\bproblems\"\x97\x03\n" +
+	"\bproblems\x18\x02 \x03(\v2\x14.chandler.v1.ProblemR\bproblems\"\xb3\x03\n" +
 	"\x06Object\x12(\n" +
 	"\x03ref\x18\x01 \x01(\v2\x16.chandler.v1.ObjectRefR\x03ref\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1e\n" +
@@ -1852,7 +1862,8 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\x05phase\x18\b \x01(\tR\x05phase\x12\x10\n" +
 	"\x03url\x18\t \x01(\tR\x03url\x12+\n" +
 	"\x06status\x18\n" +
-	" \x01(\v2\x13.chandler.v1.StatusR\x06status\x1a9\n" +
+	" \x01(\v2\x13.chandler.v1.StatusR\x06status\x12\x1a\n" +
+	"\bredacted\x18\v \x01(\bR\bredacted\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x90\x04\n" +

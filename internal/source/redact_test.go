@@ -1,0 +1,93 @@
+package source
+
+import (
+	"strings"
+	"testing"
+
+	yaml "go.yaml.in/yaml/v3"
+)
+
+// What may be a secret is "canary" here, in each of the ways in which YAML can say
+// it; what may be seen is "seen".
+const secretive = `# canary
+apiVersion: extensions.istio.io/v1alpha1
+kind: WasmPlugin
+metadata:
+  name: seen-name # canary
+  namespace: seen
+  labels: {seen: seen-label}
+  annotations:
+    chandler.dev/first-attach: hold
+    kubectl.kubernetes.io/last-applied-configuration: '{"spec":{"pluginConfig":{"password":"canary"}}}'
+    note: canary
+spec:
+  url: https://host.example/seen.wasm?token=canary
+  phase: AUTHN
+  priority: 7
+  selector: {matchLabels: {app: seen-selector}}
+  match: [{mode: SERVER, ports: [{number: 8080}]}]
+  vmConfig:
+    env:
+    - {name: SEEN_INLINE, value: canary}
+    - {name: SEEN_HOST, valueFrom: HOST}
+  verificationKey: canary
+  pluginConfg: canary
+  pluginConfig:
+    text: &here canary
+    again: *here
+    folded: >
+      canary
+    number: 6666
+    float: 66.66e2
+    yes: true
+    nothing: null
+    list: [canary, {deep: [canary, [canary]]}]
+    <<: {merged: canary}
+    url: canary
+    name: canary
+status: {canary: 6666}
+`
+
+func TestRedact(t *testing.T) {
+	t.Parallel()
+	got := string(Redact([]byte(secretive)))
+	for _, secret := range []string{"canary", "6666", "66.66", "true", "null"} {
+		if strings.Contains(strings.ReplaceAll(got, "canary: <redacted>", ""), secret) {
+			t.Errorf("%q is seen", secret)
+		}
+	}
+	for _, seen := range []string{
+		"name: seen-name", "seen: seen-label", "app: seen-selector", "phase: AUTHN", "priority: 7", "number: 8080", "first-attach: hold",
+		"name: SEEN_INLINE", "valueFrom: HOST", "url: https://host.example/seen.wasm?token=***", "again: <redacted>", "merged: <redacted>",
+		"note: <redacted>", "pluginConfg: <redacted>", "last-applied-configuration: <redacted>",
+	} {
+		if !strings.Contains(got, seen) {
+			t.Errorf("%q is not seen", seen)
+		}
+	}
+	var doc map[string]any
+	if err := yaml.Unmarshal([]byte(got), &doc); err != nil {
+		t.Fatal(err)
+	}
+	config := doc["spec"].(map[string]any)["pluginConfig"].(map[string]any)
+	if l, ok := config["list"].([]any); !ok || len(l) != 2 || len(config) != 11 {
+		t.Errorf("the structure is lost: %v", config)
+	}
+	if t.Failed() {
+		t.Log(got)
+	}
+}
+
+// Whatever the text is, and wherever in an object something stands.
+func TestRedactOthers(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		"spec: [canary", "canary", "- canary\n- {a: canary}", "spec: canary", "spec: {phase: {a: canary}, url: 'ftp://canary'}", "metadata: canary",
+		`{"kind": {"x": "canary"}, "metadata": {"name": ["canary"]}}`, "spec: {url: [canary]}",
+		"kind: TrafficExtension\nspec: {lua: {inlineCode: canary}, wasm: {url: 'oci://user:canary@h/x', pluginConfig: {a: canary}}}",
+	} {
+		if got := Redact([]byte(text)); strings.Contains(string(got), "canary") {
+			t.Errorf("%s: %s", text, got)
+		}
+	}
+}

@@ -1,0 +1,188 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"chandler.dev/chandler"
+	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
+	"chandler.dev/chandler/internal/access"
+	"chandler.dev/chandler/internal/source"
+)
+
+// rule says what a procedure needs.
+type rule struct {
+	verb access.Verb
+	// namespaces are those that a request is about. Without it the procedure itself
+	// leaves out what its caller may not see.
+	namespaces func(request any) []string
+}
+
+// rules has every procedure of the service. One that is not here is for nobody.
+var rules = map[string]rule{
+	chandlerv1connect.AdminApplyProcedure:  {access.Edit, applied},
+	chandlerv1connect.AdminDeleteProcedure: {access.Edit, deleted},
+	chandlerv1connect.AdminListProcedure:   {access.List, nil},
+}
+
+// applied are the namespaces of a manifest. A document that names nothing that can
+// be made out is of none, and is refused for it later.
+func applied(request any) []string {
+	req, ok := request.(*chandlerv1.ApplyRequest)
+	if !ok {
+		return nil
+	}
+	var all []string
+	for _, doc := range source.Decode(req.Manifest, req.Namespace) {
+		all = append(all, doc.Namespace)
+	}
+	return all
+}
+
+func deleted(request any) []string {
+	req, ok := request.(*chandlerv1.DeleteRequest)
+	if !ok {
+		return nil
+	}
+	var all []string
+	for _, ref := range req.Refs {
+		all = append(all, ref.GetNamespace())
+	}
+	return all
+}
+
+// interceptor keeps the rules, and writes down what was changed.
+type interceptor struct {
+	log *slog.Logger
+	now func() time.Time
+
+	mu     sync.Mutex
+	logged time.Time
+	quiet  int // refusals since that were not logged
+}
+
+// WrapUnary implements connect.Interceptor.
+func (i *interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		c := callerOf(ctx)
+		verb, err := permit(ctx, c, req.Spec().Procedure, req.Any())
+		if err != nil {
+			i.refused(c, verb, err)
+			return nil, err
+		}
+		res, err := next(ctx, req)
+		if verb != access.List && verb != access.Read {
+			i.changed(c, verb, req, res, err)
+		}
+		return res, err
+	}
+}
+
+// WrapStreamingClient implements connect.Interceptor.
+func (i *interceptor) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// WrapStreamingHandler implements connect.Interceptor. There is no streaming
+// procedure, and no rule for one.
+func (i *interceptor) WrapStreamingHandler(connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(context.Context, connect.StreamingHandlerConn) error { return errNoRule() }
+}
+
+func errNoRule() error {
+	return connect.NewError(connect.CodePermissionDenied, errors.New("nothing says who may call this procedure, so nobody may"))
+}
+
+// permit tells whether a caller may call a procedure with a request.
+func permit(ctx context.Context, c *caller, procedure string, request any) (access.Verb, error) {
+	rule, ok := rules[procedure]
+	switch {
+	case !ok:
+		return "", errNoRule()
+	case c.own:
+		return rule.verb, nil
+	case rule.namespaces == nil:
+		if c.grants.Somewhere(rule.verb) || c.account != nil {
+			return rule.verb, nil // the procedure shows what is theirs
+		}
+		return rule.verb, c.may(ctx, rule.verb, access.Everywhere)
+	}
+	if ok, err := c.allowed(ctx, rule.verb, access.Everywhere); ok || err != nil {
+		return rule.verb, err
+	}
+	if c.account == nil && !c.grants.Somewhere(rule.verb) {
+		return rule.verb, c.may(ctx, rule.verb, access.Everywhere)
+	}
+	namespaces := rule.namespaces(request)
+	slices.Sort(namespaces)
+	for _, n := range slices.Compact(namespaces) {
+		if n == "" {
+			continue // it is about no object
+		}
+		if err := c.may(ctx, rule.verb, n); err != nil {
+			return rule.verb, err
+		}
+	}
+	return rule.verb, nil
+}
+
+// refused logs one refusal a second at most, as anybody can cause any number.
+func (i *interceptor) refused(c *caller, verb access.Verb, err error) {
+	now := i.now()
+	i.mu.Lock()
+	if now.Sub(i.logged) < time.Second {
+		i.quiet++
+		i.mu.Unlock()
+		return
+	}
+	quiet := i.quiet
+	i.logged, i.quiet = now, 0
+	i.mu.Unlock()
+	i.log.Warn("a request to the admin port is refused", "who", c.name, "from", c.from, "does", verb, "reason", err.Error(), "not_logged_before", quiet)
+}
+
+// maxChanges is how many objects of one request are logged one by one.
+const maxChanges = 1000
+
+// changed writes down what became of a request: who, from where, which object. No
+// value of the object itself is in it.
+func (i *interceptor) changed(c *caller, verb access.Verb, req connect.AnyRequest, res connect.AnyResponse, err error) {
+	if r, ok := req.Any().(interface{ GetDryRun() bool }); ok && r.GetDryRun() {
+		return
+	}
+	_, procedure, _ := strings.Cut(strings.TrimPrefix(req.Spec().Procedure, "/"), "/")
+	log := i.log.With("who", c.name, "from", c.from, "does", procedure)
+	if err != nil {
+		log.Warn("a change failed", "error", err)
+		return
+	}
+	results, ok := res.Any().(interface {
+		GetResults() []*chandlerv1.ObjectResult
+	})
+	if !ok {
+		log.Info("changed", "verb", verb)
+		return
+	}
+	all := results.GetResults()
+	for n, r := range all {
+		if n == maxChanges {
+			log.Info("changed", "and_more", len(all)-n)
+			return
+		}
+		var codes []string
+		for _, p := range r.Problems {
+			codes = append(codes, p.Code)
+		}
+		ref := r.GetRef()
+		log.Info("changed", "object", chandler.Printable(ref.GetKind()+" "+ref.GetNamespace()+"/"+ref.GetName(), 512),
+			"result", strings.ToLower(strings.TrimPrefix(r.Action.String(), "ACTION_")), "generation", r.Generation, "problems", strings.Join(slices.Compact(codes), ","))
+	}
+}
