@@ -28,9 +28,21 @@ type rule struct {
 
 // rules has every procedure of the service. One that is not here is for nobody.
 var rules = map[string]rule{
-	chandlerv1connect.AdminApplyProcedure:  {access.Edit, applied},
-	chandlerv1connect.AdminDeleteProcedure: {access.Edit, deleted},
-	chandlerv1connect.AdminListProcedure:   {access.List, nil},
+	chandlerv1connect.AdminApplyProcedure:           {access.Edit, applied},
+	chandlerv1connect.AdminDeleteProcedure:          {access.Edit, deleted},
+	chandlerv1connect.AdminListProcedure:            {access.List, nil},
+	chandlerv1connect.AdminCreateNodeTokenProcedure: {access.Enrol, ofNodes},
+	chandlerv1connect.AdminListNodesProcedure:       {access.Enrol, ofNodes},
+	chandlerv1connect.AdminRevokeNodeProcedure:      {access.Enrol, ofNodes},
+}
+
+// ofNodes is the namespace that a request about nodes names; without one it is about
+// all of them.
+func ofNodes(request any) []string {
+	if req, ok := request.(interface{ GetNamespace() string }); ok && req.GetNamespace() != "" {
+		return []string{req.GetNamespace()}
+	}
+	return []string{access.Everywhere}
 }
 
 // applied are the namespaces of a manifest. A document that names nothing that can
