@@ -113,6 +113,7 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 	if err != nil {
 		return err
 	}
+	defer vetter.Close()
 	plane, inCluster, shown, err := newControl(f, data, modules, vetter, metrics, log)
 	if err != nil {
 		return err
