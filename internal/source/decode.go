@@ -139,6 +139,7 @@ func decodeObject(root *node, c chunk, namespace string, j *judge) Document {
 		if d.Plugin != nil {
 			d.Plugin.Labels, d.Plugin.Annotations = d.Labels, d.Annotations
 			d.Plugin.FirstAttach = firstAttach(j, d.Annotations)
+			decodeProbes(j, d.Plugin)
 		}
 	}
 	d.Problems, d.Warnings = j.all(), j.warnings
@@ -258,7 +259,7 @@ const annotationPrefix = "chandler.dev/"
 // only: an older or newer control plane may know it.
 func firstAttach(j *judge, annotations map[string]string) chandler.FirstAttach {
 	at := (&path{}).field("metadata").field("annotations")
-	known := []string{chandler.AnnotationFirstAttach}
+	known := []string{chandler.AnnotationFirstAttach, chandler.AnnotationProbe}
 	for _, name := range slices.Sorted(maps.Keys(annotations)) {
 		if !strings.HasPrefix(name, annotationPrefix) || slices.Contains(known, name) {
 			continue
@@ -288,6 +289,9 @@ func digest(root *node, annotations map[string]string) string {
 		h.Write(spec.canonical())
 	}
 	h.Write([]byte("\n" + annotations[chandler.AnnotationFirstAttach]))
+	if probe, ok := annotations[chandler.AnnotationProbe]; ok {
+		h.Write([]byte("\n" + probe))
+	}
 	return hex.EncodeToString(h.Sum(nil))
 }
 

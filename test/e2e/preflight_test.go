@@ -87,3 +87,25 @@ spec: {lua: {inlineCode: "function function"}}
 		t.Errorf("described as\n%s", out)
 	}
 }
+
+// A plugin that loads and lets pass what it is to deny, the silent hole, is found by
+// its probe, before any proxy has it.
+func TestPreflightProbe(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "--envoy", envoyBinary(t))
+	port := freePort(t)
+	w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
+	probed := func(url, config string) string {
+		const probe = `{"request":{"path":"/productpage"},"expect":{"status":401}}`
+		return strings.Replace(plugin("p", url, config), "metadata: {", "metadata: {annotations: {chandler.dev/probe: '"+probe+"'}, ", 1)
+	}
+	w.apply(probed(w.push("deny:v1", module.Deny(401)), tag("v1")))
+	if a := get(t, port, "/"); a.code != http.StatusUnauthorized {
+		t.Errorf("status %d", a.code)
+	}
+	w.submit(probed(w.push("append:v1", module.Append()), tag("v2")))
+	w.tells("p", "ProbeFailed", `metadata.annotations["chandler.dev/probe"]: probe 1: GET "/productpage" is to be answered 401; Envoy `, "answered 200, it was allowed")
+	if a := get(t, port, "/"); a.code != http.StatusUnauthorized {
+		t.Errorf("status %d", a.code)
+	}
+}
