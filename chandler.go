@@ -79,7 +79,7 @@ type Plugin struct {
 	FirstAttach FirstAttach
 	// Probes are requests whose answers decide whether a release is fit (annotation
 	// chandler.dev/probe).
-	Probes []Probe
+	Probes []Probe `json:",omitempty"`
 }
 
 // Probe is a request to a plugin that has just been loaded, and what is to come of

@@ -82,7 +82,7 @@ func serveInScript(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	e := &env{getenv: ts.Getenv, stdout: log, stderr: log}
 	root := rootCommand(e)
-	root.SetArgs(append([]string{"serve", "--data", ts.MkAbs("data"), "--listen", ts.Getenv("LISTEN"), "--admin", ts.Getenv("CHANDLER_SERVER")}, args...))
+	root.SetArgs(append([]string{"serve", "--no-vet", "--data", ts.MkAbs("data"), "--listen", ts.Getenv("LISTEN"), "--admin", ts.Getenv("CHANDLER_SERVER")}, args...))
 	go func() {
 		done <- root.ExecuteContext(ctx)
 		log.Close()

@@ -123,6 +123,7 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 	if err != nil {
 		return err
 	}
+	defer vetter.Close()
 	plane, inCluster, shown, err := newControl(f, data, op, modules, vetter, metrics, log)
 	if err != nil {
 		return err

@@ -49,6 +49,19 @@ func (j *jail) within(fn func(dir string) error) error {
 	return fn(dir)
 }
 
+// folder gives a folder whose sockets have paths that are short enough.
+func (j *jail) folder() (string, error) {
+	dir, err := os.MkdirTemp(j.dir, "chandler-vet-")
+	if err == nil && len(dir) > maxSocket {
+		_ = os.Remove(dir)
+		dir, err = os.MkdirTemp("", "chandler-vet-")
+	}
+	if err != nil {
+		return "", fmt.Errorf("sandbox: %w", err)
+	}
+	return dir, nil
+}
+
 // child is a program that runs in a jail.
 type child struct {
 	cmd    *exec.Cmd
@@ -58,8 +71,8 @@ type child struct {
 	end    error         // how, once it has: nil for well
 }
 
-// start starts a child in a folder of its own, with a bound on its memory. It ends
-// with ctx at the latest.
+// start starts a child in a folder of its own, with a bound on its memory unless
+// that is zero. It ends with ctx at the latest.
 func (j *jail) start(ctx context.Context, dir string, memory int64, args ...string) (*child, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c := &child{out: &capped{}, cancel: cancel, ended: make(chan struct{}), cmd: exec.CommandContext(ctx, j.program, args...)}
@@ -73,6 +86,9 @@ func (j *jail) start(ctx context.Context, dir string, memory int64, args ...stri
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
+		if memory == 0 {
+			return
+		}
 		watchMemory(ctx, c.cmd.Process.Pid, memory, func() { cancel(errMemory) })
 	}()
 	go func() {
@@ -123,6 +139,21 @@ func (c *capped) Bytes() []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return bytes.Clone(c.buffer.Bytes())
+}
+
+// await waits until text was written, but not for long.
+func (c *capped) await(ctx context.Context, text string, atMost time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, atMost)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !bytes.Contains(c.Bytes(), []byte(text)) {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // empty begins anew.

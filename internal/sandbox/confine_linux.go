@@ -46,6 +46,15 @@ func bound(pid int) {
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("1000"), 0)
 }
 
+// freeze has a child stand still, with all that it started, or go on.
+func (c *child) freeze(still bool) {
+	signal := syscall.SIGCONT
+	if still {
+		signal = syscall.SIGSTOP
+	}
+	_ = syscall.Kill(-c.cmd.Process.Pid, signal) // one that has ended says so to who asks it
+}
+
 // crashed tells whether a child ended by a fault of its own, and not by somebody's
 // hand.
 func crashed(end error) bool {

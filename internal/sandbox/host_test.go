@@ -191,8 +191,8 @@ func TestFault_F74_HostCrashes(t *testing.T) {
 // Envoy 1.40 does not get over a gRPC call from a plugin that is being configured.
 func TestFault_F74_PluginCrashesEnvoy(t *testing.T) {
 	t.Parallel()
-	mod := module.CallConfigure([]module.Import{{Module: "env", Name: "proxy_grpc_call", Params: slices.Repeat([]byte{module.I32}, 12), Results: []byte{module.I32}}})
-	p, err := open(t, sandbox.Config{}).Judge(t.Context(), plugin(t, mod, ""))
+	mod := module.Append(module.Moody('a', module.CallGRPC))
+	p, err := open(t, sandbox.Config{}).Judge(t.Context(), plugin(t, mod, "a"))
 	if err != nil || code(p) != chandler.CodeWasmCrash || !strings.Contains(p.Message, "segmentation fault") {
 		t.Errorf("it says %v, %v", p, err)
 	}

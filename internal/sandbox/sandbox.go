@@ -55,6 +55,13 @@ type Config struct {
 	// Memory is how many bytes a plugin may take while it starts, DefaultMemory when
 	// zero. Where the system tells nothing of a process's memory it is not bounded.
 	Memory int64
+	// Warm is how many Envoys are kept, each with a module, for other configurations of
+	// it; DefaultWarm when zero, none when negative. Each takes as much memory as a
+	// proxy with that plugin.
+	Warm int
+	// Judged counts the verdicts, by whether an Envoy that was kept gave it; it may be
+	// nil.
+	Judged func(warm bool)
 }
 
 // Sandbox is one Envoy binary. It is safe for concurrent use.
@@ -62,17 +69,24 @@ type Sandbox struct {
 	cfg     Config
 	jail    jail
 	version string
+	warmth  *warmth
 }
 
 // Open finds out which Envoy it is, and how far children can be shut off here. The
 // error is of a binary that says no version.
 func Open(ctx context.Context, cfg Config) (*Sandbox, error) {
 	cfg.Time, cfg.Memory = cmp.Or(cfg.Time, DefaultTime), cmp.Or(cfg.Memory, DefaultMemory)
-	s := &Sandbox{cfg: cfg, jail: jail{program: cfg.Envoy, dir: cfg.Dir}}
+	if cfg.Judged == nil {
+		cfg.Judged = func(bool) {}
+	}
+	s := &Sandbox{cfg: cfg, jail: jail{program: cfg.Envoy, dir: cfg.Dir}, warmth: newWarmth(cmp.Or(cfg.Warm, DefaultWarm))}
 	ctx, cancel := context.WithTimeout(ctx, versionTime)
 	defer cancel()
 	return s, s.jail.settle(ctx, func() error { return s.ask(ctx) })
 }
+
+// Close ends the Envoys that are kept. Nothing may be judged afterwards.
+func (s *Sandbox) Close() { s.warmth.close() }
 
 // Name is that of the judge.
 func (s *Sandbox) Name() string { return chandler.JudgeEnvoy }
@@ -119,7 +133,21 @@ func (c *Case) size() int64 {
 // Judge tells what Envoy has against a plugin; nil: nothing. The error says that
 // Envoy could not be asked: nothing is known of the plugin then.
 func (s *Sandbox) Judge(ctx context.Context, c Case) (problem *chandler.Problem, err error) {
+	if len(c.Probes) > 0 {
+		return s.probe(ctx, c)
+	}
+	problem, known := s.warmth.judge(ctx, c, s.version)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	s.cfg.Judged(known)
+	if known {
+		return problem, nil
+	}
 	err = s.jail.within(func(dir string) (err error) { problem, err = s.validate(ctx, c, dir); return err })
+	if problem == nil && err == nil {
+		s.warmth.keep(s, c)
+	}
 	return problem, err
 }
 

@@ -53,6 +53,7 @@ func open(t *testing.T, cfg sandbox.Config) *sandbox.Sandbox {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(s.Close)
 	return s
 }
 
@@ -64,7 +65,7 @@ func plugin(t *testing.T, mod []byte, config string) sandbox.Case {
 		t.Fatal(err)
 	}
 	a := &chandler.Attachment{Key: chandler.Key{Kind: chandler.KindWasmPlugin, Namespace: "ns", Name: "p"}}
-	a.Program.Module = &chandler.Module{Size: int64(len(mod))}
+	a.Program.Module = &chandler.Module{Digest: chandler.Digest[chandler.ModuleDigest](mod), Size: int64(len(mod))}
 	a.Config = []byte(config)
 	return sandbox.Case{Member: attach.Member{Attachment: a, ModulePath: path}}
 }

@@ -139,6 +139,7 @@ func decodeObject(root *node, c chunk, namespace string, j *judge) Document {
 			if from := configFrom(j, d.Annotations, d.Plugin); from != nil {
 				d.Plugin.Wasm.ConfigFrom = from
 			}
+			decodeProbes(j, d.Plugin)
 		}
 	}
 	d.Problems, d.Warnings = j.all(), j.warnings
@@ -258,7 +259,7 @@ const annotationPrefix = "chandler.dev/"
 // only: an older or newer control plane may know it.
 func firstAttach(j *judge, annotations map[string]string) chandler.FirstAttach {
 	at := (&path{}).field("metadata").field("annotations")
-	known := []string{chandler.AnnotationFirstAttach, chandler.AnnotationConfigFrom}
+	known := []string{chandler.AnnotationFirstAttach, chandler.AnnotationConfigFrom, chandler.AnnotationProbe}
 	for _, name := range slices.Sorted(maps.Keys(annotations)) {
 		if !strings.HasPrefix(name, annotationPrefix) || slices.Contains(known, name) {
 			continue
@@ -288,8 +289,10 @@ func digest(root *node, annotations map[string]string) string {
 		h.Write(spec.canonical())
 	}
 	h.Write([]byte("\n" + annotations[chandler.AnnotationFirstAttach]))
-	if from, ok := annotations[chandler.AnnotationConfigFrom]; ok {
-		h.Write([]byte("\n" + from))
+	for _, name := range []string{chandler.AnnotationConfigFrom, chandler.AnnotationProbe} {
+		if value, ok := annotations[name]; ok {
+			h.Write([]byte("\n" + name + " " + value))
+		}
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }

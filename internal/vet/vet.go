@@ -98,6 +98,19 @@ func New(cfg Config) *Vetter {
 	return v
 }
 
+// Close ends what the judges keep for themselves. Nothing may be judged afterwards; a
+// nil Vetter keeps nothing.
+func (v *Vetter) Close() {
+	if v == nil {
+		return
+	}
+	for _, j := range v.cfg.Judges {
+		if c, ok := j.(interface{ Close() }); ok {
+			c.Close()
+		}
+	}
+}
+
 // weak counts the judges in weaker sandboxes.
 func (v *Vetter) weak() (n int) {
 	for _, j := range v.cfg.Judges {

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,23 +27,49 @@ import (
 // next request on a kept connection is decided by it, with the sample plugin (a
 // Go module of 2.4 MB) on a real Envoy. Two are changed in turn: one Envoy is
 // handed the finished slot, which is what Envoy itself needs; for the other the
-// resource is applied to a control plane. The medians of both are reported, and
-// their difference, which is what chandler adds.
+// resource is applied to a control plane, and for a third to one that tries every
+// change in an Envoy first. The medians are reported, and what chandler adds to the
+// first: without trials, and over twice of it with them.
 func BenchmarkConfigChange(b *testing.B) {
 	mod := sample(b)
-	alone, whole := envoyAlone(b, mod), underChandler(b, mod)
+	alone, whole, vetted := envoyAlone(b, mod), underChandler(b, mod), underChandler(b, mod, "--envoy", envoyBinary(b))
 	alone.change(b, 0)
 	whole.change(b, 0)
+	kept := func() float64 { return metricOf(b, vetted.admin, `chandler_vet_envoys_total{envoy="kept"}`) }
+	for i := 0; kept() == 0; i++ { // until an Envoy holds the module
+		vetted.change(b, -i)
+	}
+	before := kept()
 	b.ResetTimer()
 	for i := 1; i <= b.N; i++ {
 		alone.change(b, i)
 		whole.change(b, i)
+		vetted.change(b, i)
 	}
 	b.StopTimer()
-	envoy, chandler := alone.median(), whole.median()
+	if n := kept() - before; n != float64(b.N) {
+		b.Errorf("%v of %d changes were tried in an Envoy that held the module", n, b.N)
+	}
+	envoy, chandler, tried := alone.median(), whole.median(), vetted.median()
 	b.ReportMetric(envoy, "envoy-ms")
 	b.ReportMetric(chandler, "chandler-ms")
 	b.ReportMetric(chandler-envoy, "added-ms")
+	b.ReportMetric(tried, "vetted-ms")
+	b.ReportMetric(tried-2*envoy, "vetted-over-twice-ms")
+}
+
+func metricOf(b *testing.B, admin, series string) float64 {
+	b.Helper()
+	for line := range strings.Lines(fetchText(b, "http://"+admin+"/metrics")) {
+		if rest, ok := strings.CutPrefix(line, series+" "); ok {
+			n, err := strconv.ParseFloat(strings.TrimSpace(rest), 64)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return n
+		}
+	}
+	return 0
 }
 
 // subject is an Envoy whose plugin is changed again and again.
@@ -50,6 +77,7 @@ type subject struct {
 	client *http.Client
 	port   int
 	apply  func(i int)
+	admin  string // of the control plane, if there is one
 	took   []time.Duration
 }
 
@@ -94,13 +122,13 @@ func awaitRealm(b *testing.B, client *http.Client, port, i int) {
 	}
 }
 
-func underChandler(b *testing.B, mod []byte) *subject {
-	w := newWorld(b)
+func underChandler(b *testing.B, mod []byte, flags ...string) *subject {
+	w := newWorld(b, flags...)
 	port := freePort(b)
 	w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
 	url := w.push("basic:v1", mod)
 	admin := w.client()
-	return newSubject(b, port, func(i int) {
+	s := newSubject(b, port, func(i int) {
 		res, err := admin.Apply(b.Context(), connect.NewRequest(&chandlerv1.ApplyRequest{
 			Manifest: []byte(plugin("p", url, "pluginConfig: "+realmConfig(i))),
 		}))
@@ -108,6 +136,8 @@ func underChandler(b *testing.B, mod []byte) *subject {
 			b.Fatal(err, res)
 		}
 	})
+	s.admin = w.admin
+	return s
 }
 
 func envoyAlone(b *testing.B, mod []byte) *subject {

@@ -16,7 +16,17 @@ import (
 // trace of the attempts.
 func TestFault_F70_Preflight(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, "--envoy", envoyBinary(t), "--vet-timeout", "2s", "--vet-memory", "64MiB")
+	preflight(t, "_initialize failed: Uncaught RuntimeError: unreachable", "tried in Envoy 1.", "--envoy", envoyBinary(t), "--vet-timeout", "2s", "--vet-memory", "64MiB")
+}
+
+// Where no Envoy is named the Proxy-Wasm host is asked, with the same result.
+func TestFault_F70_PreflightWithoutEnvoy(t *testing.T) {
+	t.Parallel()
+	preflight(t, "_initialize failed: wasm error: unreachable", "tried in the Proxy-Wasm host and in no Envoy", "--vet-timeout", "2s", "--vet-memory", "64MiB")
+}
+
+func preflight(t *testing.T, trap, tried string, flags ...string) {
+	w := newWorld(t, flags...)
 	port := freePort(t)
 	p := w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
 	w.apply(plugin("p", w.push("append:v1", module.Append()), tag("v1")))
@@ -36,7 +46,7 @@ func TestFault_F70_Preflight(t *testing.T) {
 		field, text string
 	}{
 		"refuses":    {module.RefuseConfigure("no thanks"), "spec.pluginConfig", "no thanks (WasmConfigure)"},
-		"traps":      {module.TrapStart(), "spec.url", "_initialize failed: Uncaught RuntimeError: unreachable (WasmStart)"},
+		"traps":      {module.TrapStart(), "spec.url", trap + " (WasmStart)"},
 		"has no end": {module.LoopConfigure(), "spec.url", "(WasmTimeout)"},
 		"grows":      {module.GrowConfigure(), "spec.url", "(WasmMemory)"},
 	} {
@@ -52,15 +62,17 @@ func TestFault_F70_Preflight(t *testing.T) {
 	// A new plugin that is bad, beside the good one.
 	w.submit(plugin("q", w.push("bad:v2", module.TrapStart()), tag("q")))
 	w.tells("q", "WasmStart")
-	w.submit(`apiVersion: extensions.istio.io/v1alpha1
+	if slices.Contains(flags, "--envoy") { // the host knows no Lua
+		w.submit(`apiVersion: extensions.istio.io/v1alpha1
 kind: TrafficExtension
 metadata: {name: script, namespace: edge}
 spec: {lua: {inlineCode: "function function"}}
 `)
-	eventually(t, 20*time.Second, "the script is refused", func() (bool, string) {
-		out, _ := w.cli("", "describe", "trafficextension", "script", "-n", "edge")
-		return strings.Contains(out, "LuaSyntax") && strings.Contains(out, "spec.lua.inlineCode: "), out
-	})
+		eventually(t, 20*time.Second, "the script is refused", func() (bool, string) {
+			out, _ := w.cli("", "describe", "trafficextension", "script", "-n", "edge")
+			return strings.Contains(out, "LuaSyntax") && strings.Contains(out, "spec.lua.inlineCode: "), out
+		})
+	}
 	harmless(t, load)
 	if after := report(); after != before || !strings.Contains(after, `"InForce"`) {
 		t.Errorf("the agent heard of what was refused; it said\n%s\nand says\n%s", before, after)
@@ -71,7 +83,29 @@ spec: {lua: {inlineCode: "function function"}}
 	}
 	w.apply(plugin("p", w.push("append:v1", module.Append()), tag("v3")))
 	has(t, port, "v3")
-	if out, _ := w.cli("", "describe", "wasmplugin", "p", "-n", "edge"); !strings.Contains(out, ", tried in Envoy 1.") {
+	if out, _ := w.cli("", "describe", "wasmplugin", "p", "-n", "edge"); !strings.Contains(out, ", "+tried) {
 		t.Errorf("described as\n%s", out)
+	}
+}
+
+// A plugin that loads and lets pass what it is to deny, the silent hole, is found by
+// its probe, before any proxy has it.
+func TestPreflightProbe(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "--envoy", envoyBinary(t))
+	port := freePort(t)
+	w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
+	probed := func(url, config string) string {
+		const probe = `{"request":{"path":"/productpage"},"expect":{"status":401}}`
+		return strings.Replace(plugin("p", url, config), "metadata: {", "metadata: {annotations: {chandler.dev/probe: '"+probe+"'}, ", 1)
+	}
+	w.apply(probed(w.push("deny:v1", module.Deny(401)), tag("v1")))
+	if a := get(t, port, "/"); a.code != http.StatusUnauthorized {
+		t.Errorf("status %d", a.code)
+	}
+	w.submit(probed(w.push("append:v1", module.Append()), tag("v2")))
+	w.tells("p", "ProbeFailed", `metadata.annotations["chandler.dev/probe"]: probe 1: GET "/productpage" is to be answered 401; Envoy `, "answered 200, it was allowed")
+	if a := get(t, port, "/"); a.code != http.StatusUnauthorized {
+		t.Errorf("status %d", a.code)
 	}
 }

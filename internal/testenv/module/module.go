@@ -299,6 +299,58 @@ func trap(function string, options []Option) []byte {
 	return Append(append([]Option{with(function, func(c *Code) { c.Op(opUnreachable) })}, options...)...)
 }
 
+// Moody has a module do something when its configuration begins with a letter.
+func Moody(letter byte, does func(*Code)) Option {
+	return func(m *Module) {
+		importing(grpcCall)(m)
+		for i := range m.Funcs {
+			if m.Funcs[i].Name != "proxy_on_configure" {
+				continue
+			}
+			before := m.Funcs[i].Body
+			m.Funcs[i].Body = func(c *Code) {
+				c.Const(7, 0, 1, resultAddress, resultSize)
+				c.Call("proxy_get_buffer_bytes")
+				c.Op(opDrop)
+				c.Load(resultAddress)
+				c.Op(opLoad8, 0x00, 0x00)
+				c.Const(int64(letter))
+				c.Op(opEqual)
+				c.If(func() { does(c) })
+				before(c)
+			}
+		}
+	}
+}
+
+// Loop comes to no end.
+func Loop(c *Code) { c.Op(opLoop, 0x40, opBranch, 0x00, opEnd, opUnreachable) }
+
+// Grow takes and fills memory for as long as there is any.
+func Grow(c *Code) {
+	const step, pageSize = 16 << 20, 64 << 10
+	memoryGrow, memoryFill := []byte{0x40, 0x00}, []byte{0xfc, 0x0b, 0x00}
+	c.Op(opLoop, 0x40)
+	c.Const(step / pageSize)
+	c.Op(memoryGrow...)
+	c.Const(pageSize)
+	c.Op(opMultiply)
+	c.Const(1)
+	c.Const(step)
+	c.Op(memoryFill...)
+	c.Op(opBranch, 0x00, opEnd, opUnreachable)
+}
+
+// grpcCall is the function of the host that CallGRPC calls.
+var grpcCall = Import{Module: "env", Name: "proxy_grpc_call", Params: ints(12), Results: ints(1)}
+
+// CallGRPC calls a service of no name, which Envoy 1.40 does not survive while a
+// plugin is configured.
+func CallGRPC(c *Code) {
+	callZeros(c, grpcCall)
+	c.Op(opDrop)
+}
+
 // LoopConfigure gives a module that never comes back from its configuration.
 func LoopConfigure(options ...Option) []byte { return loop("proxy_on_configure", options) }
 
@@ -306,8 +358,7 @@ func LoopConfigure(options ...Option) []byte { return loop("proxy_on_configure",
 func LoopStart(options ...Option) []byte { return loop("_initialize", options) }
 
 func loop(function string, options []Option) []byte {
-	loop := with(function, func(c *Code) { c.Op(opLoop, 0x40, opBranch, 0x00, opEnd, opUnreachable) })
-	return Append(append([]Option{loop}, options...)...)
+	return Append(append([]Option{with(function, Loop)}, options...)...)
 }
 
 // ExitStart gives a module that ends with an exit code when it is started.
@@ -383,20 +434,7 @@ func GrowConfigure(options ...Option) []byte { return grow("proxy_on_configure",
 func GrowStart(options ...Option) []byte { return grow("_initialize", options) }
 
 func grow(function string, options []Option) []byte {
-	const step, pageSize = 16 << 20, 64 << 10
-	memoryGrow, memoryFill := []byte{0x40, 0x00}, []byte{0xfc, 0x0b, 0x00}
-	grow := with(function, func(c *Code) {
-		c.Op(opLoop, 0x40)
-		c.Const(step / pageSize)
-		c.Op(memoryGrow...)
-		c.Const(pageSize)
-		c.Op(opMultiply)
-		c.Const(1)
-		c.Const(step)
-		c.Op(memoryFill...)
-		c.Op(opBranch, 0x00, opEnd, opUnreachable)
-	})
-	return Append(append([]Option{grow}, options...)...)
+	return Append(append([]Option{with(function, Grow)}, options...)...)
 }
 
 // MissingImport gives a module that wants a host function that no Envoy has.

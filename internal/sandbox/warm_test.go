@@ -1,0 +1,104 @@
+package sandbox_test
+
+import (
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/sandbox"
+	"chandler.dev/chandler/internal/testenv/module"
+)
+
+// counting is a sandbox that counts the verdicts of Envoys that were kept.
+func counting(t *testing.T, cfg sandbox.Config) (*sandbox.Sandbox, *atomic.Int64) {
+	t.Helper()
+	warm := &atomic.Int64{}
+	cfg.Judged = func(kept bool) {
+		if kept {
+			warm.Add(1)
+		}
+	}
+	return open(t, cfg), warm
+}
+
+// reconfigured is the case with another configuration.
+func reconfigured(c sandbox.Case, config string) sandbox.Case {
+	a := *c.Attachment
+	a.Config = []byte(config)
+	c.Attachment = &a
+	return c
+}
+
+// warmed judges the case until an Envoy is kept that answers.
+func warmed(t *testing.T, s *sandbox.Sandbox, warm *atomic.Int64, c sandbox.Case) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for i := 0; warm.Load() == 0; i++ {
+		if p, err := s.Judge(t.Context(), reconfigured(c, fmt.Sprint(i))); err != nil || p != nil {
+			t.Fatal(p, err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no Envoy is kept")
+		}
+	}
+}
+
+// Another configuration of a module is judged by an Envoy that holds it, in the words
+// of the plugin, as often as it comes.
+func TestWarm(t *testing.T) {
+	t.Parallel()
+	s, warm := counting(t, sandbox.Config{})
+	good := plugin(t, module.Append(), "a")
+	warmed(t, s, warm, good)
+	before := warm.Load()
+	for i := range 20 {
+		words := fmt.Sprintf("!no %d", i)
+		p, err := s.Judge(t.Context(), reconfigured(good, words))
+		if err != nil || code(p) != chandler.CodeWasmConfigure || !strings.Contains(p.Message, "refuses it: "+words) {
+			t.Errorf("%s: it says %v, %v", words, p, err)
+		}
+		if again, err := s.Judge(t.Context(), reconfigured(good, words)); err != nil || code(again) != code(p) {
+			t.Errorf("%s, once more: it says %v, %v", words, again, err)
+		}
+		if p, err := s.Judge(t.Context(), reconfigured(good, fmt.Sprintf("yes %d", i))); err != nil || p != nil {
+			t.Errorf("it says %v, %v", p, err)
+		}
+	}
+	if n := warm.Load() - before; n != 60 {
+		t.Errorf("%d of 60 verdicts came from an Envoy that was kept", n)
+	}
+}
+
+// An Envoy that is kept and comes to no end, crashes, or takes too much memory is
+// ended, and the plugin is tried as if there had been none. Then there is one again.
+func TestFault_F72_F73_F74_WarmEnds(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		does   func(*module.Code)
+		code   chandler.Code
+		envoys int
+	}{
+		"loops":   {module.Loop, chandler.CodeWasmTimeout, 1},
+		"grows":   {module.Grow, chandler.CodeWasmMemory, 1},
+		"crashes": {module.CallGRPC, chandler.CodeWasmCrash, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, warm := counting(t, sandbox.Config{Time: 5 * time.Second, Memory: 64 << 20})
+			moody := plugin(t, module.Append(module.Moody('?', c.does)), "a")
+			warmed(t, s, warm, moody)
+			before := warm.Load()
+			if p, err := s.Judge(t.Context(), reconfigured(moody, "?")); err != nil || code(p) != c.code {
+				t.Errorf("it says %v, %v, want %s", p, err, c.code)
+			}
+			if warm.Load() != before {
+				t.Error("an Envoy that was kept gave the verdict")
+			}
+			warm.Store(0)
+			warmed(t, s, warm, moody)
+		})
+	}
+}
