@@ -27,7 +27,7 @@ GO_RELEASE := go1.26.11
 .PHONY: help build demo up test faults updates soak lint vulncheck sbom reproducible tools tools-kube e2e-kube generate cross bench clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 build: ## bin/chandler, bin/chandler-agent, bin/bookinfo (static)
 	@mkdir -p bin
