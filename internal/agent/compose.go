@@ -353,7 +353,28 @@ func (s *State) compose(sl *slot, members map[chandler.Key]member) *composition 
 		list = append(list, s.attachMember(m))
 	}
 	config := attach.Compose(sl.Slot, list)
-	return &composition{version: attach.Version(config), config: config, members: members}
+	versioned := config
+	if named, secret := withoutSecrets(list); secret {
+		versioned = attach.Compose(sl.Slot, named)
+	}
+	return &composition{version: attach.Version(versioned), config: config, members: members}
+}
+
+// withoutSecrets has releases in place of configurations that hold secrets; false when
+// none does. A version is shown, in Envoy's statistics for one, and as a hash of a
+// secret it would let whoever sees it try all short ones.
+func withoutSecrets(list []attach.Member) ([]attach.Member, bool) {
+	secret := false
+	named := slices.Clone(list)
+	for i, m := range named {
+		if !m.Attachment.SecretConfig {
+			continue
+		}
+		a := *m.Attachment
+		a.Config = []byte(a.Release)
+		named[i].Attachment, secret = &a, true
+	}
+	return named, secret
 }
 
 func (s *State) attachMember(m member) attach.Member {

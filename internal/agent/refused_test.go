@@ -167,3 +167,41 @@ func TestContract_EditDoesNotCloseWhatWasLeftOut(t *testing.T) {
 		})
 	}
 }
+
+// A plugin whose configuration holds secrets: what Envoy says of it is not repeated,
+// and no version is a hash of it.
+func TestSecretConfigIsKeptBack(t *testing.T) {
+	const secret = `{"password":"hunter2"}`
+	p := serving(t)
+	a := version("a", func(v *Version) { v.Config, v.SecretConfig = []byte(secret), true })
+	p.assign(a)
+	p.loaded(a)
+	if !p.s.Discreet() {
+		t.Error("nobody knows that its configuration is secret")
+	}
+	push := p.sent()
+	p.pushes = nil
+	p.step(Nacked{Slot: push.Slot, Version: push.Version, Message: "Unable to create Wasm plugin " + a.Key.String() + secret, Reason: "cannot read " + secret})
+	st := p.s.Report()[a.Key]
+	if st.State != chandler.StateRejected || st.Message != keptBack {
+		t.Errorf("%+v", st)
+	}
+	slot := p.s.slot(push.Slot)
+	composed := func(config, release string) *composition {
+		v := a
+		v.Config, v.Release = []byte(config), chandler.ReleaseID(release)
+		return p.s.compose(slot, map[chandler.Key]member{v.Key: {version: &v}})
+	}
+	one, two, three := composed(secret, "r1"), composed("{}", "r1"), composed(secret, "r2")
+	if one.version != two.version || one.version == three.version {
+		t.Errorf("versions %s %s %s", one.version, two.version, three.version)
+	}
+	if !strings.Contains(one.config.String(), "hunter2") {
+		t.Error("the configuration is not in the slot")
+	}
+	p.step(Assigned{Removed: []chandler.Key{a.Key}})
+	p.ackAll()
+	if p.s.Discreet() {
+		t.Error("it is still thought to be there")
+	}
+}
