@@ -147,7 +147,11 @@ func (c *Client) session(ctx context.Context, ref chandler.Reference, own *Crede
 }
 
 func (c *Client) sessionAt(ctx context.Context, e Endpoint, ref chandler.Reference, own *Credentials, action string) (*session, error) {
-	repo, err := c.repositoryAt(e.Host, ref.Repository)
+	host := e.Host
+	if e.isHome(ref.Host) {
+		host = ref.Host // under which keychains have it, where it has several
+	}
+	repo, err := c.repositoryAt(host, ref.Repository)
 	if err != nil {
 		return nil, err
 	}
