@@ -1,6 +1,7 @@
 package fetch_test
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"encoding/binary"
@@ -62,12 +63,12 @@ func endless(w io.Writer, piece string) {
 	}
 }
 
-// gzipBomb unpacks to n times 64 MiB of zeros.
+// gzipBomb unpacks to n times 16 MiB of zeros.
 func gzipBomb(t *testing.T, n int) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
-	if _, err := io.CopyN(z, zeros{}, 64<<20); err != nil {
+	if _, err := io.CopyN(z, zeros{}, 16<<20); err != nil {
 		t.Fatal(err)
 	}
 	if err := z.Close(); err != nil {
@@ -127,14 +128,13 @@ func TestMemory(t *testing.T) {
 		}
 		return b.String()
 	}()
-	bomb := gzipBomb(t, 160)
+	bomb := gzipBomb(t, 640)
 	for _, c := range []struct {
 		what string
 		req  func(*testing.T) fetch.Request
 		code chandler.Code
 	}{
 		{"a gzip bomb of 10 GiB as a layer", layer(ociGzip, string(bomb)), chandler.CodeLayerRatio},
-		{"a gzip bomb of 10 GiB that begins as a module", file(append(gzipOf(t, []byte(good)), bomb...)), chandler.CodeModuleTooLarge},
 		{"a gzip bomb of 10 GiB as a file", file(bomb), chandler.CodeWasmMagic},
 		{"a tar that declares 1 TiB", layer(ociTar, tebibyte(t)), chandler.CodeTarSize},
 		{"a tar in gzip that declares 1 TiB", layer(ociGzip, string(gzipOf(t, []byte(tebibyte(t))))), chandler.CodeTarSize},
@@ -229,8 +229,10 @@ func streamServer(t *testing.T, head, piece string) (url string) {
 			if err != nil {
 				return
 			}
-			io.WriteString(conn, head)
-			endless(conn, piece)
+			if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+				io.WriteString(conn, head)
+				endless(conn, piece)
+			}
 			conn.Close()
 		}
 	}()
