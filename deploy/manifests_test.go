@@ -57,7 +57,7 @@ func manifests(t *testing.T) []object {
 	if err != nil || len(files) < 3 {
 		t.Fatalf("%v, %v", files, err)
 	}
-	set := []string{"tls.clientCASecretName=machines", "ownUnlabelled=true", "registries.insecure={a:5000}"}
+	set := []string{"tls.clientCASecretName=machines", "ownUnlabelled=true", "registries.insecure={a:5000}", "registries.hosts.a=skip_verify=false", "registries.tokenRealms={a=b}"}
 	text, _, err := chart.Render(chart.Options{Release: "chandler", Namespace: "chandler-system", Set: set})
 	if err != nil {
 		t.Fatal(err)

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 
@@ -137,21 +136,22 @@ type session struct {
 	forget func() // to be called when a request failed: the next one begins anew
 }
 
-// session is the way to the registry itself.
+// session is the way to the registry itself, or to what the operator has put in its
+// place: never to a mirror.
 func (c *Client) session(ctx context.Context, ref chandler.Reference, own *Credentials, action string) (*session, error) {
 	all, err := c.endpoints(ref.Host)
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(all, func(e Endpoint) bool { return e.isHome(ref.Host) })
-	if i < 0 {
-		all, i = []Endpoint{home(ref.Host)}, 0
-	}
-	return c.sessionAt(ctx, all[i], ref, own, action)
+	return c.sessionAt(ctx, all[len(all)-1], ref, own, action)
 }
 
 func (c *Client) sessionAt(ctx context.Context, e Endpoint, ref chandler.Reference, own *Credentials, action string) (*session, error) {
-	repo, err := c.repositoryAt(e.Host, ref.Repository)
+	host := e.Host
+	if e.isHome(ref.Host) {
+		host = ref.Host // under which keychains have it, where it has several
+	}
+	repo, err := c.repositoryAt(host, ref.Repository)
 	if err != nil {
 		return nil, err
 	}

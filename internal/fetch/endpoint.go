@@ -40,8 +40,8 @@ type Endpoint struct {
 }
 
 // Hosts finds where a registry's repositories can be had from, in the order in
-// which the places are to be asked: mirrors before the registry. None is the
-// registry alone. *hosts.Directory is one.
+// which the places are to be asked: mirrors first, and last the registry or what
+// stands in for it. None is the registry alone. *hosts.Directory is one.
 type Hosts interface {
 	Endpoints(registry string) ([]Endpoint, error)
 }

@@ -7,8 +7,8 @@ import (
 	"compress/gzip"
 	"errors"
 	"io"
-	"net/http"
 	"net/url"
+	"strings"
 	"testing"
 )
 
@@ -74,31 +74,39 @@ func FuzzUnpack(f *testing.F) {
 	})
 }
 
-// FuzzSignatureList: whatever a registry says are an artifact's signatures is a
-// list or refused by name, and the next page is never at another place.
-func FuzzSignatureList(f *testing.F) {
-	const digest = "sha256:93a44bbb96c751218e4c00d479e4c14358122a389acca16205b1e4d0dc5f9476"
-	f.Add([]byte(`{"schemaVersion":2,"layers":[{"mediaType":"`+TypeSimpleSigning+`","size":8,"digest":"`+digest+`","annotations":{"a":"b"}}]}`), "")
-	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"artifactType":"`+TypeBundle+`","size":8,"digest":"`+digest+`"}]}`), `</v2/p/referrers/`+digest+`?n=2>; rel="next"`)
-	f.Add([]byte(`{"schemaVersion":2}`), `<http://else.example/v2/p/referrers/`+digest+`?n=2>; rel=next, <x>`)
-	f.Fuzz(func(t *testing.T, raw []byte, link string) {
-		l, err := parseSignatureList(raw)
-		named(t, err)
-		if err == nil {
-			for i := range l.Manifests {
-				l.Manifests[i].mayBeBundle()
+// FuzzChallenge: whatever a registry says of how it wants to be convinced, a
+// password goes over TLS and to its own domain alone.
+func FuzzChallenge(f *testing.F) {
+	f.Add(`Bearer realm="https://auth.corp.example/token",service="s",scope="repository:a:pull"`)
+	f.Add(`Basic realm="a\"b", Negotiate abc==, BEARER Realm = https://corp.example/x , realm=y`)
+	c := New(Config{Insecure: func(string) bool { return true }})
+	f.Cleanup(c.Close)
+	f.Fuzz(func(t *testing.T, line string) {
+		all := parseChallenges(line)
+		if len(all) > maxChallenges {
+			t.Fatalf("%d challenges", len(all))
+		}
+		for _, ch := range all {
+			if len(ch.params) > maxParams || ch.scheme != strings.ToLower(ch.scheme) {
+				t.Fatalf("%+v", ch)
 			}
-		}
-		at, err := url.Parse("https://reg.example/v2/p/referrers/" + digest)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp := &http.Response{Header: http.Header{"Link": {link}}, Request: &http.Request{URL: at}}
-		next := linkNext(resp)
-		query, err := nextPage(next, "referrers/"+digest)
-		named(t, err)
-		if query != "" && (next.Host != "reg.example" || next.Scheme != "https") {
-			t.Fatalf("%q leads to %s", link, next)
+			for _, registry := range []string{"https://registry.corp.example", "http://registry.corp.example:5000", "https://10.1.2.3"} {
+				at, err := url.Parse(registry)
+				if err != nil {
+					t.Fatal(err)
+				}
+				realm, err := url.Parse(ch.params["realm"])
+				if err != nil {
+					continue
+				}
+				err = c.checkRealm(at, realm, true)
+				named(t, err)
+				host := strings.ToLower(realm.Hostname())
+				own := host == at.Hostname() || at.Hostname() != "10.1.2.3" && (host == "corp.example" || strings.HasSuffix(host, ".corp.example"))
+				if err == nil && (realm.Scheme != "https" || !own || realm.User != nil) {
+					t.Fatalf("a password for %s goes to %s", registry, realm)
+				}
+			}
 		}
 	})
 }

@@ -22,6 +22,9 @@ const (
 	maxLayers      = 16
 	maxAnnotations = 64 << 10
 	maxConfigBlob  = 1 << 20
+	// maxValues is how many values a JSON document may have: each costs many times
+	// what it takes to write it.
+	maxValues = 16 << 10
 )
 
 // Media types of manifests.
@@ -313,6 +316,9 @@ func checkJSON(raw []byte) error {
 	if !utf8.Valid(raw) {
 		return manifestProblem("not valid UTF-8")
 	}
+	if tooManyValues(raw) {
+		return manifestProblem("it has more than %d values", maxValues)
+	}
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	if err := checkValue(dec, 0); err != nil {
 		var known *Error
@@ -325,6 +331,22 @@ func checkJSON(raw []byte) error {
 		return manifestProblem("something follows it at offset %d", dec.InputOffset())
 	}
 	return nil
+}
+
+// tooManyValues counts what separates values, before anything is made of them.
+func tooManyValues(raw []byte) bool {
+	n, text := 0, false
+	for i := 0; i < len(raw) && n < maxValues; i++ {
+		switch c := raw[i]; {
+		case c == '"':
+			text = !text
+		case text && c == '\\':
+			i++
+		case !text && (c == ',' || c == '{' || c == '['):
+			n++
+		}
+	}
+	return n >= maxValues
 }
 
 func checkValue(dec *json.Decoder, depth int) error {

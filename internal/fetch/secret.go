@@ -108,6 +108,8 @@ func ParseSecret(dockerconfigjson []byte) (*Secret, []chandler.Problem, error) {
 		return nil, nil, chandler.Problemf(chandler.CodeSecretType, "", hint, "the secret has no .dockerconfigjson")
 	case len(dockerconfigjson) > maxSecret:
 		return nil, nil, chandler.Problemf(chandler.CodeSecretJSON, "", hint, ".dockerconfigjson is %d bytes, limit %d", len(dockerconfigjson), maxSecret)
+	case tooManyValues(dockerconfigjson):
+		return nil, nil, chandler.Problemf(chandler.CodeSecretJSON, "", hint, ".dockerconfigjson has more than %d values", maxValues)
 	}
 	if err := json.Unmarshal(dockerconfigjson, &file); err != nil {
 		return nil, nil, chandler.Problemf(chandler.CodeSecretJSON, "", hint, ".dockerconfigjson cannot be read at offset %d", offsetOf(err))
