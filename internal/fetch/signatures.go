@@ -212,10 +212,10 @@ func (r *signatureReader) readReferrers(ctx context.Context) error {
 			return err
 		}
 		if asked[query] {
-			return refuse(chandler.CodeSigLimit, "mend the registry", "%s: its pages lead in a circle", index)
+			return refuse(chandler.CodeHTTPLink, "mend the registry", "%s: its pages lead in a circle; stopped", index)
 		}
 	}
-	return refuse(chandler.CodeSigLimit, "remove signatures that are not needed", "%s: it has more than %d pages", index, maxReferrerPages)
+	return refuse(chandler.CodeHTTPLink, "remove what refers to the artifact and is not needed", "%s: it has more than %d pages; stopped", index, maxReferrerPages)
 }
 
 // noReferrers is the answer of a registry that does not know the referrers API.
