@@ -58,7 +58,7 @@ const (
 	CodeHTTPLength          Code = "HTTPLength"
 	CodeHTTPEncoding        Code = "HTTPEncoding"
 	CodeHTTPHeader          Code = "HTTPHeader"
-	CodeHTTPLink            Code = "HTTPLink" // the next page of a list is at another place
+	CodeHTTPLink            Code = "HTTPLink" // pages of a list that lead elsewhere, or to no end
 	CodeAuthRealm           Code = "AuthRealm"
 	CodeAuthToken           Code = "AuthToken"
 	CodeTLS                 Code = "TLS"

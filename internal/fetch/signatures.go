@@ -73,10 +73,18 @@ func (c *Client) Signatures(ctx context.Context, ref chandler.Reference, artifac
 	if err != nil {
 		return Signatures{}, asError(ctx, err)
 	}
+	got, err := signaturesAt(ctx, s, artifact)
+	if err != nil {
+		return Signatures{}, asError(ctx, err)
+	}
+	return got, nil
+}
+
+func signaturesAt(ctx context.Context, s *session, artifact chandler.ArtifactDigest) (Signatures, error) {
 	r := &signatureReader{session: s, artifact: artifact, blobs: map[string][]byte{}}
 	for _, read := range []func(context.Context) error{r.readReferrers, r.readTag} {
 		if err := read(ctx); err != nil && !r.isFault(asError(ctx, err)) {
-			return Signatures{}, asError(ctx, err)
+			return Signatures{}, err
 		}
 	}
 	return r.got, nil
@@ -204,10 +212,10 @@ func (r *signatureReader) readReferrers(ctx context.Context) error {
 			return err
 		}
 		if asked[query] {
-			return refuse(chandler.CodeSigLimit, "mend the registry", "%s: its pages lead in a circle", index)
+			return refuse(chandler.CodeHTTPLink, "mend the registry", "%s: its pages lead in a circle; stopped", index)
 		}
 	}
-	return refuse(chandler.CodeSigLimit, "remove signatures that are not needed", "%s: it has more than %d pages", index, maxReferrerPages)
+	return refuse(chandler.CodeHTTPLink, "remove what refers to the artifact and is not needed", "%s: it has more than %d pages; stopped", index, maxReferrerPages)
 }
 
 // noReferrers is the answer of a registry that does not know the referrers API.

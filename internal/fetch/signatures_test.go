@@ -2,6 +2,7 @@ package fetch_test
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -84,5 +85,45 @@ func TestSignaturesWithCredentials(t *testing.T) {
 	creds := fetch.NewCredentials(r.Addr, "u", "hunter2")
 	if got, err := client(t, nil).Signatures(t.Context(), ref, digest, creds); err != nil || len(got.Found) != 1 {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestRefuse_B112: a list of what refers to an artifact, whose pages lead to another
+// host or another list, in a circle, or to no end. Nothing is asked there, and the
+// signatures that are elsewhere are read all the same.
+func TestRefuse_B112(t *testing.T) {
+	digest := chandler.ArtifactDigest("sha256:" + strings.Repeat("a", 64))
+	var pages int
+	for text, next := range map[string]func(r *http.Request) string{
+		`at another place, "169.254.169.254/v2/p/referrers/`: func(r *http.Request) string { return "http://169.254.169.254" + r.URL.Path + "?page=1" },
+		`at another place, "127.0.0.1`:                       func(*http.Request) string { return "/v2/p/tags/list?page=1" },
+		"its pages lead in a circle":                         func(*http.Request) string { return "?page=1" },
+		"it has more than 10 pages":                          func(*http.Request) string { return fmt.Sprint("?page=", pages) },
+	} {
+		pages = 0
+		s := &script{contentType: ociManifest, blobs: map[string]string{digestOf("payload"): "payload"}, manifest: toJSON(t, object{
+			"schemaVersion": 2, "mediaType": ociManifest, "layers": []any{registry.Descriptor(fetch.TypeSimpleSigning, []byte("payload"))},
+		}), before: func(w http.ResponseWriter, r *http.Request) bool {
+			if strings.Contains(r.URL.Path, "/tags/") {
+				t.Errorf("%s was asked for", r.URL)
+			}
+			if !strings.Contains(r.URL.Path, "/referrers/") {
+				return false
+			}
+			pages++
+			w.Header().Set("Content-Type", "application/vnd.oci.image.index.v1+json")
+			w.Header().Set("Link", "<"+next(r)+`>; rel="next"`)
+			fmt.Fprint(w, `{"schemaVersion":2,"manifests":[]}`)
+			return true
+		}}
+		got, err := client(t, nil).Signatures(t.Context(), reference(t, s.start(t)+"/p:v1"), digest, nil)
+		if err != nil || len(got.Found) != 1 || len(got.Faults) != 1 {
+			t.Errorf("%s: %+v, %v", text, got, err)
+			continue
+		}
+		if p := got.Faults[0]; p.Code != chandler.CodeHTTPLink || !strings.Contains(p.Message, text) || p.Hint == "" || pages > 10 {
+			t.Errorf("%d pages, %s: %s", pages, p.Code, p.Message)
+		}
+		t.Attr("refusal", string(got.Faults[0].Code))
 	}
 }
