@@ -10,8 +10,6 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
-
 	"chandler.dev/chandler"
 )
 
@@ -69,15 +67,23 @@ type Signatures struct {
 // registry itself, an *Error.
 func (c *Client) Signatures(ctx context.Context, ref chandler.Reference, artifact chandler.ArtifactDigest, own *Credentials) (Signatures, error) {
 	ref.Digest = artifact
-	s, err := c.session(ctx, ref, own, transport.PullScope)
-	if err != nil {
-		return Signatures{}, asError(ctx, err)
+	var got Signatures
+	// Lists of signatures change as tags do: a mirror that may not say what a tag
+	// means is not asked for them either.
+	err := c.from(ctx, ref, own, func(e Endpoint) bool { return e.Pull && e.Resolve }, func(s *session) (settled bool, err error) {
+		if got, err = signaturesAt(ctx, s, artifact); err == nil && len(got.Found) == 0 {
+			err = refuse(chandler.CodeNotFound, "sign it", "%s: it has no signatures", s.at.Host) // the next place may have some
+		}
+		return false, err
+	})
+	if err == nil {
+		return got, nil
 	}
-	got, err := signaturesAt(ctx, s, artifact)
-	if err != nil {
-		return Signatures{}, asError(ctx, err)
+	e := asError(ctx, err)
+	if e.Problem.Code == chandler.CodeNotFound && ctx.Err() == nil { // the last place's word, which is the registry itself
+		return got, nil
 	}
-	return got, nil
+	return Signatures{}, e
 }
 
 func signaturesAt(ctx context.Context, s *session, artifact chandler.ArtifactDigest) (Signatures, error) {

@@ -127,3 +127,42 @@ func TestRefuse_B112(t *testing.T) {
 		t.Attr("refusal", string(got.Faults[0].Code))
 	}
 }
+
+// mirrors has the places of every registry.
+type mirrors []fetch.Endpoint
+
+func (m mirrors) Endpoints(string) ([]fetch.Endpoint, error) { return m, nil }
+
+// TestSignaturesOfMirrors: a place without signatures leads to the next; one that
+// may not say what a tag means is not asked; and that there are none is the last
+// one's word, which is the registry's.
+func TestSignaturesOfMirrors(t *testing.T) {
+	full, ref, digest := signed(t, registry.Config{})
+	empty, err := registry.Start(registry.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer empty.Close()
+	at := func(r *registry.Registry, resolve bool) fetch.Endpoint {
+		return fetch.Endpoint{Scheme: "http", Host: r.Addr, Path: "/v2", Pull: true, Resolve: resolve}
+	}
+	ref.Host = "reg.example"
+	for _, c := range []struct {
+		places mirrors
+		want   int
+	}{
+		{mirrors{at(full, true)}, 1}, {mirrors{at(empty, true), at(full, true)}, 1}, {mirrors{at(full, true), at(empty, true)}, 1},
+		{mirrors{at(full, false), at(empty, true)}, 0}, {mirrors{at(empty, true)}, 0},
+	} {
+		cl := client(t, func(cfg *fetch.Config) { cfg.Hosts = c.places })
+		if got, err := cl.Signatures(t.Context(), ref, digest, nil); err != nil || len(got.Found) != c.want {
+			t.Errorf("%+v: %+v, %v", c.places, got, err)
+		}
+	}
+	full.Fail(func(*http.Request) (int, bool) { return http.StatusServiceUnavailable, true })
+	var e *fetch.Error
+	cl := client(t, func(cfg *fetch.Config) { cfg.Hosts = mirrors{at(empty, true), at(full, true)} })
+	if _, err := cl.Signatures(t.Context(), ref, digest, nil); !errors.As(err, &e) || !e.Temporary {
+		t.Errorf("the registry is away: %v", err)
+	}
+}
