@@ -151,6 +151,27 @@ func TestRefuse_B93_ForgedClaims(t *testing.T) {
 	eventually(t, func() bool { good.mu.Lock(); defer good.mu.Unlock(); return good.lost > 0 }, func() string { return "the stream stays" })
 }
 
+// B95: bytes that are for another node are as if they were not there, and both tries
+// are counted.
+func TestRefuse_B95_AnothersModule(t *testing.T) {
+	t.Parallel()
+	s := newSecured(t, identity.Rule{DNS: "{node}.{namespace}.node.example.org"})
+	mod := module.Append()
+	s.set("auth:v1", mod)
+	s.apply("pay", "oci://reg.example/auth:v1", func(p *chandler.Plugin) { p.Selector = map[string]string{"app": "pay"} })
+	s.await("pay", chandler.ConditionResolvedRefs, "True Resolved")
+	a := s.joinWith(chandler.Node{Namespace: "istio-system", Name: "gw"}, s.shows(s.ca.Issue(authority.Leaf{DNS: []string{"gw.istio-system.node.example.org"}})))
+	_, theirs := a.read(string(chandler.Digest[chandler.ModuleDigest](mod)), 0)
+	_, missing := a.read(string(chandler.Digest[chandler.ModuleDigest]([]byte("nobody's"))), 0)
+	if status.Code(theirs) != codes.NotFound || theirs.Error() != missing.Error() {
+		t.Errorf("%v, and for what is not there %v", theirs, missing)
+	}
+	if n := gauge(t, s.metrics, "chandler_agents_asked_total", "what", "other"); n != 2 {
+		t.Errorf("%v are counted", n)
+	}
+	t.Attr("refusal", "same")
+}
+
 // Certificates of both sides and their authority are renewed under agents whose
 // plugins change all the time: no stream is lost, until what it was opened with is
 // no longer trusted; then it comes back with what is in the files.

@@ -479,6 +479,37 @@ func TestEnrolmentIsBounded(t *testing.T) {
 	}
 }
 
+// A file of a later version is left for it; its node is no longer known here, and is
+// not believed.
+func TestLaterRoll(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	pair, err := p.trade(p.token(nil).String(), newKey(t), "edge", "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.stop()
+	files, err := filepath.Glob(filepath.Join(p.dir, "enrolled", "*.json"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	b, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	later := strings.Replace(string(b), `"format":1`, `"format":2`, 1)
+	if err := os.WriteFile(files[0], []byte(later), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.start()
+	if _, _, err := p.whose(pair); err == nil || !strings.Contains(err.Error(), "of no node that is enrolled here") {
+		t.Errorf("it is believed: %v", err)
+	}
+	if now, err := os.ReadFile(files[0]); err != nil || string(now) != later {
+		t.Errorf("%s, %v", now, err)
+	}
+}
+
 // A torn file costs what is in it, and nothing else.
 func TestTornRoll(t *testing.T) {
 	t.Parallel()

@@ -403,6 +403,9 @@ func (k *Keeper) take(key *ecdsa.PrivateKey, chain, authorities []byte) error {
 
 // each asks the control planes in turn until one does it.
 func (k *Keeper) each(ctx context.Context, do func(target string) error) error {
+	if len(k.cfg.Targets) == 0 {
+		return errors.New("no control plane is named")
+	}
 	var errs []error
 	for _, target := range k.cfg.Targets {
 		err := do(target)

@@ -29,6 +29,7 @@ const (
 type rollRecord interface {
 	// place is the directory and the name of its file.
 	place() (dir, name string)
+	format() int
 	// valid tells whether it is what place says, for one that was read.
 	valid() bool
 }
@@ -73,6 +74,7 @@ type revocation struct {
 }
 
 func (t *tokenRecord) place() (string, string) { return tokensDir, t.ID }
+func (t *tokenRecord) format() int             { return t.Format }
 func (t *tokenRecord) valid() bool             { return t.Format == formatRoll && len(t.ID) == 2*idBytes }
 
 // place is named after a hash: two names may differ in nothing but case.
@@ -80,6 +82,7 @@ func (n *nodeRecord) place() (string, string) {
 	sum := sha256.Sum256([]byte(n.id()))
 	return nodesDir, hex.EncodeToString(sum[:])
 }
+func (n *nodeRecord) format() int { return n.Format }
 func (n *nodeRecord) valid() bool { return n.Format == formatRoll && fits(n.Namespace) && fits(n.Name) }
 
 func (n *nodeRecord) node() chandler.Node {
@@ -151,7 +154,8 @@ func (r *Roll) write(rec rollRecord) error {
 }
 
 // load reads the roll. A file that cannot be read as what its name says is set aside:
-// its token is no good, and its node has to be enrolled anew.
+// its token is no good, and its node has to be enrolled anew. One of a later format is
+// passed by, for whoever wrote it to find.
 func (r *Roll) load() error {
 	if err := loadAll(r, tokensDir, func(t *tokenRecord) { r.tokens[t.ID] = t }); err != nil {
 		return err
@@ -190,6 +194,10 @@ func loadAll[T any, P recordOf[T]](r *Roll, dir string, take func(P)) error {
 		rec := P(new(T))
 		if err == nil {
 			err = json.Unmarshal(b, rec)
+		}
+		if err == nil && rec.format() > formatRoll {
+			r.cfg.Log.Error("a file of the roll is of a later version and counts for nothing here", "file", file)
+			continue
 		}
 		if _, want := rec.place(); err == nil && (!rec.valid() || want != name) {
 			err = errors.New("its content is not what its name says")
