@@ -51,7 +51,8 @@ them to the agents.
 Plugins come from the folder given by --plugins, which is only read, and from
 "chandler apply"; or, with --kube, from a Kubernetes cluster. Agents connect to --listen, the other commands to --admin; both
 are for this machine unless you say otherwise; agents on other machines need TLS
-(--tls-cert, --tls-key) and certificates of their own (--client-ca). Registry credentials are those of
+(--tls-cert, --tls-key) and certificates of their own (--client-ca). Commands of
+this user need nothing; who else may change what is said in docs/machines.md. Registry credentials are those of
 docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.`,
 		Example: `  chandler serve --plugins ./plugins --data ./data
   chandler serve --kube --kubeconfig ~/.kube/config`,

@@ -181,8 +181,11 @@ func (i *interceptor) changed(c *caller, verb access.Verb, req connect.AnyReques
 		for _, p := range r.Problems {
 			codes = append(codes, p.Code)
 		}
-		ref := r.GetRef()
-		log.Info("changed", "object", chandler.Printable(ref.GetKind()+" "+ref.GetNamespace()+"/"+ref.GetName(), 512),
+		object := "none that can be made out"
+		if ref := r.GetRef(); ref.GetName() != "" {
+			object = chandler.Printable(ref.GetKind()+" "+ref.GetNamespace()+"/"+ref.GetName(), 512)
+		}
+		log.Info("changed", "object", object,
 			"result", strings.ToLower(strings.TrimPrefix(r.Action.String(), "ACTION_")), "generation", r.Generation, "problems", strings.Join(slices.Compact(codes), ","))
 	}
 }
