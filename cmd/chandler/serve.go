@@ -186,7 +186,7 @@ func (e *env) run(ctx context.Context, f serveFlags, data string, plane *control
 	if inCluster != nil {
 		g.Go(func() error { return inCluster.statuses(plane, log).Run(ctx) })
 	}
-	g.Go(func() error { return admin.serve(ctx, web.Handler(shown)) })
+	g.Go(func() error { return admin.serve(ctx, web.Handler(shown), log) })
 	log.Info("serving", "agents", f.listen, "admin", f.admin.listen, "version", version)
 	return g.Wait()
 }

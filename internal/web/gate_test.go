@@ -83,7 +83,7 @@ func serveTLS(t *testing.T, cfg Config, config *tls.Config) *served {
 	}
 	var ctx context.Context
 	ctx, s.end = context.WithCancel(t.Context())
-	go func() { s.done <- Serve(ctx, Handler(cfg), tcp, unix) }()
+	go func() { s.done <- Serve(ctx, Handler(cfg), cfg.Log, tcp, unix) }()
 	t.Cleanup(func() {
 		s.end()
 		if err := <-s.done; err != nil {
