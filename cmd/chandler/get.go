@@ -161,6 +161,7 @@ func (e *env) printDocuments(objects []*chandlerv1.Object) error {
 		return enc.Close()
 	}
 	enc := json.NewEncoder(e.stdout)
+	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
 	if len(docs) == 1 {
 		return enc.Encode(docs[0])

@@ -53,7 +53,8 @@ them to the agents.
 Plugins come from the folder given by --plugins, which is only read, and from
 "chandler apply"; or, with --kube, from a Kubernetes cluster. Agents connect to --listen, the other commands to --admin; both
 are for this machine unless you say otherwise; agents on other machines need TLS
-(--tls-cert, --tls-key) and certificates of their own (--client-ca). Registry credentials are those of
+(--tls-cert, --tls-key) and certificates of their own (--client-ca). Commands of
+this user need nothing; who else may change what is said in docs/machines.md. Registry credentials are those of
 docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.`,
 		Example: `  chandler serve --plugins ./plugins --data ./data
   chandler serve --kube --kubeconfig ~/.kube/config`,
@@ -215,7 +216,7 @@ func (e *env) run(ctx context.Context, f serveFlags, data string, op *operator, 
 	if inCluster != nil {
 		g.Go(func() error { return inCluster.statuses(plane, log).Run(ctx) })
 	}
-	g.Go(func() error { return admin.serve(ctx, web.Handler(shown)) })
+	g.Go(func() error { return admin.serve(ctx, web.Handler(shown), log) })
 	log.Info("serving", "agents", f.listen, "admin", f.admin.listen, "version", version)
 	return g.Wait()
 }

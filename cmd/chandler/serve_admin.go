@@ -122,7 +122,7 @@ func (d *doors) close() error {
 	return errors.Join(errs...)
 }
 
-func (d *doors) serve(ctx context.Context, h http.Handler) error {
+func (d *doors) serve(ctx context.Context, h http.Handler, log *slog.Logger) error {
 	defer d.leave()
-	return web.Serve(ctx, h, d.listeners...)
+	return web.Serve(ctx, h, log, d.listeners...)
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/common/expfmt"
+
+	"chandler.dev/chandler/internal/access"
 )
 
 // adminHandler serves health, metrics and what the agent reports.
@@ -28,7 +30,8 @@ import (
 //	POST /store/verify hashes every module, JSON: StoreReport
 //	POST /store/trim   drops modules nobody needs, JSON: StoreReport
 //
-// What is posted must come from this machine.
+// What is posted must come from this machine. A browser's pages of other servers
+// get nothing, and neither does a name that was turned to this machine.
 func (a *Agent) adminHandler(gatherer prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) {
@@ -59,7 +62,23 @@ func (a *Agent) adminHandler(gatherer prometheus.Gatherer) http.Handler {
 		writeJSON(w, VerifyStore(r.Context(), a.store))
 	}))
 	mux.HandleFunc("POST /store/trim", local(a.trimStore))
-	return mux
+	return addressed(mux)
+}
+
+// addressed refuses what is meant for another server. From other machines, which
+// see health and states anyway, any name will do.
+func addressed(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var at netip.Addr
+		if tcp, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr); ok {
+			at = tcp.AddrPort().Addr().Unmap()
+		}
+		if !access.SameOrigin(r.Host, r.Header.Get("Origin"), r.Header.Get("Sec-Fetch-Site")) || at.IsLoopback() && !access.Addressed(r.Host, at, nil) {
+			http.Error(w, "the request is for another server, by its Host or Origin", http.StatusForbidden)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // unready tells why the proxy should get no traffic; nil when it may.

@@ -193,3 +193,37 @@ func TestMetricsOfStates(t *testing.T) {
 	m.states(nil)
 	want(0, "chandler_agent_plugin_vm_traps_total", "a", "ns")
 }
+
+// A name that was turned to this machine, and a page of another server.
+func TestAdminIsForThisServer(t *testing.T) {
+	_, srv := adminAgent(t)
+	for _, c := range []struct {
+		method, path, host, origin string
+		code                       int
+	}{
+		{http.MethodGet, "/healthz/live", "", "", http.StatusOK},
+		{http.MethodGet, "/metrics", "localhost:1", "", http.StatusOK},
+		{http.MethodGet, "/metrics", "evil.example", "", http.StatusForbidden},
+		{http.MethodGet, "/status", "evil.example:9912", "", http.StatusForbidden},
+		{http.MethodGet, "/status", "", "http://evil.example", http.StatusForbidden},
+		{http.MethodPost, "/store/verify", "evil.example", "", http.StatusForbidden},
+		{http.MethodPost, "/store/trim", "", "null", http.StatusForbidden},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), c.method, srv.URL+c.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = c.host
+		if c.origin != "" {
+			req.Header.Set("Origin", c.origin)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != c.code {
+			t.Errorf("%s %s, host %q, origin %q: %d", c.method, c.path, c.host, c.origin, resp.StatusCode)
+		}
+	}
+}

@@ -328,6 +328,9 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket str
 		if err != nil {
 			return err
 		}
+		if err := os.Chmod(socket, 0o600); err != nil {
+			return errors.Join(err, lis.Close())
+		}
 		g.Go(func() error { return a.ads.Serve(ctx, lis) })
 		return nil
 	}

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -83,7 +84,7 @@ func serveTLS(t *testing.T, cfg Config, config *tls.Config) *served {
 	}
 	var ctx context.Context
 	ctx, s.end = context.WithCancel(t.Context())
-	go func() { s.done <- Serve(ctx, Handler(cfg), tcp, unix) }()
+	go func() { s.done <- Serve(ctx, Handler(cfg), cfg.Log, tcp, unix) }()
 	t.Cleanup(func() {
 		s.end()
 		if err := <-s.done; err != nil {
@@ -235,6 +236,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 		{"admin", "Apply", manifest(inEdge + inShop), 403, `admin may not edit in namespace \"shop\"`},
 		{"admin", "Delete", del, 200, "NOT_FOUND"},
 		{"admin", "Delete", strings.ReplaceAll(del, "edge", "shop"), 403, "admin may not edit"},
+		{"admin", "Delete", strings.ReplaceAll(del, "edge", ""), 403, "admin may not edit in all namespaces"},
 		{"root", "Apply", manifest(inEdge + inShop), 200, "ACTION_REFUSED"},
 		{"thief", "List", `{}`, 401, "the token is nobody's"},
 		{"thief", "Apply", manifest(inEdge), 401, "the token is nobody's"},
@@ -535,6 +537,17 @@ func TestReviewer(t *testing.T) {
 	cfg.Reviewer = fakeReviewer{down: true}
 	if code, text := serve(t, cfg).strange("List", `{}`, showing("jane")); code != http.StatusServiceUnavailable || !strings.Contains(text, "cannot be found out now") {
 		t.Errorf("without an API server: %d %s", code, text)
+	}
+}
+
+// What answers with no results is told by its request.
+func TestChangeWithoutResults(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	i := &interceptor{log: slog.New(slog.NewTextHandler(&log, nil)), now: time.Now}
+	i.changed(&caller{name: "root", from: "socket"}, access.Enrol, connect.NewRequest(&chandlerv1.ListRequest{Namespace: "edge", Name: "a"}), connect.NewResponse(&chandlerv1.ListResponse{}), nil)
+	if !strings.Contains(log.String(), "who=root from=socket") || !strings.Contains(log.String(), "object=edge/a verb=enrol") {
+		t.Error(log.String())
 	}
 }
 

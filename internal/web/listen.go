@@ -1,11 +1,14 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
+	stdlog "log"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -15,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"chandler.dev/chandler"
 )
 
 // Limits of the server. A request may take as long as a profile does.
@@ -32,9 +37,9 @@ const (
 
 // Serve serves on all listeners until ctx ends, and closes them. Each has its own
 // limit of connections.
-func Serve(ctx context.Context, h http.Handler, listeners ...net.Listener) error {
+func Serve(ctx context.Context, h http.Handler, log *slog.Logger, listeners ...net.Listener) error {
 	srv := &http.Server{
-		Handler: h, MaxHeaderBytes: maxHeader,
+		Handler: h, MaxHeaderBytes: maxHeader, ErrorLog: stdlog.New(complaints{log}, "", 0),
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, WriteTimeout: answerTimeout, IdleTimeout: idleTimeout,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if p, ok := c.(*peerConn); ok {
@@ -62,6 +67,18 @@ func Serve(ctx context.Context, h http.Handler, listeners ...net.Listener) error
 		return nil
 	})
 	return g.Wait()
+}
+
+// complaints are the HTTP server's. Anybody can cause those about TLS.
+type complaints struct{ log *slog.Logger }
+
+func (c complaints) Write(b []byte) (int, error) {
+	level := slog.LevelWarn
+	if bytes.Contains(b, []byte("TLS handshake error")) {
+		level = slog.LevelDebug
+	}
+	c.log.Log(context.Background(), level, "the admin port complains", "of", chandler.Printable(string(b), 4096))
+	return len(b), nil
 }
 
 // ListenTCP listens on an address, with TLS unless config is nil.

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -21,8 +22,8 @@ import (
 // rule says what a procedure needs.
 type rule struct {
 	verb access.Verb
-	// namespaces are those that a request is about. Without it the procedure itself
-	// leaves out what its caller may not see.
+	// namespaces are those that a request is about; an empty one is all of them.
+	// Without it the procedure itself leaves out what its caller may not see.
 	namespaces func(request any) []string
 }
 
@@ -54,7 +55,9 @@ func applied(request any) []string {
 	}
 	var all []string
 	for _, doc := range source.Decode(req.Manifest, req.Namespace) {
-		all = append(all, doc.Namespace)
+		if doc.Namespace != "" {
+			all = append(all, doc.Namespace)
+		}
 	}
 	return all
 }
@@ -136,10 +139,7 @@ func permit(ctx context.Context, c *caller, procedure string, request any) (acce
 	namespaces := rule.namespaces(request)
 	slices.Sort(namespaces)
 	for _, n := range slices.Compact(namespaces) {
-		if n == "" {
-			continue // it is about no object
-		}
-		if err := c.may(ctx, rule.verb, n); err != nil {
+		if err := c.may(ctx, rule.verb, cmp.Or(n, access.Everywhere)); err != nil {
 			return rule.verb, err
 		}
 	}
@@ -180,7 +180,14 @@ func (i *interceptor) changed(c *caller, verb access.Verb, req connect.AnyReques
 		GetResults() []*chandlerv1.ObjectResult
 	})
 	if !ok {
-		log.Info("changed", "verb", verb)
+		object := ""
+		if r, ok := req.Any().(interface{ GetNamespace() string }); ok {
+			object = r.GetNamespace() + "/"
+		}
+		if r, ok := req.Any().(interface{ GetName() string }); ok {
+			object += r.GetName()
+		}
+		log.Info("changed", "object", chandler.Printable(object, 512), "verb", verb)
 		return
 	}
 	all := results.GetResults()
@@ -193,8 +200,11 @@ func (i *interceptor) changed(c *caller, verb access.Verb, req connect.AnyReques
 		for _, p := range r.Problems {
 			codes = append(codes, p.Code)
 		}
-		ref := r.GetRef()
-		log.Info("changed", "object", chandler.Printable(ref.GetKind()+" "+ref.GetNamespace()+"/"+ref.GetName(), 512),
+		object := "none that can be made out"
+		if ref := r.GetRef(); ref.GetName() != "" {
+			object = chandler.Printable(ref.GetKind()+" "+ref.GetNamespace()+"/"+ref.GetName(), 512)
+		}
+		log.Info("changed", "object", object,
 			"result", strings.ToLower(strings.TrimPrefix(r.Action.String(), "ACTION_")), "generation", r.Generation, "problems", strings.Join(slices.Compact(codes), ","))
 	}
 }
