@@ -1,0 +1,119 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"chandler.dev/chandler/internal/testenv/module"
+)
+
+// governed is a world whose control plane has a file of --config, which rule changes.
+func governed(t *testing.T, content string, flags ...string) (w *world, rule func(string)) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "chandler.yaml")
+	rule = func(content string) {
+		t.Helper()
+		if err := os.WriteFile(file+".next", []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(file+".next", file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rule(content)
+	return newWorld(t, append(flags, "--config", file)...), rule
+}
+
+// A policy made stricter while a plugin is in force: traffic is as before, and the
+// status says what is against it. Made looser again, it heals without an edit. What
+// was never allowed is not even fetched.
+func TestPolicyWhileServing(t *testing.T) {
+	t.Parallel()
+	w, rule := governed(t, "")
+	port := freePort(t)
+	w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
+	url := w.push("append:v1", module.Append())
+	w.apply(plugin("p", url, tag("v1"), "phase: AUTHN"))
+	load := startLoad(port, 2, 1, func(a answer) error {
+		if got := appended(a); a.code != http.StatusOK || !slices.Contains(got, "v1") {
+			return fmt.Errorf("status %d, tags %v", a.code, got)
+		}
+		return nil
+	})
+	for _, c := range []struct{ policy, code, text string }{
+		{"registries: [{repositories: [registry.example/**]}]", "PolicyDenied", "spec.url: modules for namespace edge may not come from"},
+		{"phases: [{allow: [STATS]}]", "ScopeDenied", "spec.phase: phase AUTHN is not allowed in namespace edge"},
+		{"limits: [{moduleSize: 100}]", "ModuleTooLarge", "spec.url: the module has"},
+		{"registries: [{repositories: ['" + w.registry.Addr + "/**'], require: digest}]", "PolicyDenied", "wants a digest"},
+	} {
+		rule(c.policy)
+		w.tells("p", c.code, c.text, "generation 1 stays assigned, in force on 1 of 1 proxy")
+	}
+	rule("limits: [{moduleSize: 10") // a slip of the pen changes nothing
+	eventually(t, 20*time.Second, "the mistake is told", func() (bool, string) {
+		metrics := fetchText(t, "http://"+w.admin+"/metrics")
+		return strings.Contains(metrics, "chandler_config_stale 1"), grep(metrics, "chandler_config")
+	})
+	w.submit(plugin("q", url, tag("q")))
+	w.tells("q", "PolicyDenied", "there is no release yet; proxies are as they were")
+	rule("registries: [{repositories: ['" + w.registry.Addr + "/**']}]")
+	w.tells("p", "in force on the 1 proxy it is for", "the resource is valid")
+	w.tells("q", "in force on the 1 proxy it is for")
+	harmless(t, load)
+
+	// Where the operator wants it, it is taken out.
+	rule("onViolation: detach\nphases: [{allow: [STATS, UNSPECIFIED]}]")
+	w.tells("p", "ScopeDenied", "generation 1 is taken out of all proxies")
+	sees(t, port, "q")
+	if metrics := fetchText(t, "http://"+w.admin+"/metrics"); !strings.Contains(metrics, `chandler_config_reloads_total{result="refused"} 1`) ||
+		!strings.Contains(metrics, "chandler_config_stale 0") {
+		t.Errorf("metrics:\n%s", grep(metrics, "chandler_config"))
+	}
+}
+
+// A plugin without a capability cannot use it: Envoy gives it the number of "not
+// implemented" in place of a call, and goes on calling the plugin. The restriction
+// comes and goes on live listeners.
+func TestCapabilities(t *testing.T) {
+	t.Parallel()
+	w, rule := governed(t, "", "--envoy", envoyBinary(t))
+	port := freePort(t)
+	p := w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
+	w.apply(plugin("caller", w.push("call:v1", module.Call("upstream"))))
+	w.apply(plugin("other", w.push("append:v1", module.Append()), tag("other")))
+	answers := func(code int) {
+		t.Helper()
+		eventually(t, 20*time.Second, fmt.Sprintf("requests are answered %d", code), func() (bool, string) {
+			a := get(t, port, "/")
+			return a.code == code, fmt.Sprint(a.code)
+		})
+	}
+	answers(http.StatusOK)
+	const notImplemented = 500 + 12
+	rule("capabilities:\n- {plugins: [caller], deny: [proxy_http_call]}\n- {plugins: [other]}\n")
+	answers(notImplemented)
+	w.tells("caller", "in force on the 1 proxy it is for")
+	before := calls(t, p)
+	answers(notImplemented)
+	if after := calls(t, p); after != before {
+		t.Errorf("the upstream was called %s times, and then %s", before, after)
+	}
+	rule("")
+	answers(http.StatusOK)
+	// What cannot even start without a capability does not reach a proxy.
+	rule("capabilities:\n- {plugins: [other], deny: [proxy_get_buffer_bytes]}\n- {plugins: [caller]}\n")
+	w.tells("other", "WasmConfigure", "stays assigned, in force on 1 of 1 proxy")
+	has(t, port, "other")
+}
+
+// calls gives how many requests Envoy sent to the upstream.
+func calls(t *testing.T, p *proxy) string {
+	t.Helper()
+	return grep(fetchText(t, "http://"+p.admin+"/stats/prometheus"), `envoy_cluster_upstream_rq_total{envoy_cluster_name="upstream"}`)
+}
