@@ -58,7 +58,7 @@ func TestPolicyWhileServing(t *testing.T) {
 	rule("limits: [{moduleSize: 10") // a slip of the pen changes nothing
 	eventually(t, 20*time.Second, "the mistake is told", func() (bool, string) {
 		metrics := fetchText(t, "http://"+w.admin+"/metrics")
-		return strings.Contains(metrics, "chandler_config_stale 1"), grep(metrics, "chandler_config")
+		return strings.Contains(metrics, "\nchandler_config_stale 1\n"), grep(metrics, "chandler_config")
 	})
 	w.submit(plugin("q", url, tag("q")))
 	w.tells("q", "PolicyDenied", "there is no release yet; proxies are as they were")
@@ -72,14 +72,14 @@ func TestPolicyWhileServing(t *testing.T) {
 	w.tells("p", "ScopeDenied", "generation 1 is taken out of all proxies")
 	sees(t, port, "q")
 	if metrics := fetchText(t, "http://"+w.admin+"/metrics"); !strings.Contains(metrics, `chandler_config_reloads_total{result="refused"} 1`) ||
-		!strings.Contains(metrics, "chandler_config_stale 0") {
+		!strings.Contains(metrics, "\nchandler_config_stale 0\n") {
 		t.Errorf("metrics:\n%s", grep(metrics, "chandler_config"))
 	}
 }
 
-// A plugin without a capability cannot use it: Envoy gives it the number of "not
-// implemented" in place of a call, and goes on calling the plugin. The restriction
-// comes and goes on live listeners.
+// A plugin without a capability cannot use it: Envoy calls nobody, tells the plugin of an
+// internal failure and its log of the attempt, and goes on calling the plugin. The
+// restriction comes and goes on live listeners.
 func TestCapabilities(t *testing.T) {
 	t.Parallel()
 	w, rule := governed(t, "", "--envoy", envoyBinary(t))
@@ -95,14 +95,17 @@ func TestCapabilities(t *testing.T) {
 		})
 	}
 	answers(http.StatusOK)
-	const notImplemented = 500 + 12
+	const internalFailure = 500 + 10
 	rule("capabilities:\n- {plugins: [caller], deny: [proxy_http_call]}\n- {plugins: [other]}\n")
-	answers(notImplemented)
+	answers(internalFailure)
 	w.tells("caller", "in force on the 1 proxy it is for")
 	before := calls(t, p)
-	answers(notImplemented)
+	answers(internalFailure)
 	if after := calls(t, p); after != before {
 		t.Errorf("the upstream was called %s times, and then %s", before, after)
+	}
+	if log := p.tail(); !strings.Contains(log, "Attempted call to restricted proxy-wasm capability: proxy_http_call") {
+		t.Errorf("Envoy's log:\n%s", log)
 	}
 	rule("")
 	answers(http.StatusOK)

@@ -216,8 +216,8 @@ func Deny(status int, options ...Option) []byte {
 }
 
 // Call gives a module that calls a cluster at every request, without waiting for the
-// answer; where Envoy does not let it, it answers the request with status 500 and the
-// number that it was given for a reason (12: there is no such function).
+// answer; where Envoy does not let it, it answers the request with status 500 plus the
+// number that it was given for a reason (10: internal failure).
 func Call(cluster string, options ...Option) []byte {
 	const headers = 1024 // where they are in memory
 	var pairs, texts []byte
