@@ -73,10 +73,18 @@ func (c *Client) Signatures(ctx context.Context, ref chandler.Reference, artifac
 	if err != nil {
 		return Signatures{}, asError(ctx, err)
 	}
+	got, err := signaturesAt(ctx, s, artifact)
+	if err != nil {
+		return Signatures{}, asError(ctx, err)
+	}
+	return got, nil
+}
+
+func signaturesAt(ctx context.Context, s *session, artifact chandler.ArtifactDigest) (Signatures, error) {
 	r := &signatureReader{session: s, artifact: artifact, blobs: map[string][]byte{}}
 	for _, read := range []func(context.Context) error{r.readReferrers, r.readTag} {
 		if err := read(ctx); err != nil && !r.isFault(asError(ctx, err)) {
-			return Signatures{}, asError(ctx, err)
+			return Signatures{}, err
 		}
 	}
 	return r.got, nil

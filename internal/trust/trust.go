@@ -235,15 +235,21 @@ func (v *Verifier) remember(question string, said Evidence) {
 // recollect gives the signatures that counted before.
 func (v *Verifier) recollect(of subject) (fetch.Signatures, bool) {
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	found, ok := v.known.get(of)
+	v.mu.Unlock()
 	if ok {
 		return found, true
 	}
 	if found, ok = v.shelf.load(of); ok {
-		v.known.put(of, found)
+		v.know(of, found)
 	}
 	return found, ok
+}
+
+func (v *Verifier) know(of subject, found fetch.Signatures) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.known.put(of, found)
 }
 
 // keep keeps signatures of which at least one counts. Those that others put
@@ -260,9 +266,7 @@ func (v *Verifier) keep(of subject, found fetch.Signatures) {
 		return
 	}
 	found = fetch.Signatures{Found: found.Found, Listed: len(found.Found)}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.known.put(of, found)
+	v.know(of, found)
 	if err := v.shelf.save(of, found); err != nil {
 		v.cfg.Log.Warn("signatures are not kept on disk", "artifact", of.artifact, "error", err)
 	}

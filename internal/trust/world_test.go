@@ -47,7 +47,7 @@ type world struct {
 	verifier *trust.Verifier
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	r, err := registry.Start(registry.Config{})
 	if err != nil {
@@ -83,7 +83,7 @@ func (w *world) request(key string, rules ...*trust.Rule) trust.Request {
 }
 
 // trusted expects the module to be trusted, and gives by whom.
-func (w *world) trusted(t *testing.T, key string, rules ...*trust.Rule) []string {
+func (w *world) trusted(t testing.TB, key string, rules ...*trust.Rule) []string {
 	t.Helper()
 	said, err := w.verifier.Verify(t.Context(), w.request(key, rules...))
 	if err != nil {
@@ -93,7 +93,7 @@ func (w *world) trusted(t *testing.T, key string, rules ...*trust.Rule) []string
 }
 
 // refused expects the module to be refused with a code and a text.
-func (w *world) refused(t *testing.T, code chandler.Code, text, key string, rules ...*trust.Rule) {
+func (w *world) refused(t testing.TB, code chandler.Code, text, key string, rules ...*trust.Rule) {
 	t.Helper()
 	said, err := w.verifier.Verify(t.Context(), w.request(key, rules...))
 	refusal(t, err, code, text)
@@ -102,7 +102,7 @@ func (w *world) refused(t *testing.T, code chandler.Code, text, key string, rule
 	}
 }
 
-func refusal(t *testing.T, err error, code chandler.Code, text string) {
+func refusal(t testing.TB, err error, code chandler.Code, text string) {
 	t.Helper()
 	var p *chandler.Problem
 	if !errors.As(err, &p) {
@@ -122,7 +122,7 @@ type keyPair struct {
 	pem string
 }
 
-func newKey(t *testing.T, kind string) keyPair {
+func newKey(t testing.TB, kind string) keyPair {
 	t.Helper()
 	var s crypto.Signer
 	var err error
@@ -144,7 +144,7 @@ func newKey(t *testing.T, kind string) keyPair {
 	return keyPair{s, publicPEM(t, s.Public())}
 }
 
-func publicPEM(t *testing.T, key crypto.PublicKey) string {
+func publicPEM(t testing.TB, key crypto.PublicKey) string {
 	t.Helper()
 	der, err := x509.MarshalPKIXPublicKey(key)
 	if err != nil {
@@ -154,7 +154,7 @@ func publicPEM(t *testing.T, key crypto.PublicKey) string {
 }
 
 // sign signs with the hash of the key's own size, or with SHA-256 as cosign 2 does.
-func (k keyPair) sign(t *testing.T, message []byte, h crypto.Hash) []byte {
+func (k keyPair) sign(t testing.TB, message []byte, h crypto.Hash) []byte {
 	t.Helper()
 	digest := message
 	if _, ok := k.Signer.(ed25519.PrivateKey); ok {
@@ -180,7 +180,7 @@ func payload(repository string, artifact chandler.ArtifactDigest) []byte {
 func (w *world) payload() []byte { return payload(w.Addr+"/"+repository, w.artifact) }
 
 // layer is one signature at cosign's tag.
-func (w *world) layer(t *testing.T, payload, signature []byte, more ...string) object {
+func (w *world) layer(t testing.TB, payload, signature []byte, more ...string) object {
 	t.Helper()
 	annotations := object{"dev.cosignproject.cosign/signature": base64.StdEncoding.EncodeToString(signature)}
 	for i := 0; i < len(more); i += 2 {
@@ -192,7 +192,7 @@ func (w *world) layer(t *testing.T, payload, signature []byte, more ...string) o
 	return d
 }
 
-func (w *world) blob(t *testing.T, content []byte) {
+func (w *world) blob(t testing.TB, content []byte) {
 	t.Helper()
 	if _, err := w.PutBlob(repository, content); err != nil {
 		t.Fatal(err)
@@ -200,14 +200,14 @@ func (w *world) blob(t *testing.T, content []byte) {
 }
 
 // tag puts signatures at cosign's tag.
-func (w *world) tag(t *testing.T, layers ...object) {
+func (w *world) tag(t testing.TB, layers ...object) {
 	t.Helper()
 	w.manifest(t, strings.Replace(string(w.artifact), ":", "-", 1)+".sig", object{
 		"schemaVersion": 2, "mediaType": typeManifest, "config": registry.Descriptor(typeConfig, []byte("{}")), "layers": layers,
 	})
 }
 
-func (w *world) manifest(t *testing.T, tag string, m object) {
+func (w *world) manifest(t testing.TB, tag string, m object) {
 	t.Helper()
 	raw := marshal(t, m)
 	if tag == "" {
@@ -218,7 +218,7 @@ func (w *world) manifest(t *testing.T, tag string, m object) {
 	}
 }
 
-func marshal(t *testing.T, v any) []byte {
+func marshal(t testing.TB, v any) []byte {
 	t.Helper()
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -228,7 +228,7 @@ func marshal(t *testing.T, v any) []byte {
 }
 
 // signTag signs as cosign does for its tag.
-func (w *world) signTag(t *testing.T, k keyPair) {
+func (w *world) signTag(t testing.TB, k keyPair) {
 	t.Helper()
 	w.tag(t, w.layer(t, w.payload(), k.sign(t, w.payload(), crypto.SHA256)))
 }
@@ -240,7 +240,7 @@ func statement(artifact chandler.ArtifactDigest, predicate string) []byte {
 }
 
 // bundleOf is a statement in a bundle, signed with a key.
-func bundleOf(t *testing.T, k keyPair, statement []byte, h crypto.Hash) []byte {
+func bundleOf(t testing.TB, k keyPair, statement []byte, h crypto.Hash) []byte {
 	t.Helper()
 	pae := fmt.Appendf(nil, "DSSEv1 %d %s %d %s", len(typeStatement), typeStatement, len(statement), statement)
 	return marshal(t, object{
@@ -253,7 +253,7 @@ func bundleOf(t *testing.T, k keyPair, statement []byte, h crypto.Hash) []byte {
 }
 
 // refer has a bundle refer to the artifact.
-func (w *world) refer(t *testing.T, bundle []byte) object {
+func (w *world) refer(t testing.TB, bundle []byte) object {
 	t.Helper()
 	const empty = "application/vnd.oci.empty.v1+json"
 	w.blob(t, []byte("{}"))
@@ -270,14 +270,14 @@ func (w *world) refer(t *testing.T, bundle []byte) object {
 }
 
 // list puts bundles into the tag that stands in for the referrers API.
-func (w *world) list(t *testing.T, referrers ...object) {
+func (w *world) list(t testing.TB, referrers ...object) {
 	t.Helper()
 	const index = "application/vnd.oci.image.index.v1+json"
 	w.manifest(t, strings.Replace(string(w.artifact), ":", "-", 1), object{"schemaVersion": 2, "mediaType": index, "manifests": referrers})
 }
 
 // rule loads a rule that has nothing wrong.
-func rule(t *testing.T, r trust.Rule) *trust.Rule {
+func rule(t testing.TB, r trust.Rule) *trust.Rule {
 	t.Helper()
 	if r.Name == "" {
 		r.Name = "p"

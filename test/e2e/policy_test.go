@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"chandler.dev/chandler/internal/testenv/cosign"
 	"chandler.dev/chandler/internal/testenv/module"
 )
 
@@ -119,4 +120,51 @@ func TestCapabilities(t *testing.T) {
 func calls(t *testing.T, p *proxy) string {
 	t.Helper()
 	return grep(fetchText(t, "http://"+p.admin+"/stats/prometheus"), `envoy_cluster_upstream_rq_total{envoy_cluster_name="upstream"}`)
+}
+
+// A module that nobody signed, or somebody else, never reaches a proxy, and its resource
+// says so; signed as the operator demands, it does, without an edit. What is in force
+// when the demand comes stays so, and is told of.
+func TestSignaturesDemanded(t *testing.T) {
+	t.Parallel()
+	signer, other := cosign.New(t, "../../.tools/cosign"), cosign.New(t, "../../.tools/cosign")
+	demand := "signatures:\n- name: ours\n  keys:\n  - |\n    " + strings.ReplaceAll(strings.TrimSpace(signer.PublicKey), "\n", "\n    ") + "\n"
+	w, rule := governed(t, demand)
+	port := freePort(t)
+	p := w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
+	sign := func(by *cosign.Signer, place cosign.Place, name string, mod []byte) {
+		t.Helper()
+		_, digest := w.pushDigest(name, mod)
+		repository, _, _ := strings.Cut(name, ":")
+		by.Sign(t, place, w.registry.Addr+"/plugins/"+repository+"@"+string(digest))
+	}
+	first, second := module.Append(), module.Append(module.WithSection("another", []byte("digest")))
+	w.submit(plugin("p", w.push("append:v1", first), tag("v1")))
+	w.tells("p", "SigMissing", `signature rule "ours" wants`, "there is no release yet; proxies are as they were")
+	sign(other, cosign.Tag, "append:v1", first)
+	w.tells("p", "SigIdentity")
+	if report := fetchText(t, "http://"+p.admin+"/report"); strings.Contains(report, "edge/p") || strings.Contains(report, `"p"`) {
+		t.Errorf("the agent heard of it:\n%s", report)
+	}
+	sees(t, port)
+	sign(signer, cosign.Bundle, "append:v1", first)
+	w.tells("p", "in force on the 1 proxy it is for", "signed by key sha256:")
+
+	load := startLoad(port, 2, 1, func(a answer) error {
+		if got := appended(a); a.code != http.StatusOK || len(got) != 1 || got[0] != "v1" && got[0] != "v2" {
+			return fmt.Errorf("status %d, tags %v", a.code, got)
+		}
+		return nil
+	})
+	w.submit(plugin("p", w.push("append:v2", second), tag("v2")))
+	w.tells("p", "SigMissing", "generation 1 stays assigned, in force on 1 of 1 proxy")
+	has(t, port, "v1")
+	rule("")
+	sees(t, port, "v2")
+	rule(demand)
+	w.tells("p", "SigMissing", "generation 2 stays assigned, in force on 1 of 1 proxy")
+	has(t, port, "v2")
+	sign(signer, cosign.Tag, "append:v2", second)
+	w.tells("p", "in force on the 1 proxy it is for")
+	harmless(t, load)
 }
