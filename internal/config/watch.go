@@ -45,6 +45,9 @@ func Open(path string, metrics prometheus.Registerer, log *slog.Logger) (*Watche
 			Name: "chandler_config_stale", Help: "1 while the file of --config cannot be used and the one before is in use.",
 		}),
 	}
+	for _, result := range []string{"taken", "refused"} {
+		w.reloads.WithLabelValues(result) // there from the start
+	}
 	return w, f, nil
 }
 

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"slices"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
@@ -62,11 +63,15 @@ func (l *loop) ruled(p *chandler.Plugin) ruling {
 	case l.gate == nil:
 		return ruling{plugin: p, terms: policy.Terms{FirstAttach: p.FirstAttach}}
 	}
-	if r, ok := l.rulings[p.UID]; ok && r.plugin == p {
-		return r
+	before, ok := l.rulings[p.UID]
+	if ok && before.plugin == p {
+		return before
 	}
 	r := ruling{p, l.gate.Admit(p), l.gate.Terms(p)}
 	l.rulings[p.UID] = r
+	if slices.Equal(before.against, r.against) {
+		return r // nothing new
+	}
 	for i := range r.against {
 		l.c.log.Warn("against the operator's policy", "plugin", p.Key.String(), "generation", p.Generation, "code", r.against[i].Code, "error", r.against[i].Error())
 	}

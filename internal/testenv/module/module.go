@@ -7,6 +7,7 @@
 package module
 
 import (
+	"encoding/binary"
 	"slices"
 	"strings"
 )
@@ -218,6 +219,42 @@ func Deny(status int, options ...Option) []byte {
 		c.Const(1) // stop here
 	})
 	return Append(append([]Option{withText(DenyBody), deny}, options...)...)
+}
+
+// Call gives a module that calls a cluster at every request, without waiting for the
+// answer; where Envoy does not let it, it answers the request with status 500 plus the
+// number that it was given for a reason (10: internal failure).
+func Call(cluster string, options ...Option) []byte {
+	const headers = 1024 // where they are in memory
+	var pairs, texts []byte
+	for _, h := range [][2]string{{":method", "GET"}, {":path", "/called"}, {":authority", "called"}} {
+		pairs = binary.LittleEndian.AppendUint32(pairs, uint32(len(h[0])))
+		pairs = binary.LittleEndian.AppendUint32(pairs, uint32(len(h[1])))
+		texts = append(texts, h[0]+"\x00"+h[1]+"\x00"...)
+	}
+	list := string(binary.LittleEndian.AppendUint32(nil, 3)) + string(pairs) + string(texts)
+	calls := func(m *Module) {
+		m.Imports = append(m.Imports, Import{"env", "proxy_http_call", ints(10), ints(1)})
+		m.Strings = append(m.Strings, String{headers, list})
+	}
+	call := with("proxy_on_request_headers", func(c *Code) {
+		c.Const(500, text, int64(len(cluster)), headers, int64(len(list)), 0, 0, 0, 0, 1000, resultAddress)
+		c.Call("proxy_http_call")
+		c.Op(opAdd)
+		c.SetGlobal(globalConfigSize)
+		c.Global(globalConfigSize)
+		c.Const(500)
+		c.Op(opGreater)
+		c.If(func() {
+			c.Global(globalConfigSize)
+			c.Const(0, 0, text, 0, 0, 0, -1)
+			c.Call("proxy_send_local_response")
+			c.Op(opDrop)
+			c.Return(1) // stop here
+		})
+		c.Const(0) // continue
+	})
+	return Append(append([]Option{withText(cluster), calls, call, Without("proxy_on_response_headers")}, options...)...)
 }
 
 func withText(s string) Option {
