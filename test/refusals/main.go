@@ -112,14 +112,25 @@ func judge(list []row, run *testrun.Run) []*result {
 		}
 	}
 	for _, r := range results {
-		r.judge(run)
+		r.judge(run, func(test string) (others []row) {
+			for _, n := range run.Rows(test, 'B') {
+				if n != r.number {
+					others = append(others, byNumber[n].row)
+				}
+			}
+			return others
+		})
 	}
 	slices.SortFunc(results, func(a, b *result) int { return cmp.Compare(a.number, b.number) })
 	return results
 }
 
-// judge looks at what the row's tests said.
-func (r *result) judge(run *testrun.Run) {
+// mayEnd tells whether a case of the row may end with a code.
+func (r row) mayEnd(code string) bool { return code == r.code || slices.Contains(r.also, code) }
+
+// judge looks at what the row's tests said. beside gives the other rows that a test
+// is named after: a case that ended as one of those should is taken for theirs.
+func (r *result) judge(run *testrun.Run, beside func(test string) []row) {
 	fault := func(format string, args ...any) { r.wrong = append(r.wrong, fmt.Sprintf(format, args...)) }
 	slices.Sort(r.tests)
 	for _, name := range r.tests {
@@ -130,8 +141,10 @@ func (r *result) judge(run *testrun.Run) {
 		for _, a := range run.Attributes[name] {
 			switch a.Key {
 			case refusal.AttrCode:
-				r.codes[a.Value]++
 				said++
+				if r.mayEnd(a.Value) || !slices.ContainsFunc(beside(name), func(o row) bool { return o.mayEnd(a.Value) }) {
+					r.codes[a.Value]++
+				}
 			case refusal.AttrMemory:
 				n, _ := strconv.ParseUint(a.Value, 10, 64) // a figure for people
 				r.memory, r.measured = max(r.memory, n), true
@@ -151,7 +164,7 @@ func (r *result) judge(run *testrun.Run) {
 		fault("no case ended with %s", r.code)
 	}
 	for _, code := range r.seen() {
-		if code != r.code && !slices.Contains(r.also, code) {
+		if !r.mayEnd(code) {
 			fault("a case ended with %s", code)
 		}
 	}

@@ -49,6 +49,8 @@ func TestReport(t *testing.T) {
 		"accepted":      {told("TestRefuse_B1", "pass", "accepted") + good, false, "B1 bad NOT refused accepted"},
 		"refused":       {told("TestRefuse_B1", "pass", "SpecShape") + told("TestRefuse_B2", "pass", "SpecShape"), false, "B2 good NOT as wanted SpecShape"},
 		"silent":        {told("TestRefuse_B1", "pass") + good, false, "B1: p.TestRefuse_B1 says of no case"},
+		"two rows":      {told("TestRefuse_B1_B2", "pass", "SpecShape", "accepted", "SpecValue"), true, "B1 bad refused SpecShape SpecValue 2"},
+		"neither's":     {told("TestRefuse_B1_B2", "pass", "SpecShape", "accepted", "URLHost"), false, "B2: a case ended with URLHost"},
 		"unknown row":   {told("TestRefuse_B1", "pass", "SpecShape") + good + told("TestRefuse_B999", "pass", "X"), false, "B999 (tests name it, the list does not) NOT refused X"},
 		"broken":        {told("TestRefuse_B1", "pass", "SpecShape") + good + `{"Action":"fail","Package":"q"}`, false, "could not be tested: q"},
 	} {
