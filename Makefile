@@ -20,7 +20,7 @@ NEED_SLOTS := ^(TestUpdates|TestDenialIsImmediate|TestWebSocket)$$
 KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/chart ./deploy/...
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test faults updates soak lint tools tools-kube e2e-kube generate cross bench clean
+.PHONY: help build demo up test faults updates flood soak lint tools tools-kube e2e-kube generate cross bench clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,9 @@ faults: tools tools-kube ## the table of faults: which are survived, as tests sh
 
 updates: tools ## 1,000 updates of a gateway under load; none is noticed
 	go test ./test/e2e -run '^TestUpdates$$' -count 1 -timeout 15m -v -updates 1000
+
+flood: ## a hundred bad plugins a second, for a minute: good ones do not wait
+	go test ./internal/control -run '^TestFloodOfBadPlugins$$' -count 1 -timeout 5m -v -flood 1m
 
 soak: tools ## random faults under load: for a day, or make soak FOR=1h
 	go test ./test/e2e -run '^TestFault_F77' -count 1 -timeout 0 -v -soak $(or $(FOR),24h)
