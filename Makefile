@@ -24,7 +24,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test faults refusals fuzz updates soak lint vulncheck sbom reproducible tools tools-kube tools-cosign e2e-kube generate cross bench clean
+.PHONY: help build demo up test faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign e2e-kube generate cross bench clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,9 @@ fuzz: ## every fuzz target for 20 s, two at a time; make fuzz FOR=5m ONLY=FuzzUn
 
 updates: tools ## 1,000 updates of a gateway under load; none is noticed
 	go test ./test/e2e -run '^TestUpdates$$' -count 1 -timeout 15m -v -updates 1000
+
+flood: ## a hundred bad plugins a second, for a minute: good ones do not wait
+	go test ./internal/control -run '^TestFloodOfBadPlugins$$' -count 1 -timeout 5m -v -flood 1m
 
 soak: tools ## random faults under load: for a day, or make soak FOR=1h
 	go test ./test/e2e -run '^TestFault_F77' -count 1 -timeout 0 -v -soak $(or $(FOR),24h)

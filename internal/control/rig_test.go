@@ -243,6 +243,15 @@ func (r *rig) put(name, url string, edit func(*chandler.Plugin)) {
 	r.objects[name] = o
 }
 
+// putIn puts a plugin with a configuration into a namespace, before the delivery.
+func (r *rig) putIn(namespace, name, url, config string) {
+	r.t.Helper()
+	r.put(name, url, func(p *chandler.Plugin) { p.Namespace, p.Wasm.Config = namespace, []byte(config) })
+	o := r.objects[name]
+	o.Namespace = namespace
+	r.objects[name] = o
+}
+
 func (r *rig) status(name string) chandler.Status {
 	r.t.Helper()
 	views, err := r.Objects(r.t.Context())

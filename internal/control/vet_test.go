@@ -2,8 +2,13 @@ package control_test
 
 import (
 	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
@@ -73,4 +78,91 @@ func TestEnvoyVersionsRequired(t *testing.T) {
 	required.Store(false)
 	r.Reconsider()
 	b.has("auth", runs(two))
+}
+
+var floodFor = flag.Duration("flood", 10*time.Second, "how long the flood of bad plugins lasts; a minute is what is promised")
+
+// flooder is an Envoy as hostile plugins have it: by their configuration they come to
+// no end and take the whole deadline, are refused, or crash it. What is good takes as
+// long as a small module does.
+func flooder(ctx context.Context, c sandbox.Case) (*chandler.Problem, error) {
+	const deadline, small = 20 * time.Second, 100 * time.Millisecond
+	what, _, _ := strings.Cut(string(c.Attachment.Config), " ")
+	takes := small
+	if what == "loops" {
+		takes = deadline
+	}
+	select {
+	case <-time.After(takes):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	switch what {
+	case "loops":
+		return chandler.Problemf(chandler.CodeWasmTimeout, "", "", "no end"), nil
+	case "refused":
+		return chandler.Problemf(chandler.CodeWasmConfigure, "", "", "no"), nil
+	case "crashes":
+		return chandler.Problemf(chandler.CodeWasmCrash, "", "", "SIGSEGV"), nil
+	case "fails":
+		return nil, errors.New("no verdict")
+	}
+	return nil, nil
+}
+
+// Whoever floods the control plane with bad plugins, a hundred a second, waits for
+// himself: others' plugins, new ones and changed ones, have their release within two
+// seconds all the time, and so has a change of what the flooder had in force before.
+func TestFloodOfBadPlugins(t *testing.T) {
+	t.Parallel()
+	r := &rig{t: t, registry: &registry{mods: map[string][]byte{}}, dir: t.TempDir(), records: record.NewMemory(), objects: map[string]source.Object{}}
+	r.settle = func(cfg *control.Config) {
+		cfg.Vetter = vet.New(vet.Config{Judges: []vet.Judge{judge{version: "1.40.0", says: flooder}}, Trials: 2})
+	}
+	r.start()
+	r.set("bad:v1", module.Append())
+	r.set("good:v1", module.Append())
+	var slowest time.Duration
+	good := func(namespace, name string, generation int) {
+		began := time.Now()
+		r.putIn(namespace, name, "oci://reg.example/good:v1", fmt.Sprint("good ", name, generation))
+		r.deliver()
+		want := r.objects[name].Generation
+		for {
+			if s := r.status(name); s.Release != nil && s.Release.Generation == want {
+				break
+			}
+			if time.Since(began) > time.Minute {
+				t.Fatalf("%s has no release after a minute: %+v", name, r.status(name).Conditions)
+			}
+			time.Sleep(10 * time.Millisecond) // between looks at a condition
+		}
+		slowest = max(slowest, time.Since(began))
+	}
+	good("flood", "before", 1)
+	slowest = 0
+	bad := []string{"loops", "loops", "loops", "refused", "crashes", "fails"}
+	n := 0
+	for i := range int(*floodFor / (500 * time.Millisecond)) {
+		for range 50 { // those of half a second
+			what := bad[n%len(bad)]
+			r.putIn(fmt.Sprint("flood", []string{"", "2"}[n%2]), fmt.Sprint("bad-", n), "oci://reg.example/bad:v1", fmt.Sprint(what, " ", n))
+			n++
+		}
+		r.deliver()
+		began := time.Now()
+		switch i % 3 {
+		case 0:
+			good("shop", fmt.Sprint("new-", i), 1)
+		case 1:
+			good("shop", "changed", i)
+		case 2:
+			good("flood", "before", i)
+		}
+		time.Sleep(500*time.Millisecond - time.Since(began)%(500*time.Millisecond))
+	}
+	t.Logf("%d bad plugins; the slowest good one took %s", n, slowest)
+	if slowest > 2*time.Second {
+		t.Errorf("a good plugin took %s", slowest)
+	}
 }

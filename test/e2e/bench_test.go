@@ -110,7 +110,7 @@ func realmConfig(i int) string {
 
 func awaitRealm(b *testing.B, client *http.Client, port, i int) {
 	want := fmt.Sprintf("Basic realm=r%d", i)
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		a, err := request(client, http.MethodGet, port, "/", nil)
 		if err == nil && a.headers.Get("Www-Authenticate") == want {
