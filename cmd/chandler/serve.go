@@ -136,6 +136,7 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 // newControl puts the control plane together, and says what of it the admin port
 // shows; the cluster is nil without --kube. The listener it opens is closed by the control plane's Run.
 func newControl(f serveFlags, data string, op *operator, modules *store.Store, vetter *vet.Vetter, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, *cluster, web.Config, error) {
+	f.fetch.strict = op.strict
 	client, err := f.fetch.open(log)
 	if err != nil {
 		return nil, nil, web.Config{}, err
@@ -180,9 +181,9 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 	}
 	f.fetch.own.add(agents.listener)
 	cfg.Listener, cfg.Server, cfg.Authenticator = agents.listener, agents.options, agents.agents
-	if id, ok := agents.agents.(*identity.Authenticator); ok {
-		op.agents = id
-		id.SetRules(op.file.Load().Identities)
+	if err := op.identify(agents.agents); err != nil {
+		agents.listener.Close()
+		return nil, nil, shown, err
 	}
 	if agents.roll != nil {
 		cfg.Services = append(cfg.Services, agents.enrolment)

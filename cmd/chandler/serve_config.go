@@ -33,11 +33,12 @@ type operator struct {
 	verifier *trust.Verifier
 	ground   policy.Ground
 	agents   *identity.Authenticator // nil: agents show nothing
+	log      *slog.Logger
 }
 
 // openOperator reads the file; without one everything is as in an empty file.
 func openOperator(path string, metrics prometheus.Registerer, log *slog.Logger) (*operator, error) {
-	op := &operator{}
+	op := &operator{log: log}
 	op.file.Store(new(config.File))
 	if path == "" {
 		return op, nil
@@ -49,6 +50,20 @@ func openOperator(path string, metrics prometheus.Registerer, log *slog.Logger) 
 	op.watcher = watcher
 	op.file.Store(file)
 	return op, nil
+}
+
+// strict tells whether what Istio takes is refused where it is doubtful.
+func (op *operator) strict() bool { return op.file.Load().Strict }
+
+// identify has agents known by the file's rules.
+func (op *operator) identify(agents control.Authenticator) error {
+	rules := op.file.Load().Identities
+	if op.agents, _ = agents.(*identity.Authenticator); op.agents != nil {
+		op.agents.SetRules(rules)
+	} else if len(rules) > 0 {
+		return usagef("--config: identities are about certificates, which agents do not show without --tls-cert and --client-ca")
+	}
+	return nil
 }
 
 // grants are who may do what at the admin port.
@@ -65,8 +80,8 @@ func (op *operator) watch(ctx context.Context, plane *control.Control) {
 	}
 	op.watcher.Run(ctx, func(f *config.File) {
 		op.file.Store(f)
-		if op.agents != nil {
-			op.agents.SetRules(f.Identities)
+		if err := op.identify(op.agents); err != nil {
+			op.log.Error("the identities of the operator's file are for nobody", "reason", err)
 		}
 		plane.Govern(ctx, op.gate(f))
 		plane.Reconsider()

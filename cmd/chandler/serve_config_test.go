@@ -50,7 +50,7 @@ func TestRefuse_B113_Serve(t *testing.T) {
 			"--tls-key: the private key *open.pem may be read by everybody (mode 0644); take the right away: chmod o-r *open.pem (ConfKeyMode)"},
 		"key of another": {[]string{"--tls-cert", one.Cert, "--tls-key", other.Key}, "--tls-cert: *; give a certificate, its key and authorities in PEM that belong together (ConfTLS)"},
 	} {
-		args := append([]string{"chandler", "serve", "--data", filepath.Join(dir, "data"), "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, c.flags...)
+		args := append([]string{"chandler", "serve", "--data", filepath.Join(dir, "data"), "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--no-vet"}, c.flags...)
 		var out, said bytes.Buffer
 		code := run(args, func(string) string { return "" }, strings.NewReader(""), &out, &said)
 		pattern := "^(time=.*\\n)*chandler: " + strings.ReplaceAll(regexp.QuoteMeta(c.want), `\*`, ".*") + "\n$"

@@ -22,6 +22,7 @@ type fetchFlags struct {
 	insecure []string
 	realms   []string
 	own      *listeners // what this program listens on, as it comes to know
+	strict   func() bool
 }
 
 func (f *fetchFlags) add(flags *pflag.FlagSet) {
@@ -40,6 +41,7 @@ func (f *fetchFlags) open(log *slog.Logger) (*fetch.Client, error) {
 		Insecure:   func(host string) bool { return slices.Contains(f.insecure, host) },
 		TokenRealm: func(registry, realm string) bool { return slices.Contains(f.realms, registry+"="+realm) },
 		Own:        f.own.addresses,
+		Strict:     f.strict,
 		Log:        log,
 	}
 	for _, r := range f.realms {

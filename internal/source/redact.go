@@ -17,7 +17,7 @@ var (
 	}
 	plainObject = plain{
 		"apiVersion": nil, "kind": nil,
-		"metadata": {"name": nil, "namespace": nil, "generateName": nil, "labels": plainAll, "annotations": {chandler.AnnotationFirstAttach: nil}},
+		"metadata": {"name": nil, "namespace": nil, "generateName": nil, "labels": plainAll, "annotations": {chandler.AnnotationFirstAttach: nil, chandler.AnnotationConfigFrom: nil}},
 		"spec": with(plainWasm, plain{
 			"selector": plainAll, "targetRef": plainAll, "targetRefs": plainAll, "match": plainAll, "phase": nil, "priority": nil, "wasm": plainWasm,
 		}),

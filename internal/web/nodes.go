@@ -31,13 +31,13 @@ func (a *admin) nodes() (Nodes, error) {
 }
 
 // CreateNodeToken implements the service.
-func (a *admin) CreateNodeToken(_ context.Context, req *connect.Request[chandlerv1.CreateNodeTokenRequest]) (*connect.Response[chandlerv1.CreateNodeTokenResponse], error) {
+func (a *admin) CreateNodeToken(ctx context.Context, req *connect.Request[chandlerv1.CreateNodeTokenRequest]) (*connect.Response[chandlerv1.CreateNodeTokenResponse], error) {
 	nodes, err := a.nodes()
 	if err != nil {
 		return nil, err
 	}
 	token, state, err := nodes.CreateToken(enrol.TokenRequest{
-		Namespace: req.Msg.Namespace, Name: req.Msg.Name, Labels: req.Msg.Labels, TTL: req.Msg.Ttl.AsDuration(), By: by(req.Peer()),
+		Namespace: req.Msg.Namespace, Name: req.Msg.Name, Labels: req.Msg.Labels, TTL: req.Msg.Ttl.AsDuration(), By: callerOf(ctx).name,
 	})
 	if err != nil {
 		return nil, refused(err)
@@ -70,12 +70,12 @@ func (a *admin) ListNodes(_ context.Context, req *connect.Request[chandlerv1.Lis
 }
 
 // RevokeNode implements the service.
-func (a *admin) RevokeNode(_ context.Context, req *connect.Request[chandlerv1.RevokeNodeRequest]) (*connect.Response[chandlerv1.RevokeNodeResponse], error) {
+func (a *admin) RevokeNode(ctx context.Context, req *connect.Request[chandlerv1.RevokeNodeRequest]) (*connect.Response[chandlerv1.RevokeNodeResponse], error) {
 	nodes, err := a.nodes()
 	if err != nil {
 		return nil, err
 	}
-	ok, err := nodes.Revoke(req.Msg.Namespace, req.Msg.Name, by(req.Peer()))
+	ok, err := nodes.Revoke(req.Msg.Namespace, req.Msg.Name, callerOf(ctx).name)
 	switch {
 	case err != nil:
 		return nil, refused(err)
@@ -84,9 +84,6 @@ func (a *admin) RevokeNode(_ context.Context, req *connect.Request[chandlerv1.Re
 	}
 	return connect.NewResponse(&chandlerv1.RevokeNodeResponse{}), nil
 }
-
-// by says who asks, for the roll.
-func by(p connect.Peer) string { return p.Addr }
 
 func refused(err error) error {
 	var p *chandler.Problem
