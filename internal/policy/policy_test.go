@@ -200,7 +200,7 @@ func TestRefuse_B26_Scope(t *testing.T) {
 }
 
 // The rows that are refusals where the file says strict, and nothing otherwise.
-func TestRefuse_B7_B10_B19_Strict(t *testing.T) {
+func TestRefuse_B7_B10_B19_B20_Strict(t *testing.T) {
 	t.Parallel()
 	strict := Policy{Strict: true}
 	named := Policy{Strict: true, Registries: []Origin{{Repositories: []string{"http://h.example/**"}}}}

@@ -167,6 +167,7 @@ func TestRefuse_B73_StartLoopsInHost(t *testing.T) {
 		if err != nil || code(p) != chandler.CodeWasmTimeout || !strings.Contains(p.Message, "within 1s") {
 			t.Errorf("%s: it says %v, %v", name, p, err)
 		}
+		t.Attr("refusal", string(code(p)))
 	}
 }
 

@@ -36,5 +36,6 @@ func TestRefuse_B100_SilentStream(t *testing.T) {
 		if status.Code(err) != codes.DeadlineExceeded || time.Since(began) != firstTimeout {
 			t.Errorf("after %v: %v", time.Since(began), err)
 		}
+		t.Attr("refusal", status.Code(err).String())
 	})
 }
