@@ -126,8 +126,8 @@ func TestPlainIsForThisMachine(t *testing.T) {
 		{[]string{"--listen", "[::]:0", "--tls-cert", own.Cert, "--tls-key", own.Key}, 2, "give --client-ca"},
 		{[]string{"--tls-cert", own.Cert}, 2, "belong together"},
 		{[]string{"--client-ca", ca.File}, 2, "--client-ca needs --tls-cert"},
-		{[]string{"--tls-cert", own.Key, "--tls-key", own.Key}, 1, own.Key},
-		{[]string{"--tls-cert", "/nonexistent", "--tls-key", own.Key}, 1, "/nonexistent"},
+		{[]string{"--tls-cert", own.Key, "--tls-key", own.Key}, 2, own.Key},
+		{[]string{"--tls-cert", "/nonexistent", "--tls-key", own.Key}, 2, "/nonexistent"},
 	} {
 		args := append([]string{"serve", "--no-vet", "--data", t.TempDir(), "--listen", loopback(freePort(t)), "--admin", loopback(freePort(t))}, c.flags...)
 		cmd := exec.CommandContext(t.Context(), filepath.Join(built, "chandler"), args...)
