@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/http"
 	"slices"
@@ -9,6 +11,7 @@ import (
 	"time"
 
 	"chandler.dev/chandler/internal/testenv/module"
+	"chandler.dev/chandler/internal/testenv/registry"
 )
 
 // Every plugin is tried in an Envoy first: what that one refuses, or does not come to
@@ -41,16 +44,27 @@ func preflight(t *testing.T, trap, tried string, flags ...string) {
 		return body
 	}
 	before := report()
+	files, err := registry.StartFiles("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(files.Close)
+	pinned := sha256.Sum256(module.Deny(401))
+	bad := func(mod []byte) string { return w.push(fmt.Sprintf("bad:%x", sha256.Sum256(mod)), mod) }
 	for name, c := range map[string]struct {
-		mod         []byte
+		url, sha256 string
 		field, text string
 	}{
-		"refuses":    {module.RefuseConfigure("no thanks"), "spec.pluginConfig", "no thanks (WasmConfigure)"},
-		"traps":      {module.TrapStart(), "spec.url", trap + " (WasmStart)"},
-		"has no end": {module.LoopConfigure(), "spec.url", "(WasmTimeout)"},
-		"grows":      {module.GrowConfigure(), "spec.url", "(WasmMemory)"},
+		"refuses":    {bad(module.RefuseConfigure("no thanks")), "", "spec.pluginConfig", "no thanks (WasmConfigure)"},
+		"traps":      {bad(module.TrapStart()), "", "spec.url", trap + " (WasmStart)"},
+		"has no end": {bad(module.LoopConfigure()), "", "spec.url", "(WasmTimeout)"},
+		"grows":      {bad(module.GrowConfigure()), "", "spec.url", "(WasmMemory)"},
+		"other ABI":  {bad(module.BadABI()), "", "spec.url", "(WasmABI)"},
+		"import":     {bad(module.MissingImport()), "", "spec.url", "(WasmImport)"},
+		"tampered":   {files.Put("p.wasm", module.Deny(402)), hex.EncodeToString(pinned[:]), "spec.url", "(DigestMismatch)"},
+		"too large":  {files.Put("large.wasm", make([]byte, 65<<20)), "", "spec.url", "(HTTPLength)"},
 	} {
-		out, ok := w.cli(plugin("p", w.push("bad:"+strings.ReplaceAll(name, " ", "-"), c.mod), tag("v2")), "apply", "-f", "-", "--wait", "--timeout", "30s")
+		out, ok := w.cli(plugin("p", c.url, fmt.Sprintf("sha256: %q", c.sha256), tag("v2")), "apply", "-f", "-", "--wait", "--timeout", "30s")
 		if code := c.text[strings.LastIndex(c.text, "(")+1 : len(c.text)-1]; ok || !strings.Contains(out, code) {
 			t.Errorf("%s: want %s, got: %s", name, code, out)
 		}
