@@ -57,6 +57,7 @@ func TestScript(t *testing.T) {
 			"serve": serveInScript,
 			"subst": substitute,
 			"retry": retry,
+			"logs":  logs,
 		},
 	})
 }
@@ -125,6 +126,17 @@ func retry(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		if time.Now().After(deadline) {
 			ts.Fatalf("chandler %s never said %q: %s", args[0], args[1], out.String())
+		}
+		time.Sleep(10 * time.Millisecond) // between looks at a condition
+	}
+}
+
+// logs waits until the log of "chandler serve" holds a text.
+func logs(ts *testscript.TestScript, _ bool, args []string) {
+	deadline := time.Now().Add(20 * time.Second)
+	for !strings.Contains(ts.ReadFile("serve.log"), args[0]) {
+		if time.Now().After(deadline) {
+			ts.Fatalf("the log never said %q: %s", args[0], ts.ReadFile("serve.log"))
 		}
 		time.Sleep(10 * time.Millisecond) // between looks at a condition
 	}

@@ -63,6 +63,7 @@ func (w *Watcher) Run(ctx context.Context, changed func(*File)) {
 		case <-ticker.C:
 			if f := w.look(); f != nil {
 				changed(f)
+				w.log.Info("the configuration file has changed and is in use", "file", w.path)
 			}
 		}
 	}
@@ -87,6 +88,5 @@ func (w *Watcher) look() *File {
 	w.told = ""
 	w.stale.Set(0)
 	w.reloads.WithLabelValues("taken").Inc()
-	w.log.Info("the configuration file has changed and is in use", "file", w.path)
 	return f
 }
