@@ -28,6 +28,9 @@ func TestGolden(t *testing.T) {
 		t.Fatalf("%d folders, %v", len(dirs), err)
 	}
 	for _, dir := range dirs {
+		if filepath.Base(dir) == "fuzz" {
+			continue // inputs of FuzzTranslate
+		}
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			in, err := os.ReadFile(filepath.Join(dir, "in.yaml"))
 			if err != nil {
