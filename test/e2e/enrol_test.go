@@ -78,7 +78,10 @@ func TestEnrolment(t *testing.T) {
 	}
 	has(t, port, "two")
 	replace(t, flags[1], w.token("-n", "edge", "--label", "app=web")[1])
-	heals(t, port, "three")
+	eventually(t, 30*time.Second, "the machine is back with another key", func() (bool, string) {
+		got := appended(get(t, port, "/"))
+		return len(got) == 1 && got[0] == "three", strings.Join(got, ",")
+	})
 }
 
 // On one machine a socket does instead of certificates: it is its user's alone.
