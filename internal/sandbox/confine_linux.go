@@ -68,9 +68,10 @@ func crashed(end error) bool {
 	}, status.Signal())
 }
 
-// watchMemory calls over once when a process has more than limit bytes in memory,
-// and returns then or when ctx ends. V8 reserves far more addresses than it ever
-// uses, so that limits of the system's own are of no use.
+// watchMemory calls over once when a process has more than limit bytes of its own in
+// memory, and returns then or when ctx ends. V8 reserves far more addresses than it
+// ever uses, so that limits of the system's own are of no use. Pages of files, such as
+// its program, are not its own: how many of them are mapped is the system's affair.
 func watchMemory(ctx context.Context, pid int, limit int64, over func()) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -85,11 +86,20 @@ func watchMemory(ctx context.Context, pid int, limit int64, over func()) {
 		if err != nil {
 			return // it has ended
 		}
-		if f := bytes.Fields(b); len(f) > 1 {
-			if pages, err := strconv.ParseInt(string(f[1]), 10, 64); err == nil && pages*page > limit {
-				over()
-				return
-			}
+		if pages, ok := ownPages(b); ok && pages*page > limit {
+			over()
+			return
 		}
 	}
+}
+
+// ownPages reads /proc/PID/statm: what is resident without what is of files.
+func ownPages(statm []byte) (int64, bool) {
+	f := bytes.Fields(statm)
+	if len(f) < 3 {
+		return 0, false
+	}
+	resident, err1 := strconv.ParseInt(string(f[1]), 10, 64)
+	ofFiles, err2 := strconv.ParseInt(string(f[2]), 10, 64)
+	return resident - ofFiles, err1 == nil && err2 == nil
 }
