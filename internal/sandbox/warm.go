@@ -15,6 +15,9 @@ const (
 	// warmTime is how long one may take; a verdict takes milliseconds. After that it is
 	// the other way that answers, so that a busy machine refuses nobody.
 	warmTime = 2 * time.Second
+	// warmAfter is how long after a verdict an Envoy for others like it is made: what was
+	// found good is about to be compiled by proxies, perhaps on this machine.
+	warmAfter = 5 * time.Second
 	// maxOnce is how many modules are remembered that came but once.
 	maxOnce = 16
 )
@@ -147,6 +150,10 @@ func (w *warmth) keep(s *Sandbox, c Case) {
 	}
 	w.making = true
 	w.wg.Go(func() {
+		select {
+		case <-time.After(warmAfter):
+		case <-w.ctx.Done():
+		}
 		if old != nil {
 			old.busy <- struct{}{}
 			if !old.gone {

@@ -160,7 +160,8 @@ func TestKubeChart(t *testing.T) {
 	w.kubectl(manifest, "apply", "-f", "-")
 	answers := func(want int, header http.Header) {
 		t.Helper()
-		eventually(t, healed, "the answer is "+strconv.Itoa(want), func() (bool, string) {
+		// A Go module is compiled twice before it decides: where it is tried, and by the proxy.
+		eventually(t, 20*time.Second, "the answer is "+strconv.Itoa(want), func() (bool, string) {
 			a, err := request(fresh, http.MethodGet, w.port, "/productpage", header)
 			if err != nil {
 				return false, err.Error()
