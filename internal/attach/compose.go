@@ -159,7 +159,7 @@ func (m Member) plugin() *wasmv3.PluginConfig {
 		RootId:        a.RootID,
 		FailurePolicy: failurePolicy(a.FailStrategy),
 		Vm: &wasmv3.PluginConfig_VmConfig{VmConfig: &wasmv3.VmConfig{
-			VmId:    a.Key.String(),
+			VmId:    vmID(a),
 			Runtime: wasmRuntime,
 			Code: &corev3.AsyncDataSource{Specifier: &corev3.AsyncDataSource_Local{Local: &corev3.DataSource{
 				Specifier: &corev3.DataSource_Filename{Filename: text(m.ModulePath)},
@@ -182,6 +182,16 @@ func (m Member) plugin() *wasmv3.PluginConfig {
 		plugin.CapabilityRestrictionConfig = &wasmv3.CapabilityRestrictionConfig{AllowedCapabilities: allowed}
 	}
 	return plugin
+}
+
+// vmID names a plugin's VM. What it may call is part of the name: Envoy 1.36 goes on
+// with a VM of the same name as that was made, whatever it is told of capabilities.
+func vmID(a *chandler.Attachment) string {
+	if len(a.Capabilities) == 0 {
+		return a.Key.String()
+	}
+	sum := sha256.Sum256([]byte(strings.Join(slices.Sorted(slices.Values(a.Capabilities)), "\n")))
+	return a.Key.String() + "#" + hex.EncodeToString(sum[:8])
 }
 
 // environment gives the VM's variables as values: what is copied from the host
