@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -16,6 +15,7 @@ import (
 	"chandler.dev/chandler/internal/credential"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/enrol"
+	"chandler.dev/chandler/internal/web"
 )
 
 // enrolFlags are the flags about machines that get their certificates from here.
@@ -114,20 +114,8 @@ func listenUnix(path string) (net.Listener, error) {
 	} else if st.Mode().Perm()&0o077 != 0 {
 		return nil, usagef("others may enter %s (mode %#o): a socket belongs in a directory of mode 0700", chandler.Quote(dir), st.Mode().Perm())
 	}
-	switch st, err := os.Lstat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
+	if err := web.VacateSocket(path); err != nil {
 		return nil, err
-	case st.Mode().Type() != fs.ModeSocket:
-		return nil, fmt.Errorf("%s is there and is no socket", path)
-	default:
-		if conn, err := net.Dial("unix", path); err == nil {
-			conn.Close()
-			return nil, fmt.Errorf("somebody answers at %s already", path)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
 	}
 	lis, err := net.Listen("unix", path)
 	if err != nil {

@@ -97,20 +97,8 @@ func ListenTCP(addr string, config *tls.Config) (net.Listener, error) {
 // ListenSocket makes a Unix socket for this user alone. One that nobody answers at
 // is replaced. Closing it removes it.
 func ListenSocket(path string) (net.Listener, error) {
-	switch st, err := os.Lstat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
+	if err := VacateSocket(path); err != nil {
 		return nil, err
-	case st.Mode().Type() != fs.ModeSocket:
-		return nil, fmt.Errorf("%s is there and is no socket", path)
-	default:
-		if conn, err := DialSocket(context.Background(), path); err == nil {
-			conn.Close()
-			return nil, fmt.Errorf("somebody answers at %s already", path)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
 	}
 	var lis *net.UnixListener
 	err := shortly(path, func(path string) (err error) {
@@ -125,6 +113,27 @@ func ListenSocket(path string) (net.Listener, error) {
 		return nil, errors.Join(err, lis.Close(), os.Remove(path))
 	}
 	return newCapped(&socket{UnixListener: lis, path: path}), nil
+}
+
+// VacateSocket removes a socket that nobody listens at any more. The error is that
+// somebody does, or that there is something else.
+func VacateSocket(path string) error {
+	switch st, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case st.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s is there and is no socket", path)
+	default:
+		if conn, err := DialSocket(context.Background(), path); err == nil {
+			conn.Close()
+			return fmt.Errorf("somebody answers at %s already", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // DialSocket connects to a Unix socket, however long its path is.
