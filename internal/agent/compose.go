@@ -427,3 +427,7 @@ func (c *composition) has(key chandler.Key) bool {
 	_, ok := c.members[key]
 	return ok
 }
+
+func (c *composition) denies(key chandler.Key) bool {
+	return c.has(key) && c.members[key].standIn == chandler.StandInDeny
+}

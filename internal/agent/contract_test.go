@@ -312,6 +312,21 @@ func TestContract_FetchDeadlinePassed(t *testing.T) {
 	})
 }
 
+// Envoy opens its listeners before its answer to what they waited for is here: the
+// denial that they opened with counts.
+func TestContract_OpensBeforeItsAnswerIsHere(t *testing.T) {
+	p, a := newProxy(t), version("a")
+	p.start("envoy-1", false)
+	p.assign(a)
+	p.loaded(a)
+	p.wantSent(authn, "deny a")
+	p.step(ListenersOpen{})
+	p.wantReady(false)
+	p.ackAll()
+	p.want(authn, "a")
+	p.wantReady(true)
+}
+
 func TestContract_FetchThatHangsIsTold(t *testing.T) {
 	p, a := serving(t), version("a", func(v *Version) { v.FetchDeadline = time.Second })
 	p.assign(a)

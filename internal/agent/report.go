@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"chandler.dev/chandler"
@@ -131,6 +132,12 @@ func (s *State) standIn(key chandler.Key) chandler.StandIn {
 	return chandler.StandInNone
 }
 
+// denied tells whether a denial stands in a plugin's place, or may: Envoy acts on what
+// it was sent, and opens its listeners with it, before its answer is here.
+func (s *State) denied(key chandler.Key) bool {
+	return slices.ContainsFunc(s.slots, func(sl *slot) bool { return sl.acked.denies(key) || sl.sent.denies(key) })
+}
+
 // Readiness tells why this proxy should not get traffic yet; nil when it may. A
 // plugin counts while its denial stands in for it: one that is being attached to
 // a serving proxy leaves traffic as it was.
@@ -147,7 +154,7 @@ func (s *State) Readiness() []string {
 		if p.want == nil || p.want.FailStrategy == chandler.FailOpen || !s.belongs(p.want) {
 			continue
 		}
-		if s.standIn(key) == chandler.StandInDeny {
+		if s.denied(key) {
 			why = append(why, key.String()+" is "+string(p.state))
 		}
 	}

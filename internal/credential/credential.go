@@ -264,7 +264,9 @@ func (c *anonymous) Read(b []byte) (int, error) {
 }
 
 // Cut closes the connections that were made with certificates of which who is true,
-// with all that goes on over them, and tells how many they were.
+// with all that goes on over them, and tells how many they were. One whose handshake
+// is not over is not among them: what comes over it is judged when it comes, after
+// whatever made the caller cut.
 func (s *Server) Cut(who func(*x509.Certificate) bool) int {
 	s.mu.Lock()
 	var found []*connection

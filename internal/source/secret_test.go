@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -158,7 +159,7 @@ func TestMergeConfigKeepsWhatItIsGiven(t *testing.T) {
 		for range rapid.IntRange(0, 5).Draw(t, "n") {
 			config[name.Draw(t, "name")] = rapid.OneOf(
 				rapid.Map(name, func(s string) any { return s }), rapid.Map(rapid.Int64(), func(i int64) any { return i }),
-				rapid.Map(rapid.Float64(), func(f float64) any { return f }), rapid.Map(name, func(s string) any { return []any{s, nil, true} }),
+				rapid.Map(rapid.Float64(), func(f float64) any { return json.Number(strconv.FormatFloat(f, 'e', -1, 64)) }), rapid.Map(name, func(s string) any { return []any{s, nil, true} }),
 			).Draw(t, "value")
 		}
 		text := fmt.Sprintf("apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: p}\nspec:\n  url: oci://r.example/p:1\n  pluginConfig: %s\n", marshal(config))

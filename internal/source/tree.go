@@ -357,10 +357,15 @@ func numeral(n *yaml.Node) *node {
 		return unfit("is infinite")
 	case integerLike.MatchString(strings.ReplaceAll(n.Value, "_", "")):
 		return unfit("does not fit 64 bits")
+	case f == 0:
+		return &node{kind: number, text: "0"} // of either sign
 	}
 	b, err := json.Marshal(f)
 	if err != nil {
 		return unfit("is out of range")
+	}
+	if math.Abs(f) >= 1<<63 && integerLike.Match(b) { // it must be read back as what it is
+		b = strconv.AppendFloat(nil, f, 'e', -1, 64)
 	}
 	return &node{kind: number, text: string(b)}
 }
