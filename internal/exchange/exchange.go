@@ -32,6 +32,9 @@ type Setup struct {
 	// Now is the clock that the plugin sees; nil: the machine's. Only a host of ours
 	// can set it.
 	Now func() time.Time
+	// Answers are for call-outs that no exchange makes: while the plugin starts and in
+	// ticks.
+	Answers []Answer
 	// Trace is told of each call between module and host, if the engine sees them.
 	Trace func(string)
 }
