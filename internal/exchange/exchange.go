@@ -8,6 +8,7 @@ package exchange
 
 import (
 	"context"
+	"strings"
 	"time"
 )
 
@@ -155,4 +156,15 @@ func (m *Message) Body() []byte {
 		b = append(b, c...)
 	}
 	return b
+}
+
+// Own tells of a field that proxies and servers put to messages by themselves, and
+// that says nothing of what a plugin did. Engines leave these out of outcomes.
+func Own(name string) bool {
+	switch name {
+	case "server", "date", "x-request-id", "x-forwarded-proto", "x-forwarded-for", "content-length", "transfer-encoding",
+		"connection", "keep-alive", "te", "trailer", "via":
+		return true
+	}
+	return strings.HasPrefix(name, "x-envoy-")
 }
