@@ -60,11 +60,10 @@ func (p *process) bootstrap() ([]byte, error) {
 		}}
 	}
 	listener := func(name string, route object, filters ...any) object {
-		filters = append(filters, typed("router", "filters.http.router.v3.Router", object{"suppress_envoy_headers": true}))
+		filters = append(filters, typed("router", "filters.http.router.v3.Router", object{}))
 		route["match"] = object{"prefix": "/"}
 		hcm := object{
-			"stat_prefix": name, "codec_type": "HTTP1", "http_protocol_options": object{"enable_trailers": true},
-			"server_header_transformation": "PASS_THROUGH", "generate_request_id": false, "skip_xff_append": true,
+			"stat_prefix": name, "codec_type": "HTTP1", "delayed_close_timeout": "0s", "http_protocol_options": object{"enable_trailers": true},
 			"http_filters": filters,
 			"route_config": object{"virtual_hosts": []any{object{"name": "all", "domains": []string{"*"}, "routes": []any{
 				route, object{"match": object{"path": "*"}, "route": route["route"]},
@@ -91,7 +90,7 @@ func (p *process) bootstrap() ([]byte, error) {
 		"static_resources": object{
 			"clusters": []any{static(p.cluster("ads", "ads", true)), static(p.cluster(upstreamCluster, "upstream", false))},
 			"listeners": []any{
-				listener("plugin", object{"route": object{"cluster": upstreamCluster, "timeout": "5s"}}, slot(trySlot)),
+				listener("plugin", object{"route": object{"cluster": upstreamCluster, "timeout": "10s"}}, slot(trySlot)),
 				listener("keep", answer(), slot(keepSlot)),
 				listener("barrier", answer()),
 			},

@@ -145,7 +145,7 @@ func (p *process) keep(ctx context.Context, path, digest string) error {
 	p.kept = digest
 	err := p.tell(ctx, keepSlot, filter(exchange.Setup{Module: path, Name: "keep"}, "keep "+digest, initialisation), loadTime)
 	if errors.Is(err, errRefused) {
-		return p.tell(ctx, keepSlot, nothing(keepSlot), settleTime)
+		return p.forget(ctx, keepSlot)
 	}
 	return err
 }
@@ -234,7 +234,9 @@ func (p *process) grow(names []string) (grown bool, err error) {
 // knows waits until Envoy knows clusters.
 func (p *process) knows(ctx context.Context, names []string) error {
 	return p.poll(ctx, "/clusters", func(answer string) bool {
-		return !slices.ContainsFunc(names, func(name string) bool { return !strings.Contains(answer, "\n"+name+"::") && !strings.HasPrefix(answer, name+"::") })
+		return !slices.ContainsFunc(names, func(name string) bool {
+			return !strings.Contains(answer, "\n"+name+"::") && !strings.HasPrefix(answer, name+"::")
+		})
 	})
 }
 
@@ -256,9 +258,18 @@ func (s *session) refusal(ctx context.Context) error {
 			fmt.Fprintf(&lines, "%s|%s|%s\n", r.level, r.component, strings.ReplaceAll(r.text, "\n", " "))
 		}
 	}
-	refusal := &exchange.Refusal{Reason: sandbox.Explain([]byte(lines.String())), Logs: s.logs}
-	if err := p.tell(ctx, trySlot, nothing(trySlot), settleTime); err != nil {
+	refusal := &exchange.Refusal{Reason: sandbox.Explain([]byte(lines.String())).Message, Logs: s.logs}
+	if err := p.forget(ctx, trySlot); err != nil {
 		return err
 	}
 	return refusal
+}
+
+// forget empties a slot whose content was refused, and reads the log to where that is
+// over: what is refused is told more than once.
+func (p *process) forget(ctx context.Context, slot string) error {
+	if err := p.tell(ctx, slot, nothing(slot), settleTime); err != nil {
+		return err
+	}
+	return p.settle(ctx)
 }

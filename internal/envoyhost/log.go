@@ -110,9 +110,10 @@ var (
 var levels = map[string]string{"warning": "warn"}
 
 // own gives the line of a plugin that a record is, if it is one of those with a prefix.
+// Before a plugin is configured Envoy leaves the first words of it out.
 func (r *record) own(prefix string) (exchange.Log, bool) {
-	text, ok := strings.CutPrefix(r.text, "wasm log"+prefix+": ")
-	if !ok || r.component != "wasm" {
+	who, text, ok := strings.Cut(strings.TrimPrefix(r.text, "wasm log"), ": ")
+	if !ok || r.component != "wasm" || len(who)+len(text) == len(r.text)-2 || who == "" || !strings.HasSuffix(prefix, who) {
 		return exchange.Log{}, false
 	}
 	level := r.level

@@ -295,6 +295,19 @@ func (p *process) seen(ctx context.Context, path string) error {
 	})
 }
 
+// dispatched is how many call-outs the worker has made by the log.
+func (p *process) dispatched() (n int) {
+	records, _ := p.log.since(0)
+	for i := range records {
+		if r := &records[i]; r.thread == p.worker && r.component == "router" {
+			if m := callPattern.FindStringSubmatch(r.text); m != nil && m[1] != upstreamCluster {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // until waits for a record.
 func (p *process) until(ctx context.Context, found func(*record) bool) error {
 	for from := 0; ; {

@@ -64,6 +64,39 @@ func (s *servers) await(ctx context.Context, holds func() bool) bool {
 	}
 }
 
+// count is how many calls came.
+func (s *servers) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.calls)
+}
+
+// idle tells whether all requests were answered.
+func (s *servers) idle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open == 0
+}
+
+// take gives what came since it was set: the upstream's request, and of the calls those
+// that are in a list, in its order.
+func (s *servers) take(made []string) (reached *exchange.Message, calls []exchange.Call) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range made {
+		i := slices.IndexFunc(s.calls, func(c exchange.Call) bool {
+			path, _ := c.Request.Get(":path")
+			return c.Cluster+" "+path == name
+		})
+		if i >= 0 {
+			calls = append(calls, s.calls[i])
+			s.calls = slices.Delete(s.calls, i, i+1)
+		}
+	}
+	reached, s.reached = s.reached, nil
+	return reached, calls
+}
+
 // serve answers on a socket for a cluster until ctx ends; all connections have ended
 // when it returns.
 func (s *servers) serve(ctx context.Context, lis net.Listener, cluster string) {
@@ -94,23 +127,20 @@ func (s *servers) one(ctx context.Context, conn net.Conn, r reader, cluster stri
 		return false
 	}
 	m := request(first, fields)
-	s.change(func() {
-		s.open++
-		if cluster == upstreamCluster {
-			s.reached = m // also if it comes to no end
-		}
-	})
+	s.change(func() { s.open++ })
 	defer s.change(func() { s.open-- })
-	whole := *m
-	err = r.body(&whole, false)
+	err = r.body(m, false)
 	var answer *exchange.Message
 	var delay time.Duration
 	var pace func() error
 	s.change(func() {
-		*m = clean(whole)
+		m.Headers = without(m.Headers, func(h exchange.Header) bool { return exchange.Own(h.Name) })
 		pace = s.pace
+		if err != nil {
+			return
+		}
 		if cluster == upstreamCluster {
-			answer = &s.upstream
+			s.reached, answer = m, &s.upstream
 			return
 		}
 		s.calls = append(s.calls, exchange.Call{Cluster: cluster, Request: *m})
@@ -205,17 +235,5 @@ func request(first string, fields []exchange.Header) *exchange.Message {
 		}
 		m.Headers = append(m.Headers, h)
 	}
-	return m
-}
-
-// clean leaves out what Envoy adds by itself.
-func clean(m exchange.Message) exchange.Message {
-	m.Headers = without(m.Headers, func(h exchange.Header) bool {
-		switch h.Name {
-		case "x-forwarded-proto", "x-envoy-internal", "x-envoy-expected-rq-timeout-ms", "transfer-encoding", "connection":
-			return true
-		}
-		return false
-	})
 	return m
 }
