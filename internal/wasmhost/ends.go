@@ -13,6 +13,10 @@ type router stream
 func (r *router) onHeaders(end bool) {
 	x := (*stream)(r)
 	m := x.request.headers
+	if x.rerouted && !m.has("x-forwarded-proto") { // by which Envoy knows of requests that it has looked at
+		x.localReply(localReply{status: http.StatusNotFound, grpc: -1, details: "route_not_found"})
+		return
+	}
 	for _, name := range []string{":method", ":path", ":authority"} {
 		if value, there := m.get(name); !there || value == "" && name != ":authority" {
 			x.localReply(localReply{
@@ -85,8 +89,12 @@ func statusValid(s string) bool {
 // deliver gives the headers to the client, with what Envoy puts to them at last.
 func (c *client) deliver(end bool) {
 	m := c.response.headers
+	m.remove("transfer-encoding")
 	m.set("date", c.host.time().UTC().Format(http.TimeFormat))
 	m.set("server", "envoy")
+	if !c.request.complete { // what is still to come would be taken for the next request
+		m.set("connection", "close")
+	}
 	c.client.Headers = append([]exchange.Header(nil), m.fields...)
 	if end {
 		c.end()

@@ -76,18 +76,8 @@ func (m *headerMap) add(name, value string) {
 	m.fields = slices.Insert(m.fields, at, exchange.Header{Name: name, Value: value})
 }
 
-// set leaves a field with one value, where it has it already.
+// set leaves a field with one value, behind the others, as Envoy does.
 func (m *headerMap) set(name, value string) {
-	name = strings.ToLower(name)
-	i := m.find(name)
-	if i < 0 {
-		m.add(name, value)
-		return
-	}
-	if single(name) {
-		m.fields[i].Value = value
-		return
-	}
 	m.remove(name)
 	m.add(name, value)
 }
@@ -219,8 +209,8 @@ func (c call) mutable() *headerMap {
 	return nil
 }
 
-// readable gives a map, or nil; logging: it is one that there may be when a stream is
-// logged, and else not.
+// readable gives a map, or nil; logging: the stream is being logged, when it is no
+// mistake to ask for any.
 func (c call) readable() (m *headerMap, logging bool) {
 	kind, scope := c.i32(0), c.h.current
 	if answer := scope.root.response; answer != nil {
@@ -233,7 +223,7 @@ func (c call) readable() (m *headerMap, logging bool) {
 	}
 	x := scope.stream
 	if x == nil || kind > responseTrailers {
-		return nil, false
+		return nil, x != nil && x.logging
 	}
 	if x.logging {
 		return [...]*headerMap{x.request.headers, nil, x.response.headers, x.response.trailers}[kind], true
@@ -282,6 +272,7 @@ func change(words int, do func(m *headerMap, name, value string)) func(call) res
 			return internalFailure
 		}
 		do(m, name, value)
+		c.changed()
 		return ok
 	}
 }
@@ -310,7 +301,15 @@ func (c call) setPairs() result {
 		return badArgument
 	}
 	*m = *newHeaderMap(unmarshal(b))
+	c.changed()
 	return ok
+}
+
+// changed is to be said of a map.
+func (c call) changed() {
+	if c.i32(0) == requestHeaders {
+		c.h.current.stream.rerouted = true
+	}
 }
 
 func (c call) mapSize() result {

@@ -5,14 +5,12 @@ import (
 	"strings"
 	"time"
 	"unicode"
-
-	"chandler.dev/chandler"
 )
 
 const (
-	maxLog    = 4 << 10 // bytes of a logged line
-	maxShared = 1 << 10 // entries of shared data, queues, items of a queue, metrics
-	maxEntry  = 1 << 20 // bytes of an entry
+	maxLog    = 16 << 10 // bytes of a logged line
+	maxShared = 1 << 10  // entries of shared data, queues, items of a queue, metrics
+	maxEntry  = 1 << 20  // bytes of an entry
 )
 
 // functions are all that a module may import, by their names.
@@ -54,7 +52,7 @@ func functions() map[string]func(call) result {
 func streams() map[string]func(call) result {
 	return map[string]func(call) result{
 		"proxy_send_local_response":      call.sendLocalResponse,
-		"proxy_clear_route_cache":        func(call) result { return ok }, // there is one route
+		"proxy_clear_route_cache":        call.clearRoute,
 		"proxy_continue_request":         func(c call) result { return c.goOn(requestStream) },
 		"proxy_continue_response":        func(c call) result { return c.goOn(responseStream) },
 		"proxy_continue_stream":          func(c call) result { return c.goOn(c.i32(0)) },
@@ -105,8 +103,8 @@ func (c call) log() result {
 	return ok
 }
 
-// write logs what the module said.
-func (h *Host) write(l Level, text string) { h.cfg.Log(l, chandler.Printable(text, maxLog)) }
+// write logs what the module said. Who shows it to people makes it fit to be shown.
+func (h *Host) write(l Level, text string) { h.cfg.Log(l, text[:min(len(text), maxLog)]) }
 
 func (c call) status() result {
 	scope := c.h.current
@@ -191,6 +189,14 @@ func (c call) goOn(which uint32) result {
 	}
 	c.h.after = append(c.h.after, lane.proceed)
 	x.request.seen.headers, x.request.seen.body, x.request.seen.trailers = nil, nil, nil
+	return ok
+}
+
+// clearRoute has the route looked for anew.
+func (c call) clearRoute() result {
+	if x := c.h.current.stream; x != nil {
+		x.rerouted = true
+	}
 	return ok
 }
 

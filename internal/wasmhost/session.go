@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"chandler.dev/chandler/internal/exchange"
@@ -247,14 +248,20 @@ func framed(m exchange.Message, first string) exchange.Message {
 // arriving gives a request as the connection manager hands it to the filters.
 func arriving(m exchange.Message) exchange.Message {
 	m = framed(m, "")
+	var first, rest []exchange.Header
 	for _, f := range []exchange.Header{{Name: ":authority", Value: "localhost"}, {Name: ":path", Value: "/"}, {Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "http"}} {
-		if _, there := m.Get(f.Name); !there {
-			m.Headers = append(m.Headers, f)
+		if value, there := m.Get(f.Name); there {
+			f.Value = value
+		}
+		first = append(first, f)
+	}
+	for _, f := range m.Headers {
+		if !strings.HasPrefix(f.Name, ":") && f.Name != "transfer-encoding" {
+			rest = append(rest, f)
 		}
 	}
-	scheme, _ := m.Get(":scheme")
-	m.Headers = append(m.Headers,
-		exchange.Header{Name: "x-forwarded-proto", Value: scheme},
+	m.Headers = append(append(first, rest...),
+		exchange.Header{Name: "x-forwarded-proto", Value: first[len(first)-1].Value},
 		exchange.Header{Name: "x-request-id", Value: "00000000-0000-4000-8000-000000000000"})
 	return m
 }

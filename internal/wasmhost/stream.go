@@ -18,6 +18,7 @@ type stream struct {
 	properties        map[string]string // that the exchange brings
 	state             map[string][]byte // that the plugin set
 
+	rerouted    bool // the request's headers were changed, and its route is looked for anew
 	endOfStream bool // of the piece that is looked at
 	logging     bool // it is over, and is being logged
 	created     bool
@@ -238,9 +239,6 @@ func (x *stream) dress(r localReply) (*headerMap, []byte) {
 		if !m.has("content-type") {
 			m.set("content-type", "text/plain")
 		}
-	} else {
-		m.remove("content-type")
-		m.set("content-length", "0")
 	}
 	if method == http.MethodHead {
 		return m, nil
