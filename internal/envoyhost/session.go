@@ -431,7 +431,7 @@ func (p *process) poll(ctx context.Context, path string, ok func(string) bool) e
 		case <-p.ended:
 			return p.gone()
 		case <-ctx.Done():
-			return fmt.Errorf("Envoy's %s does not become what it should: %w", path, ctx.Err())
+			return fmt.Errorf("its %s does not become what it should: %w", path, ctx.Err())
 		}
 	}
 }
