@@ -33,6 +33,8 @@ type Setup struct {
 	// Now is the clock that the plugin sees; nil: the machine's. Only a host of ours
 	// can set it.
 	Now func() time.Time
+	// Answers are for call-outs that no exchange makes, until Session.Answer or Do.
+	Answers []Answer
 	// Trace is told of each call between module and host, if the engine sees them.
 	Trace func(string)
 }
@@ -61,6 +63,11 @@ type Session interface {
 	Do(ctx context.Context, e Exchange) (*Outcome, error)
 	// Tick lets at least n ticks of the plugin's timer pass, if it set one.
 	Tick(ctx context.Context, n int) error
+	// Answer says what call-outs get from now on that no exchange makes; each Do says so
+	// anew.
+	Answer(answers []Answer)
+	// Calls are those that no exchange made, since they were last asked for.
+	Calls() []Call
 	// Logs are the lines logged since the last call, in their order.
 	Logs() []Log
 	// Metrics are those that the plugin defined, by their names, without what an

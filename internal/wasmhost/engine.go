@@ -132,6 +132,9 @@ func (e *Engine) start(ctx context.Context, s *session, abi string, code []byte)
 		return errors.Join(err, s.Close())
 	}
 	s.root = s.host.contexts[s.host.lastID]
+	if setup.Answers != nil {
+		s.Answer(setup.Answers)
+	}
 	return nil
 }
 

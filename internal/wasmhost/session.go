@@ -97,6 +97,22 @@ func (s *session) Tick(ctx context.Context, n int) error {
 	return ctx.Err()
 }
 
+// Answer implements exchange.Session.
+func (s *session) Answer(answers []exchange.Answer) {
+	s.answers, s.used, s.known = answers, make([]int, len(answers)), true
+	s.settle()
+}
+
+// Calls implements exchange.Session.
+func (s *session) Calls() []exchange.Call {
+	calls := s.host.calls.made
+	s.host.calls.made = nil
+	for i := range calls {
+		calls[i].Request = *plain(calls[i].Request)
+	}
+	return calls
+}
+
 // settle lets happen what is due.
 func (s *session) settle() {
 	s.route()
