@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -24,9 +25,10 @@ const (
 	// LayoutCNCF is the Wasm artifact of the CNCF: one layer of application/wasm.
 	// It is the default.
 	LayoutCNCF Layout = "cncf"
-	// LayoutImage is a docker image with plugin.wasm in its only layer, which
-	// Istio and Envoy Gateway read, too.
-	LayoutImage Layout = "image"
+	// LayoutCompat is an image with plugin.wasm in its only layer, which Istio and
+	// Envoy Gateway read, too: of an OCI image they take the last layer, as of a
+	// docker image, and only an OCI image may have annotations.
+	LayoutCompat Layout = "compat"
 )
 
 // PushOptions say how to push.
@@ -35,11 +37,18 @@ type PushOptions struct {
 	Layout Layout
 	// Credentials for the registry; with nil the keychain is asked.
 	Credentials *Credentials
+	// Annotations of the manifest.
+	Annotations map[string]string
+	// Documents that travel with the module.
+	Documents Documents
 }
 
+// annotationVariant tells runtimes that know images of Wasm by it what the image is.
+const annotationVariant = "module.wasm.image/variant"
+
 // Push writes module to the registry under ref, an oci reference without digest
-// and, if none is given, with the tag latest. The same module in the same layout
-// has the same digest always. The error is an *Error.
+// and, if none is given, with the tag latest. The same module with the same
+// options has the same digest always. The error is an *Error.
 func (c *Client) Push(ctx context.Context, ref string, module []byte, opts PushOptions) (chandler.ArtifactDigest, error) {
 	r, p := chandler.ParseReference(ref)
 	switch {
@@ -52,7 +61,7 @@ func (c *Client) Push(ctx context.Context, ref string, module []byte, opts PushO
 	case int64(len(module)) > c.MaxModule:
 		return "", refuse(chandler.CodeModuleTooLarge, "build a smaller module", "the module is %d bytes, limit %d", len(module), c.MaxModule)
 	}
-	a, err := pack(opts.Layout, module)
+	a, err := pack(module, opts)
 	if err != nil {
 		return "", err
 	}
@@ -107,51 +116,73 @@ type outDescriptor struct {
 }
 
 type outManifest struct {
-	SchemaVersion int             `json:"schemaVersion"`
-	MediaType     string          `json:"mediaType"`
-	Config        outDescriptor   `json:"config"`
-	Layers        []outDescriptor `json:"layers"`
+	SchemaVersion int               `json:"schemaVersion"`
+	MediaType     string            `json:"mediaType"`
+	Config        outDescriptor     `json:"config"`
+	Layers        []outDescriptor   `json:"layers"`
+	Annotations   map[string]string `json:"annotations,omitempty"`
 }
 
-func pack(layout Layout, module []byte) (artifact, error) {
-	switch layout {
+// pack makes an artifact of one layer.
+func pack(module []byte, opts PushOptions) (artifact, error) {
+	labels, err := opts.Documents.labels()
+	if err != nil {
+		return artifact{}, err
+	}
+	config := map[string]any{}
+	if len(labels) > 0 {
+		config["config"] = map[string]any{"Labels": labels}
+	}
+	annotations := maps.Clone(opts.Annotations)
+	switch opts.Layout {
 	case LayoutCNCF, "":
-		config := map[string]any{
-			"architecture": "wasm",
-			"os":           "wasip1",
-			"layerDigests": []string{string(chandler.Digest[chandler.BlobDigest](module))},
-		}
-		return assemble(typeOCIManifest, typeCNCFConfig, config, content{typeWasm, module})
-	case LayoutImage:
+		config["architecture"], config["os"] = "wasm", "wasip1"
+		config["layerDigests"] = []string{string(chandler.Digest[chandler.BlobDigest](module))}
+		return assemble(typeCNCFConfig, config, content{typeWasm, module}, annotations)
+	case LayoutCompat:
 		layer, diffID, err := imageLayer(module)
 		if err != nil {
 			return artifact{}, err
 		}
-		config := map[string]any{
-			"architecture": "amd64",
-			"os":           "linux",
-			"config":       map[string]any{},
-			"rootfs":       map[string]any{"type": "layers", "diff_ids": []string{diffID}},
+		config["architecture"], config["os"] = "amd64", "linux"
+		config["rootfs"] = map[string]any{"type": "layers", "diff_ids": []string{diffID}}
+		if annotations == nil {
+			annotations = map[string]string{}
 		}
-		return assemble(typeDockerManifest, typeDockerConfig, config, content{typeDockerLayer, layer})
+		annotations[annotationVariant] = "compat"
+		return assemble(typeOCIConfig, config, content{typeOCILayer, layer}, annotations)
 	}
-	return artifact{}, refuse(chandler.CodeSpecEnum, fmt.Sprintf("use %s or %s", LayoutCNCF, LayoutImage), "layout %s is unknown", chandler.Quote(string(layout)))
+	return artifact{}, refuse(chandler.CodeSpecEnum, fmt.Sprintf("use %s or %s", LayoutCNCF, LayoutCompat), "layout %s is unknown", chandler.Quote(string(opts.Layout)))
 }
 
-func assemble(mediaType, configType string, config map[string]any, layer content) (artifact, error) {
-	raw, err := json.Marshal(config)
+func assemble(configType string, config map[string]any, layer content, annotations map[string]string) (artifact, error) {
+	raw, err := encode(config)
 	if err != nil {
-		return artifact{}, fmt.Errorf("config of an artifact: %w", err)
+		return artifact{}, err
+	}
+	if len(raw) > maxConfigBlob {
+		return artifact{}, refuse(chandler.CodeConfigBlob, "shorten the schema or the readme", "the configuration would be %d bytes with the documents in it, limit %d", len(raw), maxConfigBlob)
+	}
+	if err := checkAnnotations("", annotations); err != nil {
+		return artifact{}, err
 	}
 	describe := func(c content) outDescriptor {
 		return outDescriptor{c.mediaType, string(chandler.Digest[chandler.BlobDigest](c.content)), len(c.content)}
 	}
-	a := artifact{mediaType: mediaType, blobs: []content{{configType, raw}, layer}}
-	a.manifest, err = json.Marshal(outManifest{2, mediaType, describe(a.blobs[0]), []outDescriptor{describe(layer)}})
-	if err != nil {
-		return artifact{}, fmt.Errorf("manifest of an artifact: %w", err)
+	a := artifact{mediaType: typeOCIManifest, blobs: []content{{configType, raw}, layer}}
+	a.manifest, err = encode(outManifest{2, typeOCIManifest, describe(a.blobs[0]), []outDescriptor{describe(layer)}, annotations})
+	return a, err
+}
+
+// encode writes JSON that reads as its author wrote it, the same bytes every time.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, fmt.Errorf("a part of an artifact: %w", err)
 	}
-	return a, nil
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 // imageLayer packs the module as plugin.wasm, the same bytes every time.
