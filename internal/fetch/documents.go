@@ -55,8 +55,12 @@ func (c *Client) Documents(ctx context.Context, req Request) (Documents, error) 
 	var found Documents
 	err := c.from(ctx, ref, req.Credentials, gives(ref), func(s *session) (settled bool, err error) {
 		m, err := c.chosen(ctx, s, ref)
+		if err != nil {
+			return false, err
+		}
+		labels, err := labelsOf(ctx, s, m)
 		if err == nil {
-			found, err = documentsOf(ctx, s, m)
+			found, err = documentsOf(ctx, s, m, labels)
 		}
 		return false, err
 	})
@@ -82,12 +86,7 @@ func (c *Client) chosen(ctx context.Context, s *session, ref chandler.Reference)
 
 // documentsOf reads the documents of one manifest: its labels count, and of what
 // they have not, the first layer of a type that is known.
-func documentsOf(ctx context.Context, s *session, m *manifest) (Documents, error) {
-	labels, err := labelsOf(ctx, s, m)
-	if err != nil {
-		return Documents{}, err
-	}
-	var found Documents
+func documentsOf(ctx context.Context, s *session, m *manifest, labels map[string]string) (found Documents, err error) {
 	for _, d := range []struct {
 		what, label string
 		layers      []string
