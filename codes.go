@@ -128,6 +128,12 @@ const (
 	CodeProbeFailed   Code = "ProbeFailed" // it loads, and answers a probe otherwise than it is to
 )
 
+// Codes about the schema of a plugin's configuration that its artifact carries.
+const (
+	CodeConfigSchema   Code = "ConfigSchema"   // the configuration is not as the schema has it
+	CodeSchemaUnusable Code = "SchemaUnusable" // the schema cannot be judged by
+)
+
 // Codes about the proxies that a release is for.
 const (
 	CodeEnvoyUntried Code = "EnvoyUntried" // nobody tried it in the version that they run
