@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"net"
 	"net/http"
@@ -80,4 +81,12 @@ func (l *listeners) addresses() []netip.AddrPort {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.all)
+}
+
+// schemasBy gets the schemas that artifacts carry.
+func schemasBy(client *fetch.Client) func(context.Context, fetch.Request) ([]byte, error) {
+	return func(ctx context.Context, req fetch.Request) ([]byte, error) {
+		d, err := client.Documents(ctx, req)
+		return d.Schema, err
+	}
 }
