@@ -21,9 +21,15 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"chandler": main, pluginName: main})
 }
 
+// scriptSchema is what plugin:schema carries.
+const scriptSchema = `{"title": "Sample", "type": "object", "additionalProperties": false, "required": ["rules"], "properties": {
+  "rules": {"type": "array", "items": {"type": "object", "properties": {
+    "prefix": {"type": "string", "description": "Paths that are guarded."},
+    "password": {"type": "string", "writeOnly": true}}}}}}`
+
 // TestScript runs testdata/script/*.txtar: the command as a user types it. Each
-// script has a registry at $REGISTRY with the images plugin:v1 and plugin:broken,
-// and two free addresses, $LISTEN and $CHANDLER_SERVER.
+// script has a registry at $REGISTRY with the images plugin:v1, plugin:broken and
+// plugin:schema, which carries a schema, and two free addresses, $LISTEN and $CHANDLER_SERVER.
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
@@ -39,6 +45,9 @@ func TestScript(t *testing.T) {
 				if _, err := client.Push(context.Background(), reg.Addr+"/plugin:"+tag, mod, fetch.PushOptions{}); err != nil {
 					return err
 				}
+			}
+			if _, err := client.Push(context.Background(), reg.Addr+"/plugin:schema", module.Append(), fetch.PushOptions{Documents: fetch.Documents{Schema: []byte(scriptSchema)}}); err != nil {
+				return err
 			}
 			env.Setenv("REGISTRY", reg.Addr)
 			env.Setenv("HOME", env.WorkDir) // where a control plane leaves word of its socket

@@ -286,9 +286,7 @@ func (e *env) describe(o *chandlerv1.Object, config bool) {
 			line("  Size", fmt.Sprintf("%d bytes", r.Size))
 		}
 		line("  ABI", r.Abi)
-		if s := r.Schema; s.GetDigest() != "" {
-			line("  Schema", fmt.Sprintf("%s, %d bytes", s.Digest, s.Size))
-		}
+		line("  Schema", r.Schema.GetDigest())
 		line("  At", fmt.Sprint(stamp(r.At)))
 		line("  Release", r.Release)
 	}
