@@ -103,7 +103,9 @@ type Wasm struct {
 	SHA256 string
 	// Locked is what a lock file says that the URL means, bare hex of what SHA256 would
 	// name; empty where SHA256 or the URL has a digest, or no lock file knows the URL.
-	Locked          string `json:",omitempty"`
+	Locked string `json:",omitempty"`
+	// Held: a lock file may say it and cannot be read, so nobody is to be asked.
+	Held            bool `json:",omitempty"`
 	PullPolicy      PullPolicy
 	PullSecret      string
 	VerificationKey string

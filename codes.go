@@ -28,6 +28,7 @@ const (
 	CodeSecretUnused  Code = "SecretUnused"
 	CodeRuntime       Code = "Runtime"
 	CodeScopeDenied   Code = "ScopeDenied"
+	CodeLock          Code = "Lock"        // a lock file that cannot be gone by
 	CodeEnvoyConfig   Code = "EnvoyConfig" // a proxy's own configuration that cannot be taken over
 )
 

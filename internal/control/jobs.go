@@ -120,7 +120,7 @@ func (l *loop) start(ctx context.Context) time.Duration {
 		if decides {
 			later(d.At)
 		}
-		if decides && d.Now && l.jobs[resolveID(o.UID)] == nil {
+		if decides && d.Now && (d.Judge || !held(o.Plugin)) && l.jobs[resolveID(o.UID)] == nil {
 			j := l.newJob(resolveID(o.UID), o, have)
 			j.judge = d.Judge
 			due = append(due, j)

@@ -235,6 +235,9 @@ func locked(p *chandler.Plugin) string {
 	return p.Wasm.Locked
 }
 
+// held tells whether nobody is to be asked what a plugin's url means.
+func held(p *chandler.Plugin) bool { return p != nil && p.Wasm != nil && p.Wasm.Held }
+
 // target is the release that a plugin's rollout is at, or the one before when the
 // record of that was lost; nil when there is none.
 func (l *loop) target(uid string) *chandler.Release {

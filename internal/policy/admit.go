@@ -108,7 +108,7 @@ func (j *judgement) source() {
 	}
 	switch {
 	case lacking != "":
-		j.deny(chandler.CodePolicyDenied, j.field("url"), "pin it: "+origin(ref)+"@sha256:..., or the field sha256; a signature counts where the operator's file says whose (section signatures)",
+		j.deny(chandler.CodePolicyDenied, j.field("url"), "pin it: "+origin(ref)+"@sha256:..., the field sha256, or chandler lock; a signature counts where the operator's file says whose (section signatures)",
 			"%s lacks what it must have: %s", origin(ref), lacking)
 	case len(allowed) == 0:
 		j.deny(chandler.CodePolicyDenied, j.field("url"), "ask the operator to allow it (section registries)",
