@@ -174,3 +174,62 @@ func TestUnusableSchema(t *testing.T) {
 		t.Errorf("warnings: %v", s.Warnings)
 	}
 }
+
+// Another lock is resolved at once, in the same generation; one that names what nobody
+// has leaves what is in force; and while a lock file cannot be read, nobody is asked.
+func TestLock(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	one, two, three := module.Append(), module.Deny(403), module.Prefix()
+	r.set("auth:old", one)
+	r.set("auth:v1", two)
+	lock := func(digest chandler.ArtifactDigest, held bool) {
+		t.Helper()
+		o := r.objects["auth"]
+		p, w := *o.Plugin, *o.Plugin.Wasm
+		w.Locked, w.Held = strings.TrimPrefix(string(digest), "sha256:"), held
+		p.Wasm, o.Plugin = &w, &p
+		r.objects["auth"] = o
+		r.deliver()
+	}
+	runs := func(mod []byte) func(chandler.Attachment) bool {
+		return func(a chandler.Attachment) bool {
+			return a.Program.Module.Digest == chandler.Digest[chandler.ModuleDigest](mod)
+		}
+	}
+	a := r.join(gateway)
+	r.put("auth", "oci://reg.example/auth:v1", nil)
+	lock(artifactOf(one), false)
+	first := a.has("auth", runs(one))
+	lock(artifactOf(two), false)
+	second := a.has("auth", runs(two))
+	if second.Generation != first.Generation || second.Sequence != first.Sequence+1 {
+		t.Errorf("%+v after %+v", second, first)
+	}
+	lock(artifactOf(three), false)
+	r.await("auth", chandler.ConditionResolvedRefs, "False NotFound")
+	if p := r.problem("auth"); !strings.Contains(p, "the lock file says") {
+		t.Error(p)
+	}
+	if got := a.has("auth", runs(two)); got.Release != second.Release {
+		t.Errorf("%+v", got)
+	}
+	lock(artifactOf(one), false) // at once, though the last try failed
+	third := a.has("auth", runs(one))
+	if third.Sequence != second.Sequence+1 {
+		t.Errorf("%+v after %+v", third, second)
+	}
+
+	calls := r.count()
+	lock("", true)
+	r.apply("late", "oci://reg.example/auth:v1", func(p *chandler.Plugin) { p.Wasm.Held = true })
+	r.set("other:v1", three)
+	r.apply("other", "oci://reg.example/other:v1", nil)
+	a.has("other", runs(three))
+	if r.count() != calls+3 { // what its tag means, its module, its schema
+		t.Error("somebody was asked about what is held")
+	}
+	if got := a.has("auth", runs(one)); got.Release != third.Release {
+		t.Errorf("%+v", got)
+	}
+}
