@@ -133,6 +133,7 @@ func rootCommand(e *env) *cobra.Command {
 			cmd.Example = strings.ReplaceAll(cmd.Example, "  chandler ", "  kubectl chandler ")
 		}
 	} else {
+		root.AddCommand(lockCommand(e))
 		root.AddCommand(serveCommand(e), applyCommand(e), deleteCommand(e), nodeCommand(e), internalCommand(e))
 	}
 	return root

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -67,8 +68,19 @@ func TestScript(t *testing.T) {
 			"subst": substitute,
 			"retry": retry,
 			"logs":  logs,
+			"move":  move,
 		},
 	})
+}
+
+// move has the tag plugin:TAG mean a module that denies with a status.
+func move(ts *testscript.TestScript, _ bool, args []string) {
+	status, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	client := fetch.New(fetch.Config{Dir: ts.MkAbs(".")})
+	defer client.Close()
+	_, err = client.Push(context.Background(), ts.Getenv("REGISTRY")+"/plugin:"+args[0], module.Deny(status), fetch.PushOptions{})
+	ts.Check(err)
 }
 
 func freeAddress() (string, error) {
@@ -129,7 +141,7 @@ func retry(ts *testscript.TestScript, _ bool, args []string) {
 	deadline := time.Now().Add(20 * time.Second)
 	for {
 		var out bytes.Buffer
-		_ = run([]string{"chandler", args[0]}, ts.Getenv, strings.NewReader(""), &out, &out)
+		_ = run(append([]string{"chandler"}, strings.Fields(args[0])...), ts.Getenv, strings.NewReader(""), &out, &out)
 		if strings.Contains(out.String(), args[1]) {
 			return
 		}

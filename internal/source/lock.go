@@ -76,9 +76,9 @@ type Resolved struct {
 	Digest    string
 }
 
-// Update gives the lock of exactly what was found, and what is different in it. Of
-// what is as it was the time is kept.
-func (l Lock) Update(found []Resolved, now time.Time) (Lock, []LockChange) {
+// Update gives the lock of what was found, and what is different in it. whole: of exactly
+// that; else what was locked besides stays. Of what is as it was the time is kept.
+func (l Lock) Update(found []Resolved, now time.Time, whole bool) (Lock, []LockChange) {
 	next := Lock{entries: map[string]LockEntry{}}
 	var changes []LockChange
 	for _, f := range found {
@@ -94,7 +94,12 @@ func (l Lock) Update(found []Resolved, now time.Time) (Lock, []LockChange) {
 		next.entries[url] = e
 	}
 	for url, e := range l.entries {
-		if _, ok := next.entries[url]; !ok {
+		if _, ok := next.entries[url]; ok {
+			continue
+		}
+		if !whole {
+			next.entries[url] = e
+		} else {
 			shown := url
 			if ref, problem := chandler.ParseReference(url); problem == nil {
 				shown = ref.Redacted()

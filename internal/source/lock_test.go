@@ -34,7 +34,7 @@ func reference(t testing.TB, url string) chandler.Reference {
 func TestLock(t *testing.T) {
 	t.Parallel()
 	a, b, c := reference(t, "oci://reg.example/a"), reference(t, "oci://reg.example/b:v1"), reference(t, "https://files.example/c.wasm?token=canary")
-	l, changes := source.Lock{}.Update([]source.Resolved{{c, digestA}, {b, digestA}, {a, digestB}, {b, digestB}}, noon)
+	l, changes := source.Lock{}.Update([]source.Resolved{{c, digestA}, {b, digestA}, {a, digestB}, {b, digestB}}, noon, true)
 	if want := []source.LockChange{{"https://files.example/c.wasm?token=***", "", digestA}, {"oci://reg.example/a", "", digestB}, {"oci://reg.example/b:v1", "", digestA}}; !reflect.DeepEqual(changes, want) {
 		t.Errorf("changes: %v", changes)
 	}
@@ -57,12 +57,15 @@ locked:
 	if len(problems) > 0 || !reflect.DeepEqual(again, l) {
 		t.Errorf("read back: %v, %v", again, problems)
 	}
-	next, changes := again.Update([]source.Resolved{{a, digestA}, {b, digestA}}, noon.Add(time.Hour))
+	next, changes := again.Update([]source.Resolved{{a, digestA}, {b, digestA}}, noon.Add(time.Hour), true)
 	if want := []source.LockChange{{"https://files.example/c.wasm?token=***", digestA, ""}, {"oci://reg.example/a", digestB, digestA}}; !reflect.DeepEqual(changes, want) {
 		t.Errorf("changes: %v", changes)
 	}
 	if e, ok := next.Get(reference(t, "oci://reg.example/a:latest")); !ok || e != (source.LockEntry{Digest: digestA, Since: noon.Add(time.Hour)}) {
 		t.Errorf("a: %v", e)
+	}
+	if part, changes := next.Update([]source.Resolved{{a, digestB}}, noon, false); len(changes) != 1 || strings.Count(string(part.Text()), "url:") != 2 {
+		t.Errorf("of a part %v changes: %s", changes, part.Text())
 	}
 	if e, _ := next.Get(b); e.Since != noon {
 		t.Errorf("b is as it was, and dated %v", e.Since)
@@ -116,12 +119,12 @@ func TestLockRoundTrip(t *testing.T) {
 				found = append(found, source.Resolved{Reference: ref, Digest: rapid.SampledFrom([]string{digestA, digestB}).Draw(t, "digest")})
 			}
 		}
-		l, _ := source.Lock{}.Update(found, noon)
+		l, _ := source.Lock{}.Update(found, noon, true)
 		again, problems := source.ParseLock(l.Text())
 		if len(problems) > 0 || !reflect.DeepEqual(again, l) {
 			t.Fatalf("%s is read as %v, %v", l.Text(), again, problems)
 		}
-		if _, changes := again.Update(found, noon.Add(time.Hour)); len(changes) > 0 {
+		if _, changes := again.Update(found, noon.Add(time.Hour), true); len(changes) > 0 {
 			t.Errorf("changes: %v", changes)
 		}
 	})
