@@ -109,6 +109,8 @@ type env struct {
 	broken []*chandlerv1.BrokenFile
 	// told: it was said that values are not shown.
 	told bool
+	// toldHidden: it was said that some values are shown to nobody.
+	toldHidden bool
 }
 
 func rootCommand(e *env) *cobra.Command {
