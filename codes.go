@@ -136,6 +136,8 @@ const (
 	CodeSourceLanguage Code = "SourceLanguage" // it is not known, or not clear
 	CodeToolchain      Code = "Toolchain"      // a compiler is not there
 	CodeBuild          Code = "Build"          // a compiler failed
+)
+
 // Codes about the schema of a plugin's configuration that its artifact carries.
 const (
 	CodeConfigSchema   Code = "ConfigSchema"   // the configuration is not as the schema has it
