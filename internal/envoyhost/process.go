@@ -56,6 +56,7 @@ type process struct {
 	kept     string         // the digest of the module that is kept compiled
 	told     int            // how many barriers there were
 	barrier  net.Conn
+	settling sync.Mutex
 	worker   string // the thread that requests run on
 	calls    string // the barrier's connection, as Envoy numbers it
 }
@@ -245,6 +246,8 @@ func (p *process) ready(ctx context.Context) (err error) {
 // logged of that has been read. One request might overtake something that became ready
 // in the same turn of the worker's loop; two cannot.
 func (p *process) settle(ctx context.Context) error {
+	p.settling.Lock() // both ends of an exchange wait for it
+	defer p.settling.Unlock()
 	for range 2 {
 		p.told++
 		path := fmt.Sprintf("%s%d", barrierPath, p.told)

@@ -19,8 +19,9 @@ type Script struct {
 // Turn is what a callback does once.
 type Turn struct {
 	Does []Host
-	// Gives is the result of the callback, if it has one.
-	Gives int64
+	// Gives is the result of the callback, if it has one; Waits is what it gives instead,
+	// if not 0, for a piece of a body that is not the last.
+	Gives, Waits int64
 	// Traps: it comes to no result.
 	Traps bool
 }
@@ -187,6 +188,11 @@ func (m *script) callback(name string, params, results int, count uint64, turns 
 			turn := func() {
 				for n, h := range t.Does {
 					m.do(c, n, h)
+				}
+				if t.Waits != 0 && params == 3 {
+					c.Param(2)
+					c.Op(opEqualZero)
+					c.If(func() { c.Return(t.Waits) })
 				}
 				switch {
 				case t.Traps:
