@@ -38,7 +38,8 @@ func masked(s string) string {
 	for pattern, mask := range map[string]string{
 		`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`:        "UUID",
 		`\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT`:                          "DATE",
-		`(get_property 0 )up-\w+`:                                             "${1}chandler-upstream",
+		`plugin#\d+`: "plugin", // Envoy's VM has a name of its own
+		`/\S*/chandler-test-\d+/\w+`: "ADDRESS",
 		`127\.0\.0\.1:\d+`:                                                    "ADDRESS",
 		`(x-envoy-upstream-service-time|x-envoy-expected-rq-timeout-ms)\.\d+`: "$1.N",
 	} {
@@ -411,7 +412,7 @@ func values() map[string]agreement {
 		"response.size",
 		"source", "source.address", "source.none", "destination.address", "connection.mtls", "connection.requested_server_name", "connection.none",
 		"connection.tls_version", "upstream", "upstream.address", "upstream.none", "upstream.transport_failure_reason",
-		"upstream.local_address", "upstream.tls_version", "upstream.request_attempt_count", "upstream.num_endpoints",
+		"upstream.tls_version", "upstream.request_attempt_count", "upstream.num_endpoints",
 		"plugin_name", "plugin_root_id", "plugin_vm_id", "plugin_name.more", "none", "none.more", "", "metadata", "metadata.filter_metadata", "metadata.filter_metadata.x", "filter_state", "filter_state.x",
 		"filter_state.wasm.mine", "mine", "mine.more", "xds", "xds.cluster_name", "xds.route_name", "xds.virtual_host_name", "xds.listener_direction", "xds.none", "xds.filter_chain_name", "xds.listener_metadata",
 		"xds.cluster_metadata", "xds.route_metadata", "xds.upstream_host_metadata",
