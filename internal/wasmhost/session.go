@@ -114,6 +114,7 @@ func (s *session) quiet(until time.Duration) {
 func (s *session) Answer(answers []exchange.Answer) {
 	s.answers, s.used, s.known = answers, make([]int, len(answers)), true
 	s.settle()
+	s.quiet(s.host.clock.now + patience)
 }
 
 // Calls implements exchange.Session.

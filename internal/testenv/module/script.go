@@ -22,8 +22,8 @@ type Turn struct {
 	// Gives is the result of the callback, if it has one; Waits is what it gives instead,
 	// if not 0, for a piece of a body that is not the last.
 	Gives, Waits int64
-	// Traps: it comes to no result.
-	Traps bool
+	// Traps: it comes to no result. Loops: it comes to no end.
+	Traps, Loops bool
 }
 
 // Host is a call of the host. Arguments are int (i32), int64 (i64), string (an
@@ -195,6 +195,8 @@ func (m *script) callback(name string, params, results int, count uint64, turns 
 					c.If(func() { c.Return(t.Waits) })
 				}
 				switch {
+				case t.Loops:
+					Loop(c)
 				case t.Traps:
 					c.Op(opUnreachable)
 				case results > 0:
