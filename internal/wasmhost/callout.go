@@ -179,7 +179,9 @@ func (c call) grpc(kind uint32, texts int, token int) result {
 		h.calls.grpc = map[uint32]bool{}
 	}
 	h.calls.grpc[t] = true
+	h.calls.open++
 	h.clock.in(roundTrip, func() {
+		h.calls.open--
 		if !h.calls.grpc[t] {
 			return // it was cancelled
 		}
