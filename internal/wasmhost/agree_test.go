@@ -350,7 +350,7 @@ func bodies() map[string]agreement {
 		"set-shorter-kept": {mod: script(map[string][]module.Turn{"response_body": {does(set(0, 1000, "X"), 0), {}}}), sends: one(get())},
 		"request-longer":   {mod: script(map[string][]module.Turn{"request_body": {does(set(0, 1000, "longer than it was"), 0), {}}}), sends: one(post(false, "abc"))},
 		"pause-continue":   {mod: script(map[string][]module.Turn{"request_headers": {{Does: []module.Host{do("proxy_continue_stream", 0)}, Gives: 1}}}), sends: one(get())},
-		"too-large":        {mod: script(both(hold(nil, 1))), sends: one(large), differs: regexp.MustCompile(".")},// in how many pieces it comes is the system's business
+		"too-large":        {mod: script(both(hold(nil, 1))), sends: one(large), differs: regexp.MustCompile(".")}, // in how many pieces it comes is the system's business
 
 		"large-watermark": {mod: script(both(hold(nil, 2))), sends: one(post(false, strings.Repeat("x", 300_000))), differs: regexp.MustCompile(".")},
 		"trailers-added": {mod: script(map[string][]module.Turn{
