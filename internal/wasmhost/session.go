@@ -28,9 +28,9 @@ type session struct {
 
 const (
 	maxLogs = 1 << 14 // lines that are kept until they are asked for
-	// patience is how long a stream may be held, by the time of the VM: Envoy gives a
-	// route as long.
-	patience = 15 * time.Second
+	// patience is how long a stream may be held, by the time of the VM, besides what its
+	// answers take.
+	patience = 5 * time.Second
 	maxTicks = 1 << 12
 )
 
@@ -64,12 +64,13 @@ func (s *session) Logs() []exchange.Log {
 	return logs
 }
 
-// Metrics implements exchange.Session. Of a histogram it gives how often something
-// was recorded.
+// Metrics implements exchange.Session. Histograms are left out.
 func (s *session) Metrics(context.Context) (map[string]int64, error) {
 	all := map[string]int64{}
 	for name, m := range s.host.metrics.byName {
-		all[name.name] = int64(m.value)
+		if m.kind != histogram {
+			all[name.name] = int64(m.value)
+		}
 	}
 	return all, nil
 }
@@ -89,18 +90,45 @@ func (s *session) Tick(ctx context.Context, n int) error {
 	defer s.bounded(ctx)()
 	h := s.host
 	s.settle()
-	for until := h.ticks + n; h.ticks < until && h.failed == nil && s.root.period > 0; s.settle() {
+	for until := h.ticks + min(n, maxTicks); h.ticks < until && h.failed == nil && s.root.period > 0; s.settle() {
 		if !h.clock.step(h.clock.now + s.root.period) {
 			break
 		}
 	}
+	// What is answered later is for what comes then.
+	s.quiet(func() time.Duration { return h.clock.now + roundTrip })
 	return ctx.Err()
+}
+
+// end is how long something may be held from now on.
+func (s *session) end() time.Duration {
+	until := s.host.clock.now + patience
+	for _, a := range s.answers {
+		until += a.Delay
+	}
+	return until
+}
+
+// quiet lets time pass until all calls were answered, or there is none that is answered
+// until then.
+func (s *session) quiet(until func() time.Duration) {
+	h := s.host
+	for n := 0; n < maxEvents && h.calls.open > 0 && h.clock.step(until()); n++ {
+		s.settle()
+	}
+}
+
+// wait is quiet for as long as something may be held.
+func (s *session) wait() {
+	end := s.end()
+	s.quiet(func() time.Duration { return end })
 }
 
 // Answer implements exchange.Session.
 func (s *session) Answer(answers []exchange.Answer) {
 	s.answers, s.used, s.known = answers, make([]int, len(answers)), true
 	s.settle()
+	s.wait()
 }
 
 // Calls implements exchange.Session.
@@ -162,6 +190,7 @@ func (s *session) Do(ctx context.Context, e exchange.Exchange) (*exchange.Outcom
 	s.carry(x, e)
 	x.finish()
 	s.settle()
+	s.wait()
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -173,7 +202,7 @@ func (s *session) Do(ctx context.Context, e exchange.Exchange) (*exchange.Outcom
 func (s *session) carry(x *stream, e exchange.Exchange) {
 	pieces := x.request.pieces(arriving(e.Request))
 	var answer []func()
-	until := s.host.clock.now + patience
+	until := s.end()
 	for ticks := s.host.ticks; !x.over; {
 		switch {
 		case len(pieces) > 0 && !x.response.complete && !x.request.full():
@@ -188,7 +217,7 @@ func (s *session) carry(x *stream, e exchange.Exchange) {
 			answer = answer[1:]
 		case !s.host.clock.step(until) || s.host.ticks > ticks+maxTicks:
 			x.details = "nothing lets the stream go on"
-			x.over, x.cut, x.reset = true, x.started, !x.started
+			x.cutOff()
 		}
 		s.settle()
 	}
@@ -282,7 +311,8 @@ func (s *session) outcome(x *stream, failed error) *exchange.Outcome {
 	if x.asked {
 		o.Upstream = plain(x.upstream)
 	}
-	if !x.reset {
+	_, said := declared(&x.client)
+	if o.Cut = o.Cut || x.reset && x.started && said; o.Cut || !x.reset {
 		o.Response = plain(x.client)
 	}
 	for i := range o.Calls {

@@ -53,7 +53,7 @@ type Settings struct {
 // Limits are what a plugin may take.
 type Limits struct {
 	Memory   Size          `yaml:"memory" doc:"Its memory, such as 64MiB. Envoy does not bound it. Default: 128MiB."`
-	Deadline time.Duration `yaml:"deadline" doc:"How long one callback may take, such as 100ms. On Envoy it bounds a request. Default: 5s."`
+	Deadline time.Duration `yaml:"deadline" doc:"How long one callback may take, such as 100ms. Envoy does not bound it: a case in which a callback comes to no end is given up there after some seconds. Default: 5s."`
 }
 
 // Defaults are what requests and answers have unless they say otherwise.
