@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +25,7 @@ func TestMain(m *testing.M) {
 
 // TestScript runs testdata/script/*.txtar: the command as a user types it. Each
 // script has a registry at $REGISTRY with the images plugin:v1 and plugin:broken,
-// and two free addresses, $LISTEN and $CHANDLER_SERVER.
+// two free addresses, $LISTEN and $CHANDLER_SERVER, and what authors gives.
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
@@ -39,6 +41,9 @@ func TestScript(t *testing.T) {
 				if _, err := client.Push(context.Background(), reg.Addr+"/plugin:"+tag, mod, fetch.PushOptions{}); err != nil {
 					return err
 				}
+			}
+			if err := authors(t, env); err != nil {
+				return err
 			}
 			env.Setenv("REGISTRY", reg.Addr)
 			env.Setenv("HOME", env.WorkDir) // where a control plane leaves word of its socket
@@ -60,6 +65,26 @@ func TestScript(t *testing.T) {
 			"logs":  logs,
 		},
 	})
+}
+
+// authors sets up what scripts for authors of plugins have: modules in files, $CHANDLER
+// for when PATH has nothing in it, and $REAL_ENVOY, which is not in PATH.
+func authors(t *testing.T, env *testscript.Env) error {
+	chandler, err := exec.LookPath("chandler")
+	if err != nil {
+		return err
+	}
+	env.Setenv("CHANDLER", chandler)
+	env.Setenv("REAL_ENVOY", module.Envoy(t))
+	for name, mod := range map[string][]byte{
+		"plugin.wasm": module.Append(), "bad.wasm": module.BadABI(),
+		"mangled.wasm": module.Append(module.WithImport("env", "_ZN4absl16numbers_internal17safe_strto64_baseE")),
+	} {
+		if err := os.WriteFile(filepath.Join(env.WorkDir, name), mod, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func freeAddress() (string, error) {
