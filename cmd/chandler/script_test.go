@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -31,10 +32,9 @@ const scriptSchema = `{"title": "Sample", "type": "object", "additionalPropertie
 
 // TestScript runs testdata/script/*.txtar: the command as a user types it. Each
 // script has a registry at $REGISTRY with the images plugin:v1, plugin:broken and
-// plugin:schema, which carries a schema, and two free addresses, $LISTEN and $CHANDLER_SERVER.
-// $MODULES has the modules deny.wasm and refuse.wasm, and $ENVOY is a real Envoy.
+// plugin:schema, which carries a schema, two free addresses, $LISTEN and $CHANDLER_SERVER,
+// and what authors gives.
 func TestScript(t *testing.T) {
-	envoy := module.Envoy(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
@@ -50,18 +50,10 @@ func TestScript(t *testing.T) {
 					return err
 				}
 			}
-			modules := filepath.Join(env.WorkDir, "modules")
-			if err := os.Mkdir(modules, 0o700); err != nil {
+			if _, err := client.Push(context.Background(), reg.Addr+"/plugin:schema", module.Append(), fetch.PushOptions{Documents: fetch.Documents{Schema: []byte(scriptSchema)}}); err != nil {
 				return err
 			}
-			for name, code := range map[string][]byte{"deny": module.Deny(403), "refuse": module.RefuseConfigure("the moon is wrong")} {
-				if err := os.WriteFile(filepath.Join(modules, name+".wasm"), code, 0o600); err != nil {
-					return err
-				}
-			}
-			env.Setenv("MODULES", modules)
-			env.Setenv("ENVOY", envoy)
-			if _, err := client.Push(context.Background(), reg.Addr+"/plugin:schema", module.Append(), fetch.PushOptions{Documents: fetch.Documents{Schema: []byte(scriptSchema)}}); err != nil {
+			if err := authors(t, env); err != nil {
 				return err
 			}
 			env.Setenv("REGISTRY", reg.Addr)
@@ -95,6 +87,32 @@ func move(ts *testscript.TestScript, _ bool, args []string) {
 	defer client.Close()
 	_, err = client.Push(context.Background(), ts.Getenv("REGISTRY")+"/plugin:"+args[0], module.Deny(status), fetch.PushOptions{})
 	ts.Check(err)
+}
+
+// authors sets up what scripts for authors of plugins have: modules in files, $CHANDLER
+// for when PATH has nothing in it, and $REAL_ENVOY, which is not in PATH.
+func authors(t *testing.T, env *testscript.Env) error {
+	chandler, err := exec.LookPath("chandler")
+	if err != nil {
+		return err
+	}
+	env.Setenv("CHANDLER", chandler)
+	env.Setenv("REAL_ENVOY", module.Envoy(t))
+	modules := filepath.Join(env.WorkDir, "modules")
+	env.Setenv("MODULES", modules)
+	if err := os.Mkdir(modules, 0o700); err != nil {
+		return err
+	}
+	for name, mod := range map[string][]byte{
+		"modules/deny.wasm": module.Deny(403), "modules/refuse.wasm": module.RefuseConfigure("the moon is wrong"),
+		"plugin.wasm": module.Append(), "bad.wasm": module.BadABI(),
+		"mangled.wasm": module.Append(module.WithImport("env", "_ZN4absl16numbers_internal17safe_strto64_baseE")),
+	} {
+		if err := os.WriteFile(filepath.Join(env.WorkDir, name), mod, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func freeAddress() (string, error) {
