@@ -28,6 +28,7 @@ const (
 	CodeSecretUnused  Code = "SecretUnused"
 	CodeRuntime       Code = "Runtime"
 	CodeScopeDenied   Code = "ScopeDenied"
+	CodeLock          Code = "Lock"        // a lock file that cannot be gone by
 	CodeEnvoyConfig   Code = "EnvoyConfig" // a proxy's own configuration that cannot be taken over
 )
 
@@ -126,6 +127,12 @@ const (
 	CodeWasmCrash     Code = "WasmCrash"     // the trial: what runs it crashes
 	CodeLuaSyntax     Code = "LuaSyntax"
 	CodeProbeFailed   Code = "ProbeFailed" // it loads, and answers a probe otherwise than it is to
+)
+
+// Codes about the schema of a plugin's configuration that its artifact carries.
+const (
+	CodeConfigSchema   Code = "ConfigSchema"   // the configuration is not as the schema has it
+	CodeSchemaUnusable Code = "SchemaUnusable" // the schema cannot be judged by
 )
 
 // Codes about the proxies that a release is for.

@@ -109,6 +109,8 @@ type env struct {
 	broken []*chandlerv1.BrokenFile
 	// told: it was said that values are not shown.
 	told bool
+	// toldHidden: it was said that some values are shown to nobody.
+	toldHidden bool
 }
 
 func rootCommand(e *env) *cobra.Command {
@@ -133,6 +135,7 @@ func rootCommand(e *env) *cobra.Command {
 			cmd.Example = strings.ReplaceAll(cmd.Example, "  chandler ", "  kubectl chandler ")
 		}
 	} else {
+		root.AddCommand(lockCommand(e))
 		root.AddCommand(serveCommand(e), applyCommand(e), deleteCommand(e), nodeCommand(e), internalCommand(e))
 		root.AddCommand(pushCommand(e), pullCommand(e), inspectCommand(e), saveCommand(e), loadCommand(e), signCommand(e), verifyCommand(e))
 	}
