@@ -25,7 +25,7 @@ func saveCommand(e *env) *cobra.Command {
 		Short: "Save artifacts, with their signatures, in one file",
 		Long: `Save artifacts of registries in one file, for places without network: manifests and
 blobs byte for byte, with schema, signatures and whatever else refers to them. The
-file is a tar of the OCI image layout, which docker load, skopeo and oras read, too.
+file is a tar of the OCI image layout, which skopeo and oras read, too.
 The same artifacts give the same file.`,
 		Example: `  chandler save registry.example/team/hello:v1 registry.example/team/auth:v2 -o plugins.tar`,
 		Args:    withArgs(1, -1, "references"),

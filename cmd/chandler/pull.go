@@ -231,6 +231,9 @@ func (e *env) inspectFile(ctx context.Context, name string, size int64, opts ins
 		if err != nil {
 			return nil, err
 		}
+		if !found.Complete {
+			r.Reference = "" // nobody else knows it by that
+		}
 		reports = append(reports, r)
 	}
 	return reports, nil
