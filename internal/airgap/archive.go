@@ -192,10 +192,10 @@ func (c *counter) explain(err error, entries int) error {
 		return fmt.Errorf("read the archive: %w", c.err)
 	case errors.As(err, &known):
 		return err
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return problem(chandler.CodeTarHeader, "copy it again", "the archive is truncated after %d entries", entries)
 	case entries == 0:
 		return problem(chandler.CodeTarHeader, "give an uncompressed tar of an OCI image layout; gunzip it if it is compressed", "the file is no tar")
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return problem(chandler.CodeTarHeader, "copy it again", "the archive is truncated after %d entries", entries)
 	}
 	return problem(chandler.CodeTarHeader, "write it again", "the header after %d entries is no valid one", entries)
 }

@@ -1,5 +1,5 @@
 // Package airgap keeps artifacts of registries in one file: a tar of the OCI image
-// layout, as docker save, skopeo and oras have it. A Writer takes in what a
+// layout, as skopeo and oras have it, and docker save. A Writer takes in what a
 // fetch.Client exports; an Archive is read as a registry is, by a fetch.Client whose
 // transport it is. So all that holds for registries holds for archives: bounds,
 // digests, refusals.

@@ -193,4 +193,3 @@ func (s *Signer) sign(message []byte) ([]byte, error) {
 	}
 	return sig, nil
 }
-
