@@ -129,6 +129,15 @@ const (
 	CodeProbeFailed   Code = "ProbeFailed" // it loads, and answers a probe otherwise than it is to
 )
 
+// Codes about a plugin's source, for its author.
+const (
+	CodeSourceName     Code = "SourceName"     // a name that a plugin cannot have
+	CodeSourceFolder   Code = "SourceFolder"   // a folder that cannot be read, or has something in it already
+	CodeSourceLanguage Code = "SourceLanguage" // it is not known, or not clear
+	CodeToolchain      Code = "Toolchain"      // a compiler is not there
+	CodeBuild          Code = "Build"          // a compiler failed
+)
+
 // Codes about the schema of a plugin's configuration that its artifact carries.
 const (
 	CodeConfigSchema   Code = "ConfigSchema"   // the configuration is not as the schema has it
@@ -178,10 +187,11 @@ const (
 	CodeUnvetted       Code = "Unvetted"   // a file on the proxy's machine, seen by nobody
 )
 
-// Codes about policy, and what the operator configures.
+// Codes about policy, and about files that are read strictly: the operator's, and a
+// plugin's tests.
 const (
 	CodePolicyDenied Code = "PolicyDenied" // against the operator's rules
-	CodeConfRead     Code = "ConfRead"     // the file of --config cannot be read
+	CodeConfRead     Code = "ConfRead"     // the file cannot be read
 	CodeConfParse    Code = "ConfParse"    // it is not YAML, or YAML that is refused
 	CodeConfSize     Code = "ConfSize"
 	CodeConfUnknown  Code = "ConfUnknown" // a key that nobody knows
