@@ -298,9 +298,9 @@ func signed(r *chandler.Release) string {
 
 // judged says what became of the schema that the artifact carries.
 func judged(r *chandler.Release) string {
-	switch {
-	case r.SchemaUnusable() != "":
-		return ", with a schema that is of no use"
+	switch why := r.SchemaUnusable(); {
+	case why != "":
+		return fmt.Sprintf(", with a schema that is of no use (%s)", chandler.Printable(why, 200))
 	case r.Schema != nil:
 		return ", configured as its schema has it"
 	}
