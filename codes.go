@@ -171,10 +171,11 @@ const (
 	CodeUnvetted       Code = "Unvetted"   // a file on the proxy's machine, seen by nobody
 )
 
-// Codes about policy, and what the operator configures.
+// Codes about policy, and about files that are read strictly: the operator's, and a
+// plugin's tests.
 const (
 	CodePolicyDenied Code = "PolicyDenied" // against the operator's rules
-	CodeConfRead     Code = "ConfRead"     // the file of --config cannot be read
+	CodeConfRead     Code = "ConfRead"     // the file cannot be read
 	CodeConfParse    Code = "ConfParse"    // it is not YAML, or YAML that is refused
 	CodeConfSize     Code = "ConfSize"
 	CodeConfUnknown  Code = "ConfUnknown" // a key that nobody knows

@@ -131,7 +131,7 @@ func rootCommand(e *env) *cobra.Command {
 			cmd.Example = strings.ReplaceAll(cmd.Example, "  chandler ", "  kubectl chandler ")
 		}
 	} else {
-		root.AddCommand(serveCommand(e), applyCommand(e), deleteCommand(e), nodeCommand(e), internalCommand(e))
+		root.AddCommand(serveCommand(e), testCommand(e), applyCommand(e), deleteCommand(e), nodeCommand(e), internalCommand(e))
 	}
 	return root
 }

@@ -6,17 +6,12 @@
 package config
 
 import (
-	"errors"
-	"fmt"
-	"io"
-	"os"
 	"path/filepath"
-	"strings"
 
-	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/access"
 	"chandler.dev/chandler/internal/identity"
 	"chandler.dev/chandler/internal/policy"
+	"chandler.dev/chandler/internal/strict"
 	"chandler.dev/chandler/internal/trust"
 )
 
@@ -27,7 +22,7 @@ const maxFile = 1 << 20
 // restricts nothing.
 //
 // A section is a field here: decoding and the place of mistakes follow from its
-// type and yaml tags, and its Check or Load method (see checker, loader), if it has
+// type and yaml tags, and its Check or Load method (see package strict), if it has
 // one, is called.
 type File struct {
 	policy.Policy `yaml:",inline"`
@@ -41,12 +36,18 @@ type File struct {
 	inputs inputs
 }
 
+// Error is why a file is not taken, and Mistake one thing that is wrong with it.
+type (
+	Error   = strict.Error
+	Mistake = strict.Mistake
+)
+
 // inputs are the contents of a file and of those that it names, by path.
 type inputs map[string]string
 
 // read gives the content of a file and remembers it.
 func (in inputs) read(path string) ([]byte, error) {
-	b, err := read(path)
+	b, err := strict.ReadFile(path, maxFile)
 	if in[path] = string(b); err != nil {
 		in[path] = "cannot be read: " + err.Error()
 	}
@@ -78,9 +79,9 @@ func load(path string) (*File, error) {
 	f := &File{inputs: inputs{}}
 	b, err := f.inputs.read(path)
 	if err != nil {
-		return f, unreadable(path, err)
+		return f, strict.Unreadable(path, err)
 	}
-	mistakes := decode(b, f, func(name string) ([]byte, error) {
+	mistakes := strict.Decode(b, f, func(name string) ([]byte, error) {
 		if !filepath.IsAbs(name) {
 			name = filepath.Join(filepath.Dir(path), name)
 		}
@@ -90,71 +91,4 @@ func load(path string) (*File, error) {
 		return f, &Error{Path: path, Mistakes: mistakes}
 	}
 	return f, nil
-}
-
-func unreadable(path string, err error) *Error {
-	p := chandler.Problemf(chandler.CodeConfRead, "", "", "cannot be read: %v", err)
-	var large *chandler.Problem
-	if errors.As(err, &large) {
-		p = large
-	}
-	return &Error{Path: path, Mistakes: []Mistake{{Problem: *p}}}
-}
-
-// read gives the content of a file. A link, as in a mounted ConfigMap, leads to
-// one whole content or another.
-func read(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		var inner *os.PathError
-		if errors.As(err, &inner) {
-			err = inner.Err // the path is told already
-		}
-		return nil, err
-	}
-	defer f.Close()
-	if stat, err := f.Stat(); err != nil {
-		return nil, err
-	} else if !stat.Mode().IsRegular() {
-		return nil, errors.New("it is not a file")
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(b) > maxFile {
-		err = chandler.Problemf(chandler.CodeConfSize, "", "make it smaller; keys may be files of their own", "the file is larger than %d bytes", maxFile)
-	}
-	return b, err
-}
-
-// Mistake is something wrong at a place of the file; Line and Column begin at 1,
-// and are 0 for what concerns the file as a whole.
-type Mistake struct {
-	Line, Column int
-	chandler.Problem
-}
-
-// Error is why a file is not taken: all that is wrong with it, in its order.
-type Error struct {
-	Path     string
-	Mistakes []Mistake
-}
-
-// maxTold is how many mistakes an error's text tells.
-const maxTold = 10
-
-// Error gives a line for every mistake, with the place first, as compilers do.
-func (e *Error) Error() string {
-	var lines []string
-	for i := range e.Mistakes {
-		if i == maxTold {
-			lines = append(lines, fmt.Sprintf("%s: %d more mistakes", e.Path, len(e.Mistakes)-maxTold))
-			break
-		}
-		m := &e.Mistakes[i]
-		at := e.Path
-		if m.Line > 0 {
-			at += fmt.Sprintf(":%d:%d", m.Line, m.Column)
-		}
-		lines = append(lines, fmt.Sprintf("%s: %s (%s)", at, m.Problem.Error(), m.Code))
-	}
-	return strings.Join(lines, "\n")
 }

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/strict"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -69,7 +70,7 @@ type sample struct {
 func TestDecode(t *testing.T) {
 	t.Parallel()
 	var got sample
-	if m := decode([]byte(`# a comment
+	if m := strict.Decode([]byte(`# a comment
 on: true
 count: 3
 rules:
@@ -85,7 +86,7 @@ rules:
 		t.Error("an empty list is not one that is left out")
 	}
 	for _, empty := range []string{"", "# only a comment\n", "---\n"} {
-		if m := decode([]byte(empty), new(sample), nil); m != nil {
+		if m := strict.Decode([]byte(empty), new(sample), nil); m != nil {
 			t.Errorf("%q: %v", empty, m)
 		}
 	}
@@ -113,7 +114,7 @@ func TestRefuse_B113_ConfigFile(t *testing.T) {
 		"own check, range": {"rules:\n- wait: -1s\n", `f:2:9: rules[0].wait: is in the past (ConfValue)`},
 		"own check, none":  {"rules:\n- names: [a]\n", `f:2:3: rules[0].wait: is required (ConfValue)`},
 	} {
-		mistakes := decode([]byte(c.yaml), new(sample), nil)
+		mistakes := strict.Decode([]byte(c.yaml), new(sample), nil)
 		if len(mistakes) == 0 {
 			t.Errorf("%s: taken", name)
 			continue
@@ -131,7 +132,7 @@ func TestRefuse_B113_ConfigFile(t *testing.T) {
 		t.Errorf("many mistakes:\n%s", got)
 	}
 	deep := strings.Repeat("[", 5000) + strings.Repeat("]", 5000)
-	if m := decode([]byte("rules: "+deep), new(sample), nil); len(m) == 0 {
+	if m := strict.Decode([]byte("rules: "+deep), new(sample), nil); len(m) == 0 {
 		t.Error("a deep nest is taken")
 	}
 }
@@ -146,7 +147,7 @@ func TestRefuse_B113_FileItself(t *testing.T) {
 	for path, want := range map[string]string{
 		filepath.Join(dir, "none.yaml"): "none.yaml: cannot be read: no such file or directory (ConfRead)",
 		dir:                             "cannot be read: it is not a file (ConfRead)",
-		large:                           "large.yaml: the file is larger than 1048576 bytes; make it smaller; keys may be files of their own (ConfSize)",
+		large:                           "large.yaml: the file is larger than 1048576 bytes; make it smaller, or divide it (ConfSize)",
 	} {
 		_, err := Load(path)
 		var e *Error

@@ -8,6 +8,7 @@ package exchange
 
 import (
 	"context"
+	"strings"
 	"time"
 )
 
@@ -32,6 +33,8 @@ type Setup struct {
 	// Now is the clock that the plugin sees; nil: the machine's. Only a host of ours
 	// can set it.
 	Now func() time.Time
+	// Answers are for call-outs that no exchange makes, until Session.Answer or Do.
+	Answers []Answer
 	// Trace is told of each call between module and host, if the engine sees them.
 	Trace func(string)
 }
@@ -60,6 +63,11 @@ type Session interface {
 	Do(ctx context.Context, e Exchange) (*Outcome, error)
 	// Tick lets at least n ticks of the plugin's timer pass, if it set one.
 	Tick(ctx context.Context, n int) error
+	// Answer says what call-outs get from now on that no exchange makes; each Do says so
+	// anew.
+	Answer(answers []Answer)
+	// Calls are those that no exchange made, since they were last asked for.
+	Calls() []Call
 	// Logs are the lines logged since the last call, in their order.
 	Logs() []Log
 	// Metrics are those that the plugin defined, by their names, without what an
@@ -152,4 +160,15 @@ func (m *Message) Body() []byte {
 		b = append(b, c...)
 	}
 	return b
+}
+
+// Own tells of a field that proxies and servers put to messages by themselves, and
+// that says nothing of what a plugin did. Engines leave these out of outcomes.
+func Own(name string) bool {
+	switch name {
+	case "server", "date", "x-request-id", "x-forwarded-proto", "x-forwarded-for", "content-length", "transfer-encoding",
+		"connection", "keep-alive", "te", "trailer", "via":
+		return true
+	}
+	return strings.HasPrefix(name, "x-envoy-")
 }

@@ -39,6 +39,13 @@ var complaints = []struct {
 // explain makes a problem of the log of an Envoy that refused: what kind it is by
 // Envoy's words, and in the plugin's own words why, if it said anything.
 func explain(out []byte, version string) *chandler.Problem {
+	p := Explain(out)
+	p.Message = "Envoy " + version + " refuses it: " + p.Message
+	return p
+}
+
+// Explain does so for any Envoy's log that is written in the format level|logger|text.
+func Explain(out []byte) *chandler.Problem {
 	p := &chandler.Problem{Code: chandler.CodeRejected, Hint: "see what Envoy says"}
 	var said, why []string
 	found := len(complaints)
@@ -75,7 +82,7 @@ func explain(out []byte, version string) *chandler.Problem {
 	if len(words) == 0 {
 		words = []string{withoutFile(string(last(out)))}
 	}
-	p.Message = "Envoy " + version + " refuses it: " + chandler.Printable(strings.Join(words, "; "), maxSaid*maxWords)
+	p.Message = chandler.Printable(strings.Join(words, "; "), maxSaid*maxWords)
 	return p
 }
 

@@ -3,13 +3,9 @@ package wasmhost
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/tetratelabs/wazero/api"
-
-	"chandler.dev/chandler/internal/proxywasm"
 )
 
 // result is what a host call gives to the module.
@@ -26,6 +22,7 @@ const (
 	empty                result = 7
 	casMismatch          result = 8
 	internalFailure      result = 10
+	unimplemented        result = 12
 )
 
 // errRestricted ends a module that calls what it may not while it starts. The text is
@@ -50,37 +47,46 @@ type call struct {
 }
 
 // i32 gives an argument.
-func (c *call) i32(n int) uint32 { return uint32(c.args[n]) }
+func (c call) i32(n int) uint32 { return uint32(c.args[n]) }
 
-// bytes gives a copy of a piece of the module's memory; the arguments n and n+1 say
-// which.
-func (c *call) bytes(n int) ([]byte, bool) {
-	b, there := c.module.Memory().Read(c.i32(n), c.i32(n+1))
+// view gives a piece of the module's memory; the arguments n and n+1 say which. It
+// is the module's own, and holds only until the module goes on.
+func (c call) view(n int) ([]byte, bool) { return c.module.Memory().Read(c.i32(n), c.i32(n+1)) }
+
+// bytes gives a copy of such a piece.
+func (c call) bytes(n int) ([]byte, bool) {
+	b, there := c.view(n)
 	return slices.Clone(b), there
 }
 
-// put writes a number where argument n says.
-func (c *call) put(n int, v uint32) bool { return c.module.Memory().WriteUint32Le(c.i32(n), v) }
+// text is such a piece as a string.
+func (c call) text(n int) (string, bool) {
+	b, there := c.view(n)
+	return string(b), there
+}
 
-func (c *call) put64(n int, v uint64) bool { return c.module.Memory().WriteUint64Le(c.i32(n), v) }
+// put writes a number where argument n says.
+func (c call) put(n int, v uint32) bool { return c.module.Memory().WriteUint32Le(c.i32(n), v) }
+
+func (c call) put64(n int, v uint64) bool { return c.module.Memory().WriteUint64Le(c.i32(n), v) }
 
 // reply hands bytes over in memory that the module allocates, and writes where they
 // are to where the arguments at and at+1 say.
-func (c *call) reply(at int, b []byte) result {
+func (c call) reply(at int, b []byte) result {
 	var address uint32
 	if len(b) > 0 {
-		malloc := c.module.ExportedFunction("malloc")
+		malloc := c.h.exported("malloc")
 		if malloc == nil {
-			malloc = c.module.ExportedFunction("proxy_on_memory_allocate")
+			malloc = c.h.exported("proxy_on_memory_allocate")
 		}
 		if malloc == nil {
 			return invalidMemoryAccess
 		}
-		got, err := malloc.Call(c.ctx, uint64(len(b)))
-		if err != nil {
+		stack := [1]uint64{uint64(len(b))}
+		if err := malloc.CallWithStack(c.ctx, stack[:]); err != nil {
 			panic(err)
 		}
-		if address = uint32(got[0]); address == 0 || !c.module.Memory().Write(address, b) {
+		if address = uint32(stack[0]); address == 0 || !c.module.Memory().Write(address, b) {
 			return invalidMemoryAccess
 		}
 	}
@@ -88,57 +94,6 @@ func (c *call) reply(at int, b []byte) result {
 		return invalidMemoryAccess
 	}
 	return ok
-}
-
-// provide gives the runtime the functions that Envoy has for the ABI version, and no
-// others: to ask for one of another version is a missing import.
-func (h *Host) provide(ctx context.Context) error {
-	all := functions()
-	modules := map[string][]string{}
-	types := proxywasm.HostFunctions(h.cfg.ABI)
-	for full := range types {
-		module, name, _ := strings.Cut(full, ".")
-		modules[module] = append(modules[module], name)
-	}
-	for module, names := range modules {
-		b := h.runtime.NewHostModuleBuilder(module)
-		for _, name := range names {
-			does := all[name]
-			if does == nil {
-				return fmt.Errorf("the host lacks %s.%s", module, name)
-			}
-			params, results, _ := strings.Cut(types[module+"."+name], ">")
-			b.NewFunctionBuilder().WithGoModuleFunction(h.guarded(module, name, len(params), does), values(params), values(results)).Export(name)
-		}
-		if _, err := b.Instantiate(ctx); err != nil {
-			return fmt.Errorf("the host's own module %s: %w", module, err)
-		}
-	}
-	return nil
-}
-
-func values(letters string) (types []api.ValueType) {
-	for _, l := range letters {
-		if l == 'I' {
-			types = append(types, api.ValueTypeI64)
-		} else {
-			types = append(types, api.ValueTypeI32)
-		}
-	}
-	return types
-}
-
-// guarded keeps a function from being called before its time.
-func (h *Host) guarded(module, name string, params int, does func(*call) result) api.GoModuleFunc {
-	return func(ctx context.Context, m api.Module, stack []uint64) {
-		if h.starting && !atStart(module, name) {
-			panic(errRestricted)
-		}
-		r := does(&call{h, ctx, m, stack[:params]})
-		if len(stack) > 0 {
-			stack[0] = uint64(r)
-		}
-	}
 }
 
 // strings of an environment, each with a zero behind it.

@@ -1,8 +1,9 @@
 // Package wasmhost is a Proxy-Wasm host outside of Envoy, on wazero: it runs a
 // module's code with the functions that Envoy gives to one of its ABI version, and
-// answers them as Envoy does. A Host is one VM with its root contexts. What a module
-// does while it is loaded, started and configured is here; there are no streams, so
-// that a call which is about one is answered as Envoy answers it outside of any.
+// answers them as Envoy does. A Host is one VM with its root contexts, and an Engine
+// sends exchanges through one, as a connection manager with that one filter would
+// (package exchange). There are no clocks and no goroutines behind it: what waits in
+// Envoy is an event here, which a session lets happen when nothing else goes on.
 //
 // It bounds a module's memory and ends with its context, and is no sandbox all the
 // same: it compiles foreign code to machine code in this very process. Whoever does
@@ -13,6 +14,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/tetratelabs/wazero"
@@ -20,10 +23,6 @@ import (
 	"github.com/tetratelabs/wazero/experimental"
 	"github.com/tetratelabs/wazero/sys"
 )
-
-// features are those of V8 in Envoy that wazero has, too.
-const features = api.CoreFeaturesV2 | experimental.CoreFeaturesTailCall | experimental.CoreFeaturesExtendedConst |
-	experimental.CoreFeaturesExceptionHandling | experimental.CoreFeaturesTypedFunctionReferences
 
 // Level is that of a line which a module logs, as the ABI counts them.
 type Level uint32
@@ -44,12 +43,19 @@ type Config struct {
 	ABI string
 	// Memory bounds the module's linear memory, in bytes.
 	Memory int64
-	// Env is the VM's environment.
-	Env map[string]string
+	// Deadline bounds each function of the module's; 0: only the context does.
+	Deadline time.Duration
+	// Env is the VM's environment, VMConfig its configuration.
+	Env      map[string]string
+	VMConfig []byte
+	// Clusters may be called.
+	Clusters []string
 	// Now is the clock that the module sees; time.Now when nil.
 	Now func() time.Time
 	// Log is told what the module logs; it may be nil.
 	Log func(Level, string)
+	// Trace is told of each call between module and host; it may be nil.
+	Trace func(string)
 }
 
 // Plugin is what a root context is for.
@@ -70,58 +76,109 @@ var (
 // Host is one VM. It is for one goroutine.
 type Host struct {
 	cfg     Config
-	runtime wazero.Runtime
+	program *program
+	own     bool // the program ends with it
 	module  api.Module
 	memory  *memory
+	exports map[string]api.Function
+	stack   [8]uint64 // parameters of a callback
+
+	ctx    hostContext
+	cancel context.CancelFunc
+	watch  *time.Timer
+	late   atomic.Bool
 
 	// starting: only logging, WASI and what Go's runtime needs may be called.
 	starting bool
-	contexts map[uint32]*rootContext
-	current  *rootContext
-	shared   sharedData
-	queues   sharedQueues
-	metrics  metrics
+	contexts map[uint32]*scope
+	lastID   uint32
+	current  *scope
+	// after is what is put off until the callback is over; answered: it asked for a
+	// local response, so that nothing goes on by what it gives.
+	after    []func()
+	answered bool
+	// failed is why the VM is of no more use.
+	failed error
+
+	clock   loop
+	ticks   int // that there were
+	calls   callouts
+	shared  sharedData
+	queues  sharedQueues
+	metrics metrics
 }
 
-// rootContext is that of a plugin, or the VM's own, whose id is 0.
-type rootContext struct {
+// scope is a context of the ABI: a root context, which is a plugin's, or the VM's own,
+// whose id is 0; or that of a stream.
+type scope struct {
 	id     uint32
-	plugin Plugin
-}
+	root   *scope // of a root context it is itself
+	plugin Plugin // of a root context
+	stream *stream
 
-// buffer gives a buffer's content; false: there is none of that type.
-func (c *rootContext) buffer(kind uint32) ([]byte, bool) {
-	const pluginConfiguration, kinds = 7, 9
-	if kind == pluginConfiguration {
-		return c.plugin.Config, true
-	}
-	return nil, kind < kinds // those of streams, of calls and of the VM hold nothing
+	configuring bool // its configuration can be read
+	period      time.Duration
+	// status and message are of what is being told in a callback.
+	status   uint32
+	message  string
+	response *callResponse
 }
 
 // New compiles a module and starts it, as far as it does so by itself and by its
 // entry functions. The error is one of the above, with what was wrong. ctx bounds
 // all that the Host ever does.
 func New(ctx context.Context, cfg Config, code []byte) (*Host, error) {
+	p, err := compile(ctx, cfg.ABI, nil, code)
+	if err != nil {
+		return nil, err
+	}
+	h, err := p.start(ctx, cfg, &memory{limit: cfg.Memory, reserved: true})
+	if err != nil {
+		return nil, errors.Join(err, p.close(ctx))
+	}
+	h.own = true
+	return h, nil
+}
+
+// start makes a VM.
+func (p *program) start(ctx context.Context, cfg Config, m *memory) (*Host, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
 	if cfg.Log == nil {
 		cfg.Log = func(Level, string) {}
 	}
+	vm := &scope{}
+	vm.root = vm
 	h := &Host{
-		cfg: cfg, memory: &memory{limit: cfg.Memory}, contexts: map[uint32]*rootContext{0: {}}, starting: true,
-		shared: sharedData{}, queues: sharedQueues{}, metrics: metrics{byName: map[string]uint32{}},
-		runtime: wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().WithCoreFeatures(features).WithCloseOnContextDone(true)),
+		cfg: cfg, program: p, memory: m, starting: true, exports: map[string]api.Function{},
+		contexts: map[uint32]*scope{0: vm}, current: vm,
+		shared: sharedData{values: map[string]sharedValue{}}, metrics: newMetrics(),
 	}
-	if err := h.start(experimental.WithMemoryAllocator(ctx, h.memory), code); err != nil {
+	ctx, h.cancel = context.WithCancel(ctx)
+	h.ctx = hostContext{ctx, h}
+	h.watch = time.AfterFunc(time.Hour, func() { h.late.Store(true); h.cancel() })
+	h.watch.Stop()
+	if err := h.begin(); err != nil {
 		return nil, errors.Join(h.explain(err), h.Close(ctx))
 	}
-	h.starting, h.current = false, h.contexts[0]
+	h.starting = false
 	return h, nil
 }
 
 // Close gives the VM's memory back.
-func (h *Host) Close(ctx context.Context) error { return h.runtime.Close(context.WithoutCancel(ctx)) }
+func (h *Host) Close(ctx context.Context) (err error) {
+	h.cancel()
+	h.watch.Stop()
+	ctx = context.WithoutCancel(ctx)
+	if h.module != nil {
+		err = h.module.Close(ctx)
+	}
+	if h.own {
+		err = errors.Join(err, h.program.close(ctx))
+	}
+	return err
+}
 
 // explain puts memory before what came of having none.
 func (h *Host) explain(err error) error {
@@ -131,16 +188,10 @@ func (h *Host) explain(err error) error {
 	return err
 }
 
-func (h *Host) start(ctx context.Context, code []byte) error {
-	if err := h.provide(ctx); err != nil {
-		return err
-	}
-	compiled, err := h.runtime.CompileModule(ctx, code)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrCompile, err)
-	}
-	// Functions that start it are called below, in Envoy's order.
-	h.module, err = h.runtime.InstantiateModule(ctx, compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
+// begin instantiates the module and calls its entry functions, in Envoy's order.
+func (h *Host) begin() (err error) {
+	ctx := experimental.WithMemoryAllocator(&h.ctx, h.memory)
+	h.module, err = h.program.runtime.InstantiateModule(ctx, h.program.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrStart, err)
 	}
@@ -159,68 +210,144 @@ func (h *Host) start(ctx context.Context, code []byte) error {
 		if name == "main" {
 			params = []uint64{0, 0}
 		}
-		if _, err := h.call(ctx, name, params...); err != nil {
+		if _, err := h.call(name, params...); err != nil {
 			return fmt.Errorf("%w: %w", ErrStart, err)
 		}
 	}
 	return nil
 }
 
-// exported gives a function that the module exports, or nil.
-func (h *Host) exported(name string) api.Function { return h.module.ExportedFunction(name) }
+// exported gives a function that the module exports, or nil. Each is made once: it
+// comes with a stack.
+func (h *Host) exported(name string) api.Function {
+	f, known := h.exports[name]
+	if !known {
+		f = h.module.ExportedFunction(name)
+		h.exports[name] = f
+	}
+	return f
+}
 
 // call calls a function of the module; one that it does not export is as good as one
-// that gives 1.
-func (h *Host) call(ctx context.Context, name string, params ...uint64) (uint64, error) {
+// that gives 1. After an error the VM is of no more use.
+func (h *Host) call(name string, params ...uint64) (uint64, error) {
 	f := h.exported(name)
 	if f == nil {
 		return 1, nil
 	}
-	results, err := f.Call(ctx, params...)
+	if h.cfg.Deadline > 0 {
+		h.watch.Reset(h.cfg.Deadline)
+		defer h.watch.Stop()
+	}
+	if h.cfg.Trace != nil {
+		h.cfg.Trace(tellCallback(name, params))
+	}
+	results := len(f.Definition().ResultTypes())
+	stack := h.stack[:max(copy(h.stack[:], params), results)]
+	err := f.CallWithStack(&h.ctx, stack)
 	var exit *sys.ExitError
 	switch {
+	case h.late.Load() && err != nil:
+		err = fmt.Errorf("%s did not come back within %s", name, h.cfg.Deadline)
 	case errors.As(err, &exit):
-		return 0, fmt.Errorf("%s ended with exit code %d", name, exit.ExitCode())
+		err = fmt.Errorf("%s ended with exit code %d", name, exit.ExitCode())
 	case err != nil:
-		return 0, fmt.Errorf("%s failed: %w", name, err)
-	case len(results) == 0:
+		err = fmt.Errorf("%s failed: %w", name, err)
+	case results == 0:
 		return 1, nil
+	default:
+		if h.cfg.Trace != nil {
+			h.cfg.Trace(fmt.Sprintf("%s gives %d", name, uint32(stack[0])))
+		}
+		return stack[0], nil
 	}
-	return results[0], nil
+	h.failed = err
+	if h.cfg.Trace != nil {
+		first, _, _ := strings.Cut(err.Error(), "\n")
+		h.cfg.Trace(first)
+	}
+	return 0, err
+}
+
+// in calls a function of the module for a context, and is what a callback is.
+func (h *Host) in(c *scope, name string, params ...uint64) (uint64, error) {
+	before := h.current
+	h.current = c
+	r, err := h.call(name, params...)
+	h.current = before
+	return r, err
+}
+
+// done ends a callback: what was put off is done.
+func (h *Host) done() {
+	h.answered = false
+	for len(h.after) > 0 {
+		do := h.after[0]
+		h.after = h.after[1:]
+		do()
+	}
+}
+
+// notify is a callback that gives nothing. What a failed VM, or one without such a
+// function, does not hear of is over as well.
+func (h *Host) notify(c *scope, name string, params ...uint64) {
+	if h.failed == nil && h.exported(name) != nil {
+		_, _ = h.in(c, name, params...) // an error stays in failed
+	}
+	h.done()
+}
+
+// next gives a new context its id.
+func (h *Host) next(c *scope) *scope {
+	h.lastID++
+	c.id = h.lastID
+	h.contexts[c.id] = c
+	return c
 }
 
 // Configure makes a root context for a plugin, starts the VM for it and hands over
 // its configuration, as Envoy does for each new one. The error is one of the above.
-func (h *Host) Configure(ctx context.Context, p Plugin) error {
-	c := &rootContext{id: uint32(len(h.contexts)), plugin: p}
-	h.contexts[c.id], h.current = c, c
+func (h *Host) Configure(_ context.Context, p Plugin) error {
+	c := h.next(&scope{plugin: p})
+	c.root = c
 	id := uint64(c.id)
-	if _, err := h.call(ctx, "proxy_on_context_create", id, 0); err != nil {
-		return h.explain(fmt.Errorf("%w: %w", ErrStart, err))
-	}
-	if ok, err := h.call(ctx, "proxy_on_vm_start", id, 0); err != nil {
-		return h.explain(fmt.Errorf("%w: %w", ErrStart, err))
-	} else if ok == 0 {
-		return fmt.Errorf("%w: proxy_on_vm_start gives false", ErrStart)
-	}
-	if ok, err := h.call(ctx, "proxy_on_configure", id, uint64(len(p.Config))); err != nil {
-		return h.explain(fmt.Errorf("%w: %w", ErrConfigure, err))
-	} else if ok == 0 {
-		return fmt.Errorf("%w: proxy_on_configure gives false", ErrConfigure)
+	for _, step := range []struct {
+		name        string
+		size        int
+		configuring bool
+		err         error
+	}{
+		{"proxy_on_context_create", 0, true, ErrStart},
+		{"proxy_on_vm_start", len(h.cfg.VMConfig), false, ErrStart},
+		{"proxy_on_configure", len(p.Config), true, ErrConfigure},
+	} {
+		c.configuring = step.configuring
+		ok, err := h.in(c, step.name, id, uint64(step.size))
+		c.configuring = false
+		h.done()
+		if err != nil {
+			return h.explain(fmt.Errorf("%w: %w", step.err, err))
+		} else if ok == 0 {
+			return fmt.Errorf("%w: %s gives false", step.err, step.name)
+		}
 	}
 	return nil
 }
 
-// memory is a module's linear memory, which takes no room before it is used.
+// memory is a module's linear memory. A reserved one is made once and takes no room
+// before it is used; else it grows in steps, so that many of them are cheap.
 type memory struct {
-	limit   int64
-	refused bool // more was asked for
-	bytes   []byte
+	limit    int64
+	reserved bool
+	refused  bool // more was asked for
+	bytes    []byte
 }
 
 // Allocate implements experimental.MemoryAllocator. A module has one memory here.
 func (m *memory) Allocate(_, _ uint64) experimental.LinearMemory {
-	m.bytes = make([]byte, m.limit)
+	if m.reserved {
+		m.bytes = make([]byte, m.limit)
+	}
 	return m
 }
 
@@ -229,6 +356,12 @@ func (m *memory) Reallocate(size uint64) []byte {
 	if size > uint64(m.limit) {
 		m.refused = true
 		return nil
+	}
+	if size > uint64(len(m.bytes)) {
+		const half = 2
+		bigger := make([]byte, min(uint64(m.limit), size+size/half))
+		copy(bigger, m.bytes)
+		m.bytes = bigger
 	}
 	return m.bytes[:size:size]
 }

@@ -88,11 +88,17 @@ func Try(ctx context.Context, t Trial) (*chandler.Problem, error) {
 	return explain(err, said), nil
 }
 
+// firstLine leaves out the stack of calls that follows.
+func firstLine(err error) string {
+	text, _, _ := strings.Cut(err.Error(), "\n")
+	return chandler.Printable(text, maxLog)
+}
+
 // explain makes a problem of what went wrong, in the plugin's own words where it said
 // any.
 func explain(err error, said []string) *chandler.Problem {
 	p := &chandler.Problem{Code: chandler.CodeWasmStart, Hint: "see what the plugin does when its VM starts"}
-	text, _, _ := strings.Cut(err.Error(), "\n") // a stack of calls follows
+	text := firstLine(err)
 	switch {
 	case errors.Is(err, ErrMemory):
 		p.Code, p.Hint, said = chandler.CodeWasmMemory, "have the plugin allocate less while it starts", nil

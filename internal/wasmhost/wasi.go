@@ -24,25 +24,25 @@ const (
 // wasi are the functions of both of WASI's modules. There are no files, folders or
 // sockets; what is written to standard output and error is logged. What is not there
 // fails as it does in Envoy, which a test asks.
-func wasi() map[string]func(*call) result {
-	all := map[string]func(*call) result{
-		"args_get":          func(*call) result { return ok },
-		"args_sizes_get":    func(c *call) result { return written(c.put(0, 0) && c.put(1, 0)) },
-		"environ_get":       (*call).environGet,
-		"environ_sizes_get": (*call).environSizes,
-		"clock_res_get":     func(c *call) result { return written(c.put64(1, 1)) },
-		"clock_time_get":    (*call).clockTime,
-		"random_get":        (*call).random,
-		"fd_write":          (*call).fdWrite,
-		"fd_fdstat_get":     (*call).fdStat,
-		"fd_close":          (*call).standard,
-		"fd_seek":           (*call).standard,
-		"fd_prestat_get":    func(*call) result { return errnoBadf },
-		"path_open":         func(*call) result { return errnoNoent },
-		"poll_oneoff":       (*call).poll,
-		"sched_yield":       func(*call) result { return ok },
-		"proc_exit":         func(*call) result { return ok }, // Envoy does not heed it
-		"fd_advise":         func(*call) result { return ok },
+func wasi() map[string]func(call) result {
+	all := map[string]func(call) result{
+		"args_get":          func(call) result { return ok },
+		"args_sizes_get":    func(c call) result { return written(c.put(0, 0) && c.put(1, 0)) },
+		"environ_get":       call.environGet,
+		"environ_sizes_get": call.environSizes,
+		"clock_res_get":     func(c call) result { return written(c.put64(1, 1)) },
+		"clock_time_get":    call.clockTime,
+		"random_get":        call.random,
+		"fd_write":          call.fdWrite,
+		"fd_fdstat_get":     call.fdStat,
+		"fd_close":          call.standard,
+		"fd_seek":           call.standard,
+		"fd_prestat_get":    func(call) result { return errnoBadf },
+		"path_open":         func(call) result { return errnoNoent },
+		"poll_oneoff":       call.poll,
+		"sched_yield":       func(call) result { return ok },
+		"proc_exit":         func(call) result { return ok }, // Envoy does not heed it
+		"fd_advise":         func(call) result { return ok },
 	}
 	for errno, names := range map[result]string{
 		errnoBadf: `fd_allocate fd_datasync fd_fdstat_set_rights fd_filestat_get fd_filestat_set_size fd_filestat_set_times fd_pwrite
@@ -53,7 +53,7 @@ func wasi() map[string]func(*call) result {
 			path_rename path_symlink path_unlink_file sock_accept sock_recv sock_send sock_shutdown`,
 	} {
 		for _, name := range strings.Fields(names) {
-			all[name] = func(*call) result { return errno }
+			all[name] = func(call) result { return errno }
 		}
 	}
 	return all
@@ -67,19 +67,19 @@ func written(done bool) result {
 }
 
 // standard answers for a descriptor that is standard input, output or error.
-func (c *call) standard() result {
+func (c call) standard() result {
 	if c.i32(0) > 2 {
 		return errnoBadf
 	}
 	return ok
 }
 
-func (c *call) environSizes() result {
+func (c call) environSizes() result {
 	entries, size := c.h.environ()
 	return written(c.put(0, uint32(len(entries))) && c.put(1, uint32(size)))
 }
 
-func (c *call) environGet() result {
+func (c call) environGet() result {
 	entries, _ := c.h.environ()
 	at, m := c.i32(1), c.module.Memory()
 	for i, e := range entries {
@@ -91,15 +91,15 @@ func (c *call) environGet() result {
 	return ok
 }
 
-func (c *call) clockTime() result {
+func (c call) clockTime() result {
 	const realtime, monotonic = 0, 1
 	if id := c.i32(0); id != realtime && id != monotonic {
 		return errnoNosys
 	}
-	return written(c.put64(2, uint64(c.h.cfg.Now().UnixNano())))
+	return written(c.put64(2, uint64(c.h.time().UnixNano())))
 }
 
-func (c *call) random() result {
+func (c call) random() result {
 	if c.i32(1) > maxRandom {
 		return errnoInval
 	}
@@ -108,7 +108,7 @@ func (c *call) random() result {
 	return written(c.module.Memory().Write(c.i32(0), b))
 }
 
-func (c *call) fdWrite() result {
+func (c call) fdWrite() result {
 	const stdout, stderr = 1, 2
 	level := LevelInfo
 	switch c.i32(0) {
@@ -144,7 +144,7 @@ func (c *call) fdWrite() result {
 
 // fdStat says that standard output and error are character devices that can be
 // written to.
-func (c *call) fdStat() result {
+func (c call) fdStat() result {
 	const device, appends = 2, 1
 	if fd := c.i32(0); fd != 1 && fd != 2 {
 		return errnoBadf
@@ -156,7 +156,7 @@ func (c *call) fdStat() result {
 }
 
 // poll answers every wait for a clock at once: nothing else goes on here meanwhile.
-func (c *call) poll() result {
+func (c call) poll() result {
 	n := c.i32(2)
 	if n > maxVectors {
 		return errnoInval

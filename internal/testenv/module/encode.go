@@ -207,6 +207,7 @@ const (
 	opBranch      byte = 0x0c
 	opEnd         byte = 0x0b
 	opDrop        byte = 0x1a
+	opSelect      byte = 0x1b
 	opLoad8       byte = 0x2d
 	opStore8      byte = 0x3a
 	opEqualZero   byte = 0x45
@@ -215,4 +216,7 @@ const (
 	opAdd         byte = 0x6a
 	opMultiply    byte = 0x6c
 	opAnd         byte = 0x71
+	opShiftRight  byte = 0x76 // unsigned
+	opReturn      byte = 0x0f
+	opStore       byte = 0x36
 )

@@ -1,4 +1,9 @@
-package config
+// Package strict reads YAML into Go values: every key must be known and written once,
+// every value of its type, and every mistake is told with its line and the path of its
+// field. A value may be written in several forms (Former), and may check itself.
+//
+// It knows no file's meaning.
+package strict
 
 import (
 	"bytes"
@@ -22,6 +27,16 @@ import (
 // problems are paths below it, such as "keys[0]".
 type checker interface{ Check() []chandler.Problem }
 
+// Former is a value that may be written in several forms: Form gives a pointer to what
+// is filled from a node of a kind instead of it, or nil where there is no such form.
+type Former interface{ Form(kind yaml.Kind) any }
+
+// Text is one that may be written without quotes, whatever it looks like: 200, true.
+type Text string
+
+// JSON is any value at all; what is here is its JSON, names sorted, no blanks.
+type JSON []byte
+
 // loader is a checker that has to read files which it names.
 type loader interface {
 	Load(read func(name string) ([]byte, error)) []chandler.Problem
@@ -30,11 +45,11 @@ type loader interface {
 // maxDepth bounds the nesting of a file.
 const maxDepth = 20
 
-// decode fills the value that v points to from YAML, or says what is wrong. What it
+// Decode fills the value that v points to from YAML, or says what is wrong. What it
 // names is read with read. Every
 // key must be known and written once, every value of its type and not empty;
 // aliases are refused, so that a file means no more than what is written.
-func decode(b []byte, v any, read func(name string) ([]byte, error)) []Mistake {
+func Decode(b []byte, v any, read func(name string) ([]byte, error)) []Mistake {
 	var doc, rest yaml.Node
 	d := yaml.NewDecoder(bytes.NewReader(b))
 	switch err := d.Decode(&doc); {
@@ -137,6 +152,9 @@ func (r *reader) found(p chandler.Problem, path string) {
 var (
 	durationType = reflect.TypeFor[time.Duration]()
 	textType     = reflect.TypeFor[encoding.TextUnmarshaler]()
+	formerType   = reflect.TypeFor[Former]()
+	bareType     = reflect.TypeFor[Text]()
+	jsonType     = reflect.TypeFor[JSON]()
 )
 
 // fill takes a value of the type that v has; n is neither null nor an alias.
@@ -148,10 +166,22 @@ func (r *reader) fill(n *yaml.Node, v reflect.Value, path string, depth int) {
 			v.SetInt(int64(d))
 			return err
 		}, "!!str")
+	case t == jsonType:
+		if b, ok := r.json(n, path, depth); ok {
+			v.SetBytes(b)
+		}
+	case t == bareType:
+		if n.Kind != yaml.ScalarNode {
+			r.refuse(n, chandler.CodeConfValue, path, "write text", "%s does not belong here", shown(n))
+			return
+		}
+		v.SetString(n.Value)
+	case reflect.PointerTo(t).Implements(formerType):
+		r.form(n, v.Addr().Interface().(Former), path, depth)
 	case reflect.PointerTo(t).Implements(textType):
 		r.scalar(n, path, "text", func(s string) error {
 			return v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(s))
-		}, "!!str", "!!int", "!!float")
+		}, "!!str", "!!int", "!!float", "!!bool", "!!timestamp")
 	case t.Kind() == reflect.String:
 		r.scalar(n, path, "text; numbers and words like yes need quotes", func(s string) error { v.SetString(s); return nil }, "!!str")
 	case t.Kind() == reflect.Bool:
@@ -176,7 +206,7 @@ func (r *reader) fill(n *yaml.Node, v reflect.Value, path string, depth int) {
 	case t.Kind() == reflect.Struct:
 		r.object(n, v, path, depth)
 	default:
-		panic(fmt.Sprintf("config: a field of type %s cannot be read", t))
+		panic(fmt.Sprintf("strict: a field of type %s cannot be read", t))
 	}
 }
 
@@ -212,6 +242,27 @@ func shown(n *yaml.Node) string {
 	}
 	return chandler.Quote(n.Value)
 }
+
+// form fills what stands for the value in the form that the node has.
+func (r *reader) form(n *yaml.Node, f Former, path string, depth int) {
+	to := f.Form(n.Kind)
+	if to == nil {
+		var forms []string
+		for _, k := range formKinds {
+			if f.Form(k.kind) != nil {
+				forms = append(forms, k.name)
+			}
+		}
+		r.refuse(n, chandler.CodeConfValue, path, "write "+strings.Join(forms, " or "), "%s does not belong here", shown(n))
+		return
+	}
+	r.fill(n, reflect.ValueOf(to).Elem(), path, depth)
+}
+
+var formKinds = []struct {
+	kind yaml.Kind
+	name string
+}{{yaml.ScalarNode, "a value"}, {yaml.SequenceNode, "a list"}, {yaml.MappingNode, "an object"}}
 
 func (r *reader) list(n *yaml.Node, v reflect.Value, path string, depth int) {
 	if n.Kind != yaml.SequenceNode {

@@ -1,0 +1,357 @@
+package wasmhost_test
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"chandler.dev/chandler/internal/exchange"
+	"chandler.dev/chandler/internal/testenv/module"
+	"chandler.dev/chandler/internal/wasmhost"
+)
+
+// masks are what lines tell of the machine and the moment.
+var masks = []*regexp.Regexp{
+	regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`),
+	regexp.MustCompile(`\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT`),
+	regexp.MustCompile(`127\.0\.0\.1:\d+`),
+	regexp.MustCompile(`(x-envoy-upstream-service-time|x-envoy-expected-rq-timeout-ms)\.\d+`),
+}
+
+func masked(s string) string {
+	s = masks[0].ReplaceAllString(s, "UUID")
+	s = masks[1].ReplaceAllString(s, "DATE")
+	s = masks[2].ReplaceAllString(s, "ADDRESS")
+	return masks[3].ReplaceAllString(s, "${1}.N")
+}
+
+// fast runs an agreement in the engine.
+func fast(t *testing.T, e *wasmhost.Engine, name string, a agreement) (s seen) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "m.wasm")
+	if err := os.WriteFile(path, a.mod, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	session, err := e.Start(t.Context(), exchange.Setup{
+		Module: path, Name: name, Config: []byte(a.config), Open: a.open, Clusters: []string{"callee"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close()
+	session.Logs()
+	for _, send := range a.sends {
+		o, err := session.Do(t.Context(), send)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.outcomes = append(s.outcomes, told(o))
+	}
+	for _, l := range session.Logs() {
+		s.logs = append(s.logs, l.Text)
+	}
+	return s
+}
+
+// TestEngineAgreesWithEnvoy sends the same through the same plugins in the engine and
+// in a real Envoy: what the plugins are told, call by call, what the client and the
+// upstream get, and what is called, is the same.
+func TestEngineAgreesWithEnvoy(t *testing.T) {
+	t.Parallel()
+	all := agreements()
+	w := startEnvoy(t, all)
+	e, err := wasmhost.NewEngine("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.Close() })
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := all[name]
+			want, got := w.run(name, a), fast(t, e, name, a)
+			compare(t, "outcome", want.outcomes, got.outcomes, nil)
+			compare(t, "line", want.logs, got.logs, a.differs)
+		})
+	}
+}
+
+func compare(t *testing.T, what string, want, got []string, differs *regexp.Regexp) {
+	t.Helper()
+	for i := range max(len(want), len(got)) {
+		w, g := "nothing", "nothing"
+		if i < len(want) {
+			w = masked(strings.ToValidUTF8(strings.ReplaceAll(want[i], "\x00", "|"), "?"))
+		}
+		if i < len(got) {
+			g = masked(strings.ToValidUTF8(strings.ReplaceAll(got[i], "\x00", "|"), "?"))
+		}
+		if w != g && (differs == nil || !differs.MatchString(g)) {
+			t.Errorf("%s %d\nEnvoy:  %s\nengine: %s", what, i, w, g)
+		} else if testing.Verbose() {
+			t.Logf("%s %d: %s", what, i, g)
+		}
+	}
+}
+
+var _ = time.Second
+
+// all has the callbacks of a stream, that do nothing but tell.
+func all(turns map[string][]module.Turn) map[string][]module.Turn {
+	on := map[string][]module.Turn{}
+	for _, name := range []string{"context_create", "request_headers", "request_body", "request_trailers", "response_headers", "response_body",
+		"response_trailers", "log", "done", "delete"} {
+		on["proxy_on_"+name] = []module.Turn{{}}
+		if name == "done" {
+			on["proxy_on_done"] = []module.Turn{{Gives: 1}}
+		}
+	}
+	for name, t := range turns {
+		on["proxy_on_"+name] = t
+	}
+	return on
+}
+
+func script(turns map[string][]module.Turn) []byte { return module.Script{On: all(turns)}.Encode() }
+
+func header(fields ...string) (h []exchange.Header) {
+	for i := 0; i < len(fields); i += 2 {
+		h = append(h, exchange.Header{Name: fields[i], Value: fields[i+1]})
+	}
+	return h
+}
+
+func chunks(s ...string) (b [][]byte) {
+	for _, c := range s {
+		b = append(b, []byte(c))
+	}
+	return b
+}
+
+func get(fields ...string) exchange.Exchange {
+	return exchange.Exchange{
+		Request:  exchange.Message{Headers: header(append([]string{":method", "GET", ":path", "/p?q=1", ":authority", "h.test", "user-agent", "t"}, fields...)...)},
+		Upstream: exchange.Message{Headers: header(":status", "200", "x-up", "1"), Chunks: chunks("hello")},
+	}
+}
+
+func post(chunked bool, body ...string) exchange.Exchange {
+	e := get("content-type", "text/x")
+	e.Request.Headers[0].Value = "POST"
+	e.Request.Chunks, e.Request.Chunked = chunks(body...), chunked
+	e.Upstream.Chunked = chunked
+	e.Upstream.Chunks = chunks("one ", "two ", "three")
+	return e
+}
+
+func agreements() map[string]agreement {
+	const continues = 0
+	tell := func() []module.Host {
+		return []module.Host{
+			module.Do("proxy_get_header_map_pairs", 0, module.OutBytes), module.Do("proxy_get_header_map_pairs", 1, module.OutBytes),
+			module.Do("proxy_get_header_map_pairs", 2, module.OutBytes), module.Do("proxy_get_header_map_pairs", 3, module.OutBytes),
+		}
+	}
+	everywhere := func(does []module.Host) map[string][]module.Turn {
+		on := map[string][]module.Turn{}
+		for _, name := range []string{"request_headers", "request_body", "request_trailers", "response_headers", "response_body", "response_trailers", "log"} {
+			on[name] = []module.Turn{{Does: does, Gives: continues}}
+		}
+		return on
+	}
+	trailers := post(true, "a", "b")
+	trailers.Request.Trailers, trailers.Upstream.Trailers = header("x-t", "1", "x-t2", "2"), header("x-u", "1")
+	empty := get()
+	empty.Upstream.Chunks = nil
+	emptyChunked := get()
+	emptyChunked.Request.Chunked, emptyChunked.Request.Headers[0].Value = true, "POST"
+	emptyChunked.Upstream.Chunks, emptyChunked.Upstream.Chunked = nil, true
+	head := get()
+	head.Request.Headers[0].Value = "HEAD"
+	sends := []exchange.Exchange{get(), post(false, "abc"), post(false, "abc", "defg"), post(true, "abc"), post(true, "abc", "defg"), trailers, empty, emptyChunked, head}
+	// Each call of the host in each callback, one after the other.
+	maps := func(does func(kind int) []module.Host) []module.Host {
+		var all []module.Host
+		for kind := range 9 {
+			all = append(all, does(kind)...)
+		}
+		return all
+	}
+	both := one(get("x-a", "1", "x-a", "2"), trailers)
+	table := map[string]agreement{
+		"callbacks":    {mod: script(nil), sends: sends},
+		"callbacks010": {mod: module.Script{ABI: "0.1.0", On: all(nil)}.Encode(), sends: sends},
+		"maps":         {mod: script(everywhere(tell())), sends: sends},
+		"map-get": {mod: script(everywhere(maps(func(k int) []module.Host {
+			return []module.Host{do("proxy_get_header_map_value", k, "x-a", module.OutBytes), do("proxy_get_header_map_value", k, ":Path", module.OutBytes),
+				do("proxy_get_header_map_value", k, ":status", module.OutBytes), do("proxy_get_header_map_value", k, "", module.OutBytes)}
+		}))), sends: both},
+		"map-get-010": {mod: module.Script{ABI: "0.1.0", On: all(everywhere(maps(func(k int) []module.Host {
+			return []module.Host{do("proxy_get_header_map_value", k, "x-a", module.OutBytes), do("proxy_get_header_map_value", k, "x-none", module.OutBytes)}
+		})))}.Encode(), sends: both},
+		"map-size": {mod: script(everywhere(maps(func(k int) []module.Host {
+			return []module.Host{do("proxy_get_header_map_size", k, module.OutNumber)}
+		}))), sends: one(get("x-a", "1"), post(false, "x")), differs: regexp.MustCompile("get_header_map_size 0")},
+		"map-add": {mod: script(everywhere(append(maps(func(k int) []module.Host {
+			return []module.Host{do("proxy_add_header_map_value", k, "X-Added", "v"), do("proxy_add_header_map_value", k, "x-a", "3")}
+		}), tell()...))), sends: append(slices.Clone(both), post(true, "abc"), post(false, "abc"))},
+		"map-replace": {mod: script(everywhere(append(maps(func(k int) []module.Host {
+			return []module.Host{do("proxy_replace_header_map_value", k, "X-A", "new"), do("proxy_replace_header_map_value", k, "x-other", "o"),
+				do("proxy_replace_header_map_value", k, "user-agent", "ua")}
+		}), tell()...))), sends: append(slices.Clone(both), post(true, "abc"), post(false, "abc"))},
+		"map-remove": {mod: script(everywhere(append(maps(func(k int) []module.Host {
+			return []module.Host{do("proxy_remove_header_map_value", k, "X-A"), do("proxy_remove_header_map_value", k, "x-none"), do("proxy_remove_header_map_value", k, "user-agent")}
+		}), tell()...))), sends: both},
+		"map-set": {mod: script(everywhere(append(maps(func(k int) []module.Host {
+			if k == 0 {
+				return []module.Host{do("proxy_set_header_map_pairs", k, module.Pairs{":method", "PUT", ":path", "/set", ":authority", "other.test", ":scheme", "http", "x-set", "1", "X-Set", "2"})}
+			}
+			return []module.Host{do("proxy_set_header_map_pairs", k, module.Pairs{":status", "201", "x-set", "1"})}
+		}), tell()...))), sends: both},
+		"set-request": {mod: script(map[string][]module.Turn{
+			"request_headers":  {{Does: []module.Host{do("proxy_set_header_map_pairs", 0, module.Pairs{":method", "PUT", ":path", "/set", ":authority", "other.test", ":scheme", "http", "x-set", "1", "X-Set", "2"})}}},
+			"response_headers": {{Does: []module.Host{do("proxy_get_property", "response\x00code_details", module.OutBytes), do("proxy_get_header_map_pairs", 2, module.OutBytes)}}},
+		}), sends: one(get())},
+		"pseudo": {mod: script(map[string][]module.Turn{
+			"request_headers": {{Does: append([]module.Host{do("proxy_replace_header_map_value", 0, ":path", "/new?x"), do("proxy_replace_header_map_value", 0, ":authority", "new.test"),
+				do("proxy_replace_header_map_value", 0, ":method", "DELETE"), do("proxy_add_header_map_value", 0, ":path", "/more")}, tell()...)}},
+			"response_headers": {{Does: []module.Host{do("proxy_replace_header_map_value", 2, ":status", "299")}}},
+		}), sends: one(get())},
+	}
+	for _, more := range []map[string]agreement{bodies(), locals(), values(), callouts(), traps()} {
+		for name, a := range more {
+			table[name] = a
+		}
+	}
+	return table
+}
+
+func one(e ...exchange.Exchange) []exchange.Exchange { return e }
+
+func do(call string, args ...any) module.Host { return module.Do(call, args...) }
+
+// bodies are about buffers, and about what is held back and goes on.
+func bodies() map[string]agreement {
+	read := func(kind int) []module.Host {
+		return []module.Host{do("proxy_get_buffer_status", kind, module.OutNumber, module.OutNumber), do("proxy_get_buffer_bytes", kind, 0, 100, module.OutBytes)}
+	}
+	var all []module.Host
+	for kind := range 10 {
+		if kind != 3 {
+			all = append(all, read(kind)...)
+		}
+	}
+	all = append(all, do("proxy_get_buffer_bytes", 0, 1, 1, module.OutBytes), do("proxy_get_buffer_bytes", 1, 2, 100, module.OutBytes), do("proxy_get_buffer_bytes", 0, -1, 100, module.OutBytes))
+	both := func(turns ...module.Turn) map[string][]module.Turn {
+		return map[string][]module.Turn{"request_body": turns, "response_body": turns}
+	}
+	trailers := post(true, "abc", "def")
+	trailers.Request.Trailers, trailers.Upstream.Trailers = header("x-t", "1"), header("x-u", "1")
+	sends := one(post(false, "abc"), post(false, "abc", "def"), post(true, "abc", "def"), trailers, get())
+	set := func(start, length int, data string) []module.Host {
+		return []module.Host{do("proxy_set_buffer_bytes", 0, start, length, data), do("proxy_set_buffer_bytes", 1, start, length, data)}
+	}
+	does := func(h []module.Host, gives int64) module.Turn {
+		return module.Turn{Does: append(slices.Clone(h), append(read(0), read(1)...)...), Gives: gives}
+	}
+	without := func(on map[string][]module.Turn) map[string][]module.Turn {
+		on["request_headers"] = []module.Turn{{Does: []module.Host{do("proxy_remove_header_map_value", 0, "content-length")}}}
+		on["response_headers"] = []module.Turn{{Does: []module.Host{do("proxy_remove_header_map_value", 2, "content-length")}}}
+		return on
+	}
+	on := map[string][]module.Turn{}
+	for _, name := range []string{"request_headers", "request_body", "request_trailers", "response_headers", "response_body", "response_trailers", "log", "done", "delete"} {
+		on[name] = []module.Turn{{Does: all, Gives: 0}}
+	}
+	table := map[string]agreement{
+		"buffers":          {mod: script(on), sends: sends},
+		"hold-body":        {mod: script(both(does(nil, 1), does(nil, 1), does(nil, 0))), sends: sends},
+		"hold-2":           {mod: script(both(does(nil, 2), does(nil, 2), does(nil, 0))), sends: sends},
+		"hold-3":           {mod: script(both(does(nil, 3), does(nil, 0))), sends: sends},
+		"hold-once":        {mod: script(both(does(nil, 1), does(nil, 0))), sends: sends},
+		"set-all":          {mod: script(without(both(does(set(0, 1000, "REPLACED"), 0)))), sends: sends},
+		"set-prepend":      {mod: script(without(both(does(set(0, 0, "<"), 0)))), sends: sends},
+		"set-append":       {mod: script(without(both(does(set(1000, 0, ">"), 0)))), sends: sends},
+		"set-middle":       {mod: script(without(both(does(set(1, 1, "-"), 0), does(set(0, 1, "-"), 0)))), sends: sends},
+		"set-empty":        {mod: script(without(both(does(set(0, 1000, ""), 0)))), sends: sends},
+		"set-held":         {mod: script(without(both(does(nil, 1), does(set(0, 1000, "ALL"), 1), does(set(1000, 0, "+"), 0)))), sends: sends},
+		"set-same-length":  {mod: script(both(does(set(0, 1000, "XYZ"), 0), does(nil, 0))), sends: one(post(false, "abc"))},
+		"set-longer-kept":  {mod: script(map[string][]module.Turn{"response_body": {does(set(0, 1000, "longer than it was"), 0), {}}}), sends: one(get())},
+		"set-shorter-kept": {mod: script(map[string][]module.Turn{"response_body": {does(set(0, 1000, "X"), 0), {}}}), sends: one(get())},
+		"request-longer":   {mod: script(map[string][]module.Turn{"request_body": {does(set(0, 1000, "longer than it was"), 0), {}}}), sends: one(post(false, "abc"))},
+		"pause-continue":   {mod: script(map[string][]module.Turn{"request_headers": {{Does: []module.Host{do("proxy_continue_stream", 0)}, Gives: 1}}}), sends: one(get())},
+		"trailers-added": {mod: script(map[string][]module.Turn{
+			"request_body":  {{}, {Does: []module.Host{do("proxy_add_header_map_value", 1, "x-new", "1"), do("proxy_get_header_map_pairs", 1, module.OutBytes)}}},
+			"response_body": {{}, {}, {}, {Does: []module.Host{do("proxy_add_header_map_value", 3, "x-new", "1"), do("proxy_get_header_map_pairs", 3, module.OutBytes)}}},
+		}), sends: one(post(true, "abc"))},
+		"hold-trailers": {mod: script(map[string][]module.Turn{
+			"request_body": {does(nil, 1)}, "response_body": {does(nil, 1)},
+			"request_trailers": {does(set(0, 1000, "AT TRAILERS"), 0)}, "response_trailers": {does(set(0, 1000, "AT TRAILERS"), 0)},
+		}), sends: one(trailers)},
+	}
+	return table
+}
+
+// locals are about answers in the upstream's stead, and streams that are closed.
+func locals() map[string]agreement {
+	reply := func(status int, body string, grpc int, pairs module.Pairs) []module.Host {
+		return []module.Host{do("proxy_send_local_response", status, "some details", body, pairs, grpc)}
+	}
+	pairs := func() module.Host { return do("proxy_get_header_map_pairs", 2, module.OutBytes) }
+	details := func() module.Host { return do("proxy_get_property", "response\x00code_details", module.OutBytes) }
+	at := func(name string, h []module.Host, gives int64) []byte {
+		on := map[string][]module.Turn{name: {{Does: h, Gives: gives}}}
+		if name != "response_headers" {
+			on["response_headers"] = []module.Turn{{Does: []module.Host{pairs(), details(), do("proxy_add_header_map_value", 2, "x-seen", "1")}}}
+		}
+		on["log"] = []module.Turn{{Does: []module.Host{pairs(), details()}}}
+		return script(on)
+	}
+	grpc := get("content-type", "application/grpc")
+	head := get()
+	head.Request.Headers[0].Value = "HEAD"
+	sends := one(get(), post(false, "abc"), post(true, "abc", "def"), grpc, head)
+	table := map[string]agreement{
+		"local-plain":             {mod: at("request_headers", reply(403, "no\n", -1, module.Pairs{"x-why", "because", "X-Why", "again"}), 1), sends: sends},
+		"local-empty":             {mod: at("request_headers", reply(401, "", -1, module.Pairs{"www-authenticate", "Basic"}), 0), sends: sends},
+		"local-grpc":              {mod: at("request_headers", reply(429, "slow down: 50%", 8, nil), 1), sends: sends},
+		"local-type":              {mod: at("request_headers", reply(200, "{}", -1, module.Pairs{"content-type", "application/json", "content-length", "7"}), 1), sends: sends},
+		"local-twice":             {mod: at("request_headers", append(reply(403, "first", -1, nil), reply(404, "second", -1, nil)...), 1), sends: sends},
+		"local-body":              {mod: at("request_body", reply(413, "large", -1, nil), 1), sends: sends},
+		"local-trailer":           {mod: at("request_trailers", reply(400, "trailers", -1, nil), 1), sends: sends},
+		"local-response-headers":  {mod: at("response_headers", reply(500, "hidden", -1, module.Pairs{"x-a", "1"}), 1), sends: sends},
+		"local-response-continue": {mod: at("response_headers", reply(500, "", -1, module.Pairs{"x-a", "1"}), 0), sends: sends},
+		"local-response-body":     {mod: at("response_body", reply(500, "hidden", -1, nil), 1), sends: one(get())},
+		"local-held-response":     {mod: script(map[string][]module.Turn{"response_body": {{Gives: 1}, {Does: reply(500, "hidden", -1, nil), Gives: 1}}, "log": {{Does: []module.Host{pairs(), details()}}}}), sends: one(get())},
+		"local-log":               {mod: at("log", reply(500, "late", -1, nil), 0), sends: one(get())},
+		"close-request":           {mod: at("request_headers", []module.Host{do("proxy_close_stream", 0)}, 1), sends: sends},
+		"close-response":          {mod: at("response_headers", []module.Host{do("proxy_close_stream", 1)}, 1), sends: sends},
+		"close-others":            {mod: at("request_headers", []module.Host{do("proxy_close_stream", 2), do("proxy_close_stream", 3), do("proxy_close_stream", 4), do("proxy_continue_stream", 2), do("proxy_continue_stream", 3), do("proxy_continue_stream", 9)}, 0), sends: one(get())},
+		"no-status":               {mod: at("response_headers", []module.Host{do("proxy_remove_header_map_value", 2, ":status")}, 0), sends: one(get())},
+		"no-path":                 {mod: at("request_headers", []module.Host{do("proxy_remove_header_map_value", 0, ":path")}, 0), sends: one(get())},
+		"no-method":               {mod: at("request_headers", []module.Host{do("proxy_remove_header_map_value", 0, ":method")}, 0), sends: one(get())},
+		"no-authority":            {mod: at("request_headers", []module.Host{do("proxy_remove_header_map_value", 0, ":authority")}, 0), sends: one(get())},
+	}
+	return table
+}
+
+func values() map[string]agreement { return nil }
+
+func callouts() map[string]agreement { return nil }
+
+func traps() map[string]agreement {
+	table := map[string]agreement{}
+	for _, name := range []string{"request_headers", "request_body", "request_trailers", "response_headers", "response_body", "response_trailers", "log", "done", "delete"} {
+		trailers := post(true, "abc", "def")
+		trailers.Request.Trailers, trailers.Upstream.Trailers = header("x-t", "1"), header("x-u", "1")
+		mod := script(map[string][]module.Turn{name: {{Traps: true}}})
+		table["trap-"+name] = agreement{mod: mod, sends: one(trailers, get())}
+		table["trap-open-"+name] = agreement{mod: mod, open: true, sends: one(trailers, get(), get())}
+	}
+	return table
+}
