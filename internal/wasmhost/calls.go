@@ -83,6 +83,9 @@ func (c call) reply(at int, b []byte) result {
 			return invalidMemoryAccess
 		}
 		stack := [1]uint64{uint64(len(b))}
+		if c.h.cfg.Trace != nil {
+			c.h.cfg.Trace(tellCallback("malloc", stack[:]))
+		}
 		if err := malloc.CallWithStack(c.ctx, stack[:]); err != nil {
 			panic(err)
 		}

@@ -19,7 +19,7 @@ func (r *Result) Text(paint func(Verdict, string) string, trace bool) string {
 		if run.Verdict == Skipped {
 			left = append(left, fmt.Sprintf("not on %s: %s", run.Engine, run.Reason))
 		} else {
-			took = append(took, fmt.Sprintf("%s %s", run.Engine, rounded(run.Time)))
+			took = append(took, fmt.Sprintf("%s %s", run.Engine, Rounded(run.Time)))
 		}
 	}
 	fmt.Fprintf(&b, "  (%s)\n", strings.Join(append(took, left...), "; "))
@@ -54,7 +54,8 @@ func (f *Failure) text(who, want, got string) string {
 	return fmt.Sprintf("       %s%s\n         %*s: %s\n         %*s: %s\n", where, f.What, width, want, indented(f.Want), width, got, indented(f.Got))
 }
 
-func rounded(d time.Duration) time.Duration {
+// Rounded is a duration for people.
+func Rounded(d time.Duration) time.Duration {
 	switch {
 	case d > time.Second:
 		return d.Round(10 * time.Millisecond)
