@@ -340,9 +340,154 @@ func locals() map[string]agreement {
 	return table
 }
 
-func values() map[string]agreement { return nil }
+// values are about properties, and what a VM keeps.
+func values() map[string]agreement {
+	var reads []module.Host
+	for _, path := range []string{
+		"request", "request.path", "request.url_path", "request.host", "request.scheme", "request.method", "request.headers", "request.headers.x-a", "request.headers.X-A",
+		"request.headers.none", "request.referer", "request.useragent", "request.id", "request.protocol", "request.query", "request.none", "request.path.more",
+		"request.size", "request.total_size",
+		"response", "response.code", "response.code_details", "response.flags", "response.headers.x-up", "response.headers.none", "response.trailers.x-u", "response.trailers.none", "response.grpc_status",
+		"response.size",
+		"source", "source.address", "source.none", "destination.address", "connection.mtls", "connection.requested_server_name", "connection.none",
+		"connection.tls_version", "upstream", "upstream.address", "upstream.none", "upstream.transport_failure_reason",
+		"upstream.local_address", "upstream.tls_version", "upstream.request_attempt_count", "upstream.num_endpoints",
+		"plugin_name", "plugin_root_id", "plugin_vm_id", "plugin_name.more", "none", "none.more", "", "metadata", "metadata.filter_metadata", "metadata.filter_metadata.x", "filter_state", "filter_state.x",
+		"filter_state.wasm.mine", "mine", "mine.more", "xds", "xds.cluster_name", "xds.route_name", "xds.virtual_host_name", "xds.listener_direction", "xds.none", "xds.filter_chain_name", "xds.listener_metadata",
+		"xds.cluster_metadata", "xds.route_metadata", "xds.upstream_host_metadata",
+		"xds.node.id", "cluster_name", "route_name", "node", "node.id", "listener_direction", "listener_metadata", "cluster_metadata", "route_metadata", "upstream_host_metadata", "upstream_filter_state", "connection_termination_details",
+	} {
+		p := strings.ReplaceAll(path, ".", "\x00")
+		if path == "filter_state.wasm.mine" {
+			p = "filter_state\x00wasm.mine"
+		}
+		reads = append(reads, do("proxy_get_property", p, module.OutBytes))
+	}
+	reads = append(reads, do("proxy_get_property", "request\x00path\x00", module.OutBytes))
+	there := func(paths ...string) (h []module.Host) { // of what tells of the machine only that it is there
+		for _, path := range paths {
+			h = append(h, do("proxy_get_property", strings.ReplaceAll(path, ".", "\x00"), module.OutNumber, 16))
+		}
+		return h
+	}
+	set := []module.Host{do("proxy_set_property", "mine", "one"), do("proxy_set_property", "mine", "two"), do("proxy_set_property", "plugin_name", "no"), do("proxy_set_property", "request\x00path", "no")}
+	everywhere := func(does []module.Host) map[string][]module.Turn {
+		on := map[string][]module.Turn{}
+		for _, name := range []string{"request_headers", "request_body", "request_trailers", "response_headers", "response_body", "response_trailers", "log", "done", "delete"} {
+			on[name] = []module.Turn{{Does: does, Gives: 0}}
+		}
+		return on
+	}
+	properties := everywhere(reads)
+	properties["request_headers"] = []module.Turn{{Does: append(slices.Clone(set), reads...)}}
+	trailers := post(true, "abc", "def")
+	trailers.Request.Headers = append(trailers.Request.Headers, header("x-a", "1", "x-a", "2", "referer", "r")...)
+	trailers.Request.Trailers, trailers.Upstream.Trailers = header("x-t", "1"), header("x-u", "1", "grpc-status", "3")
+	sends := one(get("x-a", "1"), trailers)
+	keeps := []module.Host{
+		do("proxy_get_shared_data", "k", module.OutBytes, module.OutNumber), do("proxy_set_shared_data", "k", "v1", 0), do("proxy_get_shared_data", "k", module.OutBytes, module.OutNumber),
+		do("proxy_set_shared_data", "k", "v2", 77), do("proxy_set_shared_data", "k", "v3", module.Token), do("proxy_get_shared_data", "k", module.OutBytes, module.OutNumber), do("proxy_set_shared_data", "other", "v", 5),
+		do("proxy_get_shared_data", "other", module.OutBytes, module.OutNumber), do("proxy_set_shared_data", "", "", 0), do("proxy_get_shared_data", "", module.OutBytes, module.OutNumber),
+		do("proxy_register_shared_queue", "q", module.OutNumber), do("proxy_dequeue_shared_queue", module.Token, module.OutBytes), do("proxy_enqueue_shared_queue", module.Token, "item"),
+		do("proxy_dequeue_shared_queue", module.Token, module.OutBytes), do("proxy_enqueue_shared_queue", 999, "item"), do("proxy_dequeue_shared_queue", 999, module.OutBytes),
+		do("proxy_resolve_shared_queue", "", "q", module.OutNumber), do("proxy_resolve_shared_queue", "no-vm", "q", module.OutNumber), do("proxy_resolve_shared_queue", "", "no-queue", module.OutNumber),
+	}
+	measures := []module.Host{
+		do("proxy_define_metric", 0, "c", module.OutNumber), do("proxy_get_metric", module.Token, module.OutLong), do("proxy_increment_metric", module.Token, int64(2)), do("proxy_increment_metric", module.Token, int64(0)),
+		do("proxy_increment_metric", module.Token, int64(-1)), do("proxy_record_metric", module.Token, int64(5)), do("proxy_get_metric", module.Token, module.OutLong),
+		do("proxy_define_metric", 0, "c", module.OutNumber), do("proxy_get_metric", module.Token, module.OutLong),
+		do("proxy_define_metric", 1, "g", module.OutNumber), do("proxy_increment_metric", module.Token, int64(7)), do("proxy_increment_metric", module.Token, int64(-3)), do("proxy_get_metric", module.Token, module.OutLong),
+		do("proxy_record_metric", module.Token, int64(9)), do("proxy_get_metric", module.Token, module.OutLong),
+		do("proxy_define_metric", 2, "h", module.OutNumber), do("proxy_increment_metric", module.Token, int64(7)), do("proxy_record_metric", module.Token, int64(9)), do("proxy_get_metric", module.Token, module.OutLong),
+		do("proxy_define_metric", 3, "x", module.OutNumber), do("proxy_get_metric", 400, module.OutLong), do("proxy_get_metric", 401, module.OutLong), do("proxy_get_metric", 402, module.OutLong), do("proxy_get_metric", 403, module.OutLong),
+		do("proxy_increment_metric", 403, int64(1)), do("proxy_increment_metric", 402, int64(1)), do("proxy_record_metric", 403, int64(1)), do("proxy_record_metric", 401, int64(1)),
+	}
+	others := []module.Host{
+		do("proxy_get_status", module.OutNumber, module.OutBytes), do("proxy_get_log_level", module.OutNumber), do("proxy_done"), do("proxy_log", 9, "x"), do("proxy_log", 3, "a warning"), do("proxy_log", 1, "not told"),
+		do("proxy_set_effective_context", 1), do("proxy_get_property", "request\x00path", module.OutBytes), do("proxy_get_header_map_value", 0, ":path", module.OutBytes), do("proxy_set_property", "a", "b"),
+		do("proxy_set_effective_context", 0), do("proxy_get_property", "plugin_name", module.OutBytes), do("proxy_get_property", "plugin_vm_id", module.OutBytes), do("proxy_set_effective_context", 4711),
+		do("proxy_get_buffer_bytes", 7, 0, 100, module.OutBytes), do("proxy_get_buffer_bytes", 6, 0, 100, module.OutBytes),
+		do("proxy_call_foreign_function", "none", "x", module.OutBytes), do("proxy_call_foreign_function", "uncompress", "x", module.OutBytes), do("proxy_call_foreign_function", "compress", "xxxxxxxxxx", 0, module.OutNumber),
+		do("proxy_call_foreign_function", "declare_property", "x", module.OutBytes), do("proxy_call_foreign_function", "clear_route_cache", "", module.OutBytes),
+		do("proxy_call_foreign_function", "set_envoy_filter_state", "x", module.OutBytes), do("proxy_call_foreign_function", "expr_create", "1", 0, module.OutNumber), do("proxy_call_foreign_function", "expr_evaluate", "x", 0, 0),
+		do("proxy_call_foreign_function", "expr_delete", "x", 0, 0), do("proxy_call_foreign_function", "verify_signature", "x", 0, 0), do("proxy_call_foreign_function", "sign", "x", 0, 0),
+		do("wasi_snapshot_preview1.fd_write", 9, 0, 0, 16), do("wasi_snapshot_preview1.clock_time_get", 9, int64(0), 16), do("wasi_snapshot_preview1.sched_yield"),
+	}
+	return map[string]agreement{
+		"properties": {mod: script(properties), sends: sends, differs: regexp.MustCompile(`get_property 0 (\.|.)\.\.\.$`)},
+		"there": {mod: script(everywhere(there("request.time", "request.duration", "request.headers_bytes", "source.port", "destination.port", "connection.id", "connection_id", "upstream.port",
+			"response.total_size", "response.headers_bytes", "response.backend_latency", "upstream.cx_pool_ready_duration"))), sends: sends,
+			differs: regexp.MustCompile(`get_property 0 \w+$`)},
+		"shared": {mod: script(map[string][]module.Turn{"request_headers": {{Does: keeps}}, "response_headers": {{Does: keeps}}, "log": {{Does: keeps}}, "queue_ready": {{}}}), sends: one(get(), get()),
+			differs: regexp.MustCompile(`shared_queue 0 \w+$|queue_ready|shared_data 0 v\d? \w+$`)},
+		"metrics": {mod: script(everywhere(measures)), sends: one(get(), get())},
+		"others":  {mod: script(everywhere(others)), sends: one(get(), post(true, "abc"))},
+		"queue": {mod: script(map[string][]module.Turn{
+			"configure":       {{Does: []module.Host{do("proxy_register_shared_queue", "q", module.OutNumber)}, Gives: 1}},
+			"request_headers": {{Does: []module.Host{do("proxy_resolve_shared_queue", "", "q", module.OutNumber), do("proxy_enqueue_shared_queue", module.Token, "a"), do("proxy_enqueue_shared_queue", module.Token, "b")}}},
+			"queue_ready":     {{Does: []module.Host{do("proxy_resolve_shared_queue", "", "q", module.OutNumber), do("proxy_dequeue_shared_queue", module.Token, module.OutBytes), do("proxy_get_property", "plugin_name", module.OutBytes)}}},
+		}), sends: one(get()), differs: regexp.MustCompile(`shared_queue 0 \w+$|queue_ready`)},
+	}
+}
 
-func callouts() map[string]agreement { return nil }
+// callouts are about calls to clusters.
+func callouts() map[string]agreement {
+	call := func(name, path string, timeout int, more ...string) module.Host {
+		return do("proxy_http_call", "callee", module.Pairs(append([]string{":method", "POST", ":path", path, ":authority", name}, more...)), "body", module.Pairs{}, timeout, module.OutNumber)
+	}
+	answered := []module.Host{
+		do("proxy_get_header_map_pairs", 6, module.OutBytes), do("proxy_get_header_map_pairs", 7, module.OutBytes), do("proxy_get_buffer_bytes", 4, 0, 1000, module.OutBytes), do("proxy_get_header_map_value", 6, ":status", module.OutBytes),
+		do("proxy_get_status", module.OutNumber, module.OutBytes), do("proxy_get_header_map_pairs", 0, module.OutBytes), do("proxy_set_effective_context", 2), do("proxy_get_header_map_value", 0, ":path", module.OutBytes),
+		do("proxy_get_status", module.OutNumber, module.OutBytes), do("proxy_add_header_map_value", 0, "x-called", "1"),
+	}
+	with := func(e exchange.Exchange, a ...exchange.Answer) []exchange.Exchange {
+		e.Answers = a
+		return one(e)
+	}
+	ok := exchange.Answer{Message: exchange.Message{Headers: header(":status", "202", "x-c", "1"), Chunks: chunks("answer")}}
+	trailing := exchange.Answer{Message: exchange.Message{Headers: header(":status", "200"), Chunks: chunks("answer"), Trailers: header("x-ct", "1")}}
+	late, failing := ok, exchange.Answer{Fails: true}
+	late.Delay = 700 * time.Millisecond
+	first, second := ok, ok
+	first.Path, second.Path = "/1", "/2"
+	second.Message.Headers, second.Delay = header(":status", "203"), 200*time.Millisecond
+	waits := func(name string, timeout int, at string, stream int) []byte {
+		goOn := append(slices.Clone(answered), do("proxy_continue_stream", stream))
+		return script(map[string][]module.Turn{at: {{Does: []module.Host{call(name, "/c", timeout)}, Gives: 1}}, "http_call_response": {{Does: goOn}}})
+	}
+	table := map[string]agreement{}
+	add := func(name string, mod []byte, sends []exchange.Exchange) {
+		table[name] = agreement{mod: mod, sends: sends}
+	}
+	add("call-headers", waits("call-headers", 1000, "request_headers", 0), with(get(), ok))
+	add("call-post", waits("call-post", 1000, "request_headers", 0), with(post(false, "abc", "def"), ok))
+	add("call-chunked", waits("call-chunked", 1000, "request_headers", 0), with(post(true, "abc", "def"), trailing))
+	add("call-response", waits("call-response", 1000, "response_headers", 1), with(get(), ok))
+	add("call-late", waits("call-late", 300, "request_headers", 0), with(get(), late))
+	add("call-failing", waits("call-failing", 1000, "request_headers", 0), with(get(), failing))
+	add("call-and-go", script(map[string][]module.Turn{"request_headers": {{Does: []module.Host{call("call-and-go", "/c", 1000)}}}, "http_call_response": {{Does: answered}}}), with(get(), ok))
+	add("call-log", script(map[string][]module.Turn{"log": {{Does: []module.Host{call("call-log", "/c", 1000, "x-h", "1")}}}, "http_call_response": {{}}}), with(get(), ok))
+	add("call-two", script(map[string][]module.Turn{
+		"request_headers":    {{Does: []module.Host{call("call-two", "/2", 1000), call("call-two", "/1", 1000)}, Gives: 1}},
+		"http_call_response": {{}, {Does: []module.Host{do("proxy_set_effective_context", 2), do("proxy_continue_stream", 0)}}},
+	}), with(get(), first, second))
+	add("call-deny", script(map[string][]module.Turn{
+		"request_headers":    {{Does: []module.Host{call("call-deny", "/c", 1000)}, Gives: 1}},
+		"http_call_response": {{Does: []module.Host{do("proxy_set_effective_context", 2), do("proxy_send_local_response", 403, "", "denied", module.Pairs{}, -1)}}},
+	}), with(post(true, "abc"), ok))
+	add("call-wrong", script(map[string][]module.Turn{"request_headers": {{Does: []module.Host{
+		do("proxy_http_call", "nobody", module.Pairs{":method", "GET", ":path", "/", ":authority", "a"}, "", module.Pairs{}, 10, module.OutNumber),
+		do("proxy_http_call", "callee", module.Pairs{":method", "GET", ":path", "/"}, "", module.Pairs{}, 10, module.OutNumber),
+		do("proxy_http_call", "callee", module.Pairs{":method", "GET", ":authority", "a"}, "", module.Pairs{}, 10, module.OutNumber),
+		do("proxy_http_call", "callee", module.Pairs{":path", "/", ":authority", "a"}, "", module.Pairs{}, 10, module.OutNumber),
+		do("proxy_http_call", "callee", module.Pairs{":method", "GET", ":path", "/", ":authority", "a"}, "", module.Pairs{}, -10, module.OutNumber),
+		do("proxy_http_call", "callee", "xx", "", "", 10, module.OutNumber),
+		do("proxy_grpc_call", "nobody", "s", "m", module.Pairs{}, "", 10, module.OutNumber), do("proxy_grpc_stream", "nobody", "s", "m", module.Pairs{}, module.OutNumber),
+		do("proxy_grpc_close", 1), do("proxy_grpc_close", 2), do("proxy_grpc_close", 3), do("proxy_grpc_close", 4), do("proxy_grpc_cancel", 1), do("proxy_grpc_cancel", 2), do("proxy_grpc_cancel", 4), do("proxy_grpc_send", 1, "x", 0), do("proxy_grpc_send", 2, "x", 0),
+		do("proxy_grpc_send", 3, "x", 0),
+	}}}}), one(get()))
+	return table
+}
 
 func traps() map[string]agreement {
 	table := map[string]agreement{}

@@ -13,16 +13,14 @@ func (b *body) take(from *body) {
 	}
 }
 
-// write puts bytes before all, in the place of all, or behind all. Envoy does nothing
+// write puts bytes in the place of the first ones, or behind all. Envoy does nothing
 // else.
 func (b *body) write(start, length uint32, data []byte) result {
 	size := uint64(len(b.bytes))
 	switch {
-	case start == 0 && length == 0:
-		b.bytes = slices.Concat(data, b.bytes)
-	case start == 0 && uint64(length) >= size:
-		b.bytes = slices.Clone(data)
-	case start > 0 && uint64(start) >= size:
+	case start == 0:
+		b.bytes = slices.Concat(data, b.bytes[min(uint64(length), size):])
+	case uint64(start) >= size:
 		b.bytes = append(b.bytes, data...)
 	default:
 		return badArgument
@@ -82,9 +80,6 @@ func (c call) getBufferBytes() result {
 		return notFound
 	}
 	start, length := c.i32(1), c.i32(2)
-	if start+length < start {
-		return badArgument
-	}
 	size := uint64(len(b))
 	from := min(uint64(start), size)
 	b = b[from:min(uint64(start)+uint64(length), size)]

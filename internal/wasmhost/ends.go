@@ -13,12 +13,12 @@ type router stream
 func (r *router) onHeaders(end bool) {
 	x := (*stream)(r)
 	m := x.request.headers
-	if x.rerouted && !m.has("x-forwarded-proto") { // by which Envoy knows of requests that it has looked at
+	if x.rerouted && (!m.has("x-forwarded-proto") || !m.has(":path")) { // by which Envoy knows of requests that it has looked at
 		x.localReply(localReply{status: http.StatusNotFound, grpc: -1, details: "route_not_found"})
 		return
 	}
-	for _, name := range []string{":method", ":path", ":authority"} {
-		if value, there := m.get(name); !there || value == "" && name != ":authority" {
+	for _, name := range []string{":method", ":path"} {
+		if value, _ := m.get(name); value == "" {
 			x.localReply(localReply{
 				status: http.StatusServiceUnavailable, body: "missing required header: " + name, grpc: -1,
 				details: "filter_removed_required_request_headers{missing_required_header:_" + name + "}",

@@ -398,9 +398,8 @@ func (w *envoyWorld) run(name string, a agreement) (s seen) {
 		go func() { wrote <- writeMessage(conn, e.Request, nil) }()
 		_ = conn.SetReadDeadline(time.Now().Add(6 * time.Second))
 		m, err := readMessage(bufio.NewReader(conn))
-		if m != nil {
+		if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) { // else it was closed
 			o.Response = m
-			o.Cut = errors.Is(err, io.ErrUnexpectedEOF) || err != nil
 		}
 		<-wrote
 		_ = conn.Close()

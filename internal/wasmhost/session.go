@@ -158,12 +158,8 @@ func (s *session) Do(ctx context.Context, e exchange.Exchange) (*exchange.Outcom
 	failed := s.host.failed
 	x := newStream(s.host, s.root)
 	x.properties = e.Properties
-	if failed != nil && !s.setup.Open {
-		x.request.headers = newHeaderMap(framed(e.Request, "").Headers)
-		x.fail()
-	} else {
-		s.carry(x, e)
-	}
+	x.bare = failed != nil && s.setup.Open
+	s.carry(x, e)
 	x.finish()
 	s.settle()
 	if err := ctx.Err(); err != nil {
@@ -191,8 +187,8 @@ func (s *session) carry(x *stream, e exchange.Exchange) {
 			answer[0]()
 			answer = answer[1:]
 		case !s.host.clock.step(until) || s.host.ticks > ticks+maxTicks:
-			x.details = "nothing lets the request go on"
-			x.cutOff()
+			x.details = "nothing lets the stream go on"
+			x.over, x.cut, x.reset = true, x.started, !x.started
 		}
 		s.settle()
 	}

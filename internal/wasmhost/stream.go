@@ -22,6 +22,7 @@ type stream struct {
 	endOfStream bool // of the piece that is looked at
 	logging     bool // it is over, and is being logged
 	created     bool
+	bare        bool // no filter stands in it
 	// failing: the VM failed, and the stream was answered for it.
 	failing  bool
 	prepared *localReply
@@ -53,12 +54,9 @@ func newStream(h *Host, root *scope) *stream {
 	return x
 }
 
-// pass is a stream that no filter stands in.
-func (x *stream) pass() bool { return x.host.failed != nil && !x.failing }
-
 // create tells the module of the stream.
 func (x *stream) create() {
-	if x.created {
+	if x.created || x.bare {
 		return
 	}
 	x.created = true
@@ -70,6 +68,9 @@ func (x *stream) create() {
 // what it decides by a number that there is not, and when the stream failed.
 func (x *stream) ask(name string, unknown verdict, meanings []verdict, params ...uint64) verdict {
 	h := x.host
+	if x.bare {
+		return proceed
+	}
 	if h.failed != nil {
 		x.fail()
 		return unknown
@@ -224,6 +225,7 @@ func (x *stream) dress(r localReply) (*headerMap, []byte) {
 	kind, _ := x.request.headers.get("content-type")
 	if kind == "application/grpc" || strings.HasPrefix(kind, "application/grpc+") || strings.HasPrefix(kind, "application/grpc;") {
 		m.set(":status", "200")
+		m.remove("content-length")
 		m.set("content-type", "application/grpc")
 		if r.grpc < 0 {
 			r.grpc = grpcStatus(r.status)
@@ -262,7 +264,7 @@ func (x *stream) tooLarge(l *lane) {
 // finish logs the stream and ends its context.
 func (x *stream) finish() {
 	x.over = true
-	if x.pass() {
+	if x.bare {
 		return
 	}
 	x.create()
