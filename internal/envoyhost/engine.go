@@ -144,10 +144,13 @@ func (p *process) keep(ctx context.Context, path, digest string) error {
 	}
 	p.kept = digest
 	err := p.tell(ctx, keepSlot, filter(exchange.Setup{Module: path, Name: "keep"}, "keep "+digest, initialisation), loadTime)
-	if errors.Is(err, errRefused) {
+	switch {
+	case errors.Is(err, errRefused):
 		return p.forget(ctx, keepSlot)
+	case err != nil:
+		return err
 	}
-	return err
+	return p.settle(ctx)
 }
 
 // initialisation is what a module may call that is kept but not run: what runtimes of

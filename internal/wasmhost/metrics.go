@@ -58,7 +58,7 @@ func (c call) defineMetric() result {
 	all.last[kind]++
 	id := all.last[kind]<<kindBits | uint32(kind)
 	all.byID[id] = m
-	return stored(c.put(2, id))
+	return stored(c.put(3, id))
 }
 
 // metric gives the one that the first argument names; none is the given result, by

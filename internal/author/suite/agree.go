@@ -73,7 +73,7 @@ func (c *comparison) sameFields(what string, a, b []exchange.Header) {
 	x, y := exchange.Message{Headers: a}, exchange.Message{Headers: b}
 	names := map[string]bool{}
 	for _, h := range append(slices.Clone(a), b...) {
-		if !exchange.Own(h.Name) {
+		if h.Name != ":scheme" && !exchange.Own(h.Name) { // no request of HTTP/1.1 says its scheme
 			names[h.Name] = true
 		}
 	}
