@@ -128,6 +128,15 @@ const (
 	CodeProbeFailed   Code = "ProbeFailed" // it loads, and answers a probe otherwise than it is to
 )
 
+// Codes about a plugin's source, for its author.
+const (
+	CodeSourceName     Code = "SourceName"     // a name that a plugin cannot have
+	CodeSourceFolder   Code = "SourceFolder"   // a folder that cannot be read, or has something in it already
+	CodeSourceLanguage Code = "SourceLanguage" // it is not known, or not clear
+	CodeToolchain      Code = "Toolchain"      // a compiler is not there
+	CodeBuild          Code = "Build"          // a compiler failed
+)
+
 // Codes about the proxies that a release is for.
 const (
 	CodeEnvoyUntried Code = "EnvoyUntried" // nobody tried it in the version that they run
