@@ -132,7 +132,6 @@ func rootCommand(e *env) *cobra.Command {
 		}
 	} else {
 		root.AddCommand(serveCommand(e), testCommand(e), applyCommand(e), deleteCommand(e), nodeCommand(e), internalCommand(e))
-		root.AddCommand(serveCommand(e), applyCommand(e), deleteCommand(e), nodeCommand(e), internalCommand(e))
 		root.AddCommand(newCommand(e), buildCommand(e), vetCommand(e))
 	}
 	return root
