@@ -34,8 +34,7 @@ pub struct Limit {
 impl Limit {
     /// Tells whether a request counts here. Methods and paths are compared as they are.
     pub fn counts(&self, method: &[u8], path: &[u8]) -> bool {
-        path.starts_with(self.prefix.as_bytes())
-            && (self.methods.is_empty() || self.methods.iter().any(|m| m.as_bytes() == method))
+        path.starts_with(self.prefix.as_bytes()) && (self.methods.is_empty() || self.methods.iter().any(|m| m.as_bytes() == method))
     }
 }
 
@@ -127,7 +126,9 @@ fn key(given: &str) -> Result<Key, String> {
         "source" => Ok(Key::Source),
         "path" => Ok(Key::Path),
         _ => match given.strip_prefix("header:") {
-            Some(name) if !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) => Ok(Key::Header(name.to_ascii_lowercase())),
+            Some(name) if !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) => {
+                Ok(Key::Header(name.to_ascii_lowercase()))
+            }
             _ => Err(".key: must be all, source, path or header:NAME".into()),
         },
     }
@@ -136,10 +137,7 @@ fn key(given: &str) -> Result<Key, String> {
 fn methods(given: Option<&Value>) -> Result<Vec<String>, String> {
     let Some(value) = given else { return Ok(Vec::new()) };
     let list = value.as_array().filter(|l| !l.is_empty()).ok_or(".methods: must be a list of one or more")?;
-    list.iter()
-        .map(|m| m.as_str().filter(|m| !m.is_empty()).map(Into::into))
-        .collect::<Option<_>>()
-        .ok_or_else(|| ".methods: must be texts such as GET".into())
+    list.iter().map(|m| m.as_str().filter(|m| !m.is_empty()).map(Into::into)).collect::<Option<_>>().ok_or_else(|| ".methods: must be texts such as GET".into())
 }
 
 /// The nanoseconds of a time such as 500ms; none of nothing, or of more than a day.

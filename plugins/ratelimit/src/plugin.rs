@@ -49,9 +49,8 @@ struct Metrics {
 
 impl Metrics {
     fn define(name: &str) -> Result<Metrics, String> {
-        let counter = |what| {
-            define_metric(MetricType::Counter, &format!("ratelimit.{name}.{what}")).map_err(|s| format!("no metric ratelimit.{name}.{what}: {s:?}"))
-        };
+        let counter =
+            |what| define_metric(MetricType::Counter, &format!("ratelimit.{name}.{what}")).map_err(|s| format!("no metric ratelimit.{name}.{what}: {s:?}"));
         Ok(Metrics { passed: counter("passed")?, limited: counter("limited")?, busy: counter("busy")? })
     }
 }
@@ -94,7 +93,8 @@ impl Plugin {
                 return number(&bytes).ok_or_else(|| format!("{SEED} in the shared data is not ours"));
             }
             let drawn = RandomState::new().build_hasher().finish();
-            let _ = self.set_shared_data(SEED, Some(&drawn.to_le_bytes()), Some(NEW)); // or another was first
+            let _ = self.set_shared_data(SEED, Some(&drawn.to_le_bytes()), Some(NEW));
+            // or another was first
         }
         Err("the shared data cannot be written".into())
     }
