@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -24,7 +25,10 @@ func TestMain(m *testing.M) {
 // TestScript runs testdata/script/*.txtar: the command as a user types it. Each
 // script has a registry at $REGISTRY with the images plugin:v1 and plugin:broken,
 // and two free addresses, $LISTEN and $CHANDLER_SERVER.
+//
+// $MODULES has the modules deny.wasm and refuse.wasm, and $ENVOY is a real Envoy.
 func TestScript(t *testing.T) {
+	envoy := module.Envoy(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
@@ -40,6 +44,17 @@ func TestScript(t *testing.T) {
 					return err
 				}
 			}
+			modules := filepath.Join(env.WorkDir, "modules")
+			if err := os.Mkdir(modules, 0o700); err != nil {
+				return err
+			}
+			for name, code := range map[string][]byte{"deny": module.Deny(403), "refuse": module.RefuseConfigure("the moon is wrong")} {
+				if err := os.WriteFile(filepath.Join(modules, name+".wasm"), code, 0o600); err != nil {
+					return err
+				}
+			}
+			env.Setenv("MODULES", modules)
+			env.Setenv("ENVOY", envoy)
 			env.Setenv("REGISTRY", reg.Addr)
 			env.Setenv("HOME", env.WorkDir) // where a control plane leaves word of its socket
 			for _, name := range []string{"LISTEN", "CHANDLER_SERVER"} {

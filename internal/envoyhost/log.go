@@ -102,7 +102,6 @@ var (
 	callPattern   = regexp.MustCompile(`cluster '([^']*)' match for URL '([^']*)'`)
 	tickPattern   = regexp.MustCompile(`^\[host->vm\] proxy_on_tick\(`)
 	periodPattern = regexp.MustCompile(`^\[vm->host\] env\.proxy_set_tick_period_milliseconds\((\d+)\)`)
-	activePattern = regexp.MustCompile(`^~Wasm (\d+) remaining active`)
 	trapPattern   = regexp.MustCompile(`^Function: \S+ failed: .*`)
 )
 

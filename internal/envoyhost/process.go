@@ -186,7 +186,7 @@ func (p *process) close() {
 
 // gone is the error of an Envoy that has ended.
 func (p *process) gone() error {
-	return fmt.Errorf("Envoy has ended: %s", chandler.Printable(p.log.last(), 1024))
+	return fmt.Errorf("it has ended: %s", chandler.Printable(p.log.last(), 1024))
 }
 
 // errRefused: Envoy did not take what it was told.
@@ -215,7 +215,7 @@ func (p *process) tell(ctx context.Context, slot string, body *anypb.Any, atMost
 		case <-p.ended:
 			return p.gone()
 		case <-ctx.Done():
-			return fmt.Errorf("Envoy did not say whether it takes the plugin: %w", ctx.Err())
+			return fmt.Errorf("it did not say whether it takes the plugin: %w", ctx.Err())
 		}
 	}
 }
@@ -235,7 +235,7 @@ func (p *process) ready(ctx context.Context) (err error) {
 		case <-p.ended:
 			return p.gone()
 		case <-ctx.Done():
-			return fmt.Errorf("Envoy's listeners do not open: %w", ctx.Err())
+			return fmt.Errorf("its listeners do not open: %w", ctx.Err())
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
@@ -275,7 +275,7 @@ func (p *process) stuck(ctx context.Context, err error) error {
 	default:
 	}
 	if ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("Envoy does not answer any more: %w", context.DeadlineExceeded)
+		return fmt.Errorf("it does not answer any more: %w", context.DeadlineExceeded)
 	}
 	return err
 }
@@ -323,7 +323,7 @@ func (p *process) until(ctx context.Context, found func(*record) bool) error {
 		case <-p.ended:
 			return p.gone()
 		case <-ctx.Done():
-			return fmt.Errorf("Envoy's log does not say what was waited for: %w", ctx.Err())
+			return fmt.Errorf("its log does not say what was waited for: %w", ctx.Err())
 		}
 	}
 }

@@ -206,7 +206,7 @@ func (s *session) ask(ctx context.Context, e *exchange.Exchange, o *exchange.Out
 		m, cut := response(reader{bufio.NewReader(conn)}, method)
 		came <- answer{m, cut}
 	}()
-	held := patience
+	held := max(patience, s.setup.Deadline)
 	for _, a := range e.Answers {
 		held += a.Delay
 	}
@@ -218,7 +218,7 @@ func (s *session) ask(ctx context.Context, e *exchange.Exchange, o *exchange.Out
 	case <-timer.C:
 		// Held back by the plugin, or is Envoy itself stuck?
 		<-sent
-		if err := s.process.settle(ctx); err != nil {
+		if err := s.alive(ctx); err != nil {
 			return err
 		}
 		if s.process.servers.idle() {
@@ -228,6 +228,17 @@ func (s *session) ask(ctx context.Context, e *exchange.Exchange, o *exchange.Out
 	}
 	o.Response, o.Cut = a.m, a.cut
 	return ctx.Err()
+}
+
+// alive tells an Envoy that waits from one in which a callback does not come back.
+func (s *session) alive(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	err := s.process.settle(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = errors.New("the plugin does not come back from a callback")
+	}
+	return err
 }
 
 // line is a request's first line, with the headers that HTTP/1.1 has for the others that
@@ -431,7 +442,7 @@ func (p *process) poll(ctx context.Context, path string, ok func(string) bool) e
 		case <-p.ended:
 			return p.gone()
 		case <-ctx.Done():
-			return fmt.Errorf("Envoy's %s does not become what it should: %w", path, ctx.Err())
+			return fmt.Errorf("its %s does not become what it should: %w", path, ctx.Err())
 		}
 	}
 }

@@ -26,6 +26,7 @@ func (r *router) onHeaders(end bool) {
 			return
 		}
 	}
+	x.routed = true
 	m.set("x-envoy-expected-rq-timeout-ms", "15000")
 	x.upstream.Headers = append([]exchange.Header(nil), m.fields...)
 	if end {

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -24,26 +24,9 @@ import (
 	"chandler.dev/chandler/internal/testenv/module"
 )
 
-// agreement is a plugin and what is sent through it, in both hosts.
-type agreement struct {
-	mod    []byte
-	config string
-	open   bool
-	sends  []exchange.Exchange
-	// differs are lines in which the hosts may differ, as they tell of the machine.
-	differs *regexp.Regexp
-}
-
-// seen is what came of it.
-type seen struct {
-	outcomes []string
-	logs     []string
-}
-
 // envoyWorld is one Envoy with a listener, an upstream and a cluster for each of some
 // agreements.
 type envoyWorld struct {
-	t     *testing.T
 	log   string
 	ports map[string]string
 	ups   map[string]*peer
@@ -53,17 +36,18 @@ type envoyWorld struct {
 // peer is a server that reads a request and answers with what it is told to.
 type peer struct {
 	net.Listener
+	pace   time.Duration
 	mu     sync.Mutex
 	answer func(req *exchange.Message) *exchange.Message // nil: the connection is closed
 	got    []*exchange.Message
 }
 
-func newPeer(t *testing.T) *peer {
+func newPeer(t *testing.T, pace time.Duration) *peer {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &peer{Listener: l}
+	p := &peer{Listener: l, pace: pace}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -81,7 +65,7 @@ func newPeer(t *testing.T) *peer {
 func (p *peer) serve(c net.Conn) {
 	r := bufio.NewReader(c)
 	for {
-		m, err := readMessage(r)
+		m, err := readMessage(r, nil)
 		if err != nil {
 			return
 		}
@@ -90,7 +74,7 @@ func (p *peer) serve(c net.Conn) {
 		answer := p.answer
 		p.mu.Unlock()
 		a := answer(m)
-		if a == nil || writeMessage(c, *a, m) != nil {
+		if a == nil || writeMessage(c, *a, m, p.pace) != nil {
 			return
 		}
 	}
@@ -111,7 +95,8 @@ func (p *peer) set(answer func(*exchange.Message) *exchange.Message) {
 }
 
 // readMessage reads a message as it came over HTTP/1.1.
-func readMessage(r *bufio.Reader) (*exchange.Message, error) {
+// asked is what it answers, if it is a response.
+func readMessage(r *bufio.Reader, asked *exchange.Message) (*exchange.Message, error) {
 	line, err := readLine(r)
 	if err != nil {
 		return nil, err
@@ -140,6 +125,11 @@ func readMessage(r *bufio.Reader) (*exchange.Message, error) {
 	}
 	if err := read(&m.Headers); err != nil {
 		return nil, err
+	}
+	if asked != nil {
+		if method, _ := asked.Get(":method"); method == "HEAD" {
+			return m, nil
+		}
 	}
 	if te, _ := m.Get("transfer-encoding"); te == "chunked" {
 		m.Chunked = true
@@ -175,7 +165,7 @@ func readLine(r *bufio.Reader) (string, error) {
 const pace = 40 * time.Millisecond
 
 // writeMessage writes a message, piece by piece. to is the request that it answers.
-func writeMessage(w io.Writer, m exchange.Message, to *exchange.Message) error {
+func writeMessage(w io.Writer, m exchange.Message, to *exchange.Message, pace time.Duration) error {
 	var b bytes.Buffer
 	method, path, status, authority := "", "", "", ""
 	for _, h := range m.Headers {
@@ -213,7 +203,7 @@ func writeMessage(w io.Writer, m exchange.Message, to *exchange.Message) error {
 			return err
 		}
 	}
-	for i, chunk := range m.Chunks {
+	for _, chunk := range m.Chunks {
 		if _, err := w.Write(b.Bytes()); err != nil {
 			return err
 		}
@@ -224,7 +214,6 @@ func writeMessage(w io.Writer, m exchange.Message, to *exchange.Message) error {
 		} else {
 			b.Write(chunk)
 		}
-		_ = i
 	}
 	if chunked {
 		b.WriteString("0\r\n")
@@ -240,7 +229,7 @@ func writeMessage(w io.Writer, m exchange.Message, to *exchange.Message) error {
 func startEnvoy(t *testing.T, all map[string]agreement) *envoyWorld {
 	t.Helper()
 	dir := t.TempDir()
-	w := &envoyWorld{t: t, log: filepath.Join(dir, "log"), ups: map[string]*peer{}, calls: map[string]*peer{}}
+	w := &envoyWorld{log: filepath.Join(dir, "log"), ups: map[string]*peer{}, calls: map[string]*peer{}}
 	var listeners, clusters []string
 	cluster := func(name string, p *peer) {
 		host, port, _ := net.SplitHostPort(p.Addr().String())
@@ -251,7 +240,7 @@ func startEnvoy(t *testing.T, all map[string]agreement) *envoyWorld {
 				"explicit_http_config": {"http_protocol_options": {"enable_trailers": true}}}}}`, name, name, host, port))
 	}
 	q := func(s string) string { b, _ := json.Marshal(s); return string(b) }
-	callee := newPeer(t) // which calls are whose is in their authority
+	callee := newPeer(t, 0) // which calls are whose is in their authority
 	callee.set(func(m *exchange.Message) *exchange.Message {
 		name, _ := m.Get(":authority")
 		own := w.calls[name]
@@ -267,8 +256,8 @@ func startEnvoy(t *testing.T, all map[string]agreement) *envoyWorld {
 		if err := os.WriteFile(path, a.mod, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		w.ups[name], w.calls[name] = newPeer(t), &peer{}
-		cluster(name, w.ups[name])
+		w.ups[name], w.calls[name] = newPeer(t, pace), &peer{}
+		cluster("up-"+name, w.ups[name])
 		policy := "FAIL_CLOSED"
 		if a.open {
 			policy = "FAIL_OPEN"
@@ -281,7 +270,7 @@ func startEnvoy(t *testing.T, all map[string]agreement) *envoyWorld {
 			"filter_chains": [{"filters": [{"name": "hcm", "typed_config": {
 				"@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
 				"stat_prefix": "l", "http_protocol_options": {"enable_trailers": true},
-				"route_config": {"name": "local", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": %[1]q, "timeout": "3s"}}]}]},
+				"route_config": {"name": "local", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "up-%[1]s", "timeout": "3s"}}]}]},
 				"http_filters": [%[2]s, {"name": "router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]}}]}]}`, name, filter))
 	}
 	config := fmt.Sprintf(`{"admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
@@ -296,7 +285,7 @@ func startEnvoy(t *testing.T, all map[string]agreement) *envoyWorld {
 	}
 	defer log.Close()
 	cmd := exec.Command(module.Envoy(t), "-c", bootstrap, "--use-dynamic-base-id", "--concurrency", "1", "--admin-address-path", admin,
-		"-l", "warning", "--component-log-level", "wasm:info", "--log-format", "%l %v")
+		"-l", "warning", "--component-log-level", "wasm:trace", "--log-format", "%l %v")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -336,117 +325,95 @@ func ports(admin string) map[string]string {
 	return found
 }
 
-// logged gives the lines that a plugin logged from a place in the log on, once there
-// are no more of them for a while.
-func (w *envoyWorld) logged(name string, from int64) (lines []string) {
-	said := regexp.MustCompile(`^\w+ wasm log((?: \S+)*): (.*)$`)
-	size := int64(-1)
-	for {
-		info, err := os.Stat(w.log)
+// logged gives the lines that a plugin logged since the first skip ones, once there are
+// no more of them for a while.
+func (w *envoyWorld) logged(name string, skip int) (lines []string, err error) {
+	said := regexp.MustCompile(`(?m)^(\w+) wasm log(?: \S+)* ` + regexp.QuoteMeta(name) + `: (.*)$`)
+	for before := -1; len(lines) != before; {
+		if before = len(lines); before > 0 {
+			time.Sleep(5 * pace) // until nothing comes any more
+		}
+		b, err := os.ReadFile(w.log)
 		if err != nil {
-			w.t.Fatal(err)
+			return nil, err
 		}
-		if info.Size() == size {
-			break
+		lines = nil
+		for _, m := range said.FindAllStringSubmatch(string(b), -1) {
+			level := map[string]string{"warning": "warn"}[m[1]]
+			lines = append(lines, cmp.Or(level, m[1])+" "+m[2])
 		}
-		size = info.Size()
-		time.Sleep(2 * pace) // until nothing comes any more
+		lines = lines[min(skip, len(lines)):]
 	}
-	b, err := os.ReadFile(w.log)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	for line := range strings.Lines(string(b[from:])) {
-		if m := said.FindStringSubmatch(strings.TrimRight(line, "\n")); m != nil && strings.HasSuffix(m[1], " "+name) {
-			lines = append(lines, m[2])
-		}
-	}
-	return lines
+	return lines, nil
 }
 
-func (w *envoyWorld) run(name string, a agreement) (s seen) {
-	before, err := os.Stat(w.log)
+// run sends an agreement's exchanges, one after the other.
+func (w *envoyWorld) run(name string, a agreement) (s seen, err error) {
+	before, err := w.logged(name, 0)
 	if err != nil {
-		w.t.Fatal(err)
+		return s, err
 	}
-	var conn net.Conn
+	var outcomes []*exchange.Outcome
 	for _, e := range a.sends {
-		if conn, err = net.Dial("tcp", w.ports[name]); err != nil {
-			w.t.Fatal(err)
+		o, err := w.send(name, e)
+		if err != nil {
+			return s, err
 		}
-		w.ups[name].set(func(*exchange.Message) *exchange.Message { return &e.Upstream })
-		var mu sync.Mutex
-		used := map[int]int{}
-		w.calls[name].set(func(m *exchange.Message) *exchange.Message {
-			mu.Lock()
-			defer mu.Unlock()
-			path, _ := m.Get(":path")
-			for i, answer := range e.Answers {
-				if (answer.Path == "" || answer.Path == path) && (answer.Times == 0 || used[i] < answer.Times) {
-					used[i]++
-					time.Sleep(answer.Delay)
-					if answer.Fails {
-						return nil
-					}
-					return &answer.Message
-				}
-			}
-			return nil
-		})
-		o := exchange.Outcome{}
-		wrote := make(chan error, 1)
-		go func() { wrote <- writeMessage(conn, e.Request, nil) }()
-		_ = conn.SetReadDeadline(time.Now().Add(6 * time.Second))
-		m, err := readMessage(bufio.NewReader(conn))
-		if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) { // else it was closed
-			o.Response = m
-		}
-		<-wrote
-		_ = conn.Close()
-		if got := w.ups[name].take(); len(got) > 0 {
-			o.Upstream = got[0]
-		}
-		for _, m := range w.calls[name].take() {
-			o.Calls = append(o.Calls, exchange.Call{Cluster: "callee", Request: *m})
-		}
-		s.outcomes = append(s.outcomes, told(&o))
+		outcomes = append(outcomes, o)
 	}
-	s.logs = w.logged(name, before.Size())
-	return s
+	if s.logs, err = w.logged(name, len(before)); err != nil {
+		return s, err
+	}
+	for _, m := range w.calls[name].take() { // some are made when all is over
+		last := outcomes[len(outcomes)-1]
+		last.Calls = append(last.Calls, exchange.Call{Cluster: "callee", Request: *m})
+	}
+	for _, o := range outcomes {
+		s.outcomes = append(s.outcomes, told(o))
+	}
+	return s, nil
 }
 
-// told writes an outcome as text.
-func told(o *exchange.Outcome) string {
-	var b strings.Builder
-	write := func(what string, m *exchange.Message) {
-		if m == nil {
-			fmt.Fprintf(&b, "%s: none\n", what)
-			return
+func (w *envoyWorld) send(name string, e exchange.Exchange) (*exchange.Outcome, error) {
+	conn, err := net.Dial("tcp", w.ports[name])
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	w.ups[name].set(func(*exchange.Message) *exchange.Message { return &e.Upstream })
+	var mu sync.Mutex
+	used := map[int]int{}
+	w.calls[name].set(func(m *exchange.Message) *exchange.Message {
+		path, _ := m.Get(":path")
+		mu.Lock()
+		i := slices.IndexFunc(e.Answers, func(a exchange.Answer) bool { return a.Path == "" || a.Path == path })
+		for ; i >= 0 && i < len(e.Answers) && e.Answers[i].Times > 0 && used[i] >= e.Answers[i].Times; i++ {
 		}
-		fmt.Fprintf(&b, "%s:\n", what)
-		for _, name := range []string{":status", ":method", ":path", ":authority"} {
-			if value, there := m.Get(name); there {
-				fmt.Fprintf(&b, "  %s: %s\n", name, value)
-			}
+		mu.Unlock()
+		if i < 0 || i == len(e.Answers) {
+			return nil
 		}
-		for _, h := range m.Headers {
-			if !exchange.Own(h.Name) && !strings.HasPrefix(h.Name, ":") {
-				fmt.Fprintf(&b, "  %s: %s\n", h.Name, h.Value)
-			}
+		used[i]++
+		time.Sleep(e.Answers[i].Delay)
+		if e.Answers[i].Fails {
+			return nil
 		}
-		if body := m.Body(); len(body) > 200 {
-			fmt.Fprintf(&b, "  body of %d\n", len(body))
-		} else if len(body) > 0 {
-			fmt.Fprintf(&b, "  body %q\n", body)
-		}
-		for _, h := range m.Trailers {
-			fmt.Fprintf(&b, "  trailer %s: %s\n", h.Name, h.Value)
+		return &e.Answers[i].Message
+	})
+	wrote := make(chan struct{})
+	go func() { defer close(wrote); _ = writeMessage(conn, e.Request, nil, pace) }()
+	defer func() { <-wrote }()
+	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	o := &exchange.Outcome{}
+	m, err := readMessage(bufio.NewReader(conn), &e.Request)
+	o.Response = m
+	if m != nil && err != nil {
+		if _, o.Cut = m.Get("content-length"); !o.Cut {
+			o.Response = nil
 		}
 	}
-	write("response", o.Response)
-	write("upstream", o.Upstream)
-	for _, c := range o.Calls {
-		write("call", &c.Request)
+	if got := w.ups[name].take(); len(got) > 0 {
+		o.Upstream = got[0]
 	}
-	return b.String()
+	return o, nil
 }

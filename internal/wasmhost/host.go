@@ -92,7 +92,9 @@ type Host struct {
 	starting bool
 	contexts map[uint32]*scope
 	lastID   uint32
-	current  *scope
+	// current is the context that calls are about: the one that called is for, unless
+	// the module says otherwise.
+	current, called *scope
 	// after is what is put off until the callback is over; answered: it asked for a
 	// local response, so that nothing goes on by what it gives.
 	after    []func()
@@ -117,6 +119,7 @@ type scope struct {
 	stream *stream
 
 	configuring bool // its configuration can be read
+	declared    map[string]bool
 	period      time.Duration
 	// status and message are of what is being told in a callback.
 	status   uint32
@@ -152,7 +155,7 @@ func (p *program) start(ctx context.Context, cfg Config, m *memory) (*Host, erro
 	vm.root = vm
 	h := &Host{
 		cfg: cfg, program: p, memory: m, starting: true, exports: map[string]api.Function{},
-		contexts: map[uint32]*scope{0: vm}, current: vm,
+		contexts: map[uint32]*scope{0: vm}, current: vm, called: vm,
 		shared: sharedData{values: map[string]sharedValue{}}, metrics: newMetrics(),
 	}
 	ctx, h.cancel = context.WithCancel(ctx)
@@ -271,10 +274,10 @@ func (h *Host) call(name string, params ...uint64) (uint64, error) {
 
 // in calls a function of the module for a context, and is what a callback is.
 func (h *Host) in(c *scope, name string, params ...uint64) (uint64, error) {
-	before := h.current
-	h.current = c
+	current, called := h.current, h.called
+	h.current, h.called = c, c
 	r, err := h.call(name, params...)
-	h.current = before
+	h.current, h.called = current, called
 	return r, err
 }
 

@@ -13,7 +13,9 @@ const (
 	sourceAddress      = "127.0.0.1:40000"
 	destinationAddress = "127.0.0.1:8080"
 	upstreamAddress    = "127.0.0.1:8081"
-	upstreamName       = "upstream"
+
+	upstreamLocalAddress = "127.0.0.1:40001"
+	upstreamName         = "upstream"
 )
 
 // property is a value as a plugin gets it; nil with notFound: there is none.
@@ -118,8 +120,16 @@ func (c *scope) property(h *Host, path []string) property {
 	case "connection_id":
 		return leaf(path, numberProperty(1))
 	case "metadata":
-		if len(path) == 1 {
+		switch {
+		case len(path) == 1:
 			return textProperty("")
+		case len(path) == 2 && path[1] == "filter_metadata":
+			return property{bytes: marshal(nil)}
+		}
+		return noProperty()
+	case "upstream_filter_state":
+		if len(path) == 1 && x.routed {
+			return property{result: serializationFailure}
 		}
 		return noProperty()
 	case "filter_state":
@@ -238,7 +248,7 @@ func (x *stream) responseProperty(path []string) property {
 	case "code":
 		value, there := x.response.headers.get(":status")
 		n, err := strconv.ParseInt(value, 10, 64)
-		if !there || err != nil || !x.started {
+		if !there || err != nil {
 			return noProperty()
 		}
 		return leaf(path, numberProperty(n))
@@ -260,6 +270,14 @@ func (x *stream) responseProperty(path []string) property {
 		if n, err := strconv.ParseInt(value, 10, 64); there && err == nil {
 			return leaf(path, numberProperty(n))
 		}
+		value, there = x.response.headers.get(":status")
+		if n, err := strconv.Atoi(value); there && err == nil {
+			return leaf(path, numberProperty(int64(grpcStatus(n))))
+		}
+	case "backend_latency":
+		if x.asked && x.response.complete {
+			return leaf(path, numberProperty(int64(time.Microsecond)))
+		}
 	}
 	return noProperty()
 }
@@ -277,30 +295,50 @@ func (x *stream) connectionProperty(path []string) property {
 }
 
 func (x *stream) upstreamProperty(path []string) property {
-	if len(x.upstream.Headers) == 0 {
+	switch path[0] {
+	case "request_attempt_count":
+		return leaf(path, numberProperty(int64(truth(x.routed))))
+	case "num_endpoints":
+		return leaf(path, numberProperty(1))
+	}
+	if !x.routed {
 		return noProperty()
 	}
 	switch path[0] {
 	case "address", "port":
 		return address(path, upstreamAddress)
+	case "local_address":
+		if x.asked {
+			return leaf(path, textProperty(upstreamLocalAddress))
+		}
 	case "transport_failure_reason":
 		return leaf(path, textProperty(""))
+	case "cx_pool_ready_duration":
+		return leaf(path, numberProperty(int64(time.Microsecond)))
 	}
 	return noProperty()
 }
 
 func (x *stream) xdsProperty(path []string) property {
-	if len(path) == 0 {
+	switch {
+	case len(path) == 0:
 		return property{result: serializationFailure}
-	}
-	if x == nil {
+	case path[0] == "node":
+		return textProperty("") // it has no name
+	case x == nil:
 		return noProperty()
 	}
 	switch path[0] {
 	case "cluster_name":
 		return leaf(path, textProperty(upstreamName))
-	case "route_name", "filter_chain_name":
+	case "virtual_host_name":
+		return leaf(path, textProperty("all"))
+	case "route_name", "filter_chain_name", "listener_metadata", "cluster_metadata", "route_metadata":
 		return leaf(path, textProperty(""))
+	case "upstream_host_metadata":
+		if x.routed {
+			return property{result: serializationFailure}
+		}
 	case "listener_direction":
 		return leaf(path, numberProperty(0))
 	}

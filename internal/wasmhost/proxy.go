@@ -20,7 +20,7 @@ func functions() map[string]func(call) result {
 		"emscripten_notify_memory_growth": func(call) result { return ok },
 
 		"proxy_log":                          call.log,
-		"proxy_get_log_level":                func(c call) result { return stored(c.put(0, uint32(LevelInfo))) },
+		"proxy_get_log_level":                func(c call) result { return stored(c.put(0, uint32(LevelTrace))) },
 		"proxy_get_status":                   func(c call) result { return c.status() },
 		"proxy_get_current_time_nanoseconds": func(c call) result { return stored(c.put64(0, uint64(c.h.time().UnixNano()))) },
 		"proxy_set_tick_period_milliseconds": call.tick,
@@ -116,8 +116,11 @@ func (c call) status() result {
 
 func (c call) setEffectiveContext() result {
 	scope := c.h.contexts[c.i32(0)]
-	if scope == nil {
+	switch {
+	case scope == nil:
 		return badArgument
+	case scope.id == 0: // back to where it was
+		scope = c.h.called
 	}
 	c.h.current = scope
 	return ok

@@ -28,9 +28,9 @@ type session struct {
 
 const (
 	maxLogs = 1 << 14 // lines that are kept until they are asked for
-	// patience is how long a stream may be held, by the time of the VM: Envoy gives a
-	// route as long.
-	patience = 15 * time.Second
+	// patience is how long a stream may be held, by the time of the VM, besides what its
+	// answers take.
+	patience = 5 * time.Second
 	maxTicks = 1 << 12
 )
 
@@ -64,12 +64,13 @@ func (s *session) Logs() []exchange.Log {
 	return logs
 }
 
-// Metrics implements exchange.Session. Of a histogram it gives how often something
-// was recorded.
+// Metrics implements exchange.Session. Histograms are left out.
 func (s *session) Metrics(context.Context) (map[string]int64, error) {
 	all := map[string]int64{}
 	for name, m := range s.host.metrics.byName {
-		all[name.name] = int64(m.value)
+		if m.kind != histogram {
+			all[name.name] = int64(m.value)
+		}
 	}
 	return all, nil
 }
@@ -174,6 +175,9 @@ func (s *session) carry(x *stream, e exchange.Exchange) {
 	pieces := x.request.pieces(arriving(e.Request))
 	var answer []func()
 	until := s.host.clock.now + patience
+	for _, a := range e.Answers {
+		until += a.Delay
+	}
 	for ticks := s.host.ticks; !x.over; {
 		switch {
 		case len(pieces) > 0 && !x.response.complete && !x.request.full():
@@ -188,7 +192,7 @@ func (s *session) carry(x *stream, e exchange.Exchange) {
 			answer = answer[1:]
 		case !s.host.clock.step(until) || s.host.ticks > ticks+maxTicks:
 			x.details = "nothing lets the stream go on"
-			x.over, x.cut, x.reset = true, x.started, !x.started
+			x.cutOff()
 		}
 		s.settle()
 	}
@@ -282,7 +286,8 @@ func (s *session) outcome(x *stream, failed error) *exchange.Outcome {
 	if x.asked {
 		o.Upstream = plain(x.upstream)
 	}
-	if !x.reset {
+	_, said := declared(&x.client)
+	if o.Cut = o.Cut || x.reset && x.started && said; o.Cut || !x.reset {
 		o.Response = plain(x.client)
 	}
 	for i := range o.Calls {

@@ -29,6 +29,7 @@ type stream struct {
 	details  string
 
 	upstream exchange.Message // as far as the upstream got it
+	routed   bool             // the request is on its way there
 	asked    bool             // it has the whole request
 	client   exchange.Message
 	cut      bool

@@ -94,7 +94,7 @@ func (c call) environGet() result {
 func (c call) clockTime() result {
 	const realtime, monotonic = 0, 1
 	if id := c.i32(0); id != realtime && id != monotonic {
-		return errnoNosys
+		return errnoNotsup
 	}
 	return written(c.put64(2, uint64(c.h.time().UnixNano())))
 }

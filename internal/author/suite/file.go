@@ -39,13 +39,13 @@ type Plugin struct {
 
 // Settings are what a case may say otherwise than the file.
 type Settings struct {
-	Config       *strict.JSON      `yaml:"config" doc:"The configuration: an object, which the plugin gets as JSON, or text, which it gets as it is. Without it there is none, which is not the same as {} or empty text."`
-	ConfigFile   string            `yaml:"configFile" doc:"A file with the configuration instead."`
-	VMConfig     *strict.JSON      `yaml:"vmConfig" doc:"The configuration of the VM, likewise."`
-	RootID       *string           `yaml:"rootID" doc:"The root id, for plugins that ask for one."`
-	Env          map[string]string `yaml:"env" doc:"Environment variables."`
-	FailStrategy FailStrategy      `yaml:"failStrategy" doc:"FAIL_CLOSE (the default) or FAIL_OPEN: what becomes of requests when the plugin traps."`
-	Clusters     []string          `yaml:"clusters" doc:"Clusters that call-outs may go to, beside those that calls name."`
+	Config       *strict.JSON           `yaml:"config" doc:"The configuration: an object, which the plugin gets as JSON, or text, which it gets as it is. Without it there is none, which is not the same as {} or empty text."`
+	ConfigFile   string                 `yaml:"configFile" doc:"A file with the configuration instead."`
+	VMConfig     *strict.JSON           `yaml:"vmConfig" doc:"The configuration of the VM, likewise."`
+	RootID       *string                `yaml:"rootID" doc:"The root id, for plugins that ask for one."`
+	Env          map[string]strict.Text `yaml:"env" doc:"Environment variables."`
+	FailStrategy FailStrategy           `yaml:"failStrategy" doc:"FAIL_CLOSE (the default) or FAIL_OPEN: what becomes of requests when the plugin traps."`
+	Clusters     []string               `yaml:"clusters" doc:"Clusters that call-outs may go to, beside those that calls name."`
 
 	configBytes []byte // what Config or ConfigFile give; nil: none
 }
@@ -53,7 +53,7 @@ type Settings struct {
 // Limits are what a plugin may take.
 type Limits struct {
 	Memory   Size          `yaml:"memory" doc:"Its memory, such as 64MiB. Envoy does not bound it. Default: 128MiB."`
-	Deadline time.Duration `yaml:"deadline" doc:"How long one callback may take, such as 100ms. On Envoy it bounds a request. Default: 5s."`
+	Deadline time.Duration `yaml:"deadline" doc:"How long one callback may take, such as 100ms. Envoy does not bound it: a case in which a callback comes to no end is given up there after some seconds. Default: 5s."`
 }
 
 // Defaults are what requests and answers have unless they say otherwise.

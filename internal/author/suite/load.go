@@ -44,7 +44,11 @@ func Load(path string) (*File, error) {
 // decode reads a file of tests; what it names is read with read.
 func decode(b []byte, read func(string) ([]byte, error)) (*File, []strict.Mistake) {
 	f := &File{}
-	return f, strict.Decode(b, f, read)
+	mistakes := strict.Decode(b, f, read)
+	if len(mistakes) == 0 && len(f.Cases)+len(f.Configure) == 0 { // a file without a value is not checked
+		mistakes = []strict.Mistake{{Problem: f.Check()[0]}}
+	}
+	return f, mistakes
 }
 
 // settle fills in what follows from the folder that a file is in.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"chandler.dev/chandler/internal/exchange"
+	"chandler.dev/chandler/internal/strict"
 )
 
 // configurePrefix is before the names of configurations.
@@ -67,7 +68,7 @@ func (f *File) setup(s *Settings, now *Time) exchange.Setup {
 	setup := exchange.Setup{
 		Module: f.Module, Name: p.Name, VMID: p.VMID,
 		Memory: int64(f.Limits.Memory), Deadline: f.Limits.Deadline,
-		Config: p.configBytes, Env: maps.Clone(p.Env), Clusters: append(slices.Clone(p.Clusters), s.Clusters...),
+		Config: p.configBytes, Env: map[string]string{}, Clusters: append(slices.Clone(p.Clusters), s.Clusters...),
 		Open: cmp.Or(s.FailStrategy, p.FailStrategy) == "FAIL_OPEN",
 	}
 	if s.configBytes != nil {
@@ -79,10 +80,10 @@ func (f *File) setup(s *Settings, now *Time) exchange.Setup {
 	if root := cmp.Or(s.RootID, p.RootID); root != nil {
 		setup.RootID = *root
 	}
-	if s.Env != nil {
-		setup.Env = map[string]string{}
-		maps.Copy(setup.Env, p.Env)
-		maps.Copy(setup.Env, s.Env)
+	for _, env := range []map[string]strict.Text{p.Env, s.Env} {
+		for name, value := range env {
+			setup.Env[name] = string(value)
+		}
 	}
 	if t := cmp.Or(now, f.Now); t != nil {
 		setup.Now = func() time.Time { return t.Time }
