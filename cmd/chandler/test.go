@@ -24,12 +24,12 @@ import (
 
 // testFlags are those of "chandler test".
 type testFlags struct {
-	engine, envoy, module string
-	run, junit, output    string
-	verbose, watch, bench bool
-	pattern               *regexp.Regexp
-	engines               []exchange.Engine
-	parallel              int
+	engine, envoy, module         string
+	run, junit, output            string
+	verbose, watch, bench, record bool
+	pattern                       *regexp.Regexp
+	engines                       []exchange.Engine
+	parallel                      int
 }
 
 func testCommand(e *env) *cobra.Command {
@@ -61,6 +61,9 @@ The exit code is 3 when a case fails, and 1 when one could not be run.`,
 			if len(args) > 0 {
 				path = args[0]
 			}
+			if f.record && !cmd.Flags().Changed("engine") {
+				f.engine = "envoy"
+			}
 			return e.test(cmd.Context(), path, f)
 		},
 	}
@@ -72,6 +75,7 @@ The exit code is 3 when a case fails, and 1 when one could not be run.`,
 	cmd.Flags().StringVar(&f.junit, "junit", "", "write the results to this file as JUnit does")
 	cmd.Flags().StringVarP(&f.output, "output", "o", "text", "text or json")
 	cmd.Flags().BoolVar(&f.watch, "watch", false, "run again whenever the file or the module changes")
+	cmd.Flags().BoolVar(&f.record, "record", false, "write what comes of requests that expect nothing into the file, from a real Envoy unless --engine says otherwise; where there is no file, begin one")
 	cmd.Flags().BoolVar(&f.bench, "bench", false, "measure how long loading, a request and a callback take, and what a stream needs of memory")
 	cmd.Flags().IntVar(&f.parallel, "parallel", runtime.GOMAXPROCS(0), "how many cases run at a time on the fast engine")
 	return cmd
@@ -86,6 +90,8 @@ func (f *testFlags) check() (err error) {
 		return usagef("-o %s: one of text, json", f.output)
 	case f.watch && (f.output == "json" || f.bench):
 		return usagef("--watch is for people: without -o json and --bench")
+	case f.record && (f.watch || f.bench || f.engine == "both"):
+		return usagef("--record is for one engine and one run: without --watch and --bench")
 	case f.parallel < 1:
 		return usagef("--parallel must be at least 1")
 	}
@@ -102,6 +108,11 @@ func (e *env) test(ctx context.Context, path string, f *testFlags) error {
 	file := path
 	if stat, err := os.Stat(path); err == nil && stat.IsDir() {
 		file = filepath.Join(path, suite.FileName)
+	}
+	if f.record {
+		if err := begin(file); err != nil {
+			return err
+		}
 	}
 	stop, err := e.openEngines(file, f)
 	if err != nil {
@@ -204,6 +215,11 @@ func (e *env) testFile(ctx context.Context, path string, f *testFlags) error {
 			return err
 		}
 	}
+	if f.record {
+		if err := e.record(path, results); err != nil {
+			return err
+		}
+	}
 	if f.output == "json" {
 		if results == nil {
 			results = []suite.Result{}
@@ -249,6 +265,40 @@ func (f *testFlags) load(path string) (*suite.File, []suite.Test, error) {
 		return nil, nil, usagef("--run %s: no case has such a name", f.run)
 	}
 	return file, tests, nil
+}
+
+// begin writes a first file where there is none.
+func begin(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(suite.FirstFile)
+	return errors.Join(err, f.Close())
+}
+
+// record writes what came of the tests into their file.
+func (e *env) record(path string, results []suite.Result) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	out, filled, err := suite.Record(b, results)
+	if err != nil {
+		return err
+	}
+	if filled == 0 {
+		fmt.Fprintln(e.stderr, "Every request expects something: nothing was written.")
+		return nil
+	}
+	if err := os.WriteFile(path, out, 0o644); err != nil { // the file keeps its mode, and links to it
+		return err
+	}
+	fmt.Fprintf(e.stderr, "What is expected of %d was written to %s.\n", filled, path)
+	return nil
 }
 
 func writeJUnit(path, name string, results []suite.Result) error {

@@ -121,7 +121,7 @@ func (e *Engine) start(ctx context.Context, setup exchange.Setup) (*session, err
 	}
 	e.sessions++
 	s := &session{engine: e, process: p, setup: setup, vm: fmt.Sprintf("%s#%d", cmp.Or(setup.VMID, setup.Name), e.sessions)}
-	p.log.empty()
+	p.log.take()
 	p.servers.set(exchange.Message{}, setup.Answers, func() error { return nil })
 	switch err := p.tell(ctx, trySlot, filter(setup, s.vm, nil), loadTime); {
 	case errors.Is(err, errRefused):
@@ -132,7 +132,7 @@ func (e *Engine) start(ctx context.Context, setup exchange.Setup) (*session, err
 	if err := p.settle(ctx); err != nil {
 		return nil, err
 	}
-	s.read()
+	s.gather(s.read())
 	return s, nil
 }
 
@@ -247,7 +247,7 @@ func (p *process) knows(ctx context.Context, names []string) error {
 // force before goes out again, for Envoy to forget what it refused.
 func (s *session) refusal(ctx context.Context) error {
 	p := s.process
-	if err := p.until(ctx, func(r *record) bool { return strings.Contains(r.text, " rejected: ") }); err != nil {
+	if err := p.until(ctx, func(_ int, r *record) bool { return strings.Contains(r.text, " rejected: ") }); err != nil {
 		return err
 	}
 	records, _ := p.log.since(0)

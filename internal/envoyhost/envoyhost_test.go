@@ -112,3 +112,65 @@ func TestEngine(t *testing.T) {
 	_ = s.Close()
 	t.Log("session close", time.Since(begin))
 }
+
+// A request that the plugin holds back for ever is given up, and the session goes on.
+func TestHeld(t *testing.T) {
+	t.Parallel()
+	e := engine(t)
+	s := start(t, e, exchange.Setup{Module: file(t, module.Script{On: map[string][]module.Turn{
+		"proxy_on_request_headers": {{Gives: 1}}, // and nothing lets it go on
+	}}.Encode()), Name: "held"})
+	o := do(t, s, get("/"))
+	if o.Response != nil || o.Upstream != nil || o.Trap != "" {
+		t.Errorf("%+v", o)
+	}
+	if o := do(t, s, get("/")); o.Response != nil {
+		t.Errorf("%+v", o)
+	}
+	_ = s.Close()
+	s = start(t, e, exchange.Setup{Module: file(t, module.Append()), Name: "append", Config: []byte("c")})
+	defer s.Close()
+	if _, err := s.Do(t.Context(), exchange.Exchange{Properties: map[string]string{"a": "b"}}); err == nil || !strings.Contains(err.Error(), "cannot be set") {
+		t.Error(err)
+	}
+	if v, _ := do(t, s, get("/")).Upstream.Get("x-plugins"); v != "c" {
+		t.Errorf("%q", v)
+	}
+}
+
+// A callback that does not come back costs its case, and the next one gets another Envoy.
+func TestLoop(t *testing.T) {
+	t.Parallel()
+	e := engine(t)
+	s := start(t, e, exchange.Setup{Module: file(t, module.LoopRequest()), Name: "loop"})
+	if _, err := s.Do(t.Context(), get("/")); err == nil || !strings.Contains(err.Error(), "does not come back from a callback") {
+		t.Errorf("%v", err)
+	}
+	if _, err := s.Do(t.Context(), get("/")); err == nil {
+		t.Error("it goes on")
+	}
+	_ = s.Close()
+	s = start(t, e, exchange.Setup{Module: file(t, module.Append()), Name: "append", Config: []byte("c")})
+	defer s.Close()
+	if v, _ := do(t, s, get("/")).Upstream.Get("x-plugins"); v != "c" {
+		t.Errorf("%q", v)
+	}
+}
+
+// An Envoy that is none is said to be none.
+func TestNoEnvoy(t *testing.T) {
+	t.Parallel()
+	for _, program := range []string{"/bin/false", filepath.Join(t.TempDir(), "none")} {
+		e := envoyhost.New(envoyhost.Config{Envoy: program})
+		if _, err := e.Start(t.Context(), exchange.Setup{Module: file(t, module.Append()), Name: "a"}); err == nil || !strings.HasPrefix(err.Error(), "envoy: ") {
+			t.Errorf("%s: %v", program, err)
+		}
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	e := engine(t)
+	if _, err := e.Start(t.Context(), exchange.Setup{Module: "none.wasm"}); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}

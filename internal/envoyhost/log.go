@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 
@@ -29,7 +30,6 @@ type record struct{ thread, level, component, text string }
 type journal struct {
 	mu      sync.Mutex
 	records []record
-	lost    bool
 	changed chan struct{} // closed and replaced when there is more
 	tail    []string      // the last words, to say why Envoy ended
 }
@@ -70,7 +70,6 @@ func (j *journal) add(line []byte) {
 		return
 	}
 	if len(j.records) >= maxRecords {
-		j.lost = true
 		return
 	}
 	j.records = append(j.records, record{parts[0], parts[1], parts[2], parts[3]})
@@ -80,13 +79,16 @@ func (j *journal) add(line []byte) {
 func (j *journal) since(n int) ([]record, <-chan struct{}) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.records[min(n, len(j.records)):], j.changed
+	return slices.Clone(j.records[min(n, len(j.records)):]), j.changed // the last may grow
 }
 
-func (j *journal) empty() {
+// take gives the records and begins anew.
+func (j *journal) take() []record {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	records := j.records
 	j.records = nil
+	return records
 }
 
 // last are the last words.

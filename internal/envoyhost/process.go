@@ -54,10 +54,12 @@ type process struct {
 
 	clusters map[string]int // of call-outs: the numbers of their sockets
 	kept     string         // the digest of the module that is kept compiled
-	told     int            // how many barriers there were
+	worker   string         // the thread that requests run on
+	barriers string         // the barrier's connection, as Envoy numbers it
+
+	settling sync.Mutex // held by who uses what follows
 	barrier  net.Conn
-	worker   string // the thread that requests run on
-	calls    string // the barrier's connection, as Envoy numbers it
+	told     int // how many barriers there were
 }
 
 // launch starts an Envoy that knows some clusters. It lives until it is closed.
@@ -245,6 +247,8 @@ func (p *process) ready(ctx context.Context) (err error) {
 // logged of that has been read. One request might overtake something that became ready
 // in the same turn of the worker's loop; two cannot.
 func (p *process) settle(ctx context.Context) error {
+	p.settling.Lock()
+	defer p.settling.Unlock()
 	for range 2 {
 		p.told++
 		path := fmt.Sprintf("%s%d", barrierPath, p.told)
@@ -283,13 +287,15 @@ func (p *process) stuck(ctx context.Context, err error) error {
 // seen waits until a barrier's path was read in the log.
 func (p *process) seen(ctx context.Context, path string) error {
 	want := "':path', '" + path + "'"
-	return p.until(ctx, func(r *record) bool {
+	return p.until(ctx, func(_ int, r *record) bool {
 		if !strings.Contains(r.text, want) {
 			return false
 		}
-		p.worker = r.thread
-		if m := tagPattern.FindStringSubmatch(r.text); m != nil {
-			p.calls = m[1]
+		if p.worker == "" { // the first, before anything else is asked
+			p.worker = r.thread
+			if m := tagPattern.FindStringSubmatch(r.text); m != nil {
+				p.barriers = m[1]
+			}
 		}
 		return true
 	})
@@ -308,16 +314,17 @@ func (p *process) dispatched() (n int) {
 	return n
 }
 
-// until waits for a record.
-func (p *process) until(ctx context.Context, found func(*record) bool) error {
+// until waits for a record. The last one is shown again when it has grown: n is its
+// number.
+func (p *process) until(ctx context.Context, found func(n int, r *record) bool) error {
 	for from := 0; ; {
 		records, changed := p.log.since(from)
 		for i := range records {
-			if found(&records[i]) {
+			if found(from+i, &records[i]) {
 				return nil
 			}
 		}
-		from += max(0, len(records)-1) // the last may grow
+		from += max(0, len(records)-1)
 		select {
 		case <-changed:
 		case <-p.ended:

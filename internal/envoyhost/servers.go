@@ -79,8 +79,8 @@ func (s *servers) idle() bool {
 }
 
 // take gives what came since it was set: the upstream's request, and of the calls those
-// that are in a list, in its order.
-func (s *servers) take(made []string) (reached *exchange.Message, calls []exchange.Call) {
+// that are in a list, in its order. late are those of the list that did not come yet.
+func (s *servers) take(made []string) (reached *exchange.Message, calls []exchange.Call, late []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, name := range made {
@@ -88,13 +88,22 @@ func (s *servers) take(made []string) (reached *exchange.Message, calls []exchan
 			path, _ := c.Request.Get(":path")
 			return c.Cluster+" "+path == name
 		})
-		if i >= 0 {
-			calls = append(calls, s.calls[i])
-			s.calls = slices.Delete(s.calls, i, i+1)
+		if i < 0 {
+			late = append(late, name)
+			continue
 		}
+		calls = append(calls, s.calls[i])
+		s.calls = slices.Delete(s.calls, i, i+1)
 	}
 	reached, s.reached = s.reached, nil
-	return reached, calls
+	return reached, calls, late
+}
+
+// expect says what call-outs get from now on.
+func (s *servers) expect(answers []exchange.Answer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answers = slices.Clone(answers)
 }
 
 // serve answers on a socket for a cluster until ctx ends; all connections have ended

@@ -41,6 +41,7 @@ type session struct {
 
 	logs   []exchange.Log
 	calls  []exchange.Call // of no exchange
+	late   []string        // call-outs that were made and did not come to a server yet
 	period time.Duration   // of ticks
 	broken bool            // Envoy is of no use any more
 }
@@ -64,8 +65,7 @@ type outcome struct {
 // Envoy starts the plugin on others too.
 func (s *session) read() outcome {
 	p := s.process
-	records, _ := p.log.since(0)
-	p.log.empty()
+	records := p.log.take()
 	var o outcome
 	stream := ""
 	for i := range records {
@@ -88,7 +88,7 @@ func (s *session) read() outcome {
 			}
 		}
 		tags := tagPattern.FindStringSubmatch(r.text)
-		if r.component != "http" || tags == nil || tags[1] == p.calls || tags[2] == "" {
+		if r.component != "http" || tags == nil || tags[1] == p.barriers || tags[2] == "" {
 			continue
 		}
 		if stream == "" && strings.Contains(r.text, "request headers complete") {
@@ -135,6 +135,9 @@ func (s *session) Do(ctx context.Context, e exchange.Exchange) (*exchange.Outcom
 
 func (s *session) do(ctx context.Context, e exchange.Exchange) (*exchange.Outcome, error) {
 	p := s.process
+	if err := s.quiet(ctx); err != nil {
+		return nil, err
+	}
 	s.gather(s.read())
 	p.servers.set(e.Upstream, e.Answers, p.pacer(ctx))
 	o := &exchange.Outcome{}
@@ -146,7 +149,7 @@ func (s *session) do(ctx context.Context, e exchange.Exchange) (*exchange.Outcom
 	}
 	said := s.read()
 	o.Trap, o.Details = said.trap, said.details
-	o.Upstream, o.Calls = p.servers.take(said.calls)
+	o.Upstream, o.Calls, s.late = p.servers.take(said.calls)
 	if o.Details == "" && o.Upstream != nil && o.Response != nil {
 		o.Details = "via_upstream"
 	}
@@ -296,7 +299,8 @@ func response(r reader, method string) (m *exchange.Message, cut bool) {
 
 // gather keeps what was done outside of exchanges.
 func (s *session) gather(o outcome) {
-	_, calls := s.process.servers.take(o.calls)
+	_, calls, late := s.process.servers.take(append(s.late, o.calls...))
+	s.late = late
 	s.calls = append(s.calls, calls...)
 }
 
@@ -305,35 +309,41 @@ func (s *session) Tick(ctx context.Context, n int) error {
 	if s.broken {
 		return errors.New("envoy: it has ended")
 	}
-	p := s.process
-	s.gather(s.read())
-	if n == 0 || s.period == 0 {
-		return nil
-	}
 	limited, cancel := context.WithTimeout(ctx, time.Duration(n)*s.period+tickTime)
 	defer cancel()
-	ticks := 0
-	err := p.until(limited, func(r *record) bool {
-		if r.thread == p.worker && r.traced() && tickPattern.MatchString(r.text) {
-			ticks++
-		}
-		return ticks >= n
-	})
-	if err == nil {
-		err = s.quiet(limited)
-	}
+	ticks, err := s.tick(limited, n)
 	if err != nil {
 		s.broken = true
 		return fmt.Errorf("envoy: %d of %d ticks: %w", ticks, n, err)
 	}
-	s.gather(s.read())
 	return nil
+}
+
+func (s *session) tick(ctx context.Context, want int) (ticks int, err error) {
+	if err := s.quiet(ctx); err != nil {
+		return 0, err
+	}
+	s.gather(s.read())
+	if want == 0 || s.period == 0 {
+		return 0, nil
+	}
+	p, last := s.process, -1
+	err = p.until(ctx, func(n int, r *record) bool {
+		if n > last && r.thread == p.worker && r.traced() && tickPattern.MatchString(r.text) {
+			ticks, last = ticks+1, n
+		}
+		return ticks >= want
+	})
+	if err == nil {
+		err = s.quiet(ctx)
+	}
+	s.gather(s.read())
+	return ticks, err
 }
 
 // Answer implements exchange.Session.
 func (s *session) Answer(answers []exchange.Answer) {
-	s.gather(s.read())
-	s.process.servers.set(exchange.Message{}, answers, func() error { return nil })
+	s.process.servers.expect(answers)
 }
 
 // Calls implements exchange.Session.
@@ -379,7 +389,7 @@ func (s *session) Close() error {
 
 // clear takes the plugin out, and waits until nothing is left of it.
 func (p *process) clear(ctx context.Context) error {
-	p.log.empty()
+	p.log.take()
 	if err := p.tell(ctx, trySlot, nothing(trySlot), settleTime); err != nil {
 		return err
 	}

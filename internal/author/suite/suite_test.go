@@ -470,3 +470,69 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// What came of requests that expect nothing is what is expected of them from then on; all
+// else in the file stays.
+func TestRecord(t *testing.T) {
+	t.Parallel()
+	const before = `# of the file
+cases:
+- name: plain # of the case
+  request: POST /
+- name: said
+  request: /
+  expect: 200
+- name: steps
+  steps:
+  - {request: /, calls: [{cluster: auth}]}
+  - ticks: 1
+`
+	const after = `# of the file
+cases:
+- name: plain # of the case
+  request: POST /
+  expect:
+    status: 200
+    headers:
+      x-a: 1,2
+    body:
+      json: {"a": [1, 2]}
+    trailers:
+      x-t: end
+    upstream: reached
+    calls:
+    - {cluster: auth, method: GET, path: /check}
+- name: said
+  request: /
+  expect: 200
+- name: steps
+  steps:
+  - {request: /, calls: [{cluster: auth}], expect: {status: 200, headers: {x-a: '1,2'}, body: {json: {"a": [1, 2]}}, trailers: {x-t: end}, upstream: reached, calls: [{cluster: auth, method: GET, path: /check}]}}
+  - ticks: 1
+`
+	results := run(t, load(t, before), good("envoy"))
+	got, filled, err := Record([]byte(before), results)
+	if err != nil || filled != 2 {
+		t.Fatalf("%d %v", filled, err)
+	}
+	if squeezed(string(got)) != squeezed(after) {
+		t.Errorf("%s\nwant %s", got, after)
+	}
+	for _, r := range run(t, load(t, string(got)), good("fast")) {
+		if r.Verdict != Passed {
+			t.Error(r.Text(plain, false))
+		}
+	}
+	if again, filled, err := Record(got, results); err != nil || filled != 0 || !bytes.Equal(again, got) {
+		t.Errorf("again: %d %v", filled, err)
+	}
+	wrong := good("envoy")
+	wrong.outcome = exchange.Outcome{Trap: "unreachable", Cut: true}
+	got, _, err = Record([]byte("cases: [{name: a, request: /}]\n"), run(t, load(t, "cases: [{name: a, request: /}]"), wrong))
+	if want := "cases: [{name: a, request: /, expect: {reset: true, trap: true, cut: true, upstream: notReached}}]\n"; err != nil || string(got) != want {
+		t.Errorf("%v %s", err, got)
+	}
+}
+
+// squeezed leaves out how lines are broken.
+func squeezed(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -391,6 +391,9 @@ func CallGRPC(c *Code) {
 // LoopConfigure gives a module that never comes back from its configuration.
 func LoopConfigure(options ...Option) []byte { return loop("proxy_on_configure", options) }
 
+// LoopRequest gives a module that never comes back from a request's headers.
+func LoopRequest(options ...Option) []byte { return loop("proxy_on_request_headers", options) }
+
 // LoopStart gives a module that never comes back when it is started.
 func LoopStart(options ...Option) []byte { return loop("_initialize", options) }
 
