@@ -228,7 +228,7 @@ mod tests {
             (r#"{"id":1,"items":[{"sku":1}],"state":"old"}"#, "/state: is none of the values that are allowed (1:41)"),
             (r#"{"id":1,"items":[{"sku":1}],"a/b~":1}"#, "/a~1b~0: is not known (1:34)"),
             (r#"{"id":1,"id":2,"items":[{"sku":1}]}"#, "/id: is there twice (1:12)"),
-            (r#"[]"#, ": must be object (1:1)"),
+            (r#"[]"#, ": must be object (1:2)"),
         ] {
             assert_eq!(judged(order.clone(), body), want, "{body}");
         }
