@@ -19,7 +19,9 @@ func (p *process) pipe(name string) object { return object{"pipe": object{"path"
 func (p *process) cluster(name, socket string, http2 bool) object {
 	const options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 	protocol := object{"http_protocol_options": object{"enable_trailers": true}}
+	once := object{"max_requests_per_connection": 1}
 	if http2 {
+		once = object{}
 		protocol = object{"http2_protocol_options": object{}}
 	}
 	return object{
@@ -27,6 +29,8 @@ func (p *process) cluster(name, socket string, http2 bool) object {
 		"name":  name, "type": "STATIC", "connect_timeout": "5s",
 		"typed_extension_protocol_options": object{options: object{
 			"@type": "type.googleapis.com/" + options, "explicit_http_config": protocol,
+			// A body that a plugin made longer than it says is on the connection for the next.
+			"common_http_protocol_options": once,
 		}},
 		"load_assignment": object{"cluster_name": name, "endpoints": []any{object{"lb_endpoints": []any{object{"endpoint": object{"address": p.pipe(socket)}}}}}},
 	}

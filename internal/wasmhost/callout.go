@@ -15,6 +15,7 @@ import (
 type callouts struct {
 	made    []exchange.Call
 	waiting []*callout
+	open    int // of which the answer is on its way
 	last    uint32
 	// grpc are the tokens of the streams and calls of gRPC that are open.
 	grpc map[uint32]bool
@@ -43,6 +44,8 @@ const (
 
 	callBits = 2
 	maxCalls = 1 << 10
+	// roundTrip is what a call takes at least: longer than what is there already.
+	roundTrip = time.Millisecond
 )
 
 func (k *callouts) token(kind uint32) uint32 {
@@ -99,7 +102,9 @@ func (h *Host) deliver(o *callout, a *exchange.Answer) {
 		m = framed(a.Message, ":status")
 		m.Headers = append(m.Headers, exchange.Header{Name: "x-envoy-upstream-service-time", Value: "0"})
 	}
-	h.clock.in(wait, func() {
+	h.calls.open++
+	h.clock.in(wait+roundTrip, func() {
+		h.calls.open--
 		answer := &callResponse{headers: newHeaderMap(m.Headers), body: m.Body()}
 		if len(m.Trailers) > 0 {
 			answer.trailers = newHeaderMap(m.Trailers)
@@ -174,7 +179,9 @@ func (c call) grpc(kind uint32, texts int, token int) result {
 		h.calls.grpc = map[uint32]bool{}
 	}
 	h.calls.grpc[t] = true
-	h.clock.in(0, func() {
+	h.calls.open++
+	h.clock.in(roundTrip, func() {
+		h.calls.open--
 		if !h.calls.grpc[t] {
 			return // it was cancelled
 		}

@@ -93,9 +93,7 @@ func (c *client) deliver(end bool) {
 	m.remove("transfer-encoding")
 	m.set("date", c.host.time().UTC().Format(http.TimeFormat))
 	m.set("server", "envoy")
-	if !c.request.complete { // what is still to come would be taken for the next request
-		m.set("connection", "close")
-	}
+	m.set("connection", "close") // it is for this exchange
 	c.client.Headers = append([]exchange.Header(nil), m.fields...)
 	if end {
 		c.end()

@@ -137,6 +137,9 @@ func (l *lane) onData(data *body, end bool) {
 		return
 	default:
 		l.flow = stopped
+		if data != l.held {
+			data.bytes = nil
+		}
 		if l.complete && l.trailers == nil && l.held == nil {
 			l.held = &body{} // so that there is an end to go on with
 		}

@@ -44,9 +44,3 @@ func (l *loop) step(until time.Duration) bool {
 	e.do()
 	return true
 }
-
-// settle lets happen what is due, up to a bound: plugins can call without end.
-func (l *loop) settle() {
-	for n := 0; n < maxEvents && l.step(l.now); n++ {
-	}
-}

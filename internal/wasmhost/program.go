@@ -52,7 +52,7 @@ func (p *program) close(ctx context.Context) error {
 // provide gives the runtime the functions that Envoy has for the ABI version, and no
 // others: to ask for one of another version is a missing import.
 func provide(ctx context.Context, runtime wazero.Runtime, abi string) error {
-	all := functions()
+	all, told := functions(), described()
 	modules := map[string][]string{}
 	types := proxywasm.HostFunctions(abi)
 	for full := range types {
@@ -67,7 +67,7 @@ func provide(ctx context.Context, runtime wazero.Runtime, abi string) error {
 				return fmt.Errorf("the host lacks %s.%s", module, name)
 			}
 			params, results, _ := strings.Cut(types[module+"."+name], ">")
-			b.NewFunctionBuilder().WithGoModuleFunction(guarded(module, name, len(params), does), values(params), values(results)).Export(name)
+			b.NewFunctionBuilder().WithGoModuleFunction(guarded(module, name, len(params), told[name], does), values(params), values(results)).Export(name)
 		}
 		if _, err := b.Instantiate(ctx); err != nil {
 			return fmt.Errorf("the host's own module %s: %w", module, err)
@@ -106,8 +106,7 @@ func (c *hostContext) Value(key any) any {
 
 // guarded keeps a function from being called before its time, and tells who wants to
 // know of it.
-func guarded(module, name string, params int, does func(call) result) api.GoModuleFunc {
-	told := described(name)
+func guarded(module, name string, params int, told string, does func(call) result) api.GoModuleFunc {
 	restricted := !atStart(module, name)
 	return func(ctx context.Context, m api.Module, stack []uint64) {
 		h := ctx.Value(hostKey{}).(*Host)

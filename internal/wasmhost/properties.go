@@ -14,8 +14,9 @@ const (
 	destinationAddress = "127.0.0.1:8080"
 	upstreamAddress    = "127.0.0.1:8081"
 
+	nodeName             = "chandler-test" // as in package envoyhost, as the one before
 	upstreamLocalAddress = "127.0.0.1:40001"
-	upstreamName         = "upstream"
+	upstreamName         = "chandler-upstream"
 )
 
 // property is a value as a plugin gets it; nil with notFound: there is none.
@@ -323,8 +324,10 @@ func (x *stream) xdsProperty(path []string) property {
 	switch {
 	case len(path) == 0:
 		return property{result: serializationFailure}
+	case path[0] == "node" && len(path) == 2 && (path[1] == "id" || path[1] == "cluster"):
+		return textProperty(nodeName)
 	case path[0] == "node":
-		return textProperty("") // it has no name
+		return property{result: serializationFailure}
 	case x == nil:
 		return noProperty()
 	}

@@ -90,18 +90,31 @@ func (s *session) Tick(ctx context.Context, n int) error {
 	defer s.bounded(ctx)()
 	h := s.host
 	s.settle()
-	for until := h.ticks + n; h.ticks < until && h.failed == nil && s.root.period > 0; s.settle() {
+	for until := h.ticks + min(n, maxTicks); h.ticks < until && h.failed == nil && s.root.period > 0; s.settle() {
 		if !h.clock.step(h.clock.now + s.root.period) {
 			break
 		}
 	}
+	s.quiet(h.clock.now + patience)
 	return ctx.Err()
+}
+
+// quiet lets time pass until all calls were answered.
+func (s *session) quiet(until time.Duration) {
+	for _, a := range s.answers {
+		until += a.Delay
+	}
+	h := s.host
+	for n := 0; n < maxEvents && h.calls.open > 0 && h.clock.step(until); n++ {
+		s.settle()
+	}
 }
 
 // Answer implements exchange.Session.
 func (s *session) Answer(answers []exchange.Answer) {
 	s.answers, s.used, s.known = answers, make([]int, len(answers)), true
 	s.settle()
+	s.quiet(s.host.clock.now + patience)
 }
 
 // Calls implements exchange.Session.
@@ -163,6 +176,7 @@ func (s *session) Do(ctx context.Context, e exchange.Exchange) (*exchange.Outcom
 	s.carry(x, e)
 	x.finish()
 	s.settle()
+	s.quiet(s.host.clock.now + patience)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}

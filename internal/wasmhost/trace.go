@@ -12,24 +12,23 @@ import (
 // maxTold is how much is told of a text.
 const maxTold = 120
 
-// described says of what kind the parameters of a host call are, a letter each: s for
+// described says of what kind the parameters of host calls are, a letter each: s for
 // a text (an address and a size), p for pairs, m for a map, b for a buffer, u for a
 // number, I for a long one; and for what is given back S, P, U, V (long).
-func described(name string) string {
-	const table = ` log us get_status US set_property ss get_property sS send_local_response usspu get_shared_data sSU set_shared_data ssu
+func described() map[string]string {
+	words := strings.Fields(`log us get_status US set_property ss get_property sS send_local_response usspu get_shared_data sSU set_shared_data ssu
 		register_shared_queue sU resolve_shared_queue ssU dequeue_shared_queue uS enqueue_shared_queue us
 		get_header_map_value msS add_header_map_value mss replace_header_map_value mss remove_header_map_value ms
 		get_header_map_pairs mP set_header_map_pairs mp get_header_map_size mU get_buffer_status bUU get_buffer_bytes buuS
 		set_buffer_bytes buus http_call spspuU grpc_call ssspsuU grpc_stream ssspU grpc_close u grpc_cancel u grpc_send usu
 		set_tick_period_milliseconds u get_current_time_nanoseconds V define_metric usU increment_metric uI record_metric uI
 		get_metric uV set_effective_context u call_foreign_function ssS get_configuration S continue_stream u close_stream u
-		get_log_level U pthread_equal uu `
-	_, after, _ := strings.Cut(strings.Join(strings.Fields(table), " "), strings.TrimPrefix(name, "proxy_")+" ")
-	letters, _, _ := strings.Cut(after, " ")
-	if !strings.HasPrefix(name, "proxy_") || after == "" || strings.Contains(letters, "_") {
-		return ""
+		get_log_level U`)
+	all := map[string]string{}
+	for i := 0; i < len(words); i += 2 {
+		all["proxy_"+words[i]] = words[i+1]
 	}
-	return letters
+	return all
 }
 
 // width is how many arguments a letter is for.

@@ -19,10 +19,11 @@ type Script struct {
 // Turn is what a callback does once.
 type Turn struct {
 	Does []Host
-	// Gives is the result of the callback, if it has one.
-	Gives int64
-	// Traps: it comes to no result.
-	Traps bool
+	// Gives is the result of the callback, if it has one; Waits is what it gives instead,
+	// if not 0, for a piece of a body that is not the last.
+	Gives, Waits int64
+	// Traps: it comes to no result. Loops: it comes to no end.
+	Traps, Loops bool
 }
 
 // Host is a call of the host. Arguments are int (i32), int64 (i64), string (an
@@ -188,7 +189,14 @@ func (m *script) callback(name string, params, results int, count uint64, turns 
 				for n, h := range t.Does {
 					m.do(c, n, h)
 				}
+				if t.Waits != 0 && params == 3 {
+					c.Param(2)
+					c.Op(opEqualZero)
+					c.If(func() { c.Return(t.Waits) })
+				}
 				switch {
+				case t.Loops:
+					Loop(c)
 				case t.Traps:
 					c.Op(opUnreachable)
 				case results > 0:
