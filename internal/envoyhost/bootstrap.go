@@ -15,22 +15,21 @@ func typed(name, kind string, config object) object {
 // pipe is an address in the Envoy's folder.
 func (p *process) pipe(name string) object { return object{"pipe": object{"path": p.path(name)}} }
 
-// cluster is one whose only endpoint is a socket of ours.
+// cluster is one whose only endpoint is a socket of ours. A connection is for one
+// request: what a plugin sends behind the end of its body would be the next one's begin.
 func (p *process) cluster(name, socket string, http2 bool) object {
 	const options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 	protocol := object{"http_protocol_options": object{"enable_trailers": true}}
-	once := object{"max_requests_per_connection": 1}
+	requests := 1
 	if http2 {
-		once = object{}
-		protocol = object{"http2_protocol_options": object{}}
+		protocol, requests = object{"http2_protocol_options": object{}}, 0
 	}
 	return object{
 		"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
 		"name":  name, "type": "STATIC", "connect_timeout": "5s",
 		"typed_extension_protocol_options": object{options: object{
 			"@type": "type.googleapis.com/" + options, "explicit_http_config": protocol,
-			// A body that a plugin made longer than it says is on the connection for the next.
-			"common_http_protocol_options": once,
+			"common_http_protocol_options": object{"max_requests_per_connection": requests},
 		}},
 		"load_assignment": object{"cluster_name": name, "endpoints": []any{object{"lb_endpoints": []any{object{"endpoint": object{"address": p.pipe(socket)}}}}}},
 	}

@@ -44,6 +44,7 @@ func scripted() map[string][]byte {
 				do("proxy_define_metric", 1, "level", module.OutNumber), do("proxy_record_metric", module.Token, int64(7))),
 		}),
 		"rewrites": encode(map[string][]module.Turn{"response_body": turn(0, do("proxy_set_buffer_bytes", 1, 0, 1000, "a longer text than before"))}),
+		"overlong": encode(map[string][]module.Turn{"request_body": turn(0, do("proxy_set_buffer_bytes", 0, 0, 1000, "a longer request"))}),
 		"shortens": encode(map[string][]module.Turn{"response_body": turn(0, do("proxy_set_buffer_bytes", 1, 0, 1000, "x"))}),
 		"closes":   encode(map[string][]module.Turn{"request_headers": turn(0, do("proxy_close_stream", 0))}),
 		"shares": encode(map[string][]module.Turn{
@@ -144,6 +145,15 @@ var both = map[string]string{
   request: /
   upstream: {body: hello}
   expect: {status: 200, cut: true}
+`,
+	"overlong": `
+- name: what is behind the end of a request is nobody's
+  steps:
+  - {request: {body: hello}, expect: {status: 200, upstream: {method: POST, body: a lon}}}
+  - {request: PUT /again, expect: {status: 200, upstream: {method: PUT, path: /again}}}
+- name: with chunks all of it is there
+  request: {body: hello, chunked: true}
+  expect: {status: 200, upstream: {method: POST, body: {contains: a longer request}}}
 `,
 	"closes": `
 - name: a stream that the plugin closes
