@@ -130,8 +130,13 @@ func (j *job) artifact(said []byte) (string, error) {
 // compiler is one of C and C++.
 type compiler struct {
 	cc, cxx []string // the commands and what all calls need
+	link    []string
 	version string
 }
+
+// stackFirst has a stack end where the memory begins, so that it traps when it
+// overflows. zig does so by itself, and knows no such option.
+const stackFirst = "-Wl,--stack-first"
 
 // clang builds C and C++, each file for itself where both are there.
 func (j *job) clang() (string, error) {
@@ -152,7 +157,8 @@ func (j *job) clang() (string, error) {
 	}
 	plain := append([]string{"-std=gnu11"}, common...)
 	plus := append([]string{"-std=c++20", "-fno-exceptions", "-fno-rtti"}, common...)
-	link := []string{"-mexec-model=reactor", "-s", "-o", j.out}
+	// zig would put 16 MiB of stack into the memory of each VM.
+	link := concat([]string{"-mexec-model=reactor", "-s", "-Wl,-z,stack-size=262144", "-o", j.out}, with.link)
 	if len(cpp) == 0 {
 		return with.version, j.run(nil, with.cc[0], concat(with.cc[1:], plain, link, c)...)
 	}
@@ -199,13 +205,18 @@ func (j *job) compiler() (compiler, error) {
 		}, nil
 	}
 	if sdk := j.getenv("WASI_SDK_PATH"); isProgram(filepath.Join(sdk, "bin", "clang")) {
-		return compiler{cc: []string{filepath.Join(sdk, "bin", "clang")}, cxx: []string{filepath.Join(sdk, "bin", "clang++")}, version: "clang of the WASI SDK"}, nil
+		bin := func(name string) []string { return []string{filepath.Join(sdk, "bin", name)} }
+		return compiler{cc: bin("clang"), cxx: bin("clang++"), link: []string{stackFirst}, version: "clang of the WASI SDK"}, nil
 	}
 	const headers = "/usr/include/wasm32-wasi"
 	for _, suffix := range []string{"", "-22", "-21", "-20", "-19"} {
 		if clang := j.look("clang" + suffix); clang != "" && exists(headers) {
 			target := []string{"--target=wasm32-wasi", "--sysroot=/usr"}
-			return compiler{cc: concat([]string{clang}, target), cxx: concat([]string{filepath.Join(filepath.Dir(clang), "clang++"+suffix)}, target), version: "clang" + suffix}, nil
+			plus := filepath.Join(filepath.Dir(clang), "clang++"+suffix)
+			return compiler{
+				cc: concat([]string{clang}, target), cxx: concat([]string{plus}, target),
+				link: []string{stackFirst}, version: "clang" + suffix,
+			}, nil
 		}
 	}
 	return compiler{}, missing(j.Language, "there is neither zig (in PATH, or as python3 -m ziglang) nor a clang with libraries for Wasm")
