@@ -100,7 +100,12 @@ type Wasm struct {
 	Reference Reference
 	// SHA256 is the pin of the sha256 field, bare hex or empty. It names the
 	// manifest for OCI and the unpacked module for HTTP and file.
-	SHA256          string
+	SHA256 string
+	// Locked is what a lock file says that the URL means, bare hex of what SHA256 would
+	// name; empty where SHA256 or the URL has a digest, or no lock file knows the URL.
+	Locked string `json:",omitempty"`
+	// Held: a lock file may say it and cannot be read, so nobody is to be asked.
+	Held            bool `json:",omitempty"`
 	PullPolicy      PullPolicy
 	PullSecret      string
 	VerificationKey string
@@ -201,11 +206,14 @@ const (
 	PullAlways       PullPolicy = "Always"
 )
 
-// EffectivePullPolicy resolves the default: a digest in the URL or the sha256
-// field switches the policy off (IfNotPresent); no tag, or "latest", is Always.
+// Pinned tells whether a digest says which bytes the URL means.
+func (w *Wasm) Pinned() bool { return w.SHA256 != "" || w.Reference.Digest != "" || w.Locked != "" }
+
+// EffectivePullPolicy resolves the default: a digest in the URL, the sha256 field or
+// a lock file switches the policy off (IfNotPresent); no tag, or "latest", is Always.
 func (w *Wasm) EffectivePullPolicy() PullPolicy {
 	switch {
-	case w.SHA256 != "" || w.Reference.Digest != "":
+	case w.Pinned():
 		return PullIfNotPresent
 	case w.PullPolicy != PullDefault:
 		return w.PullPolicy

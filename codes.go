@@ -28,6 +28,7 @@ const (
 	CodeSecretUnused  Code = "SecretUnused"
 	CodeRuntime       Code = "Runtime"
 	CodeScopeDenied   Code = "ScopeDenied"
+	CodeLock          Code = "Lock"        // a lock file that cannot be gone by
 	CodeEnvoyConfig   Code = "EnvoyConfig" // a proxy's own configuration that cannot be taken over
 )
 
@@ -135,6 +136,12 @@ const (
 	CodeSourceLanguage Code = "SourceLanguage" // it is not known, or not clear
 	CodeToolchain      Code = "Toolchain"      // a compiler is not there
 	CodeBuild          Code = "Build"          // a compiler failed
+)
+
+// Codes about the schema of a plugin's configuration that its artifact carries.
+const (
+	CodeConfigSchema   Code = "ConfigSchema"   // the configuration is not as the schema has it
+	CodeSchemaUnusable Code = "SchemaUnusable" // the schema cannot be judged by
 )
 
 // Codes about the proxies that a release is for.

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// The three digests of a module are three types, so that one cannot be taken
-// for another. Each is written "sha256:" and 64 lower-case hex digits; the empty
+// The three digests of a module are three types, and that of a schema is one more, so
+// that one cannot be taken for another. Each is written "sha256:" and 64 lower-case hex digits; the empty
 // value means none.
 type (
 	// ArtifactDigest is over an OCI manifest or index.
@@ -17,6 +17,8 @@ type (
 	// ModuleDigest is over the unpacked .wasm bytes. The store and everything
 	// that is sent to agents use it.
 	ModuleDigest string
+	// SchemaDigest is over the text of a configuration's schema.
+	SchemaDigest string
 )
 
 const digestPrefix = "sha256:"

@@ -47,12 +47,24 @@ type Release struct {
 	// ConfigFrom are the secrets' values that are merged over Config. They are in no
 	// record: whoever makes an attachment of the release needs them as they were.
 	ConfigFrom []SecretVersion `json:",omitempty"`
+	// Schema is what the artifact carries to judge Config by, with the values of
+	// ConfigFrom in it; nil: nothing.
+	Schema *ConfigSchema `json:",omitempty"`
+	// SecretConfig: a value in Config is write-only by Schema.
+	SecretConfig bool `json:",omitempty"`
 	// Capabilities are the only functions that the plugin may call and be called by,
 	// by the names of the Proxy-Wasm specification; none means all.
 	Capabilities []string `json:",omitempty"`
 
 	ResolvedAt time.Time
 	Verdicts   []Verdict `json:",omitempty"`
+}
+
+// ConfigSchema names the text of a JSON Schema for a plugin's configuration. The text
+// itself is in the control plane's store.
+type ConfigSchema struct {
+	Digest SchemaDigest
+	Size   int64
 }
 
 // SecretVersion is a secret's value as it was at one time. Version is another
@@ -68,6 +80,7 @@ const (
 	JudgeEnvoy  = "envoy"  // a real one, which started the plugin
 	JudgeHost   = "host"   // the Proxy-Wasm host, which started it where no Envoy was at hand
 	JudgePolicy = "policy" // the operator's rules, signatures included
+	JudgeSchema = "schema" // the artifact's own, of the configuration
 )
 
 // Verdict is what one judge said of a release.
@@ -80,6 +93,8 @@ type Verdict struct {
 	Weak bool `json:",omitempty"`
 	// Probed: the plugin's probes were answered as they are to be.
 	Probed bool `json:",omitempty"`
+	// Unusable says why the judge is none: of JudgeSchema alone, and nothing follows.
+	Unusable string `json:",omitempty"`
 	// SignedBy names whose signatures counted, for people.
 	SignedBy []string `json:",omitempty"`
 }
@@ -93,6 +108,17 @@ func (r *Release) TriedIn() []string {
 		}
 	}
 	return versions
+}
+
+// SchemaUnusable says why the schema of the release's artifact is of no use; empty when
+// it is, or there is none.
+func (r *Release) SchemaUnusable() string {
+	for _, v := range r.Verdicts {
+		if v.Judge == JudgeSchema {
+			return v.Unusable
+		}
+	}
+	return ""
 }
 
 // FitFor tells whether an Envoy of that version took the release. What no Envoy of

@@ -114,6 +114,10 @@ func (e *env) print(objects []*chandlerv1.Object, table func(io.Writer)) error {
 
 // tellRedacted says once that values are not shown, and what to do.
 func (e *env) tellRedacted(objects []*chandlerv1.Object) {
+	if !e.toldHidden && slices.ContainsFunc(objects, func(o *chandlerv1.Object) bool { return o.Hidden && !o.Redacted }) {
+		e.toldHidden = true
+		fmt.Fprintln(e.stderr, "chandler: values that are write-only by the schema of their module's configuration are not shown to anybody")
+	}
 	if e.told || !slices.ContainsFunc(objects, func(o *chandlerv1.Object) bool { return o.Redacted }) {
 		return
 	}
@@ -206,7 +210,7 @@ func statusDocument(st *chandlerv1.Status) map[string]any {
 	if r := st.GetResolved(); r != nil {
 		maps.Copy(own, told(map[string]any{
 			"reference": r.Reference, "artifactDigest": r.ArtifactDigest, "blobDigest": r.BlobDigest, "moduleDigest": r.ModuleDigest,
-			"size": r.Size, "abi": r.Abi, "resolvedAt": stamp(r.At), "release": r.Release,
+			"schemaDigest": r.Schema.GetDigest(), "size": r.Size, "abi": r.Abi, "resolvedAt": stamp(r.At), "release": r.Release,
 		}))
 	}
 	if st.GetAttempt() > 0 {

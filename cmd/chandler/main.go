@@ -53,7 +53,7 @@ func main() {
 func run(args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	e := &env{getenv: getenv, stdin: stdin, stdout: escaper{stdout}, stderr: escaper{stderr}, exact: stdout, plugin: isPlugin(args[0])}
+	e := &env{getenv: getenv, stdin: stdin, stdout: escaper{stdout}, stderr: escaper{stderr}, exact: stdout, tty: terminal(stderr), plugin: isPlugin(args[0])}
 	root := rootCommand(e)
 	root.SetArgs(args[1:])
 	root.SetIn(stdin)
@@ -82,6 +82,8 @@ type env struct {
 	stdout, stderr io.Writer
 	// exact is stdout for manifests, which are as they are.
 	exact io.Writer
+	// tty is stderr if that is a terminal, for what is written over; else nil.
+	tty io.Writer
 
 	// plugin: kubectl called.
 	plugin bool
@@ -107,6 +109,8 @@ type env struct {
 	broken []*chandlerv1.BrokenFile
 	// told: it was said that values are not shown.
 	told bool
+	// toldHidden: it was said that some values are shown to nobody.
+	toldHidden bool
 }
 
 func rootCommand(e *env) *cobra.Command {
@@ -131,8 +135,9 @@ func rootCommand(e *env) *cobra.Command {
 			cmd.Example = strings.ReplaceAll(cmd.Example, "  chandler ", "  kubectl chandler ")
 		}
 	} else {
-		root.AddCommand(serveCommand(e), testCommand(e), applyCommand(e), deleteCommand(e), nodeCommand(e), internalCommand(e))
-		root.AddCommand(newCommand(e), buildCommand(e), vetCommand(e))
+		root.AddCommand(serveCommand(e), applyCommand(e), deleteCommand(e), nodeCommand(e), internalCommand(e))
+		root.AddCommand(newCommand(e), buildCommand(e), testCommand(e), vetCommand(e))
+		root.AddCommand(pushCommand(e), pullCommand(e), inspectCommand(e), saveCommand(e), loadCommand(e), signCommand(e), verifyCommand(e), lockCommand(e))
 	}
 	return root
 }

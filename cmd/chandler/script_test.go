@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -22,9 +23,15 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"chandler": main, pluginName: main})
 }
 
+// scriptSchema is what plugin:schema carries.
+const scriptSchema = `{"title": "Sample", "type": "object", "additionalProperties": false, "required": ["rules"], "properties": {
+  "rules": {"type": "array", "items": {"type": "object", "properties": {
+    "prefix": {"type": "string", "description": "Paths that are guarded."},
+    "password": {"type": "string", "writeOnly": true}}}}}}`
+
 // TestScript runs testdata/script/*.txtar: the command as a user types it. Each
-// script has a registry at $REGISTRY with the images plugin:v1 and plugin:broken,
-// and two free addresses, $LISTEN and $CHANDLER_SERVER.
+// script has a registry at $REGISTRY with the images plugin:v1, plugin:broken and
+// plugin:schema, which carries a schema, and two free addresses, $LISTEN and $CHANDLER_SERVER.
 //
 // $MODULES has the modules deny.wasm and refuse.wasm, and $ENVOY is a real Envoy.
 func TestScript(t *testing.T) {
@@ -55,6 +62,9 @@ func TestScript(t *testing.T) {
 			}
 			env.Setenv("MODULES", modules)
 			env.Setenv("ENVOY", envoy)
+			if _, err := client.Push(context.Background(), reg.Addr+"/plugin:schema", module.Append(), fetch.PushOptions{Documents: fetch.Documents{Schema: []byte(scriptSchema)}}); err != nil {
+				return err
+			}
 			env.Setenv("REGISTRY", reg.Addr)
 			env.Setenv("HOME", env.WorkDir) // where a control plane leaves word of its socket
 			for _, name := range []string{"LISTEN", "CHANDLER_SERVER"} {
@@ -73,8 +83,19 @@ func TestScript(t *testing.T) {
 			"subst": substitute,
 			"retry": retry,
 			"logs":  logs,
+			"move":  move,
 		},
 	})
+}
+
+// move has the tag plugin:TAG mean a module that denies with a status.
+func move(ts *testscript.TestScript, _ bool, args []string) {
+	status, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	client := fetch.New(fetch.Config{Dir: ts.MkAbs(".")})
+	defer client.Close()
+	_, err = client.Push(context.Background(), ts.Getenv("REGISTRY")+"/plugin:"+args[0], module.Deny(status), fetch.PushOptions{})
+	ts.Check(err)
 }
 
 func freeAddress() (string, error) {
@@ -135,7 +156,7 @@ func retry(ts *testscript.TestScript, _ bool, args []string) {
 	deadline := time.Now().Add(20 * time.Second)
 	for {
 		var out bytes.Buffer
-		_ = run([]string{"chandler", args[0]}, ts.Getenv, strings.NewReader(""), &out, &out)
+		_ = run(append([]string{"chandler"}, strings.Fields(args[0])...), ts.Getenv, strings.NewReader(""), &out, &out)
 		if strings.Contains(out.String(), args[1]) {
 			return
 		}

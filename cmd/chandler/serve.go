@@ -148,7 +148,7 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 	}
 	cfg := control.Config{
 		Store:    modules,
-		Resolver: resolve.New(resolve.Config{Fetcher: client, Store: modules, Log: log}),
+		Resolver: resolve.New(resolve.Config{Fetcher: client, Store: modules, Schemas: schemasBy(client), Log: log}),
 		Policy:   resolve.Policy{Interval: f.resolveInterval},
 		Vetter:   vetter,
 		Gate:     op.gate(op.file.Load()), RequireEnvoyVersions: op.requireVersions,

@@ -35,6 +35,14 @@ func (f *fetchFlags) add(flags *pflag.FlagSet) {
 // open gives the client by which modules are fetched: from nowhere that this
 // program listens on.
 func (f *fetchFlags) open(log *slog.Logger) (*fetch.Client, error) {
+	cfg, err := f.config(log)
+	if err != nil {
+		return nil, err
+	}
+	return fetch.New(cfg), nil
+}
+
+func (f *fetchFlags) config(log *slog.Logger) (fetch.Config, error) {
 	cfg := fetch.Config{
 		Proxy:      http.ProxyFromEnvironment,
 		Keychain:   fetch.DockerKeychain(),
@@ -46,17 +54,17 @@ func (f *fetchFlags) open(log *slog.Logger) (*fetch.Client, error) {
 	}
 	for _, r := range f.realms {
 		if registry, realm, ok := strings.Cut(r, "="); !ok || registry == "" || realm == "" || r != strings.ToLower(r) || strings.ContainsAny(realm, ":/") {
-			return nil, usagef("--token-realm %s: write REGISTRY=HOST, both in lower case, such as registry.example=auth.example.net", r)
+			return cfg, usagef("--token-realm %s: write REGISTRY=HOST, both in lower case, such as registry.example=auth.example.net", r)
 		}
 	}
 	if f.hosts != "" {
 		d, err := hosts.Open(f.hosts, time.Now, log)
 		if err != nil {
-			return nil, usagef("--hosts-dir: %v", err)
+			return cfg, usagef("--hosts-dir: %v", err)
 		}
 		cfg.Hosts = d
 	}
-	return fetch.New(cfg), nil
+	return cfg, nil
 }
 
 // listeners are the addresses of some.

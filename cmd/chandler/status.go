@@ -237,7 +237,7 @@ to those who may read them.`,
 			if err != nil {
 				return err
 			}
-			req.Proxies = true
+			req.Proxies, req.Schemas = true, true
 			objects, err := e.list(cmd.Context(), req)
 			if err != nil {
 				return err
@@ -286,6 +286,7 @@ func (e *env) describe(o *chandlerv1.Object, config bool) {
 			line("  Size", fmt.Sprintf("%d bytes", r.Size))
 		}
 		line("  ABI", r.Abi)
+		line("  Schema", r.Schema.GetDigest())
 		line("  At", fmt.Sprint(stamp(r.At)))
 		line("  Release", r.Release)
 	}
@@ -294,6 +295,7 @@ func (e *env) describe(o *chandlerv1.Object, config bool) {
 	}
 	w.Flush()
 	e.describeConfiguration(o, config)
+	e.describeSchema(st.GetResolved().GetSchema())
 	e.describeConditions(st)
 	e.describeProblems("Problems", st.GetProblems())
 	e.describeProblems("Warnings", st.GetWarnings())
@@ -328,6 +330,34 @@ func (e *env) describeConfiguration(o *chandlerv1.Object, values bool) {
 	fmt.Fprintln(e.stdout, "Configuration:")
 	for line := range strings.Lines(string(text)) {
 		fmt.Fprint(e.stdout, "  ", line)
+	}
+}
+
+// describeSchema shows what there is to configure.
+func (e *env) describeSchema(s *chandlerv1.ConfigSchema) {
+	if len(s.GetProperties()) == 0 {
+		return
+	}
+	title := "Schema"
+	if s.Title != "" {
+		title += " (" + s.Title + ")"
+	}
+	fmt.Fprintln(e.stdout, title+":")
+	w := tabwriter.NewWriter(e.stdout, 0, 4, 2, ' ', 0)
+	defer w.Flush()
+	fmt.Fprintln(w, "  FIELD\tTYPE\tNEEDED\tWHAT IT IS")
+	for _, p := range s.Properties {
+		needed, what := "-", p.Description
+		if p.Required {
+			needed = "yes"
+		}
+		if p.WriteOnly {
+			what = strings.TrimSpace("(never shown) " + what)
+		}
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", p.Path, dash(p.Type), needed, dash(what))
+	}
+	if s.More {
+		fmt.Fprintln(w, "  ...\t\t\t")
 	}
 }
 

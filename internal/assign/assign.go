@@ -101,7 +101,8 @@ func Attach(c Candidate) chandler.Attachment {
 	default:
 		a.Generation, a.Release = r.Generation, r.ID
 		a.Program, a.Behaviour, a.Capabilities = r.Program, r.Behaviour, r.Capabilities
-		if a.SecretConfig = len(r.ConfigFrom) > 0; a.SecretConfig {
+		a.SecretConfig = r.SecretConfig || len(r.ConfigFrom) > 0
+		if len(r.ConfigFrom) > 0 {
 			a.Config = c.Config
 		}
 	}

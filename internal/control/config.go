@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
 )
 
@@ -105,10 +106,11 @@ func (l *loop) forgetConfigs() {
 	maps.DeleteFunc(l.configs, func(id chandler.ReleaseID, _ []byte) bool { return !needed[id] })
 }
 
-// current gives have, unless what the plugin's configuration is from, or a value of
-// it, is another by now: then there is no release of the plugin as it is wanted.
+// current gives have, unless what the plugin's configuration is from, a value of it,
+// or what its url means by a lock file, is another by now: then there is no release of
+// the plugin as it is wanted.
 func (s secrets) current(p *chandler.Plugin, have *chandler.Release) *chandler.Release {
-	if p == nil || have == nil || slices.Equal(s.versions(p), have.ConfigFrom) {
+	if p == nil || have == nil || slices.Equal(s.versions(p), have.ConfigFrom) && resolve.AsLocked(p, have) {
 		return have
 	}
 	return nil

@@ -108,6 +108,7 @@ type Control struct {
 	fleet   *fleet
 	server  *deltaserver.Server
 	board   board
+	schemas *schemas
 	office  office
 	begun   time.Time   // Run
 	lowered atomic.Bool // this replica is cut off
@@ -157,6 +158,7 @@ func New(cfg Config) (*Control, error) {
 		changes:   make(chan record.Change, maxChanges),
 		missing:   make(chan chandler.ModuleDigest, 16),
 	}
+	c.schemas = &schemas{store: cfg.Store, known: map[chandler.SchemaDigest]compiled{}}
 	c.board.transitions = map[string]chandler.Status{}
 	c.metrics = newMetrics(c)
 	if cfg.Registerer != nil {

@@ -31,7 +31,7 @@ func hostOf(p *chandler.Plugin) string {
 // why the plugin waits and gives the time of the next try.
 func (l *loop) admits(j *job, now time.Time) (ok bool, at time.Time) {
 	name := hostOf(j.plugin)
-	if name == "" || j.judge || j.restore && l.c.cfg.Peers != nil { // others are asked first, or nobody
+	if name == "" || j.judge || j.restore != "" && l.c.cfg.Peers != nil { // others are asked first, or nobody
 		return true, now
 	}
 	asking := 0
@@ -50,7 +50,7 @@ func (l *loop) admits(j *job, now time.Time) (ok bool, at time.Time) {
 	if asking == 0 {
 		at = h.asked.Next // else an outcome brings us back
 	}
-	if uid := j.plugin.UID; !j.restore && !h.behind[uid] {
+	if uid := j.plugin.UID; j.restore == "" && !h.behind[uid] {
 		h.behind[uid] = true
 		l.attempts[uid] = l.attempts[uid].Behind(j.plugin, h.asked)
 		l.stale[j.plugin.Key] = true
@@ -67,7 +67,7 @@ func (l *loop) answered(j *job, err error, now time.Time) {
 	}
 	if resolve.HostWide(err) {
 		asked := l.attempts[j.plugin.UID]
-		if j.restore {
+		if j.restore != "" {
 			asked = asked.After(j.plugin, err, now, rand.Float64())
 		}
 		l.hosts[name] = &host{asked: asked, behind: map[string]bool{}}

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -43,10 +44,10 @@ type job struct {
 	have    *chandler.Release
 	rollout *record.Rollout // the one to go on from; nil: the first
 	secrets secrets
-	gate    Gate // nil: everything may be
-	restore bool
-	judge   bool        // only judge what there is
-	atVet   atomic.Bool // it has done the rest
+	gate    Gate                  // nil: everything may be
+	restore chandler.ModuleDigest // what is to be in the store; empty: it is to resolve
+	judge   bool                  // only judge what there is
+	atVet   atomic.Bool           // it has done the rest
 }
 
 // newcomer tells whether the plugin never had a release.
@@ -62,8 +63,6 @@ func (j *job) gateHash() string {
 	return j.gate.Hash()
 }
 
-func (j *job) digest() chandler.ModuleDigest { return j.have.Program.Module.Digest }
-
 // wanted tells whether what a job is about to find out is still of use: for the
 // very generation, or for one that asks for the same module.
 func (j *job) wanted(o *source.Object) bool {
@@ -71,8 +70,11 @@ func (j *job) wanted(o *source.Object) bool {
 		return false
 	}
 	a, b := j.plugin, o.Plugin
-	return a.Generation == b.Generation || a.Wasm != nil && b.Wasm != nil &&
-		a.Wasm.Reference == b.Wasm.Reference && a.Wasm.SHA256 == b.Wasm.SHA256 && a.Wasm.PullSecret == b.Wasm.PullSecret
+	if a.Wasm == nil || b.Wasm == nil {
+		return a.Generation == b.Generation
+	}
+	return a.Wasm.Locked == b.Wasm.Locked && (a.Generation == b.Generation ||
+		a.Wasm.Reference == b.Wasm.Reference && a.Wasm.SHA256 == b.Wasm.SHA256 && a.Wasm.PullSecret == b.Wasm.PullSecret)
 }
 
 // outcome is what a job came to.
@@ -85,6 +87,9 @@ type outcome struct {
 	// somebody else to another when err is record.ErrConflict.
 	rollout *record.Rollout
 	lease   *store.Lease
+	// schema is what the plugin's configuration was to be judged by, also when it was
+	// found wrong.
+	schema *chandler.ConfigSchema
 	// against: the error is that of judging the release that is there.
 	against bool
 }
@@ -94,7 +99,7 @@ type outcome struct {
 func (l *loop) start(ctx context.Context) time.Duration {
 	leads := l.c.leads()
 	for _, j := range l.jobs {
-		if o := l.byUID[j.plugin.UID]; o == nil || !j.restore && !(leads && j.wanted(o) && j.gate == l.gate) {
+		if o := l.byUID[j.plugin.UID]; o == nil || j.restore == "" && !(leads && j.wanted(o) && j.gate == l.gate) {
 			j.cancel()
 		}
 	}
@@ -115,21 +120,22 @@ func (l *loop) start(ctx context.Context) time.Duration {
 		if decides {
 			later(d.At)
 		}
-		if decides && d.Now && l.jobs[resolveID(o.UID)] == nil {
+		if decides && d.Now && (d.Judge || !held(o.Plugin)) && l.jobs[resolveID(o.UID)] == nil {
 			j := l.newJob(resolveID(o.UID), o, have)
 			j.judge = d.Judge
 			due = append(due, j)
 		}
 		for _, r := range l.running(o) {
-			digest := r.Program.Module.Digest
-			if at := l.restores[digest]; l.leases[digest] == nil && l.jobs[restoreID(digest)] == nil {
-				if at.After(now) {
-					later(at)
-					continue
+			for _, digest := range r.needs {
+				if at := l.restores[digest]; l.leases[digest] == nil && l.jobs[restoreID(digest)] == nil {
+					if at.After(now) {
+						later(at)
+						continue
+					}
+					j := l.newJob(restoreID(digest), o, r.Release)
+					j.restore = digest
+					due = append(due, j)
 				}
-				j := l.newJob(restoreID(digest), o, r)
-				j.restore = true
-				due = append(due, j)
 			}
 		}
 	}
@@ -189,7 +195,7 @@ func (r *room) any() bool { return r.working < maxJobs && r.working+r.atVet < ma
 
 func (r *room) has(j *job) bool {
 	ns := j.plugin.Namespace
-	return r.any() && r.workingOf[ns] < maxJobsOfNamespace && (j.restore || !j.newcomer() || r.newAtVetOf[ns] < maxNewAtVet)
+	return r.any() && r.workingOf[ns] < maxJobsOfNamespace && (j.restore != "" || !j.newcomer() || r.newAtVetOf[ns] < maxNewAtVet)
 }
 
 // behind tells whether another replica has seen a newer generation of a plugin than
@@ -198,17 +204,24 @@ func (l *loop) behind(o *source.Object) bool {
 	return l.c.cfg.Election != nil && o.Plugin != nil && l.rollouts[o.UID].Generation > o.Plugin.Generation
 }
 
+// running is a release, and what of it has to be in the store.
+type running struct {
+	*chandler.Release
+	needs []chandler.ModuleDigest
+}
+
 // running gives the releases of a plugin whose modules agents may ask for: the
-// one its rollout is at, and the one that stands by.
-func (l *loop) running(o *source.Object) []*chandler.Release {
+// one its rollout is at, with its schema, and the one that stands by.
+func (l *loop) running(o *source.Object) []running {
 	if o.Plugin == nil {
 		return nil
 	}
-	var out []*chandler.Release
+	var out []running
 	if c := l.course(o.UID); c.target != nil && c.target.Program.Module != nil {
-		out = append(out, c.target)
+		needs := []chandler.ModuleDigest{c.target.Program.Module.Digest}
+		out = append(out, running{c.target, append(needs, stored(c.target.Schema)...)})
 		if c.standby != nil {
-			out = append(out, l.releases[l.rollouts[o.UID].Previous])
+			out = append(out, running{l.releases[l.rollouts[o.UID].Previous], []chandler.ModuleDigest{c.standby.Digest}})
 		}
 	}
 	return out
@@ -231,7 +244,7 @@ func (l *loop) launch(ctx context.Context, j *job) {
 	go func() {
 		defer j.cancel()
 		o := outcome{job: j}
-		if j.restore {
+		if j.restore != "" {
 			o.lease, o.err = l.c.restore(ctx, j)
 		} else {
 			o.err = l.c.resolve(ctx, j, &o)
@@ -254,8 +267,7 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 	if err != nil {
 		return err
 	}
-	same := j.have != nil && j.have.ID == r.ID
-	if r.Program.Module != nil && !(j.judge && same) {
+	if same := j.have != nil && j.have.ID == r.ID; r.Program.Module != nil && !(j.judge && same) {
 		if o.lease, err = c.cfg.Store.Acquire(r.Program.Module.Digest); err != nil {
 			return err
 		}
@@ -263,12 +275,15 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 	if j.gate != nil {
 		verdicts, err := j.gate.Trust(ctx, j.plugin, &r, creds)
 		if err != nil {
-			o.against = same
+			o.against = j.have != nil && j.have.ID == r.ID
 			return err
 		}
 		r.Verdicts = append(r.Verdicts, verdicts...)
 	}
-	if same {
+	if err := c.conform(ctx, j, &r, o); err != nil {
+		return err
+	}
+	if j.have != nil && j.have.ID == r.ID {
 		o.release = r
 		return nil // it means what it meant
 	}
@@ -297,17 +312,24 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 func (c *Control) meaning(ctx context.Context, j *job, creds *fetch.Credentials) (r chandler.Release, err error) {
 	if j.judge {
 		r = *j.have
-		r.Verdicts = slices.DeleteFunc(slices.Clone(r.Verdicts), func(v chandler.Verdict) bool { return v.Judge != chandler.JudgeStatic })
+		r.Verdicts = slices.DeleteFunc(slices.Clone(r.Verdicts), func(v chandler.Verdict) bool {
+			return v.Judge != chandler.JudgeStatic && v.Judge != chandler.JudgeSchema
+		})
 	} else {
 		began := time.Now()
 		r, err = c.cfg.Resolver.Resolve(ctx, resolve.Request{Plugin: j.plugin, Have: j.have, Credentials: creds, ConfigFrom: j.secrets.versions(j.plugin)})
 		c.metrics.resolved(j.plugin, time.Since(began), err)
 	}
-	if err == nil && j.gate != nil {
-		r.Capabilities = j.gate.Terms(j.plugin).Capabilities
-		r = r.WithID()
+	if err != nil {
+		return r, err
 	}
-	return r, err
+	if j.gate != nil {
+		r.Capabilities = j.gate.Terms(j.plugin).Capabilities
+	}
+	if h := j.have; h != nil && sameSchema(h.Schema, r.Schema) && bytes.Equal(h.Config, r.Config) {
+		r.SecretConfig = h.SecretConfig // as it was found then
+	}
+	return r.WithID(), nil
 }
 
 // vet adds to a release what was said of it, with the secrets of its configuration
@@ -331,7 +353,7 @@ func (c *Control) vet(ctx context.Context, j *job, r *chandler.Release, o *outco
 	}
 	verdicts, err := c.cfg.Vetter.Vet(ctx, req)
 	switch {
-	case err != nil && len(r.ConfigFrom) > 0:
+	case err != nil && (r.SecretConfig || len(r.ConfigFrom) > 0):
 		return kept(err)
 	case err != nil:
 		return err
@@ -375,14 +397,14 @@ func (c *Control) swap(ctx context.Context, old *record.Rollout, next record.Rol
 	return nil, err
 }
 
-// restore leases a module, fetching it again if the store lost it.
+// restore leases a module or a schema, fetching it again if the store lost it.
 func (c *Control) restore(ctx context.Context, j *job) (*store.Lease, error) {
-	lease, err := c.cfg.Store.Acquire(j.digest())
+	lease, err := c.cfg.Store.Acquire(j.restore)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return lease, err
 	}
-	if c.fromPeers(ctx, j.digest()) == nil {
-		return c.cfg.Store.Acquire(j.digest())
+	if c.fromPeers(ctx, j.restore) == nil {
+		return c.cfg.Store.Acquire(j.restore)
 	}
 	creds, err := j.secrets.credentials(j.plugin)
 	if err != nil {
@@ -391,7 +413,7 @@ func (c *Control) restore(ctx context.Context, j *job) (*store.Lease, error) {
 	if err := c.cfg.Resolver.Restore(ctx, j.plugin, j.have, creds); err != nil {
 		return nil, err
 	}
-	return c.cfg.Store.Acquire(j.digest())
+	return c.cfg.Store.Acquire(j.restore)
 }
 
 // finished takes an outcome in.
@@ -411,15 +433,18 @@ func (l *loop) finished(o outcome) {
 		log.Info("new release", "release", o.release.ID.Short(), "generation", o.release.Generation, "sequence", o.rollout.Sequence, "reference", o.release.ShownReference())
 	}
 	cancelled := errors.Is(o.err, context.Canceled) && !(l.c.leads() && j.wanted(l.byUID[j.plugin.UID])) ||
-		o.err != nil && !j.restore && j.gate != l.gate // it is judged by another now
+		o.err != nil && j.restore == "" && j.gate != l.gate // it is judged by another now
+	if o.schema != nil {
+		l.schemas[j.plugin.UID] = o.schema
+	}
 	if o.err == nil && o.config != nil {
 		l.configs[o.release.ID] = o.config
 	}
 	switch {
-	case j.restore:
+	case j.restore != "":
 		if o.err != nil {
-			l.restores[j.digest()] = now.Add(restoreFailed)
-			log.Warn("a module is not in the store and cannot be fetched", "module", j.digest(), "error", o.err)
+			l.restores[j.restore] = now.Add(restoreFailed)
+			log.Warn("a module, or its schema, is not in the store and cannot be fetched", "digest", j.restore, "error", o.err)
 		}
 	case o.err == nil && j.judge:
 		l.attempts[j.plugin.UID] = l.attempts[j.plugin.UID].Judged(j.plugin, j.gateHash())

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -38,6 +39,8 @@ type loop struct {
 	history  map[string][]chandler.ReleaseID // by uid, oldest first
 	attempts map[string]resolve.Attempts     // by uid
 
+	schemas map[string]*chandler.ConfigSchema // last come upon, by uid: of a try that failed too
+
 	gate    Gate              // nil: everything may be
 	rulings map[string]ruling // by uid
 
@@ -66,6 +69,7 @@ func (c *Control) load(ctx context.Context) (*loop, error) {
 		configs:  map[chandler.ReleaseID][]byte{},
 		history:  map[string][]chandler.ReleaseID{},
 		attempts: map[string]resolve.Attempts{},
+		schemas:  map[string]*chandler.ConfigSchema{},
 		gate:     c.cfg.Gate,
 		rulings:  map[string]ruling{},
 		gone:     map[string]time.Time{},
@@ -192,6 +196,10 @@ func (l *loop) taken(s source.Snapshot) {
 	before := l.snapshot
 	l.snapshot, l.seen = s, true
 	l.c.broken.Store(&s.Broken)
+	was := map[string]*chandler.Plugin{}
+	for uid, o := range l.byUID {
+		was[uid] = o.Plugin
+	}
 	clear(l.byUID)
 	for i := range s.Objects {
 		o := &s.Objects[i]
@@ -200,10 +208,12 @@ func (l *loop) taken(s source.Snapshot) {
 		if o.Plugin == nil {
 			continue
 		}
-		if a := l.attempts[o.UID]; a.Failed > 0 && !secrets(before.Secrets).same(s.Secrets, o.Plugin) {
+		a := l.attempts[o.UID]
+		if a.Failed > 0 && !(secrets(before.Secrets).same(s.Secrets, o.Plugin) && locked(o.Plugin) == locked(was[o.UID])) {
 			l.attempts[o.UID] = a.Soon()
 		}
 	}
+	maps.DeleteFunc(l.schemas, func(uid string, _ *chandler.ConfigSchema) bool { return l.byUID[uid] == nil })
 	for uid := range l.attempts {
 		if l.byUID[uid] == nil {
 			delete(l.attempts, uid)
@@ -216,6 +226,17 @@ func (l *loop) taken(s source.Snapshot) {
 	}
 	l.missed()
 }
+
+// locked is what a lock file says of a plugin's url.
+func locked(p *chandler.Plugin) string {
+	if p == nil || p.Wasm == nil {
+		return ""
+	}
+	return p.Wasm.Locked
+}
+
+// held tells whether nobody is to be asked what a plugin's url means.
+func held(p *chandler.Plugin) bool { return p != nil && p.Wasm != nil && p.Wasm.Held }
 
 // target is the release that a plugin's rollout is at, or the one before when the
 // record of that was lost; nil when there is none.
@@ -265,6 +286,7 @@ func (l *loop) publish() {
 			if e, err = newEntry(o, course, ruling, l.attempts[o.UID], l.c.cfg.FetchDeadline, e); err != nil {
 				l.c.log.Error("an attachment cannot be marshalled", "plugin", o.Key.String(), "error", err)
 			}
+			e.met = l.schemas[o.UID]
 		}
 		entries = append(entries, e)
 		next[o.Key] = e
@@ -284,6 +306,9 @@ func (l *loop) unlease() {
 	for _, e := range l.entries {
 		for _, d := range e.modules {
 			named[d] = true
+		}
+		for _, s := range e.schemas() {
+			named[chandler.ModuleDigest(s.Digest)] = true
 		}
 	}
 	for d, lease := range l.leases {

@@ -5,6 +5,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/assign"
+	"chandler.dev/chandler/internal/schema"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/status"
 )
@@ -13,6 +14,12 @@ import (
 type ObjectView struct {
 	source.Object
 	Status chandler.Status
+	// Schema is what the configuration is judged by; nil: there is nothing, or it is
+	// of no use.
+	Schema *schema.Schema
+	// Hidden gives the places in a configuration that are not to be shown to anybody,
+	// an empty one for all of it; nil: there are none.
+	Hidden func(config []byte) [][]string
 }
 
 // Objects gives all objects with their status, in the order of their keys, read
@@ -25,7 +32,9 @@ func (c *Control) Objects(context.Context) ([]ObjectView, error) {
 	members := c.fleet.list()
 	views := make([]ObjectView, 0, len(p.entries))
 	for _, e := range p.entries {
-		views = append(views, ObjectView{Object: e.object, Status: c.join(e, members)})
+		v := ObjectView{Object: e.object, Status: c.join(e, members)}
+		v.Schema, v.Hidden = c.schemas.of(e)
+		views = append(views, v)
 	}
 	return views, nil
 }

@@ -24,7 +24,8 @@ type entry struct {
 	attempts resolve.Attempts // of the object's valid generation
 	against  []chandler.Problem
 	denied   bool
-	detached bool // it is for nobody
+	detached bool                   // it is for nobody
+	met      *chandler.ConfigSchema // of the last try to resolve it; nil: none
 
 	resource *deltaserver.Resource
 	withheld *deltaserver.Resource // without a body: proxies keep what they have of it

@@ -17,7 +17,7 @@ func pin(r chandler.Release) *chandler.Release {
 	if r.Program.Module == nil {
 		return nil
 	}
-	r.ID, r.Behaviour, r.ConfigFrom, r.Verdicts = "", chandler.Behaviour{}, nil, nil
+	r.ID, r.Behaviour, r.ConfigFrom, r.SecretConfig, r.Verdicts = "", chandler.Behaviour{}, nil, false, nil
 	return &r
 }
 

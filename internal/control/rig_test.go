@@ -32,11 +32,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // registry is a Fetcher with tags, by the URL's repository and tag.
 type registry struct {
-	mu    sync.Mutex
-	mods  map[string][]byte
-	err   error
-	away  map[string]error // by host
-	calls int
+	mu      sync.Mutex
+	mods    map[string][]byte
+	schemas map[chandler.ArtifactDigest]string
+	err     error
+	away    map[string]error // by host
+	calls   int
 }
 
 func (r *registry) find(req fetch.Request) ([]byte, error) {
@@ -76,6 +77,27 @@ func (r *registry) Pull(_ context.Context, req fetch.Request, sink fetch.Sink) (
 	}
 	d, size, err := sink.Ingest(bytes.NewReader(mod), "")
 	return fetch.Artifact{Digest: artifactOf(mod), Module: d, Size: size}, err
+}
+
+// schema is what package resolve asks for schemas.
+func (r *registry) schema(_ context.Context, req fetch.Request) ([]byte, error) {
+	if _, err := r.find(req); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return []byte(r.schemas[req.Reference.Digest]), nil
+}
+
+// carry puts a module there, with a schema.
+func (r *registry) carry(name string, mod []byte, schema string) {
+	r.set(name, mod)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.schemas == nil {
+		r.schemas = map[chandler.ArtifactDigest]string{}
+	}
+	r.schemas[artifactOf(mod)] = schema
 }
 
 func (r *registry) set(name string, mod []byte) {
@@ -169,7 +191,7 @@ func (r *rig) start() {
 	}
 	cfg := control.Config{
 		Source: r.source, Records: r.records, Store: s, Listener: l, Authenticator: trust{}, Registerer: r.metrics,
-		Resolver:      resolve.New(resolve.Config{Fetcher: fetcher, Store: s}),
+		Resolver:      resolve.New(resolve.Config{Fetcher: fetcher, Store: s, Schemas: r.schema}),
 		RootNamespace: r.root, Election: r.election, Peers: r.peers,
 	}
 	if r.settle != nil {

@@ -104,7 +104,7 @@ func (s *stage) publish(ctx context.Context) error {
 	}
 	client := fetch.New(fetch.Config{Dir: s.dir})
 	defer client.Close()
-	if _, err = client.Push(ctx, s.image("1.12.0"), module, fetch.PushOptions{Layout: fetch.LayoutImage}); err != nil {
+	if _, err = client.Push(ctx, s.image("1.12.0"), module, fetch.PushOptions{Layout: fetch.LayoutCompat}); err != nil {
 		return err
 	}
 	// A module that is whole and well formed, but that no Envoy can start.

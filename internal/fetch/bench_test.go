@@ -24,7 +24,7 @@ func BenchmarkPull(b *testing.B) {
 		wasm[i] = "the words of a module repeat themselves"[r.Uint64()%39]
 	}
 	copy(wasm, good)
-	for _, layout := range []fetch.Layout{fetch.LayoutCNCF, fetch.LayoutImage} {
+	for _, layout := range []fetch.Layout{fetch.LayoutCNCF, fetch.LayoutCompat} {
 		for _, warm := range []string{"warm", "cold"} {
 			b.Run(string(layout)+"/"+warm, func(b *testing.B) {
 				c := fetch.New(fetch.Config{Dir: b.TempDir()})

@@ -56,3 +56,24 @@ func shortBody(what string, err error, said, got int64) error {
 	}
 	return temporary(chandler.CodeFetchShort, "%s: the server said %d bytes and sent %d", what, said, got)
 }
+
+// shown tells Progress of what is read of a body.
+func (c *Client) shown(what string, size int64, body io.ReadCloser) io.ReadCloser {
+	if c.Progress == nil {
+		return body
+	}
+	return &shownBody{ReadCloser: body, tell: func(done int64) { c.Progress(what, done, size) }}
+}
+
+type shownBody struct {
+	io.ReadCloser
+	done int64
+	tell func(done int64)
+}
+
+func (s *shownBody) Read(p []byte) (int, error) {
+	n, err := s.ReadCloser.Read(p)
+	s.done += int64(n)
+	s.tell(s.done)
+	return n, err
+}

@@ -70,6 +70,9 @@ type Config struct {
 	Strict func() bool
 	// Log is told of mirrors that fail; nil: nobody.
 	Log *slog.Logger
+	// Progress is told of blobs as they go either way: what one is, how much of it
+	// went and of how much. It must be quick. Nil: nobody.
+	Progress func(what string, done, size int64)
 
 	// MaxBlob bounds what is transferred and MaxModule what is unpacked, in
 	// bytes; zero is 64 MiB.

@@ -378,7 +378,7 @@ func TestPush(t *testing.T) {
 		t.Fatal(err)
 	}
 	wasm := module(string(big))
-	for _, layout := range []fetch.Layout{"", fetch.LayoutCNCF, fetch.LayoutImage} {
+	for _, layout := range []fetch.Layout{"", fetch.LayoutCNCF, fetch.LayoutCompat} {
 		for _, cfg := range []registry.Config{{}, {Username: "u", Password: "secret"}, {Username: "u", Password: "secret", Token: true}} {
 			reg := startRegistry(t, cfg)
 			cl := client(t, nil)

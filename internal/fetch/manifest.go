@@ -37,10 +37,11 @@ const (
 
 var manifestTypes = []string{typeOCIManifest, typeOCIIndex, typeDockerManifest, typeDockerList}
 
-// Media types of configurations that are written here.
+// Media types of configurations that are known.
 const (
 	typeCNCFConfig   = "application/vnd.wasm.config.v0+json"
 	typeDockerConfig = "application/vnd.docker.container.image.v1+json"
+	typeOCIConfig    = "application/vnd.oci.image.config.v1+json"
 )
 
 // Media types of layers that hold a module as it is.
@@ -50,7 +51,11 @@ const (
 	typeWasmOld    = "application/vnd.wasm.content.layer.v1+wasm"
 )
 
-const typeDockerLayer = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+// Media types of an image's layers that are packed as most are.
+const (
+	typeDockerLayer = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+	typeOCILayer    = "application/vnd.oci.image.layer.v1.tar+gzip"
+)
 
 // packing is how the bytes of a blob hold the module.
 type packing struct {
@@ -67,7 +72,7 @@ var layerTypes = map[string]packing{
 	"application/vnd.docker.image.rootfs.diff.tar":      {"", true},
 	"application/vnd.docker.image.rootfs.diff.tar.zstd": {"zstd", true},
 	"application/vnd.oci.image.layer.v1.tar":            {"", true},
-	"application/vnd.oci.image.layer.v1.tar+gzip":       {"gzip", true},
+	typeOCILayer:                                        {"gzip", true},
 	"application/vnd.oci.image.layer.v1.tar+zstd":       {"zstd", true},
 }
 

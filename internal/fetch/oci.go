@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 
@@ -110,30 +111,46 @@ func (s *session) get(ctx context.Context, path, what string, accept []string) (
 
 // manifest reads one manifest or index; with want it must have that digest.
 func (c *Client) manifest(ctx context.Context, s *session, id string, want chandler.ArtifactDigest) (*manifest, chandler.ArtifactDigest, error) {
-	resp, err := s.get(ctx, "manifests/"+id, "manifest "+id, manifestTypes)
+	w, err := s.written(ctx, id, want)
 	if err != nil {
 		return nil, "", err
+	}
+	m, err := parseManifest(w.raw, w.mediaType)
+	if err != nil {
+		return nil, "", err
+	}
+	return m, w.digest, nil
+}
+
+// written is a manifest as it was written.
+type written struct {
+	raw       []byte
+	digest    chandler.ArtifactDigest
+	mediaType string // what the registry says
+}
+
+// written gets a manifest of any kind; with want it must have that digest.
+func (s *session) written(ctx context.Context, id string, want chandler.ArtifactDigest) (written, error) {
+	resp, err := s.get(ctx, "manifests/"+id, "manifest "+id, manifestTypes)
+	if err != nil {
+		return written{}, err
 	}
 	defer resp.Body.Close()
 	if resp.ContentLength > maxManifest {
-		return nil, "", manifestProblem("over %d bytes", maxManifest)
+		return written{}, manifestProblem("over %d bytes", maxManifest)
 	}
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
 	if err != nil {
-		return nil, "", shortBody("manifest "+id, err, resp.ContentLength, int64(len(raw)))
+		return written{}, shortBody("manifest "+id, err, resp.ContentLength, int64(len(raw)))
 	}
 	got := chandler.Digest[chandler.ArtifactDigest](raw)
 	if want != "" && got != want {
-		return nil, "", refuse(chandler.CodeDigestMismatch, "look at the registry", "manifest %s: the registry gives one of digest %s", want, got)
+		return written{}, refuse(chandler.CodeDigestMismatch, "look at the registry", "manifest %s: the registry gives one of digest %s", want, got)
 	}
 	if said := resp.Header.Get("Docker-Content-Digest"); said != "" && said != string(got) {
-		return nil, "", refuse(chandler.CodeDigestHeader, "look at the registry", "manifest %s: its digest is %s, the registry says %s", id, got, chandler.Quote(said))
+		return written{}, refuse(chandler.CodeDigestHeader, "look at the registry", "manifest %s: its digest is %s, the registry says %s", id, got, chandler.Quote(said))
 	}
-	m, err := parseManifest(raw, resp.Header.Get("Content-Type"))
-	if err != nil {
-		return nil, "", err
-	}
-	return m, got, nil
+	return written{raw, got, resp.Header.Get("Content-Type")}, nil
 }
 
 // pullOCI pulls from the first place that has what the reference names.
@@ -203,34 +220,46 @@ func (c *Client) pullAt(ctx context.Context, s *session, ref chandler.Reference,
 // whole: those of its digest.
 func (c *Client) pullLayer(ctx context.Context, s *session, index int, d *descriptor, how packing, sink Sink) (a Artifact, whole bool, err error) {
 	what := blobName(index)
-	if d.Size > c.MaxBlob {
-		return a, false, refuse(chandler.CodeDescSize, "push a smaller module, or let the operator raise the limit", "%s: declared size is %d bytes, limit %d", what, d.Size, c.MaxBlob)
-	}
-	f, err := c.spool()
+	f, blob, err := c.wholeBlob(ctx, s, what, d)
 	if err != nil {
 		return a, false, err
 	}
 	defer f.Close()
-	resp, err := s.get(ctx, "blobs/"+d.Digest, what+" "+d.Digest, nil)
-	if err != nil {
-		return a, false, err
-	}
-	blob, err := download(f, resp, what, min(c.MaxBlob, d.Size))
-	if err != nil {
-		return a, false, err
-	}
-	switch {
-	case blob.size > d.Size:
-		return a, false, refuse(chandler.CodeDescSize, "push it again", "%s: declared size is %d bytes, it has %d or more", what, d.Size, blob.size)
-	case blob.size < d.Size && resp.ContentLength < 0:
-		return a, false, temporary(chandler.CodeFetchShort, "%s: declared size is %d bytes, the registry sent %d", what, d.Size, blob.size)
-	case blob.size < d.Size:
-		return a, false, refuse(chandler.CodeDescSize, "push it again", "%s: declared size is %d bytes, it has %d", what, d.Size, blob.size)
-	case string(blob.digest) != d.Digest:
-		return a, false, refuse(chandler.CodeDigestMismatch, "look at the registry", "%s: the registry gives other bytes for %s: they have %s", what, d.Digest, blob.digest)
-	}
 	a, err = c.unpack(what, f, blob, layerOpener(how, what), sink, "")
 	return a, true, err
+}
+
+// wholeBlob brings a blob to disk and holds it against its descriptor.
+func (c *Client) wholeBlob(ctx context.Context, s *session, what string, d *descriptor) (f *os.File, b blob, err error) {
+	if d.Size > c.MaxBlob {
+		return nil, b, refuse(chandler.CodeDescSize, "push a smaller module, or let the operator raise the limit", "%s: declared size is %d bytes, limit %d", what, d.Size, c.MaxBlob)
+	}
+	if f, err = c.spool(); err != nil {
+		return nil, b, err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	resp, err := s.get(ctx, "blobs/"+d.Digest, what+" "+d.Digest, nil)
+	if err != nil {
+		return nil, b, err
+	}
+	resp.Body = c.shown(what, d.Size, resp.Body)
+	b, err = download(f, resp, what, min(c.MaxBlob, d.Size))
+	switch {
+	case err != nil:
+	case b.size > d.Size:
+		err = refuse(chandler.CodeDescSize, "push it again", "%s: declared size is %d bytes, it has %d or more", what, d.Size, b.size)
+	case b.size < d.Size && resp.ContentLength < 0:
+		err = temporary(chandler.CodeFetchShort, "%s: declared size is %d bytes, the registry sent %d", what, d.Size, b.size)
+	case b.size < d.Size:
+		err = refuse(chandler.CodeDescSize, "push it again", "%s: declared size is %d bytes, it has %d", what, d.Size, b.size)
+	case string(b.digest) != d.Digest:
+		err = refuse(chandler.CodeDigestMismatch, "look at the registry", "%s: the registry gives other bytes for %s: they have %s", what, d.Digest, b.digest)
+	}
+	return f, b, err
 }
 
 // movedTag tells more of a pinned manifest that is not there: with a tag beside

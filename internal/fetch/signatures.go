@@ -194,27 +194,39 @@ func short(tag string) string {
 
 // readReferrers reads the bundles that refer to the artifact.
 func (r *signatureReader) readReferrers(ctx context.Context) error {
+	return r.eachReferrers(ctx, r.artifact, TypeBundle+".v0.3+json", func(l *signatureList) (enough bool, err error) {
+		err = r.readBundles(ctx, l)
+		return r.looked >= MaxSignatures, err
+	})
+}
+
+// eachReferrers gives the pages of the list of what refers to an artifact, of one
+// type if one is said. The registry may give other types, too.
+func (s *session) eachReferrers(ctx context.Context, artifact chandler.ArtifactDigest, artifactType string, page func(*signatureList) (enough bool, err error)) error {
 	const index = "index of referrers"
-	path := "referrers/" + string(r.artifact)
-	query := url.Values{"artifactType": {TypeBundle + ".v0.3+json"}}.Encode()
+	path, query := "referrers/"+string(artifact), ""
+	if artifactType != "" {
+		query = url.Values{"artifactType": {artifactType}}.Encode()
+	}
 	asked := map[string]bool{}
 	for range maxReferrerPages {
 		asked[query] = true
-		l, next, err := r.list(ctx, path+"?"+query, index, []string{typeOCIIndex})
+		l, next, err := s.list(ctx, strings.TrimSuffix(path+"?"+query, "?"), index, []string{typeOCIIndex})
 		if err != nil && len(asked) == 1 && hasNoReferrers(err) {
-			tag := signatureTag(r.artifact)
-			if l, _, err = r.list(ctx, "manifests/"+tag, index+" at tag "+tag, []string{typeOCIIndex}); err == nil {
-				err = r.readBundles(ctx, l)
+			tag := signatureTag(artifact)
+			if l, _, err = s.list(ctx, "manifests/"+tag, index+" at tag "+tag, []string{typeOCIIndex}); err == nil {
+				_, err = page(l)
 			}
 			return err
 		}
 		if err != nil {
 			return err
 		}
-		if err := r.readBundles(ctx, l); err != nil {
+		enough, err := page(l)
+		if err != nil {
 			return err
 		}
-		if query, err = nextPage(next, path); err != nil || query == "" || r.looked >= MaxSignatures {
+		if query, err = nextPage(next, path); err != nil || query == "" || enough {
 			return err
 		}
 		if asked[query] {
@@ -333,10 +345,10 @@ func (r *signatureReader) content(ctx context.Context, d *referrer, where string
 }
 
 // list gets one list of signatures, and where its next page is.
-func (r *signatureReader) list(ctx context.Context, path, what string, accept []string) (*signatureList, *url.URL, error) {
-	resp, err := r.do(ctx, http.MethodGet, path, accept)
+func (s *session) list(ctx context.Context, path, what string, accept []string) (*signatureList, *url.URL, error) {
+	resp, err := s.do(ctx, http.MethodGet, path, accept)
 	if err != nil {
-		r.forget()
+		s.forget()
 		return nil, nil, err
 	}
 	defer resp.Body.Close()
@@ -346,7 +358,7 @@ func (r *signatureReader) list(ctx context.Context, path, what string, accept []
 		case http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotAcceptable:
 			return nil, nil, noReferrers{err}
 		}
-		r.forget()
+		s.forget()
 		return nil, nil, err
 	}
 	if said, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";"); strings.HasPrefix(path, "referrers/") && said != typeOCIIndex {

@@ -39,6 +39,7 @@ func (c *Client) pullHTTP(ctx context.Context, req Request, sink Sink) (Artifact
 		resp.Body.Close()
 		return Artifact{}, c.tooLong(what)
 	}
+	resp.Body = c.shown(what, resp.ContentLength, resp.Body)
 	b, err := download(f, resp, what, c.MaxBlob)
 	if err != nil {
 		return Artifact{}, err

@@ -108,7 +108,7 @@ func (j *judgement) source() {
 	}
 	switch {
 	case lacking != "":
-		j.deny(chandler.CodePolicyDenied, j.field("url"), "pin it: "+origin(ref)+"@sha256:..., or the field sha256; a signature counts where the operator's file says whose (section signatures)",
+		j.deny(chandler.CodePolicyDenied, j.field("url"), "pin it: "+origin(ref)+"@sha256:..., the field sha256, or chandler lock; a signature counts where the operator's file says whose (section signatures)",
 			"%s lacks what it must have: %s", origin(ref), lacking)
 	case len(allowed) == 0:
 		j.deny(chandler.CodePolicyDenied, j.field("url"), "ask the operator to allow it (section registries)",
@@ -140,7 +140,7 @@ func spell(r Requirement) string {
 }
 
 func (j *judgement) satisfies(r Requirement) bool {
-	digest := j.plugin.Wasm.SHA256 != "" || j.plugin.Wasm.Reference.Digest != ""
+	digest := j.plugin.Wasm.Pinned()
 	signed := j.ground.Signed != nil && j.ground.Signed(j.plugin)
 	switch r {
 	case RequireDigest:
@@ -159,7 +159,7 @@ func (j *judgement) strictSource() {
 	if ref.Scheme == chandler.SchemeOCI && !strings.HasPrefix(strings.ToLower(w.URL), "oci://") {
 		j.deny(chandler.CodeURLAmbiguous, url, "write oci://"+ref.Host+"/"+ref.Repository, "url %s names no scheme, which the operator's file asks for (strict)", chandler.Quote(w.URL))
 	}
-	pinned := w.SHA256 != "" || ref.Digest != ""
+	pinned := w.Pinned()
 	plain := ref.Scheme == chandler.SchemeHTTP || ref.Scheme == chandler.SchemeOCI && slices.Contains(j.ground.Insecure, ref.Host)
 	named := ref.Scheme == chandler.SchemeOCI || slices.ContainsFunc(j.Registries, func(r Origin) bool {
 		return r.names(j.plugin.Namespace) && matchesOrigin(r.Repositories, ref)

@@ -113,6 +113,7 @@ func TestRegistries(t *testing.T) {
 		{"a digest is wanted", p, plugin(t, "eu.mirror.example/a:v1", nil), denied, "eu.mirror.example/a lacks what it must have: registries[1] of the operator's file wants a digest"},
 		{"a digest in the url", p, plugin(t, "eu.mirror.example/a@"+digest, nil), "", ""},
 		{"a digest beside it", p, plugin(t, "eu.mirror.example/a:v1", pin), "", ""},
+		{"a digest in a lock file", p, plugin(t, "eu.mirror.example/a:v1", func(p *chandler.Plugin) { p.Wasm.Locked = digest[7:] }), "", ""},
 		{"a signature is wanted", p, plugin(t, "signed.example/a@"+digest, nil), denied, "wants a signature"},
 		{"a signature is demanded", p, plugin(t, "signed.example/a", name), "", ""},
 		{"one of both is wanted", p, plugin(t, "either.example/a", nil), denied, "wants a digest or a signature"},

@@ -3,8 +3,6 @@ package resolve
 import (
 	"context"
 	"sync"
-
-	"chandler.dev/chandler/internal/fetch"
 )
 
 // flights lets callers who want the same thing share one download. Unlike one
@@ -19,11 +17,11 @@ type flight struct {
 	callers  int
 	cancel   context.CancelFunc
 	done     chan struct{}
-	artifact fetch.Artifact
+	artifact artifact
 	err      error
 }
 
-func (fs *flights) do(ctx context.Context, key string, pull func(context.Context) (fetch.Artifact, error)) (fetch.Artifact, error) {
+func (fs *flights) do(ctx context.Context, key string, pull func(context.Context) (artifact, error)) (artifact, error) {
 	fs.mu.Lock()
 	f := fs.m[key]
 	if f == nil {
@@ -48,13 +46,13 @@ func (fs *flights) do(ctx context.Context, key string, pull func(context.Context
 		<-f.done
 	}
 	if err := ctx.Err(); err != nil {
-		return fetch.Artifact{}, err
+		return artifact{}, err
 	}
 	return f.artifact, f.err
 }
 
 // launch starts a download; fs.mu is held.
-func (fs *flights) launch(ctx context.Context, key string, pull func(context.Context) (fetch.Artifact, error)) *flight {
+func (fs *flights) launch(ctx context.Context, key string, pull func(context.Context) (artifact, error)) *flight {
 	ctx, cancel := context.WithCancel(ctx)
 	f := &flight{cancel: cancel, done: make(chan struct{})}
 	if fs.m == nil {

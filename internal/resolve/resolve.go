@@ -7,6 +7,7 @@
 package resolve
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,9 @@ type Fetcher interface {
 type Config struct {
 	Fetcher Fetcher
 	Store   *store.Store
+	// Schemas gives the configuration's schema that an artifact carries, up to 256 KiB of
+	// text, none if it carries none. Nil: nobody is asked.
+	Schemas func(context.Context, fetch.Request) ([]byte, error)
 	// Now is the clock, time.Now when nil.
 	Now func() time.Time
 	Log *slog.Logger
@@ -45,8 +49,16 @@ type Resolver struct {
 	flights flights
 
 	mu     sync.Mutex
-	known  map[chandler.ArtifactDigest]fetch.Artifact // manifests seen
-	proofs map[string]bool                            // who fetched what from where
+	known  map[chandler.ArtifactDigest]artifact // manifests seen
+	proofs map[string]bool                      // who fetched what from where
+}
+
+// artifact is what was pulled, and is in the store.
+type artifact struct {
+	fetch.Artifact
+	schema *chandler.ConfigSchema
+	// unusable says why there is none of what the artifact carries.
+	unusable string
 }
 
 // maxKnown bounds known and proofs. What is forgotten costs a download.
@@ -60,7 +72,7 @@ func New(cfg Config) *Resolver {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Resolver{cfg: cfg, known: map[chandler.ArtifactDigest]fetch.Artifact{}, proofs: map[string]bool{}}
+	return &Resolver{cfg: cfg, known: map[chandler.ArtifactDigest]artifact{}, proofs: map[string]bool{}}
 }
 
 // Request asks for one plugin.
@@ -117,6 +129,9 @@ func (r *Resolver) Resolve(ctx context.Context, req Request) (chandler.Release, 
 		release.Program.Module.Origins = []string{a.Reference}
 	}
 	release.Verdicts = []chandler.Verdict{{Judge: chandler.JudgeStatic, EnvoyVersion: proxywasm.EnvoyVersion, At: release.ResolvedAt}}
+	if release.Schema = a.schema; a.unusable != "" {
+		release.Verdicts = append(release.Verdicts, chandler.Verdict{Judge: chandler.JudgeSchema, Unusable: a.unusable, At: release.ResolvedAt})
+	}
 	return release.WithID(), nil
 }
 
@@ -129,24 +144,67 @@ func asked(w *chandler.Wasm) string {
 }
 
 // Kept tells whether the digests of a release stand for p as well, so that
-// nobody has to be asked: the URL and the pin are the same, and the policy is not
-// to pull always.
+// nobody has to be asked: the URL and the pin are the same, a lock file says nothing
+// else, and the policy is not to pull always.
 func Kept(p *chandler.Plugin, have *chandler.Release) bool {
 	return p.Wasm != nil && have != nil && have.Key == p.Key && have.Program.Module != nil &&
-		have.Asked == asked(p.Wasm) && p.Wasm.EffectivePullPolicy() != chandler.PullAlways
+		have.Asked == asked(p.Wasm) && AsLocked(p, have) && p.Wasm.EffectivePullPolicy() != chandler.PullAlways
+}
+
+// AsLocked tells whether a release is of what a lock file says that the plugin's url
+// means; it is where none says anything.
+func AsLocked(p *chandler.Plugin, have *chandler.Release) bool {
+	if p.Wasm == nil || p.Wasm.Locked == "" || have.Program.Module == nil {
+		return true
+	}
+	got := string(have.Program.Module.Digest)
+	if p.Wasm.Reference.Scheme == chandler.SchemeOCI {
+		got = string(have.Artifact)
+	}
+	return got == "sha256:"+p.Wasm.Locked
 }
 
 // artifact brings the module into the store and says what it came in.
-func (r *Resolver) artifact(ctx context.Context, req Request) (fetch.Artifact, error) {
+func (r *Resolver) artifact(ctx context.Context, req Request) (artifact, error) {
 	want := fetch.Request{Reference: req.Plugin.Wasm.Reference, SHA256: req.Plugin.Wasm.SHA256, Credentials: req.Credentials}
 	if Kept(req.Plugin, req.Have) {
 		a := recorded(req.Have)
-		if r.has(a.Module) {
+		if r.holds(a) {
 			return a, nil
 		}
 		return r.again(ctx, want, a, who(req.Plugin))
 	}
-	return r.pull(ctx, want, who(req.Plugin))
+	locked := req.Plugin.Wasm.Locked
+	switch {
+	case locked == "":
+	case want.Reference.Scheme == chandler.SchemeOCI:
+		want.Reference.Digest = chandler.ArtifactDigest("sha256:" + locked)
+	default:
+		want.SHA256 = locked
+	}
+	a, err := r.pull(ctx, want, who(req.Plugin))
+	if locked != "" {
+		err = notLocked(err, req.Plugin.Wasm)
+	}
+	return a, err
+}
+
+// notLocked tells of a lock file that names what cannot be had.
+func notLocked(err error, w *chandler.Wasm) error {
+	var failed *fetch.Error
+	if !errors.As(err, &failed) {
+		return err
+	}
+	switch code := failed.Problem.Code; code {
+	case chandler.CodeNotFound, chandler.CodeDigestMismatch:
+		found := "which is not there"
+		if code == chandler.CodeDigestMismatch {
+			found = "and something else is there"
+		}
+		return chandler.Problemf(code, "", "run chandler lock again, or push what it names",
+			"the lock file says that %s is sha256:%s, %s", w.Reference.Redacted(), w.Locked, found)
+	}
+	return err
 }
 
 // who names the credentials of a plugin: those of its pull secret, or the
@@ -158,34 +216,40 @@ func who(p *chandler.Plugin) string {
 	return p.Namespace + "/" + p.Wasm.PullSecret
 }
 
-func recorded(have *chandler.Release) fetch.Artifact {
-	return fetch.Artifact{
+func recorded(have *chandler.Release) artifact {
+	a := artifact{schema: have.Schema, Artifact: fetch.Artifact{
 		Reference: have.Reference, Digest: have.Artifact, Blob: have.Blob, BlobSize: have.BlobSize,
 		Module: have.Program.Module.Digest, Size: have.Program.Module.Size,
+	}}
+	if a.schema == nil {
+		a.unusable = have.SchemaUnusable()
 	}
+	return a
 }
 
 // again fetches bytes that were recorded and are no longer in the store. A tag
 // that moved meanwhile changes nothing: the artifact is asked for by its digest.
-func (r *Resolver) again(ctx context.Context, want fetch.Request, rec fetch.Artifact, who string) (fetch.Artifact, error) {
+func (r *Resolver) again(ctx context.Context, want fetch.Request, rec artifact, who string) (artifact, error) {
 	if want.Reference.Scheme == chandler.SchemeOCI && rec.Digest != "" {
 		want.Reference.Digest, want.SHA256 = rec.Digest, ""
 	}
 	got, err := r.pull(ctx, want, who)
 	if err != nil {
-		return fetch.Artifact{}, err
+		return artifact{}, err
 	}
 	if got.Module != rec.Module {
-		return fetch.Artifact{}, chandler.Problemf(chandler.CodeDigestMismatch, "", "change the url or its pin to take the new module",
+		return artifact{}, chandler.Problemf(chandler.CodeDigestMismatch, "", "change the url or its pin to take the new module",
 			"the url now gives module %s; %s was resolved", got.Module, rec.Module)
 	}
+	rec.schema, rec.unusable = got.schema, got.unusable // nobody looked in earlier versions
 	return rec, nil
 }
 
-// Restore brings the module of a plugin's release back into the store when it is
-// not there; p may be of another generation than the release.
+// Restore brings the module of a plugin's release, and the schema that came with it,
+// back into the store when they are not there; p may be of another generation than
+// the release.
 func (r *Resolver) Restore(ctx context.Context, p *chandler.Plugin, have *chandler.Release, c *fetch.Credentials) error {
-	if have.Program.Module == nil || p.Wasm == nil || r.has(have.Program.Module.Digest) {
+	if have.Program.Module == nil || p.Wasm == nil || r.holds(recorded(have)) {
 		return nil
 	}
 	ref, problem := chandler.ParseReference(have.Reference)
@@ -202,14 +266,14 @@ func (r *Resolver) Restore(ctx context.Context, p *chandler.Plugin, have *chandl
 // What one plugin may have, another may not. Asking the registry what a tag means
 // proves it, with the plugin's own credentials; a digest in the reference proves
 // nothing, so then only those who bring the same credentials share.
-func (r *Resolver) pull(ctx context.Context, want fetch.Request, who string) (fetch.Artifact, error) {
+func (r *Resolver) pull(ctx context.Context, want fetch.Request, who string) (artifact, error) {
 	if want.Reference.Scheme != chandler.SchemeOCI {
 		return r.download(ctx, want.Reference.String()+" "+want.SHA256, want)
 	}
 	tagged := want.Reference.Digest == "" && want.SHA256 == ""
 	res, err := r.cfg.Fetcher.Resolve(ctx, want)
 	if err != nil {
-		return fetch.Artifact{}, err
+		return artifact{}, err
 	}
 	want.Reference.Digest, want.SHA256 = res.Digest, "" // the tag may move meanwhile
 	key := want.Reference.Host + "/" + want.Reference.Repository + "@" + string(res.Digest)
@@ -219,7 +283,7 @@ func (r *Resolver) pull(ctx context.Context, want fetch.Request, who string) (fe
 	a, ok := r.remembered(res.Digest, key, tagged)
 	if !ok {
 		if a, err = r.download(ctx, key, want); err != nil {
-			return fetch.Artifact{}, err
+			return artifact{}, err
 		}
 		r.remember(a, key)
 	}
@@ -227,10 +291,37 @@ func (r *Resolver) pull(ctx context.Context, want fetch.Request, who string) (fe
 	return a, nil
 }
 
-func (r *Resolver) download(ctx context.Context, key string, want fetch.Request) (fetch.Artifact, error) {
-	return r.flights.do(ctx, key, func(ctx context.Context) (fetch.Artifact, error) {
-		return r.cfg.Fetcher.Pull(ctx, want, r.cfg.Store)
+func (r *Resolver) download(ctx context.Context, key string, want fetch.Request) (artifact, error) {
+	return r.flights.do(ctx, key, func(ctx context.Context) (a artifact, err error) {
+		if a.Artifact, err = r.cfg.Fetcher.Pull(ctx, want, r.cfg.Store); err == nil && a.Digest != "" && r.cfg.Schemas != nil {
+			want.Reference.Digest, want.SHA256 = a.Digest, ""
+			a.schema, a.unusable, err = r.schema(ctx, want)
+		}
+		return a, err
 	})
+}
+
+// schema brings the schema that an artifact carries into the store. One that cannot be
+// had is no reason not to have the module: that says so, but that it may be had soon.
+func (r *Resolver) schema(ctx context.Context, want fetch.Request) (s *chandler.ConfigSchema, unusable string, err error) {
+	text, err := r.cfg.Schemas(ctx, want)
+	var failed *fetch.Error
+	switch {
+	case errors.As(err, &failed) && !failed.Temporary:
+		return nil, chandler.Printable(failed.Problem.Message, 512), nil
+	case err != nil || len(text) == 0:
+		return nil, "", err
+	}
+	d, size, err := r.cfg.Store.Ingest(bytes.NewReader(text), "")
+	if err != nil {
+		return nil, "", err
+	}
+	return &chandler.ConfigSchema{Digest: chandler.SchemaDigest(d), Size: size}, "", nil
+}
+
+// holds tells whether all that was recorded of an artifact is in the store.
+func (r *Resolver) holds(a artifact) bool {
+	return r.has(a.Module) && (a.schema == nil || r.has(chandler.ModuleDigest(a.schema.Digest)))
 }
 
 func (r *Resolver) has(d chandler.ModuleDigest) bool {
@@ -244,15 +335,15 @@ func (r *Resolver) has(d chandler.ModuleDigest) bool {
 
 // remembered gives an artifact that was seen and whose module is in the store;
 // to those who did not prove that they may have it only if they did before.
-func (r *Resolver) remembered(d chandler.ArtifactDigest, key string, proven bool) (fetch.Artifact, bool) {
+func (r *Resolver) remembered(d chandler.ArtifactDigest, key string, proven bool) (artifact, bool) {
 	r.mu.Lock()
 	a, ok := r.known[d]
 	proven = proven || r.proofs[key]
 	r.mu.Unlock()
-	return a, ok && proven && r.has(a.Module)
+	return a, ok && proven && r.holds(a)
 }
 
-func (r *Resolver) remember(a fetch.Artifact, key string) {
+func (r *Resolver) remember(a artifact, key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.known) >= maxKnown {

@@ -43,6 +43,9 @@ type Document struct {
 // identified tells whether it is known which object the document is about.
 func (d *Document) identified() bool { return d.Kind != "" && d.Namespace != "" && d.Name != "" }
 
+// Foreign tells whether it is a resource of another API, for somebody else.
+func (d *Document) Foreign() bool { return d.foreign }
+
 // Decode reads a manifest of YAML or JSON: any number of documents, and Lists of
 // them. It is strict: what is not known is a problem, with the path of the field
 // and what was probably meant. All rules that need nothing but the text are

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -64,6 +65,7 @@ type Directory struct {
 	secrets map[SecretName]kept
 	files   map[string]*file
 	unread  map[string]chandler.Problem
+	lock    *lockState
 	last    *Snapshot // delivered
 	dirty   bool      // a write failed
 	deliver func(Snapshot)
@@ -199,6 +201,11 @@ func (d *Directory) look(w *watcher, now time.Time) time.Duration {
 	same := maps.EqualFunc(s.files, d.files, func(a, b *file) bool { return a.stamp.sum == b.stamp.sum }) && maps.Equal(s.unread, d.unread)
 	d.files, d.unread = s.files, s.unread
 	waiting := false
+	if lock := d.lock; d.cfg.Dir != "" {
+		_, err := os.Stat(d.cfg.Dir)
+		d.lock = lock.after(s, filepath.Join(d.cfg.Dir, LockName), errors.Is(err, fs.ErrNotExist), now)
+		waiting = lock != d.lock || lock != nil && !lock.gone.IsZero()
+	}
 	for _, k := range d.known {
 		waiting = waiting || !k.gone.IsZero()
 	}
@@ -219,7 +226,7 @@ func (d *Directory) look(w *watcher, now time.Time) time.Duration {
 // committed. It gives when to look again, or zero.
 func (d *Directory) settle(now time.Time, drop map[chandler.Key]bool) time.Duration {
 	p := reconcile(view{
-		known: d.known, secrets: d.secrets, dir: d.cfg.Dir, applied: d.applied, files: d.ordered(), unread: d.unread,
+		known: d.known, secrets: d.secrets, dir: d.cfg.Dir, applied: d.applied, files: d.ordered(), unread: d.unread, lock: d.lock,
 		drop: drop, first: d.last == nil, now: now, wall: d.cfg.Now(), version: d.versions.of,
 	})
 	if err := d.commit(p); err != nil {

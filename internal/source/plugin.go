@@ -318,6 +318,7 @@ func decodeConfig(r record, w *chandler.Wasm) {
 		return
 	}
 	checkConfig(r.judge, n, at, 1)
+	refuseRedacted(r.judge, n, at)
 	w.Config = n.canonical()
 	if len(w.Config) > maxConfig {
 		r.problem(chandler.CodeConfigSize, at, "have the plugin read large data from elsewhere", "pluginConfig is %d bytes, limit %d", len(w.Config), maxConfig)
@@ -338,6 +339,20 @@ func checkConfig(j *judge, n *node, at *path, depth int) {
 	}
 	for i, item := range n.items {
 		checkConfig(j, item, at.item(i), depth+1)
+	}
+}
+
+// refuseRedacted refuses what stands in the place of values that were not shown: a
+// resource that was read without them is not to be written back.
+func refuseRedacted(j *judge, n *node, at *path) {
+	if n.kind == text && n.text == Redacted {
+		j.problem(chandler.CodeSpecValue, at, "write the value itself", "%s is what is shown in place of a value", Redacted)
+	}
+	for _, f := range n.fields {
+		refuseRedacted(j, f.value, at.field(f.name))
+	}
+	for i, item := range n.items {
+		refuseRedacted(j, item, at.item(i))
 	}
 }
 

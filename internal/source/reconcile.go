@@ -23,6 +23,8 @@ type file struct {
 	// user: it is in the user's directory, which goes before what was applied.
 	user bool
 	docs []Document
+	// lock is what it says when it is a lock file, which has no documents.
+	lock Lock
 	// problems are of the file as a whole.
 	problems []chandler.Problem
 	stamp    stamp
@@ -56,6 +58,8 @@ type view struct {
 	dir, applied string
 	// files of the user come first, then by path.
 	files []*file
+	// lock is that of the user's directory; nil: there is none.
+	lock *lockState
 	// unread are directories that cannot be listed, with the reason.
 	unread map[string]chandler.Problem
 	// drop are objects to be deleted at once; first: all that are gone are.
@@ -312,8 +316,13 @@ func within(path, dir string) bool {
 
 // finish writes the snapshot.
 func (r *reconciler) finish() {
+	if r.lock != nil && !r.lock.gone.IsZero() && (r.next.IsZero() || r.lock.gone.Add(grace).Before(r.next)) {
+		r.next = r.lock.gone.Add(grace)
+	}
 	for _, k := range r.plan.known {
-		r.snapshot.Objects = append(r.snapshot.Objects, *k.object)
+		o := *k.object
+		r.lock.apply(&o)
+		r.snapshot.Objects = append(r.snapshot.Objects, o)
 	}
 	for name, k := range r.plan.secrets {
 		r.snapshot.Secrets[name] = k.Secret

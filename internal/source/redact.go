@@ -1,6 +1,10 @@
 package source
 
-import "chandler.dev/chandler"
+import (
+	"strconv"
+
+	"chandler.dev/chandler"
+)
 
 // Redacted stands in the place of a value that is not shown.
 const Redacted = "<redacted>"
@@ -51,6 +55,67 @@ func Redact(manifest []byte) []byte {
 		out = append(out, redact(root, plainObject).yaml()...)
 	}
 	return out
+}
+
+// Hide replaces values of a plugin's configuration in an object's text. places gives
+// where, for the configuration as JSON: each the names of fields and the numbers of
+// items that lead to it, and an empty one is all of it. Where nothing is replaced the
+// text stays as it was written; else comments are gone.
+func Hide(manifest []byte, places func(config []byte) [][]string) ([]byte, bool) {
+	var out []byte
+	hid := false
+	for _, c := range split(manifest) {
+		root := grow(c, &judge{})
+		if root == nil {
+			continue
+		}
+		for _, spec := range []*node{root.get("spec"), root.get("spec").get("wasm")} {
+			config := spec.get("pluginConfig")
+			if config == nil {
+				continue
+			}
+			for _, at := range places(config.canonical()) {
+				hid = config.hide(at) || hid
+			}
+		}
+		if hid { // kubectl keeps a copy of the whole there
+			root.get("metadata").get("annotations").get("kubectl.kubernetes.io/last-applied-configuration").hide(nil)
+		}
+		if len(out) > 0 {
+			out = append(out, "---\n"...)
+		}
+		out = append(out, root.yaml()...)
+	}
+	if !hid {
+		return manifest, false
+	}
+	return out, true
+}
+
+// hide replaces what stands at a place; false: nothing does.
+func (n *node) hide(at []string) bool {
+	for _, name := range at {
+		var below *node
+		switch {
+		case n == nil:
+		case n.kind == list:
+			if i, err := strconv.Atoi(name); err == nil && i >= 0 && i < len(n.items) {
+				below = n.items[i]
+			}
+		default:
+			for _, f := range n.fields {
+				if f.name == name {
+					below = f.value
+				}
+			}
+		}
+		n = below
+	}
+	if n == nil {
+		return false
+	}
+	*n = node{kind: text, text: Redacted}
+	return true
 }
 
 // redact copies a value. Without anything plain it is shown when it is a single

@@ -91,3 +91,51 @@ func TestRedactOthers(t *testing.T) {
 		}
 	}
 }
+
+// Some values are replaced, and where there are none nothing is changed.
+func TestHide(t *testing.T) {
+	t.Parallel()
+	const written = `# as it was written
+kind: WasmPlugin
+metadata:
+  annotations: {"kubectl.kubernetes.io/last-applied-configuration": '{"password":"canary"}', note: seen}
+spec:
+  url: seen
+  pluginConfig: {users: [{name: seen, password: canary}, {name: seen}], key: &k canary, again: *k}
+`
+	asked := 0
+	all := [][]string{{"users", "0", "password"}, {"key"}, {"again"}, {"users", "7"}, {"none", "0"}, {"key", "deeper"}}
+	places := func(config []byte) [][]string {
+		if asked++; string(config) != `{"again":"canary","key":"canary","users":[{"name":"seen","password":"canary"},{"name":"seen"}]}` {
+			t.Errorf("asked about %s", config)
+		}
+		return all
+	}
+	got, hid := Hide([]byte(written), places)
+	if !hid || asked != 1 || strings.Contains(string(got), "canary") || strings.Count(string(got), "seen") != 4 {
+		t.Errorf("hidden %v, asked %d times: %s", hid, asked, got)
+	}
+	all = [][]string{{"users", "7"}}
+	if got, hid := Hide([]byte(written), places); hid || string(got) != written {
+		t.Errorf("nothing is to be hidden: %v, %s", hid, got)
+	}
+	asked = 0
+	traffic := "kind: TrafficExtension\nspec: {wasm: {pluginConfig: {a: canary}}}\n"
+	if got, hid := Hide([]byte(traffic), func([]byte) [][]string { return [][]string{{}} }); !hid || strings.Contains(string(got), "canary") {
+		t.Errorf("all of it is to be hidden: %s", got)
+	}
+}
+
+// What was read without its values is not taken for the values.
+func TestRedactedIsRefused(t *testing.T) {
+	t.Parallel()
+	const written = "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: a}\nspec: {url: 'oci://h.example/a', pluginConfig: {users: [{password: canary}]}}\n"
+	for _, text := range [][]byte{Redact([]byte(written)), first(Hide([]byte(written), func([]byte) [][]string { return [][]string{{"users", "0", "password"}} }))} {
+		docs := Decode(text, "")
+		if len(docs) != 1 || len(docs[0].Problems) != 1 || docs[0].Problems[0].Field != "spec.pluginConfig.users[0].password" {
+			t.Errorf("%s: %+v", text, docs)
+		}
+	}
+}
+
+func first(b []byte, _ bool) []byte { return b }

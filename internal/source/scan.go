@@ -119,7 +119,7 @@ func (s *scan) dir(dir string, user bool, above []fs.FileInfo) {
 			s.fail(path, errors.New("the folder is inside itself"))
 		case stat.IsDir():
 			s.dir(path, user, append(slices.Clone(above), stat))
-		case isManifest(e.Name()):
+		case isManifest(e.Name()), user && e.Name() == LockName && len(above) == 1:
 			s.file(path, user, stat)
 		}
 	}
@@ -159,6 +159,8 @@ func (s *scan) file(path string, user bool, stat fs.FileInfo) {
 	case errors.Is(err, errBusy):
 		if s.busy = true; old != nil {
 			s.files[path] = old
+		} else if filepath.Base(path) == LockName {
+			s.fail(path, err) // what it will say counts from the beginning
 		}
 		return
 	case err != nil:
@@ -210,6 +212,10 @@ func parse(path string, user bool, text []byte) *file {
 	f := &file{path: path, user: user}
 	if len(bytes.TrimSpace(text)) == 0 {
 		f.problems = []chandler.Problem{*chandler.Problemf(chandler.CodeSpecParse, "", "to delete its objects remove the file", "the file is empty")}
+		return f
+	}
+	if filepath.Base(path) == LockName {
+		f.lock, f.problems = ParseLock(text)
 		return f
 	}
 	f.docs = Decode(text, defaultNamespace)

@@ -124,8 +124,11 @@ var errStop = errors.New("document is refused")
 
 // grow reads one document. Nil means that it cannot be read at all; the judge
 // knows why. Mistakes of single fields are told to the judge and passed over.
-func grow(c chunk, j *judge) *node {
-	g := &grower{judge: j, line: c.line - 1, left: maxDocument + 2*len(c.text), open: map[*yaml.Node]bool{}}
+func grow(c chunk, j *judge) *node { return growWithin(c, j, maxDocument) }
+
+// growWithin is grow for documents of other sizes; a List may always have its own.
+func growWithin(c chunk, j *judge, limit int) *node {
+	g := &grower{judge: j, line: c.line - 1, left: limit + 2*len(c.text), open: map[*yaml.Node]bool{}}
 	if !g.checkText(c.text) {
 		return nil
 	}
@@ -147,9 +150,8 @@ func grow(c chunk, j *judge) *node {
 	if err != nil {
 		return nil
 	}
-	limit := maxDocument
 	if isList(root) {
-		limit = maxList
+		limit = max(limit, maxList)
 	}
 	if len(c.text) > limit {
 		j.problem(chandler.CodeSpecParse, nil, "make it smaller; a module reads large data from elsewhere",

@@ -97,6 +97,14 @@ func warnings(in Input) []chandler.Problem {
 			Hint:    "push it to a registry to have it checked before it reaches a proxy",
 		})
 	}
+	if why := in.Target.SchemaUnusable(); why != "" {
+		all = append(all, chandler.Problem{
+			Code:    chandler.CodeSchemaUnusable,
+			Field:   urlField(in.Target.Kind),
+			Message: "the configuration is not judged by the schema that the module's artifact carries: " + why,
+			Hint:    "push the module with a schema that can be used",
+		})
+	}
 	if in.Plugin != nil && len(in.Plugin.Probes) > 0 && !slices.ContainsFunc(in.Target.Verdicts, func(v chandler.Verdict) bool { return v.Probed }) {
 		all = append(all, chandler.Problem{
 			Code:    chandler.CodeUnvetted,
@@ -106,6 +114,14 @@ func warnings(in Input) []chandler.Problem {
 		})
 	}
 	return append(all, untried(in)...)
+}
+
+// urlField is where a resource says where its module comes from.
+func urlField(kind string) string {
+	if kind == chandler.KindTrafficExtension {
+		return "spec.wasm.url"
+	}
+	return "spec.url"
 }
 
 // untried warns of the versions of Envoy among the plugin's connected proxies in
@@ -261,7 +277,7 @@ func resolved(in Input) chandler.Condition {
 func describe(r *chandler.Release) string {
 	switch p := r.Program; {
 	case p.Module != nil:
-		return fmt.Sprintf("%s is module %s, %d bytes%s%s", r.ShownReference(), p.Module.Digest, p.Module.Size, vetted(r), signed(r))
+		return fmt.Sprintf("%s is module %s, %d bytes%s%s", r.ShownReference(), p.Module.Digest, p.Module.Size, judged(r)+vetted(r), signed(r))
 	case p.File != nil:
 		return fmt.Sprintf("file %s of each proxy's machine, not seen by the control plane", p.File.Path)
 	}
@@ -278,6 +294,17 @@ func signed(r *chandler.Release) string {
 		return ""
 	}
 	return ", signed by " + strings.Join(by, ", ")
+}
+
+// judged says what became of the schema that the artifact carries.
+func judged(r *chandler.Release) string {
+	switch why := r.SchemaUnusable(); {
+	case why != "":
+		return fmt.Sprintf(", with a schema that is of no use (%s)", chandler.Printable(why, 200))
+	case r.Schema != nil:
+		return ", configured as its schema has it"
+	}
+	return ""
 }
 
 // vetted says who tried it and found nothing against it.

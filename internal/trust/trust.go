@@ -1,9 +1,10 @@
 // Package trust tells who signed a module: with a key that the plugin or the
 // operator names, or with a certificate of an authority of the operator's trusted
 // root. It reads cosign's signatures in both places where they lie and asks
-// nobody but the registry for them; what is verified once holds without it.
+// nobody but the registry for them; what is verified once holds without it. A Signer
+// makes such signatures with a key, in the forms that cosign verifies.
 //
-// It decides nothing else about modules, and does not sign.
+// It decides nothing else about modules, and what it signed others put in place.
 package trust
 
 import (

@@ -26,6 +26,7 @@ import (
 	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 	"chandler.dev/chandler/internal/access"
 	"chandler.dev/chandler/internal/control"
+	"chandler.dev/chandler/internal/schema"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/wire"
 )
@@ -218,7 +219,7 @@ func Select(views []control.ObjectView, req *chandlerv1.ListRequest) []*chandler
 	var out []*chandlerv1.Object
 	for i := range views {
 		if selected(req, &views[i].Object) {
-			out = append(out, objectToProto(&views[i], req.Proxies))
+			out = append(out, objectToProto(&views[i], req))
 		}
 	}
 	return out
@@ -237,11 +238,17 @@ func selected(req *chandlerv1.ListRequest, o *source.Object) bool {
 	return true
 }
 
-func objectToProto(v *control.ObjectView, proxies bool) *chandlerv1.Object {
+func objectToProto(v *control.ObjectView, req *chandlerv1.ListRequest) *chandlerv1.Object {
 	o := &v.Object
 	m := &chandlerv1.Object{
 		Ref: refToProto(o.Key), Uid: o.UID, Generation: o.Generation, Created: timestamppb.New(o.Created),
-		Labels: o.Labels, Manifest: o.Manifest, Origin: o.Origin, Status: wire.StatusToProto(&v.Status, proxies),
+		Labels: o.Labels, Manifest: o.Manifest, Origin: o.Origin, Status: wire.StatusToProto(&v.Status, req.Proxies),
+	}
+	if v.Hidden != nil {
+		m.Manifest, m.Hidden = source.Hide(o.Manifest, v.Hidden)
+	}
+	if s := m.Status.Resolved.GetSchema(); s != nil && v.Schema != nil && req.Schemas {
+		outline(s, v.Schema)
 	}
 	if p := o.Plugin; p != nil {
 		m.Phase = string(p.Phase)
@@ -250,6 +257,17 @@ func objectToProto(v *control.ObjectView, proxies bool) *chandlerv1.Object {
 		}
 	}
 	return m
+}
+
+// outline says what there is to configure.
+func outline(m *chandlerv1.ConfigSchema, s *schema.Schema) {
+	list, more := s.Outline()
+	m.Title, m.Description, m.More = s.Title, s.Description, more
+	for _, p := range list {
+		m.Properties = append(m.Properties, &chandlerv1.ConfigProperty{
+			Path: p.Path, Type: p.Type, Description: p.Description, Required: p.Required, WriteOnly: p.WriteOnly,
+		})
+	}
 }
 
 func refToProto(key chandler.Key) *chandlerv1.ObjectRef {

@@ -53,6 +53,12 @@ func encodeResolved(r *chandler.Release) *chandlerv1.Resolved {
 		At:             encodeTime(r.ResolvedAt),
 		Release:        string(r.ID),
 	}
+	if why := r.SchemaUnusable(); r.Schema != nil || why != "" {
+		m.Schema = &chandlerv1.ConfigSchema{Unusable: why}
+	}
+	if r.Schema != nil {
+		m.Schema.Digest, m.Schema.Size = string(r.Schema.Digest), uint64(max(r.Schema.Size, 0))
+	}
 	switch p := r.Program; {
 	case p.Module != nil:
 		m.ModuleDigest, m.Size = string(p.Module.Digest), uint64(max(p.Module.Size, 0))

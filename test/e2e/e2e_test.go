@@ -211,7 +211,7 @@ func TestPullSecret(t *testing.T) {
 	client := fetch.New(fetch.Config{Dir: t.TempDir()})
 	t.Cleanup(client.Close)
 	ref := private.Addr + "/team/append:v1"
-	opts := fetch.PushOptions{Layout: fetch.LayoutImage, Credentials: fetch.NewCredentials(private.Addr, "puller", password)}
+	opts := fetch.PushOptions{Layout: fetch.LayoutCompat, Credentials: fetch.NewCredentials(private.Addr, "puller", password)}
 	if _, err := client.Push(t.Context(), ref, module.Append(), opts); err != nil {
 		t.Fatal(err)
 	}

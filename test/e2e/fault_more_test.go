@@ -45,7 +45,7 @@ func private(t *testing.T, user, password string) (reg *registry.Registry, url s
 	client := fetch.New(fetch.Config{Dir: t.TempDir()})
 	defer client.Close()
 	ref := reg.Addr + "/team/append:v1"
-	opts := fetch.PushOptions{Layout: fetch.LayoutImage, Credentials: fetch.NewCredentials(reg.Addr, user, password)}
+	opts := fetch.PushOptions{Layout: fetch.LayoutCompat, Credentials: fetch.NewCredentials(reg.Addr, user, password)}
 	if _, err := client.Push(t.Context(), ref, module.Append(), opts); err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,7 @@ func (w *world) theSamplesHost() (hostsDir string) {
 	client := fetch.New(fetch.Config{Dir: w.dir})
 	defer client.Close()
 	const image = "/istio-ecosystem/wasm-extensions/basic_auth:1.12.0"
-	if _, err := client.Push(w.t.Context(), w.registry.Addr+image, sample(w.t), fetch.PushOptions{Layout: fetch.LayoutImage}); err != nil {
+	if _, err := client.Push(w.t.Context(), w.registry.Addr+image, sample(w.t), fetch.PushOptions{Layout: fetch.LayoutCompat}); err != nil {
 		w.t.Fatal(err)
 	}
 	name := filepath.Join("hosts", "ghcr.io", "hosts.toml")

@@ -494,7 +494,9 @@ type ListRequest struct {
 	// label=value pairs, all of which must be there.
 	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// With a line for every proxy.
-	Proxies       bool `protobuf:"varint,5,opt,name=proxies,proto3" json:"proxies,omitempty"`
+	Proxies bool `protobuf:"varint,5,opt,name=proxies,proto3" json:"proxies,omitempty"`
+	// With what there is to configure.
+	Schemas       bool `protobuf:"varint,6,opt,name=schemas,proto3" json:"schemas,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -560,6 +562,13 @@ func (x *ListRequest) GetLabels() map[string]string {
 func (x *ListRequest) GetProxies() bool {
 	if x != nil {
 		return x.Proxies
+	}
+	return false
+}
+
+func (x *ListRequest) GetSchemas() bool {
+	if x != nil {
+		return x.Schemas
 	}
 	return false
 }
@@ -686,7 +695,10 @@ type Object struct {
 	Status *Status `protobuf:"bytes,10,opt,name=status,proto3" json:"status,omitempty"`
 	// In the manifest values are replaced and comments left out, because the caller
 	// may not read the object's configuration.
-	Redacted      bool `protobuf:"varint,11,opt,name=redacted,proto3" json:"redacted,omitempty"`
+	Redacted bool `protobuf:"varint,11,opt,name=redacted,proto3" json:"redacted,omitempty"`
+	// Values that are write-only by the schema of the module's configuration are
+	// replaced in the manifest, whoever asks.
+	Hidden        bool `protobuf:"varint,12,opt,name=hidden,proto3" json:"hidden,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -794,6 +806,13 @@ func (x *Object) GetStatus() *Status {
 func (x *Object) GetRedacted() bool {
 	if x != nil {
 		return x.Redacted
+	}
+	return false
+}
+
+func (x *Object) GetHidden() bool {
+	if x != nil {
+		return x.Hidden
 	}
 	return false
 }
@@ -1029,8 +1048,10 @@ type Resolved struct {
 	Abi            string                 `protobuf:"bytes,6,opt,name=abi,proto3" json:"abi,omitempty"`
 	At             *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=at,proto3" json:"at,omitempty"`
 	Release        string                 `protobuf:"bytes,8,opt,name=release,proto3" json:"release,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The JSON Schema that the artifact carries for the configuration; not set: none.
+	Schema        *ConfigSchema `protobuf:"bytes,9,opt,name=schema,proto3" json:"schema,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Resolved) Reset() {
@@ -1119,6 +1140,188 @@ func (x *Resolved) GetRelease() string {
 	return ""
 }
 
+func (x *Resolved) GetSchema() *ConfigSchema {
+	if x != nil {
+		return x.Schema
+	}
+	return nil
+}
+
+type ConfigSchema struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Digest string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Size   uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// Why it is of no use; empty when it is.
+	Unusable    string `protobuf:"bytes,3,opt,name=unusable,proto3" json:"unusable,omitempty"`
+	Title       string `protobuf:"bytes,4,opt,name=title,proto3" json:"title,omitempty"`
+	Description string `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
+	// Up to 64, when asked for.
+	Properties []*ConfigProperty `protobuf:"bytes,6,rep,name=properties,proto3" json:"properties,omitempty"`
+	// There are more.
+	More          bool `protobuf:"varint,7,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigSchema) Reset() {
+	*x = ConfigSchema{}
+	mi := &file_chandler_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigSchema) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigSchema) ProtoMessage() {}
+
+func (x *ConfigSchema) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigSchema.ProtoReflect.Descriptor instead.
+func (*ConfigSchema) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ConfigSchema) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ConfigSchema) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *ConfigSchema) GetUnusable() string {
+	if x != nil {
+		return x.Unusable
+	}
+	return ""
+}
+
+func (x *ConfigSchema) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *ConfigSchema) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *ConfigSchema) GetProperties() []*ConfigProperty {
+	if x != nil {
+		return x.Properties
+	}
+	return nil
+}
+
+func (x *ConfigSchema) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+// ConfigProperty is something to configure.
+type ConfigProperty struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For instance "basic_auth_rules[].prefix".
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// In words.
+	Type        string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Description string `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
+	Required    bool   `protobuf:"varint,4,opt,name=required,proto3" json:"required,omitempty"`
+	// Its value is never shown.
+	WriteOnly     bool `protobuf:"varint,5,opt,name=write_only,json=writeOnly,proto3" json:"write_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigProperty) Reset() {
+	*x = ConfigProperty{}
+	mi := &file_chandler_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigProperty) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigProperty) ProtoMessage() {}
+
+func (x *ConfigProperty) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigProperty.ProtoReflect.Descriptor instead.
+func (*ConfigProperty) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ConfigProperty) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ConfigProperty) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *ConfigProperty) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *ConfigProperty) GetRequired() bool {
+	if x != nil {
+		return x.Required
+	}
+	return false
+}
+
+func (x *ConfigProperty) GetWriteOnly() bool {
+	if x != nil {
+		return x.WriteOnly
+	}
+	return false
+}
+
 type ProxyStatus struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Node      string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1142,7 +1345,7 @@ type ProxyStatus struct {
 
 func (x *ProxyStatus) Reset() {
 	*x = ProxyStatus{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[14]
+	mi := &file_chandler_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1357,7 @@ func (x *ProxyStatus) String() string {
 func (*ProxyStatus) ProtoMessage() {}
 
 func (x *ProxyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[14]
+	mi := &file_chandler_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1370,7 @@ func (x *ProxyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatus.ProtoReflect.Descriptor instead.
 func (*ProxyStatus) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ProxyStatus) GetNode() string {
@@ -1275,7 +1478,7 @@ type CreateNodeTokenRequest struct {
 
 func (x *CreateNodeTokenRequest) Reset() {
 	*x = CreateNodeTokenRequest{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[15]
+	mi := &file_chandler_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1490,7 @@ func (x *CreateNodeTokenRequest) String() string {
 func (*CreateNodeTokenRequest) ProtoMessage() {}
 
 func (x *CreateNodeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[15]
+	mi := &file_chandler_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1503,7 @@ func (x *CreateNodeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNodeTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateNodeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateNodeTokenRequest) GetNamespace() string {
@@ -1346,7 +1549,7 @@ type CreateNodeTokenResponse struct {
 
 func (x *CreateNodeTokenResponse) Reset() {
 	*x = CreateNodeTokenResponse{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[16]
+	mi := &file_chandler_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1561,7 @@ func (x *CreateNodeTokenResponse) String() string {
 func (*CreateNodeTokenResponse) ProtoMessage() {}
 
 func (x *CreateNodeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[16]
+	mi := &file_chandler_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1574,7 @@ func (x *CreateNodeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNodeTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateNodeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateNodeTokenResponse) GetToken() string {
@@ -1412,7 +1615,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[17]
+	mi := &file_chandler_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1627,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[17]
+	mi := &file_chandler_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1640,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListNodesRequest) GetNamespace() string {
@@ -1457,7 +1660,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[18]
+	mi := &file_chandler_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1672,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[18]
+	mi := &file_chandler_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1685,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListNodesResponse) GetNodes() []*EnrolledNode {
@@ -1520,7 +1723,7 @@ type EnrolledNode struct {
 
 func (x *EnrolledNode) Reset() {
 	*x = EnrolledNode{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[19]
+	mi := &file_chandler_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +1735,7 @@ func (x *EnrolledNode) String() string {
 func (*EnrolledNode) ProtoMessage() {}
 
 func (x *EnrolledNode) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[19]
+	mi := &file_chandler_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1748,7 @@ func (x *EnrolledNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolledNode.ProtoReflect.Descriptor instead.
 func (*EnrolledNode) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EnrolledNode) GetNamespace() string {
@@ -1629,7 +1832,7 @@ type NodeToken struct {
 
 func (x *NodeToken) Reset() {
 	*x = NodeToken{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[20]
+	mi := &file_chandler_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1844,7 @@ func (x *NodeToken) String() string {
 func (*NodeToken) ProtoMessage() {}
 
 func (x *NodeToken) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[20]
+	mi := &file_chandler_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1857,7 @@ func (x *NodeToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeToken.ProtoReflect.Descriptor instead.
 func (*NodeToken) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NodeToken) GetId() string {
@@ -1723,7 +1926,7 @@ type RevokeNodeRequest struct {
 
 func (x *RevokeNodeRequest) Reset() {
 	*x = RevokeNodeRequest{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[21]
+	mi := &file_chandler_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1938,7 @@ func (x *RevokeNodeRequest) String() string {
 func (*RevokeNodeRequest) ProtoMessage() {}
 
 func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[21]
+	mi := &file_chandler_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +1951,7 @@ func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RevokeNodeRequest) GetNamespace() string {
@@ -1773,7 +1976,7 @@ type RevokeNodeResponse struct {
 
 func (x *RevokeNodeResponse) Reset() {
 	*x = RevokeNodeResponse{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[22]
+	mi := &file_chandler_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1785,7 +1988,7 @@ func (x *RevokeNodeResponse) String() string {
 func (*RevokeNodeResponse) ProtoMessage() {}
 
 func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[22]
+	mi := &file_chandler_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1798,7 +2001,7 @@ func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 var File_chandler_v1_admin_proto protoreflect.FileDescriptor
@@ -1832,13 +2035,14 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\rDeleteRequest\x12*\n" +
 	"\x04refs\x18\x01 \x03(\v2\x16.chandler.v1.ObjectRefR\x04refs\"E\n" +
 	"\x0eDeleteResponse\x123\n" +
-	"\aresults\x18\x01 \x03(\v2\x19.chandler.v1.ObjectResultR\aresults\"\xe6\x01\n" +
+	"\aresults\x18\x01 \x03(\v2\x19.chandler.v1.ObjectResultR\aresults\"\x80\x02\n" +
 	"\vListRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12<\n" +
 	"\x06labels\x18\x04 \x03(\v2$.chandler.v1.ListRequest.LabelsEntryR\x06labels\x12\x18\n" +
-	"\aproxies\x18\x05 \x01(\bR\aproxies\x1a9\n" +
+	"\aproxies\x18\x05 \x01(\bR\aproxies\x12\x18\n" +
+	"\aschemas\x18\x06 \x01(\bR\aschemas\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"n\n" +
@@ -1848,7 +2052,7 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"BrokenFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x120\n" +
-	"\bproblems\x18\x02 \x03(\v2\x14.chandler.v1.ProblemR\bproblems\"\xb3\x03\n" +
+	"\bproblems\x18\x02 \x03(\v2\x14.chandler.v1.ProblemR\bproblems\"\xcb\x03\n" +
 	"\x06Object\x12(\n" +
 	"\x03ref\x18\x01 \x01(\v2\x16.chandler.v1.ObjectRefR\x03ref\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1e\n" +
@@ -1863,7 +2067,8 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\x03url\x18\t \x01(\tR\x03url\x12+\n" +
 	"\x06status\x18\n" +
 	" \x01(\v2\x13.chandler.v1.StatusR\x06status\x12\x1a\n" +
-	"\bredacted\x18\v \x01(\bR\bredacted\x1a9\n" +
+	"\bredacted\x18\v \x01(\bR\bredacted\x12\x16\n" +
+	"\x06hidden\x18\f \x01(\bR\x06hidden\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x90\x04\n" +
@@ -1889,7 +2094,7 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12/\n" +
 	"\x13observed_generation\x18\x05 \x01(\x03R\x12observedGeneration\x12C\n" +
-	"\x0flast_transition\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x0elastTransition\"\x83\x02\n" +
+	"\x0flast_transition\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x0elastTransition\"\xb6\x02\n" +
 	"\bResolved\x12\x1c\n" +
 	"\treference\x18\x01 \x01(\tR\treference\x12'\n" +
 	"\x0fartifact_digest\x18\x02 \x01(\tR\x0eartifactDigest\x12\x1f\n" +
@@ -1899,7 +2104,25 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\x04size\x18\x05 \x01(\x04R\x04size\x12\x10\n" +
 	"\x03abi\x18\x06 \x01(\tR\x03abi\x12*\n" +
 	"\x02at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
-	"\arelease\x18\b \x01(\tR\arelease\"\xa7\x03\n" +
+	"\arelease\x18\b \x01(\tR\arelease\x121\n" +
+	"\x06schema\x18\t \x01(\v2\x19.chandler.v1.ConfigSchemaR\x06schema\"\xdf\x01\n" +
+	"\fConfigSchema\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x1a\n" +
+	"\bunusable\x18\x03 \x01(\tR\bunusable\x12\x14\n" +
+	"\x05title\x18\x04 \x01(\tR\x05title\x12 \n" +
+	"\vdescription\x18\x05 \x01(\tR\vdescription\x12;\n" +
+	"\n" +
+	"properties\x18\x06 \x03(\v2\x1b.chandler.v1.ConfigPropertyR\n" +
+	"properties\x12\x12\n" +
+	"\x04more\x18\a \x01(\bR\x04more\"\x95\x01\n" +
+	"\x0eConfigProperty\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12 \n" +
+	"\vdescription\x18\x03 \x01(\tR\vdescription\x12\x1a\n" +
+	"\brequired\x18\x04 \x01(\bR\brequired\x12\x1d\n" +
+	"\n" +
+	"write_only\x18\x05 \x01(\bR\twriteOnly\"\xa7\x03\n" +
 	"\vProxyStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x14\n" +
@@ -1993,7 +2216,7 @@ func file_chandler_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_chandler_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_chandler_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_chandler_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_chandler_v1_admin_proto_goTypes = []any{
 	(Action)(0),                     // 0: chandler.v1.Action
 	(*ObjectRef)(nil),               // 1: chandler.v1.ObjectRef
@@ -2010,22 +2233,24 @@ var file_chandler_v1_admin_proto_goTypes = []any{
 	(*Status)(nil),                  // 12: chandler.v1.Status
 	(*Condition)(nil),               // 13: chandler.v1.Condition
 	(*Resolved)(nil),                // 14: chandler.v1.Resolved
-	(*ProxyStatus)(nil),             // 15: chandler.v1.ProxyStatus
-	(*CreateNodeTokenRequest)(nil),  // 16: chandler.v1.CreateNodeTokenRequest
-	(*CreateNodeTokenResponse)(nil), // 17: chandler.v1.CreateNodeTokenResponse
-	(*ListNodesRequest)(nil),        // 18: chandler.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 19: chandler.v1.ListNodesResponse
-	(*EnrolledNode)(nil),            // 20: chandler.v1.EnrolledNode
-	(*NodeToken)(nil),               // 21: chandler.v1.NodeToken
-	(*RevokeNodeRequest)(nil),       // 22: chandler.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),      // 23: chandler.v1.RevokeNodeResponse
-	nil,                             // 24: chandler.v1.ListRequest.LabelsEntry
-	nil,                             // 25: chandler.v1.Object.LabelsEntry
-	nil,                             // 26: chandler.v1.CreateNodeTokenRequest.LabelsEntry
-	nil,                             // 27: chandler.v1.EnrolledNode.LabelsEntry
-	nil,                             // 28: chandler.v1.NodeToken.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 29: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 30: google.protobuf.Duration
+	(*ConfigSchema)(nil),            // 15: chandler.v1.ConfigSchema
+	(*ConfigProperty)(nil),          // 16: chandler.v1.ConfigProperty
+	(*ProxyStatus)(nil),             // 17: chandler.v1.ProxyStatus
+	(*CreateNodeTokenRequest)(nil),  // 18: chandler.v1.CreateNodeTokenRequest
+	(*CreateNodeTokenResponse)(nil), // 19: chandler.v1.CreateNodeTokenResponse
+	(*ListNodesRequest)(nil),        // 20: chandler.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 21: chandler.v1.ListNodesResponse
+	(*EnrolledNode)(nil),            // 22: chandler.v1.EnrolledNode
+	(*NodeToken)(nil),               // 23: chandler.v1.NodeToken
+	(*RevokeNodeRequest)(nil),       // 24: chandler.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),      // 25: chandler.v1.RevokeNodeResponse
+	nil,                             // 26: chandler.v1.ListRequest.LabelsEntry
+	nil,                             // 27: chandler.v1.Object.LabelsEntry
+	nil,                             // 28: chandler.v1.CreateNodeTokenRequest.LabelsEntry
+	nil,                             // 29: chandler.v1.EnrolledNode.LabelsEntry
+	nil,                             // 30: chandler.v1.NodeToken.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 31: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 32: google.protobuf.Duration
 }
 var file_chandler_v1_admin_proto_depIdxs = []int32{
 	5,  // 0: chandler.v1.ApplyResponse.results:type_name -> chandler.v1.ObjectResult
@@ -2035,54 +2260,56 @@ var file_chandler_v1_admin_proto_depIdxs = []int32{
 	2,  // 4: chandler.v1.ObjectResult.warnings:type_name -> chandler.v1.Problem
 	1,  // 5: chandler.v1.DeleteRequest.refs:type_name -> chandler.v1.ObjectRef
 	5,  // 6: chandler.v1.DeleteResponse.results:type_name -> chandler.v1.ObjectResult
-	24, // 7: chandler.v1.ListRequest.labels:type_name -> chandler.v1.ListRequest.LabelsEntry
+	26, // 7: chandler.v1.ListRequest.labels:type_name -> chandler.v1.ListRequest.LabelsEntry
 	11, // 8: chandler.v1.ListResponse.objects:type_name -> chandler.v1.Object
 	10, // 9: chandler.v1.ListResponse.broken:type_name -> chandler.v1.BrokenFile
 	2,  // 10: chandler.v1.BrokenFile.problems:type_name -> chandler.v1.Problem
 	1,  // 11: chandler.v1.Object.ref:type_name -> chandler.v1.ObjectRef
-	29, // 12: chandler.v1.Object.created:type_name -> google.protobuf.Timestamp
-	25, // 13: chandler.v1.Object.labels:type_name -> chandler.v1.Object.LabelsEntry
+	31, // 12: chandler.v1.Object.created:type_name -> google.protobuf.Timestamp
+	27, // 13: chandler.v1.Object.labels:type_name -> chandler.v1.Object.LabelsEntry
 	12, // 14: chandler.v1.Object.status:type_name -> chandler.v1.Status
 	13, // 15: chandler.v1.Status.conditions:type_name -> chandler.v1.Condition
 	14, // 16: chandler.v1.Status.resolved:type_name -> chandler.v1.Resolved
-	15, // 17: chandler.v1.Status.failures:type_name -> chandler.v1.ProxyStatus
-	15, // 18: chandler.v1.Status.proxies:type_name -> chandler.v1.ProxyStatus
+	17, // 17: chandler.v1.Status.failures:type_name -> chandler.v1.ProxyStatus
+	17, // 18: chandler.v1.Status.proxies:type_name -> chandler.v1.ProxyStatus
 	2,  // 19: chandler.v1.Status.problems:type_name -> chandler.v1.Problem
 	2,  // 20: chandler.v1.Status.warnings:type_name -> chandler.v1.Problem
-	29, // 21: chandler.v1.Status.next_try:type_name -> google.protobuf.Timestamp
-	29, // 22: chandler.v1.Condition.last_transition:type_name -> google.protobuf.Timestamp
-	29, // 23: chandler.v1.Resolved.at:type_name -> google.protobuf.Timestamp
-	29, // 24: chandler.v1.ProxyStatus.next_try:type_name -> google.protobuf.Timestamp
-	29, // 25: chandler.v1.ProxyStatus.since:type_name -> google.protobuf.Timestamp
-	26, // 26: chandler.v1.CreateNodeTokenRequest.labels:type_name -> chandler.v1.CreateNodeTokenRequest.LabelsEntry
-	30, // 27: chandler.v1.CreateNodeTokenRequest.ttl:type_name -> google.protobuf.Duration
-	29, // 28: chandler.v1.CreateNodeTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	20, // 29: chandler.v1.ListNodesResponse.nodes:type_name -> chandler.v1.EnrolledNode
-	21, // 30: chandler.v1.ListNodesResponse.tokens:type_name -> chandler.v1.NodeToken
-	27, // 31: chandler.v1.EnrolledNode.labels:type_name -> chandler.v1.EnrolledNode.LabelsEntry
-	29, // 32: chandler.v1.EnrolledNode.enrolled:type_name -> google.protobuf.Timestamp
-	29, // 33: chandler.v1.EnrolledNode.expires:type_name -> google.protobuf.Timestamp
-	29, // 34: chandler.v1.EnrolledNode.revoked:type_name -> google.protobuf.Timestamp
-	28, // 35: chandler.v1.NodeToken.labels:type_name -> chandler.v1.NodeToken.LabelsEntry
-	29, // 36: chandler.v1.NodeToken.created:type_name -> google.protobuf.Timestamp
-	29, // 37: chandler.v1.NodeToken.expires:type_name -> google.protobuf.Timestamp
-	3,  // 38: chandler.v1.Admin.Apply:input_type -> chandler.v1.ApplyRequest
-	6,  // 39: chandler.v1.Admin.Delete:input_type -> chandler.v1.DeleteRequest
-	8,  // 40: chandler.v1.Admin.List:input_type -> chandler.v1.ListRequest
-	16, // 41: chandler.v1.Admin.CreateNodeToken:input_type -> chandler.v1.CreateNodeTokenRequest
-	18, // 42: chandler.v1.Admin.ListNodes:input_type -> chandler.v1.ListNodesRequest
-	22, // 43: chandler.v1.Admin.RevokeNode:input_type -> chandler.v1.RevokeNodeRequest
-	4,  // 44: chandler.v1.Admin.Apply:output_type -> chandler.v1.ApplyResponse
-	7,  // 45: chandler.v1.Admin.Delete:output_type -> chandler.v1.DeleteResponse
-	9,  // 46: chandler.v1.Admin.List:output_type -> chandler.v1.ListResponse
-	17, // 47: chandler.v1.Admin.CreateNodeToken:output_type -> chandler.v1.CreateNodeTokenResponse
-	19, // 48: chandler.v1.Admin.ListNodes:output_type -> chandler.v1.ListNodesResponse
-	23, // 49: chandler.v1.Admin.RevokeNode:output_type -> chandler.v1.RevokeNodeResponse
-	44, // [44:50] is the sub-list for method output_type
-	38, // [38:44] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	31, // 21: chandler.v1.Status.next_try:type_name -> google.protobuf.Timestamp
+	31, // 22: chandler.v1.Condition.last_transition:type_name -> google.protobuf.Timestamp
+	31, // 23: chandler.v1.Resolved.at:type_name -> google.protobuf.Timestamp
+	15, // 24: chandler.v1.Resolved.schema:type_name -> chandler.v1.ConfigSchema
+	16, // 25: chandler.v1.ConfigSchema.properties:type_name -> chandler.v1.ConfigProperty
+	31, // 26: chandler.v1.ProxyStatus.next_try:type_name -> google.protobuf.Timestamp
+	31, // 27: chandler.v1.ProxyStatus.since:type_name -> google.protobuf.Timestamp
+	28, // 28: chandler.v1.CreateNodeTokenRequest.labels:type_name -> chandler.v1.CreateNodeTokenRequest.LabelsEntry
+	32, // 29: chandler.v1.CreateNodeTokenRequest.ttl:type_name -> google.protobuf.Duration
+	31, // 30: chandler.v1.CreateNodeTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	22, // 31: chandler.v1.ListNodesResponse.nodes:type_name -> chandler.v1.EnrolledNode
+	23, // 32: chandler.v1.ListNodesResponse.tokens:type_name -> chandler.v1.NodeToken
+	29, // 33: chandler.v1.EnrolledNode.labels:type_name -> chandler.v1.EnrolledNode.LabelsEntry
+	31, // 34: chandler.v1.EnrolledNode.enrolled:type_name -> google.protobuf.Timestamp
+	31, // 35: chandler.v1.EnrolledNode.expires:type_name -> google.protobuf.Timestamp
+	31, // 36: chandler.v1.EnrolledNode.revoked:type_name -> google.protobuf.Timestamp
+	30, // 37: chandler.v1.NodeToken.labels:type_name -> chandler.v1.NodeToken.LabelsEntry
+	31, // 38: chandler.v1.NodeToken.created:type_name -> google.protobuf.Timestamp
+	31, // 39: chandler.v1.NodeToken.expires:type_name -> google.protobuf.Timestamp
+	3,  // 40: chandler.v1.Admin.Apply:input_type -> chandler.v1.ApplyRequest
+	6,  // 41: chandler.v1.Admin.Delete:input_type -> chandler.v1.DeleteRequest
+	8,  // 42: chandler.v1.Admin.List:input_type -> chandler.v1.ListRequest
+	18, // 43: chandler.v1.Admin.CreateNodeToken:input_type -> chandler.v1.CreateNodeTokenRequest
+	20, // 44: chandler.v1.Admin.ListNodes:input_type -> chandler.v1.ListNodesRequest
+	24, // 45: chandler.v1.Admin.RevokeNode:input_type -> chandler.v1.RevokeNodeRequest
+	4,  // 46: chandler.v1.Admin.Apply:output_type -> chandler.v1.ApplyResponse
+	7,  // 47: chandler.v1.Admin.Delete:output_type -> chandler.v1.DeleteResponse
+	9,  // 48: chandler.v1.Admin.List:output_type -> chandler.v1.ListResponse
+	19, // 49: chandler.v1.Admin.CreateNodeToken:output_type -> chandler.v1.CreateNodeTokenResponse
+	21, // 50: chandler.v1.Admin.ListNodes:output_type -> chandler.v1.ListNodesResponse
+	25, // 51: chandler.v1.Admin.RevokeNode:output_type -> chandler.v1.RevokeNodeResponse
+	46, // [46:52] is the sub-list for method output_type
+	40, // [40:46] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_chandler_v1_admin_proto_init() }
@@ -2096,7 +2323,7 @@ func file_chandler_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_chandler_v1_admin_proto_rawDesc), len(file_chandler_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

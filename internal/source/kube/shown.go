@@ -115,6 +115,9 @@ func (f *statusFields) told() chandler.Status {
 		if d.ModuleDigest != "" {
 			s.Release.Program.Module = &chandler.Module{Digest: d.ModuleDigest, Size: d.Size}
 		}
+		if d.SchemaDigest != "" {
+			s.Release.Schema = &chandler.ConfigSchema{Digest: d.SchemaDigest}
+		}
 	}
 	for _, p := range d.Failures {
 		namespace, node, _ := strings.Cut(p.Node, "/")

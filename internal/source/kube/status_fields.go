@@ -36,6 +36,7 @@ type details struct {
 	ArtifactDigest chandler.ArtifactDigest `json:"artifactDigest,omitempty"`
 	BlobDigest     chandler.BlobDigest     `json:"blobDigest,omitempty"`
 	ModuleDigest   chandler.ModuleDigest   `json:"moduleDigest,omitempty"`
+	SchemaDigest   chandler.SchemaDigest   `json:"schemaDigest,omitempty"`
 	Size           int64                   `json:"size,omitempty"`
 	ABI            string                  `json:"abi,omitempty"`
 	ResolvedAt     string                  `json:"resolvedAt,omitempty"`
@@ -80,6 +81,9 @@ func newStatusFields(s *chandler.Status) statusFields {
 		d.ArtifactDigest, d.BlobDigest = r.Artifact, r.Blob
 		if m := r.Program.Module; m != nil {
 			d.ModuleDigest, d.Size = m.Digest, m.Size
+		}
+		if r.Schema != nil {
+			d.SchemaDigest = r.Schema.Digest
 		}
 	}
 	for i := range s.Proxies {

@@ -22,8 +22,8 @@ const (
 
 // Signer is a key of cosign's own making.
 type Signer struct {
-	// PublicKey is PEM.
-	PublicKey string
+	// PublicKey is PEM, and so is PrivateKey, encrypted with an empty password.
+	PublicKey, PrivateKey string
 
 	program, dir string
 }
@@ -41,11 +41,13 @@ func New(t *testing.T, program string) *Signer {
 	}
 	s := &Signer{program: program, dir: t.TempDir()}
 	s.run(t, "generate-key-pair")
-	pem, err := os.ReadFile(filepath.Join(s.dir, "cosign.pub"))
-	if err != nil {
-		t.Fatal(err)
+	for name, into := range map[string]*string{"cosign.pub": &s.PublicKey, "cosign.key": &s.PrivateKey} {
+		pem, err := os.ReadFile(filepath.Join(s.dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		*into = string(pem)
 	}
-	s.PublicKey = string(pem)
 	if err := os.WriteFile(filepath.Join(s.dir, "config.json"), s.run(t, "signing-config", "create"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -64,8 +66,38 @@ func (s *Signer) Sign(t *testing.T, place Place, artifact string) {
 	s.run(t, append(args, artifact)...)
 }
 
-// run runs cosign in a folder of its own, with nothing of the environment.
+// UseKey takes another private key for its own, of an empty password.
+func (s *Signer) UseKey(t *testing.T, private string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, "cosign.key"), []byte(private), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.PrivateKey, s.PublicKey = private, string(s.run(t, "public-key", "--key", "cosign.key"))
+}
+
+// Verify asks cosign whether a public key verifies a signature of an artifact, in the
+// place where cosign looks for one by itself: nil says so.
+func (s *Signer) Verify(t *testing.T, public, artifact string) error {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, "other.pub"), []byte(public), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.try(t, "verify", "--key", "other.pub", "--insecure-ignore-tlog", "--allow-http-registry", artifact)
+	return err
+}
+
+// run is try, which must succeed.
 func (s *Signer) run(t *testing.T, args ...string) []byte {
+	t.Helper()
+	out, err := s.try(t, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// try runs cosign in a folder of its own, with nothing of the environment.
+func (s *Signer) try(t *testing.T, args ...string) ([]byte, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), s.program, args...)
 	cmd.Dir = s.dir
@@ -73,7 +105,7 @@ func (s *Signer) run(t *testing.T, args ...string) []byte {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		t.Fatal(fmt.Errorf("cosign %v: %w\n%s", args, err, stderr.Bytes()))
+		return nil, fmt.Errorf("cosign %v: %w\n%s", args, err, stderr.Bytes())
 	}
-	return stdout.Bytes()
+	return stdout.Bytes(), nil
 }

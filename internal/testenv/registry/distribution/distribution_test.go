@@ -63,7 +63,7 @@ func TestPushAndPull(t *testing.T) {
 	c := fetch.New(fetch.Config{Dir: t.TempDir()})
 	defer c.Close()
 	module := append([]byte("\x00asm\x01\x00\x00\x00"), bytes.Repeat([]byte("module"), 100_000)...)
-	for _, layout := range []fetch.Layout{fetch.LayoutCNCF, fetch.LayoutImage} {
+	for _, layout := range []fetch.Layout{fetch.LayoutCNCF, fetch.LayoutCompat} {
 		url := host + "/team/plugin:" + string(layout)
 		digest, err := c.Push(t.Context(), url, module, fetch.PushOptions{Layout: layout})
 		if err != nil {

@@ -1,0 +1,153 @@
+package inspect
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// maxShown is how many names of a list are written.
+const maxShown = 60
+
+// Write writes the report for people.
+func (r *Report) Write(w io.Writer) error {
+	t := &table{w: tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)}
+	t.row("Name", r.Name)
+	t.row("Reference", r.Reference)
+	t.row("Layout", r.Layout)
+	if r.Artifact != nil {
+		t.row("Artifact", fmt.Sprintf("%s  %s", r.Artifact.Digest, r.Artifact.MediaType))
+	}
+	for _, e := range r.Entries {
+		t.row("Entry", fmt.Sprintf("%s  %s%s", e.Digest, cmp.Or(e.Platform, "no platform"), chosen(e.Module)))
+	}
+	if r.Manifest != nil {
+		t.row("Manifest", fmt.Sprintf("%s  %s", r.Manifest.Digest, r.Manifest.MediaType))
+	}
+	if r.Config != nil {
+		t.row("Config", fmt.Sprintf("%s  %s, %s", r.Config.Digest, r.Config.MediaType, SizeText(r.Config.Size)))
+	}
+	for i, l := range r.Layers {
+		t.row(fmt.Sprintf("Layer %d", i), fmt.Sprintf("%s  %s, %s%s", l.Digest, l.MediaType, SizeText(l.Size), chosen(l.Module)))
+	}
+	if r.Module != nil {
+		r.Module.write(t)
+	}
+	r.about(t)
+	for _, k := range slices.Sorted(maps.Keys(r.Annotations)) {
+		t.row("Annotation", k+"="+r.Annotations[k])
+	}
+	for _, k := range slices.Sorted(maps.Keys(r.Labels)) {
+		t.row("Label", k+"="+r.Labels[k])
+	}
+	for _, p := range r.Problems {
+		t.row("Problem", fmt.Sprintf("%s: %s", p.Code, p.Message))
+		if p.Hint != "" {
+			t.row("Hint", p.Hint)
+		}
+	}
+	return t.w.Flush()
+}
+
+// about writes what travels with the module, and who signed it.
+func (r *Report) about(t *table) {
+	if r.Artifact == nil {
+		return
+	}
+	schema := "none"
+	if r.Schema != nil {
+		schema = "yes"
+		if r.Schema.Title != "" {
+			schema = r.Schema.Title
+		}
+		var names []string
+		for _, p := range r.Schema.Properties {
+			name := p.Name
+			if p.Type != "" {
+				name += " " + p.Type
+			}
+			if p.Required {
+				name += " required"
+			}
+			names = append(names, name)
+		}
+		schema += ": " + list(names, "no properties")
+	}
+	t.row("Schema", schema)
+	readme := "none"
+	if r.Readme != nil {
+		readme = fmt.Sprintf("%s (%s)", r.Readme.FirstLine, SizeText(int64(r.Readme.Size)))
+	}
+	t.row("Readme", readme)
+	if r.Signatures == nil {
+		return
+	}
+	var found []string
+	for _, s := range r.Signatures.Found {
+		found = append(found, s.Where)
+	}
+	t.row("Signatures", list(found, "none"))
+	if len(r.Signatures.By) > 0 {
+		t.row("Signed by", strings.Join(r.Signatures.By, ", "))
+	}
+}
+
+func (m *Module) write(t *table) {
+	t.row("Module", fmt.Sprintf("%s  %s", m.Digest, SizeText(m.Size)))
+	if m.ABI == "" {
+		return // it could not be read
+	}
+	t.row("ABI", m.ABI)
+	load := "less than 1ms"
+	if m.LoadMillis > 0 {
+		load = "about " + (time.Duration(m.LoadMillis) * time.Millisecond).String()
+	}
+	t.row("Load time", fmt.Sprintf("%s in Envoy, for %s of code", load, SizeText(m.CodeBytes)))
+	t.row("Imports", list(m.Imports, "none"))
+	t.row("Callbacks", list(m.Callbacks, "none"))
+	for _, w := range m.Warnings {
+		t.row("Warning", w)
+	}
+}
+
+// table is lines of a name and what it is.
+type table struct{ w *tabwriter.Writer }
+
+func (t *table) row(name, text string) {
+	if text != "" {
+		fmt.Fprintf(t.w, "%s:\t%s\n", name, strings.NewReplacer("\n", " ", "\t", " ").Replace(text)) // kept until Flush
+	}
+}
+
+func chosen(yes bool) string {
+	if yes {
+		return " (the module)"
+	}
+	return ""
+}
+
+func list(names []string, none string) string {
+	if len(names) == 0 {
+		return none
+	}
+	if more := len(names) - maxShown; more > 0 {
+		names = append(slices.Clone(names[:maxShown]), fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(names, ", ")
+}
+
+// SizeText is a number of bytes for people.
+func SizeText(n int64) string {
+	switch {
+	case n < 10<<10:
+		return fmt.Sprintf("%d B", n)
+	case n < 1<<20:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+}

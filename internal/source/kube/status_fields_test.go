@@ -1,0 +1,27 @@
+package kube
+
+import (
+	"reflect"
+	"testing"
+	"time"
+
+	"chandler.dev/chandler"
+)
+
+// What a resource's status says of a release is read back from it.
+func TestReleaseInStatus(t *testing.T) {
+	t.Parallel()
+	r := chandler.Release{
+		Reference: "oci://reg.example/a:v1", Artifact: "sha256:aa", Blob: "sha256:bb", ABI: "0.2.1", ResolvedAt: time.Date(2026, 11, 28, 6, 0, 0, 0, time.UTC),
+		Program: chandler.Program{Module: &chandler.Module{Digest: "sha256:cc", Size: 7}},
+		Schema:  &chandler.ConfigSchema{Digest: "sha256:dd"},
+	}
+	f := newStatusFields(&chandler.Status{Release: &r})
+	if got := f.told().Release; !reflect.DeepEqual(got, &r) {
+		t.Errorf("got %+v, want %+v", got, r)
+	}
+	r.Schema = nil
+	if f = newStatusFields(&chandler.Status{Release: &r}); f.Chandler.SchemaDigest != "" || f.told().Release.Schema != nil {
+		t.Errorf("a schema is told where there is none: %+v", f.Chandler)
+	}
+}
