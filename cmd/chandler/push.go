@@ -79,7 +79,8 @@ DIR is the folder of a plugin, by default the current one, with NAME.wasm as
 "chandler build" writes it. Its config.schema.json and README.md travel with the
 module. Annotations say its version (the tag), its ABI, and where its code is, as git
 knows it; when it was made they do not, so that pushing the same again gives the same
-digest. A module that no Envoy would load is not pushed.
+digest. A module that no Envoy would load, and a schema that nobody can judge by, are
+not pushed.
 
 --format cncf is the artifact of the CNCF; compat is an image with plugin.wasm, which
 Istio and Envoy Gateway read, too. Credentials are those of docker's configuration.`,
@@ -100,7 +101,7 @@ Istio and Envoy Gateway read, too. Credentials are those of docker's configurati
 	flags.StringVar(&f.options.Revision, "revision", "", "revision of the code (default: git's HEAD)")
 	flags.StringVar(&f.options.Schema, "schema", "", "JSON Schema of the plugin's configuration (default: config.schema.json beside the module); - for none")
 	flags.StringVar(&f.options.Readme, "readme", "", "text that travels with the module (default: README.md beside it); - for none")
-	flags.BoolVar(&f.noVet, "no-vet", false, "push a module that the check refuses, too")
+	flags.BoolVar(&f.noVet, "no-vet", false, "push what the check refuses, too")
 	f.registry.add(cmd)
 	return cmd
 }
@@ -134,11 +135,14 @@ func (e *env) push(ctx context.Context, text string, f *pushFlags) error {
 	for _, w := range plugin.Checked.Warnings {
 		fmt.Fprintf(e.stderr, "warning: %s\n", w.Error())
 	}
-	if plugin.Problem != nil {
-		if !f.noVet {
-			return &exitError{code: exitUnhealthy, text: fmt.Sprintf("%s is not pushed: %s: %s (--no-vet pushes it all the same)", plugin.Path, plugin.Problem.Code, plugin.Problem.Error())}
+	for _, p := range []*chandler.Problem{plugin.Problem, plugin.SchemaProblem} {
+		if p == nil {
+			continue
 		}
-		fmt.Fprintf(e.stderr, "warning: no Envoy loads it: %s\n", plugin.Problem.Error())
+		if !f.noVet {
+			return &exitError{code: exitUnhealthy, text: fmt.Sprintf("%s is not pushed: %s: %s (--no-vet pushes it all the same)", plugin.Path, p.Code, p.Error())}
+		}
+		fmt.Fprintf(e.stderr, "warning: %s: %s\n", p.Code, p.Error())
 	}
 	digest, err := client.Push(ctx, text, plugin.Module, fetch.PushOptions{Layout: layout, Annotations: plugin.Annotations, Documents: plugin.Documents})
 	f.registry.meter.clear()

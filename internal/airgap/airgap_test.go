@@ -428,6 +428,8 @@ func TestHostileArchives(t *testing.T) {
 		{"no layout", tarOf(t, file{name: "manifest.json", content: "[]"}), chandler.CodeTarMissing, "no oci-layout: it is no OCI image layout"},
 		{"empty index", tarOf(t, layout, file{name: "index.json", content: "{}"}), chandler.CodeTarMissing, "has no artifact"},
 		{"index no JSON", tarOf(t, layout, file{name: "index.json", content: "["}), chandler.CodeManifestParse, "cannot be read as an index"},
+		{"index of too many values", tarOf(t, layout, file{name: "index.json", content: `{"manifests":[` + strings.Repeat(`{},`, 20000) + `{}]}`}), chandler.CodeManifestParse, "cannot be read as an index"},
+		{"index of two meanings", tarOf(t, layout, file{name: "index.json", content: `{"manifests":[],"Manifests":[]}`}), chandler.CodeManifestParse, "cannot be read as an index"},
 		{"index too large", tarOf(t, layout, file{name: "index.json", content: strings.Repeat(" ", 1<<20+1)}), chandler.CodeTarSize, "over 1048576 bytes"},
 		{"too many entries", tarOf(t, many...), chandler.CodeTarEntries, "more than 16384 entries"},
 		{"truncated", whole[:len(whole)-1500], chandler.CodeTarHeader, "truncated"},

@@ -66,7 +66,7 @@ func Open(r io.ReaderAt, size int64) (*Archive, error) {
 		}
 	}
 	var all index
-	if err := json.Unmarshal(files[fileIndex], &all); err != nil {
+	if err := decode(files[fileIndex], &all); err != nil {
 		return nil, problem(chandler.CodeManifestParse, "write it again", "%s cannot be read as an index", fileIndex)
 	}
 	if len(all.Manifests) > maxEntries {
@@ -81,6 +81,14 @@ func Open(r io.ReaderAt, size int64) (*Archive, error) {
 		return nil, problem(chandler.CodeTarMissing, "save an artifact into it", "the archive has no artifact")
 	}
 	return a, nil
+}
+
+// decode reads JSON of a registry's kind.
+func decode(raw []byte, into any) error {
+	if err := fetch.CheckJSON(raw); err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, into)
 }
 
 func problem(code chandler.Code, hint, format string, args ...any) error {
@@ -215,7 +223,7 @@ func (a *Archive) enter(i int, e entry) error {
 		Config       fetch.Descriptor  `json:"config"`
 		Annotations  map[string]string `json:"annotations"`
 	}
-	if err := json.Unmarshal(raw, &m); err != nil {
+	if err := decode(raw, &m); err != nil {
 		return problem(chandler.CodeManifestParse, "write it again", "entry %d of the index: manifest %s cannot be read", i, e.Digest)
 	}
 	if m.Subject != nil {

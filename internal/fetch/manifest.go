@@ -313,7 +313,11 @@ func manifestProblem(format string, args ...any) *Error {
 	return refuse(chandler.CodeManifestParse, "push it again", "manifest: "+format, args...)
 }
 
-// checkJSON refuses what two readers of JSON could read in two ways.
+// CheckJSON refuses a document that two readers of JSON could read in two ways, or
+// that takes far more memory than its bytes. The error is an *Error.
+func CheckJSON(raw []byte) error { return checkJSON(raw) }
+
+// checkJSON is CheckJSON, of a manifest.
 func checkJSON(raw []byte) error {
 	if len(raw) > maxManifest {
 		return manifestProblem("over %d bytes", maxManifest)

@@ -7,10 +7,9 @@
 package inspect
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -19,6 +18,7 @@ import (
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/proxywasm"
+	"chandler.dev/chandler/internal/schema"
 	"chandler.dev/chandler/internal/trust"
 )
 
@@ -72,13 +72,16 @@ type Schema struct {
 	Size       int        `json:"size"`
 	Title      string     `json:"title,omitempty"`
 	Properties []Property `json:"properties,omitempty"`
+	// More: these are not all of its properties.
+	More bool `json:"more,omitempty"`
 }
 
-// Property is one at the top of a schema.
+// Property is one of a schema; its path is such as rules[].prefix.
 type Property struct {
-	Name     string `json:"name"`
-	Type     string `json:"type,omitempty"`
-	Required bool   `json:"required,omitempty"`
+	Path      string `json:"path"`
+	Type      string `json:"type,omitempty"`
+	Required  bool   `json:"required,omitempty"`
+	WriteOnly bool   `json:"writeOnly,omitempty"`
 }
 
 // Readme is the text that travels with a module.
@@ -147,9 +150,8 @@ func (r *Report) saw(seen fetch.Sight) {
 		r.Manifest = &seen.Manifest
 	}
 	if text := seen.Documents.Schema; text != nil {
-		schema, problem := schemaOf(text)
-		r.Schema = schema
-		if problem != nil {
+		var problem *chandler.Problem
+		if r.Schema, problem = schemaOf(text); problem != nil {
 			r.add(problem)
 		}
 	}
@@ -259,33 +261,19 @@ func (r *Report) signatures(ctx context.Context, c *fetch.Client, req fetch.Requ
 	return nil
 }
 
-// schemaOf reads what a schema says at its top.
+// schemaOf reads what a schema says, or why nobody can judge by it.
 func schemaOf(text []byte) (*Schema, *chandler.Problem) {
 	s := &Schema{Size: len(text)}
-	var v struct {
-		Title      string                     `json:"title"`
-		Required   []string                   `json:"required"`
-		Properties map[string]json.RawMessage `json:"properties"`
+	read, problem := schema.Compile(text)
+	if problem != nil {
+		return s, chandler.Problemf(problem.Code, "", cmp.Or(problem.Hint, "push the artifact again with a JSON Schema"), "the artifact's schema cannot be judged by: %s", problem.Message)
 	}
-	if trimmed := strings.TrimSpace(string(text)); trimmed == "true" || trimmed == "false" {
-		return s, nil
+	s.Title = read.Title
+	outline, more := read.Outline()
+	s.More = more
+	for _, p := range outline {
+		s.Properties = append(s.Properties, Property{p.Path, p.Type, p.Required, p.WriteOnly})
 	}
-	if err := json.Unmarshal(text, &v); err != nil {
-		return s, chandler.Problemf(chandler.CodeConfigBlob, "", "push the artifact again with a JSON Schema", "the artifact's schema cannot be read")
-	}
-	s.Title = chandler.Printable(v.Title, 200)
-	for name, raw := range v.Properties {
-		var p struct {
-			Type any `json:"type"`
-		}
-		_ = json.Unmarshal(raw, &p) // a property may be true or false
-		typ := ""
-		if p.Type != nil {
-			typ = strings.Trim(chandler.Printable(fmt.Sprint(p.Type), 100), "[]")
-		}
-		s.Properties = append(s.Properties, Property{chandler.Printable(name, 200), typ, slices.Contains(v.Required, name)})
-	}
-	slices.SortFunc(s.Properties, func(a, b Property) int { return strings.Compare(a.Name, b.Name) })
 	return s, nil
 }
 

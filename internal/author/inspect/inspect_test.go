@@ -244,8 +244,8 @@ func TestUnreadable(t *testing.T) {
 			[]string{"is marked as a Wasm module, but it starts with", "gzip"}},
 		"too much text": {ociManifest, cncfConfig, []string{"application/wasm", string(module.Append()), "text/markdown", strings.Repeat("a", fetch.MaxDocument+1)}, chandler.CodeConfigBlob,
 			[]string{"readme is 262145 bytes"}},
-		"a schema that is none": {ociManifest, cncfConfig, []string{"application/wasm", string(module.Append()), "application/schema+json", "[1]"}, chandler.CodeConfigBlob,
-			[]string{"the artifact's schema cannot be read"}},
+		"a schema that is none": {ociManifest, cncfConfig, []string{"application/wasm", string(module.Append()), "application/schema+json", "[1]"}, chandler.CodeSchemaUnusable,
+			[]string{"the artifact's schema cannot be judged by: it is no object"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -312,13 +312,13 @@ func TestDocumentsAndSignatures(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := w.inspect(t, "p:v1", inspect.Options{})
-	if want := (&inspect.Schema{Size: len(schema), Title: "A [31m", Properties: []inspect.Property{{Name: "a", Type: "integer null"}, {Name: "b", Type: "string", Required: true}, {Name: "c"}}}); !reflect.DeepEqual(r.Schema, want) {
+	if want := (&inspect.Schema{Size: len(schema), Title: "A [31m", Properties: []inspect.Property{{Path: "a", Type: "null or integer"}, {Path: "b", Type: "string", Required: true}, {Path: "c"}}}); !reflect.DeepEqual(r.Schema, want) {
 		t.Errorf("schema %+v", r.Schema)
 	}
 	if r.Readme == nil || r.Readme.FirstLine != "Title" || r.Annotations["k"] != "two\nlines" || len(r.Labels) > 0 {
 		t.Errorf("%+v", r)
 	}
-	if s := text(t, r); !strings.Contains(s, "a integer null, b string required, c\n") || !strings.Contains(s, "k=two lines\n") {
+	if s := text(t, r); !strings.Contains(s, "a null or integer, b string (required), c\n") || !strings.Contains(s, "k=two lines\n") {
 		t.Errorf("text\n%s", s)
 	}
 	private, public, err := trust.GenerateKey(nil)

@@ -59,26 +59,7 @@ func (r *Report) about(t *table) {
 	if r.Artifact == nil {
 		return
 	}
-	schema := "none"
-	if r.Schema != nil {
-		schema = "yes"
-		if r.Schema.Title != "" {
-			schema = r.Schema.Title
-		}
-		var names []string
-		for _, p := range r.Schema.Properties {
-			name := p.Name
-			if p.Type != "" {
-				name += " " + p.Type
-			}
-			if p.Required {
-				name += " required"
-			}
-			names = append(names, name)
-		}
-		schema += ": " + list(names, "no properties")
-	}
-	t.row("Schema", schema)
+	t.row("Schema", r.Schema.text())
 	readme := "none"
 	if r.Readme != nil {
 		readme = fmt.Sprintf("%s (%s)", r.Readme.FirstLine, SizeText(int64(r.Readme.Size)))
@@ -95,6 +76,24 @@ func (r *Report) about(t *table) {
 	if len(r.Signatures.By) > 0 {
 		t.row("Signed by", strings.Join(r.Signatures.By, ", "))
 	}
+}
+
+func (s *Schema) text() string {
+	if s == nil {
+		return "none"
+	}
+	var names []string
+	for _, p := range s.Properties {
+		name := strings.TrimSpace(p.Path + " " + p.Type)
+		if p.Required {
+			name += " (required)"
+		}
+		names = append(names, name)
+	}
+	if s.More {
+		names = append(names, "and more")
+	}
+	return cmp.Or(s.Title, "yes") + ": " + list(names, "no properties")
 }
 
 func (m *Module) write(t *table) {

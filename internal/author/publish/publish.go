@@ -9,7 +9,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +22,7 @@ import (
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/proxywasm"
+	"chandler.dev/chandler/internal/schema"
 )
 
 // Files that lie beside a module.
@@ -72,6 +72,8 @@ type Plugin struct {
 	// Checked is the static check's, and Problem why it failed.
 	Checked proxywasm.Module
 	Problem *chandler.Problem
+	// SchemaProblem is why no control plane can judge by the schema.
+	SchemaProblem *chandler.Problem
 
 	Documents   fetch.Documents
 	Annotations map[string]string
@@ -97,8 +99,10 @@ func Gather(ctx context.Context, opts Options) (Plugin, error) {
 	if p.Documents.Readme, err = document(opts.Readme, folder, ReadmeFile); err != nil {
 		return Plugin{}, err
 	}
-	if err := checkSchema(p.Documents.Schema); err != nil {
-		return Plugin{}, err
+	if len(bytes.TrimSpace(p.Documents.Schema)) > 0 {
+		if _, problem := schema.Compile(p.Documents.Schema); problem != nil {
+			p.SchemaProblem = chandler.Problemf(problem.Code, "", cmp.Or(problem.Hint, "correct the schema"), "the schema cannot be judged by: %s", problem.Message)
+		}
 	}
 	p.Annotations = annotations(ctx, opts, &p, folder)
 	return p, nil
@@ -167,22 +171,6 @@ func readFile(name string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("%s is over %d bytes", name, limit)
 	}
 	return b, nil
-}
-
-// checkSchema tells whether the text can be a JSON Schema at all.
-func checkSchema(text []byte) error {
-	if len(bytes.TrimSpace(text)) == 0 {
-		return nil
-	}
-	var v any
-	if err := json.Unmarshal(text, &v); err != nil {
-		return fmt.Errorf("the schema is not JSON: %w", err)
-	}
-	switch v.(type) {
-	case map[string]any, bool:
-		return nil
-	}
-	return errors.New("the schema is no JSON Schema, which is an object")
 }
 
 // annotations says where the module is from. When it was made it does not say, so
