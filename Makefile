@@ -24,7 +24,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign e2e-kube generate cross bench clean
+.PHONY: help build demo up test faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign e2e-kube plugins test-plugins generate cross bench clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -112,6 +112,14 @@ e2e-kube: tools tools-kube bin/basicauth.wasm ## the tests with a real Kubernete
 	go vet -tags kube $(KUBE_TESTS) ./test/e2e
 	go test -tags kube -count 1 -timeout 15m -p 2 $(KUBE_TESTS)
 	go test -tags kube -count 1 -timeout 15m -run '^TestKube|^TestFault_F(6|45|53)_' ./test/e2e
+
+plugins: build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
+	@sh tools/toolchains.sh
+	@sh tools/plugins.sh build
+
+test-plugins: tools build ## ... and their suites, on both engines
+	@sh tools/toolchains.sh
+	@sh tools/plugins.sh test
 
 generate: ## Go code from api/**/*.proto
 	go -C tools run ./protogen ../api

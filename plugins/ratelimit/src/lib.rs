@@ -1,0 +1,10 @@
+//! ratelimit is a Proxy-Wasm plugin that limits how many requests pass in a time.
+//!
+//! What is decided is in [`bucket`] and [`limits`], which know of no proxy; the plugin
+//! itself is the thin shell in `plugin`.
+
+pub mod bucket;
+pub mod limits;
+
+#[cfg(target_family = "wasm")]
+mod plugin;
