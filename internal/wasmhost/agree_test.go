@@ -248,6 +248,7 @@ func agreements() map[string]agreement {
 	both := one(get("x-a", "1", "x-a", "2"), trailers)
 	table := map[string]agreement{
 		"callbacks":    {mod: script(nil), sends: sends},
+		"callbacks020": {mod: module.Script{ABI: "0.2.0", On: all(everywhere(tell()))}.Encode(), sends: sends},
 		"callbacks010": {mod: module.Script{ABI: "0.1.0", On: all(nil)}.Encode(), sends: sends},
 		"maps":         {mod: script(everywhere(tell())), sends: sends},
 		"map-get": {mod: script(everywhere(maps(func(k int) []module.Host {
@@ -531,6 +532,14 @@ func callouts() map[string]agreement {
 	gone := script(map[string][]module.Turn{"request_headers": {{Does: []module.Host{call("call-and-go", "/c", 1000)}}}, "http_call_response": {{}}})
 	table["call-and-go"] = agreement{mod: gone, sends: with(get(), ok), unordered: true}
 	add("call-log", script(map[string][]module.Turn{"log": {{Does: []module.Host{call("call-log", "/c", 1000, "x-h", "1")}}}, "http_call_response": {{}}}), with(get(), ok))
+	old := module.Pairs{":method", "POST", ":path", "/c", ":authority", "call"}
+	for stream, at := range []string{"request_headers", "response_headers", "request_body", "response_body"} {
+		on := map[string][]module.Turn{
+			at:                   {{Does: []module.Host{do("proxy_http_call", "callee", old, "", module.Pairs{}, 1000, module.OutNumber), do("proxy_clear_route_cache"), do("proxy_get_configuration", module.OutBytes)}, Gives: 1}, {Gives: 1}},
+			"http_call_response": {{Does: append(slices.Clone(answered), do([]string{"proxy_continue_request", "proxy_continue_response"}[stream%2]))}},
+		}
+		table["call-010-"+at] = agreement{mod: module.Script{ABI: "0.1.0", On: all(on)}.Encode(), sends: with(post(true, "abc", "def"), ok)}
+	}
 	table["ticks"] = agreement{mod: script(map[string][]module.Turn{
 		"log": {{Does: []module.Host{do("proxy_set_tick_period_milliseconds", 400)}}},
 		"tick": {
