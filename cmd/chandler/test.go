@@ -113,6 +113,8 @@ func (e *env) test(ctx context.Context, path string, f *testFlags) error {
 		if err := begin(file); err != nil {
 			return err
 		}
+	} else if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is no %s: --record begins one, and docs/authoring/test-file.md has the format", file)
 	}
 	stop, err := e.openEngines(file, f)
 	if err != nil {

@@ -122,18 +122,16 @@ func (s *servers) serve(ctx context.Context, lis net.Listener, cluster string) {
 			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 			defer stop()
 			defer conn.Close()
-			r := reader{bufio.NewReader(conn)}
-			for s.one(ctx, conn, r, cluster) {
-			}
+			s.one(ctx, conn, reader{bufio.NewReader(conn)}, cluster)
 		})
 	}
 }
 
-// one answers one request; false: the connection is of no more use.
-func (s *servers) one(ctx context.Context, conn net.Conn, r reader, cluster string) bool {
+// one answers the request that a connection is for. Without an answer it ends it.
+func (s *servers) one(ctx context.Context, conn net.Conn, r reader, cluster string) {
 	first, fields, err := r.head()
 	if err != nil {
-		return false
+		return
 	}
 	m := request(first, fields)
 	s.change(func() { s.open++ })
@@ -158,12 +156,12 @@ func (s *servers) one(ctx context.Context, conn net.Conn, r reader, cluster stri
 		}
 	})
 	if err != nil || answer == nil || !wait(ctx, delay) {
-		return false
+		return
 	}
 	method, _ := m.Get(":method")
 	status, _ := answer.Get(":status")
 	bare := method == "HEAD" || status == "204" || status == "304"
-	return send(conn, pieces("HTTP/1.1 "+status+" ", answer, true, bare), pace) == nil
+	_ = send(conn, pieces("HTTP/1.1 "+status+" ", answer, true, bare), pace) // a plugin may have answered meanwhile
 }
 
 // send writes pieces, each when the one before has been taken.

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/santhosh-tekuri/jsonschema/v6"
 	yaml "go.yaml.in/yaml/v3"
 
 	"chandler.dev/chandler/internal/strict"
@@ -267,4 +268,64 @@ func TestWords(t *testing.T) {
 	if err := e.UnmarshalText([]byte("other")); err == nil || slices.Contains(e.words(), "other") {
 		t.Error("other is an engine")
 	}
+}
+
+// What the reader takes, the schema takes.
+func TestSchemaTakesWhatIsRead(t *testing.T) {
+	t.Parallel()
+	schema, err := jsonschema.NewCompiler().Compile(schemaFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	judge := func(text string) error {
+		var node yaml.Node
+		if err := yaml.Unmarshal([]byte(text), &node); err != nil {
+			return err
+		}
+		b, err := yamlJSON(&node)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		document, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return schema.Validate(document)
+	}
+	suite, err := os.ReadFile("../../../plugins/basicauth/chandler.test.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := []string{string(suite), FirstFile}
+	for _, cases := range both {
+		texts = append(texts, "cases:"+cases)
+	}
+	for _, text := range texts {
+		if err := judge(text); err != nil {
+			t.Errorf("%v\n%s", err, text)
+		}
+	}
+	for _, text := range []string{
+		"cases: [{name: a, reqest: /}]", "cases: [{name: a, request: {path: [x]}}]", "cases: {name: a}", "cases: [{name: a, request: 'x y', expect: 200}]",
+		"cases: [{name: a, request: /, engines: [wasmtime]}]", "cases: [{name: a, request: /, expect: {upstream: never}}]", "now: 5",
+	} {
+		if judge(text) == nil {
+			t.Errorf("the schema takes %s", text)
+		}
+	}
+}
+
+// yamlJSON is a document as JSON, as editors hand it to schemas.
+func yamlJSON(n *yaml.Node) ([]byte, error) {
+	var value struct {
+		V strict.JSON `yaml:"v"`
+	}
+	b, err := yaml.Marshal(map[string]*yaml.Node{"v": n.Content[0]})
+	if err != nil {
+		return nil, err
+	}
+	if m := strict.Decode(b, &value, nil); m != nil {
+		return nil, &strict.Error{Path: "v", Mistakes: m}
+	}
+	return value.V, nil
 }
