@@ -139,7 +139,8 @@ func (s *session) do(ctx context.Context, e exchange.Exchange) (*exchange.Outcom
 		return nil, err
 	}
 	s.gather(s.read())
-	p.servers.set(e.Upstream, e.Answers, p.pacer(ctx))
+	// An answer can be on its way when the exchange is over, and its context has ended.
+	p.servers.set(e.Upstream, e.Answers, p.pacer(p.servers.ctx))
 	o := &exchange.Outcome{}
 	if err := s.ask(ctx, &e, o); err != nil {
 		return nil, err

@@ -70,6 +70,9 @@ func run(t *testing.T, e exchange.Engine, a agreement) (s seen) {
 		}
 		s.outcomes = append(s.outcomes, told(o))
 	}
+	if a.ticks > 0 {
+		session.Answer(a.sends[len(a.sends)-1].Answers)
+	}
 	if err := session.Tick(t.Context(), a.ticks); err != nil {
 		t.Fatal(err)
 	}
@@ -248,6 +251,7 @@ func agreements() map[string]agreement {
 	both := one(get("x-a", "1", "x-a", "2"), trailers)
 	table := map[string]agreement{
 		"callbacks":    {mod: script(nil), sends: sends},
+		"callbacks020": {mod: module.Script{ABI: "0.2.0", On: all(everywhere(tell()))}.Encode(), sends: sends},
 		"callbacks010": {mod: module.Script{ABI: "0.1.0", On: all(nil)}.Encode(), sends: sends},
 		"maps":         {mod: script(everywhere(tell())), sends: sends},
 		"map-get": {mod: script(everywhere(maps(func(k int) []module.Host {
@@ -507,13 +511,14 @@ func callouts() map[string]agreement {
 		e.Answers = a
 		return one(e)
 	}
-	ok := exchange.Answer{Message: exchange.Message{Headers: header(":status", "202", "x-c", "1"), Chunks: chunks("answer")}}
-	trailing := exchange.Answer{Message: exchange.Message{Headers: header(":status", "200"), Chunks: chunks("answer"), Chunked: true, Trailers: header("x-ct", "1")}}
+	// It takes longer than what is on its way takes to arrive.
+	ok := exchange.Answer{Delay: 200 * time.Millisecond, Message: exchange.Message{Headers: header(":status", "202", "x-c", "1"), Chunks: chunks("answer")}}
+	trailing := exchange.Answer{Delay: ok.Delay, Message: exchange.Message{Headers: header(":status", "200"), Chunks: chunks("answer"), Chunked: true, Trailers: header("x-ct", "1")}}
 	late, failing := ok, exchange.Answer{Fails: true}
 	late.Delay = 700 * time.Millisecond
 	first, second := ok, ok
 	first.Path, second.Path = "/1", "/2"
-	second.Message.Headers, second.Delay = header(":status", "203"), 200*time.Millisecond
+	second.Message.Headers, second.Delay = header(":status", "203"), 500*time.Millisecond
 	waits := func(name string, timeout int, at string, stream int) []byte {
 		goOn := append(slices.Clone(answered), do("proxy_continue_stream", stream))
 		return script(map[string][]module.Turn{at: {{Does: []module.Host{call(name, "/c", timeout)}, Gives: 1}}, "http_call_response": {{Does: goOn}}})
@@ -531,8 +536,16 @@ func callouts() map[string]agreement {
 	gone := script(map[string][]module.Turn{"request_headers": {{Does: []module.Host{call("call-and-go", "/c", 1000)}}}, "http_call_response": {{}}})
 	table["call-and-go"] = agreement{mod: gone, sends: with(get(), ok), unordered: true}
 	add("call-log", script(map[string][]module.Turn{"log": {{Does: []module.Host{call("call-log", "/c", 1000, "x-h", "1")}}}, "http_call_response": {{}}}), with(get(), ok))
+	old := module.Pairs{":method", "POST", ":path", "/c", ":authority", "call"}
+	for stream, at := range []string{"request_headers", "response_headers", "request_body", "response_body"} {
+		on := map[string][]module.Turn{
+			at:                   {{Does: []module.Host{do("proxy_http_call", "callee", old, "", module.Pairs{}, 1000, module.OutNumber), do("proxy_clear_route_cache"), do("proxy_get_configuration", module.OutBytes)}, Gives: 1}, {Gives: 1}},
+			"http_call_response": {{Does: append(slices.Clone(answered), do([]string{"proxy_continue_request", "proxy_continue_response"}[stream%2]))}},
+		}
+		table["call-010-"+at] = agreement{mod: module.Script{ABI: "0.1.0", On: all(on)}.Encode(), sends: with(post(true, "abc", "def"), ok)}
+	}
 	table["ticks"] = agreement{mod: script(map[string][]module.Turn{
-		"log": {{Does: []module.Host{do("proxy_set_tick_period_milliseconds", 400)}}},
+		"log": {{Does: []module.Host{do("proxy_set_tick_period_milliseconds", 1000)}}},
 		"tick": {
 			{Does: []module.Host{call("ticks", "/tick", 1000), do("proxy_get_property", "plugin_name", module.OutBytes), do("proxy_get_header_map_value", 0, ":path", module.OutBytes)}},
 			{Does: []module.Host{do("proxy_set_tick_period_milliseconds", 0)}},
