@@ -151,7 +151,7 @@ unpack_rust() {
 }
 
 # compile_std compiles the standard library for Wasm, and puts it where the compiler
-# looks for one. Plugins are optimised as a whole (lto), which needs its bitcode.
+# looks for one. With bitcode, as the one of rustup: plugins are built with lto.
 compile_std() {
 	echo "Compiling Rust's standard library for Wasm (a minute or two)" >&2
 	cat >"$work/rustc" <<-'EOF'
@@ -176,7 +176,7 @@ compile_std() {
 	here=$(pwd -P)
 	(
 		cd "$work/std"
-		RUSTC="$here/$work/rustc" RUSTC_BOOTSTRAP=1 RUSTFLAGS="-L native=$here/$work/rust/usr/lib/wasm32-wasi -C embed-bitcode=yes --remap-path-prefix=$here/$work=/rust" \
+		RUSTC="$here/$work/rustc" RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Cembed-bitcode=yes -L native=$here/$work/rust/usr/lib/wasm32-wasi --remap-path-prefix=$here/$work=/rust" \
 			PATH=$own cargo build --quiet --release -Zbuild-std=std,panic_abort --target $target --target-dir target >&2
 	) || fail "cargo could not compile the standard library; its reason is above"
 	lib=$work/rust/usr/lib/rustlib/$target/lib
