@@ -384,6 +384,8 @@ func locals() map[string]agreement {
 		on["log"] = []module.Turn{{Does: []module.Host{pairs(), details()}}}
 		return script(on)
 	}
+	trailing := post(true, "abc")
+	trailing.Request.Trailers, trailing.Upstream.Trailers = header("x-t", "1"), header("x-u", "1")
 	grpc := get("content-type", "application/grpc")
 	head := get()
 	head.Request.Headers[0].Value = "HEAD"
@@ -544,6 +546,14 @@ func callouts() map[string]agreement {
 		}
 		table["call-010-"+at] = agreement{mod: module.Script{ABI: "0.1.0", On: all(on)}.Encode(), sends: with(post(true, "abc", "def"), ok)}
 	}
+	each := map[string][]module.Turn{"http_call_response": {{Does: answered[:4]}}}
+	for _, name := range []string{"request_headers", "request_body", "request_trailers", "response_headers", "response_body", "response_trailers", "log", "done", "delete"} {
+		each[name] = []module.Turn{{Does: []module.Host{call(name, "/"+name, 1000, "x-from", name)}, Gives: 0}}
+	}
+	each["done"][0].Gives = 1
+	full := post(true, "abc")
+	full.Request.Trailers, full.Upstream.Trailers, full.Upstream.Chunks = header("x-t", "1"), header("x-u", "1"), chunks("one")
+	table["call-everywhere"] = agreement{mod: script(each), sends: with(full, ok), unordered: true}
 	table["ticks"] = agreement{mod: script(map[string][]module.Turn{
 		"log": {{Does: []module.Host{do("proxy_set_tick_period_milliseconds", 1000)}}},
 		"tick": {
