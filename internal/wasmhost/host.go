@@ -191,11 +191,24 @@ func (h *Host) explain(err error) error {
 	return err
 }
 
+// instantiate makes the module's memory. The runtime panics when it gets less than the
+// module begins with.
+func (h *Host) instantiate(ctx context.Context) (m api.Module, err error) {
+	defer func() {
+		if !h.memory.refused {
+			return
+		}
+		if r := recover(); r != nil {
+			err = fmt.Errorf("it begins with too much memory: %v", r)
+		}
+	}()
+	return h.program.runtime.InstantiateModule(ctx, h.program.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
+}
+
 // begin instantiates the module and calls its entry functions, in Envoy's order.
 func (h *Host) begin() (err error) {
 	ctx := experimental.WithMemoryAllocator(&h.ctx, h.memory)
-	h.module, err = h.program.runtime.InstantiateModule(ctx, h.program.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
-	if err != nil {
+	if h.module, err = h.instantiate(ctx); err != nil {
 		return fmt.Errorf("%w: %w", ErrStart, err)
 	}
 	entries := []string{"_start"}

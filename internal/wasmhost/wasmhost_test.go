@@ -34,6 +34,7 @@ func TestHost(t *testing.T) {
 		"refuses": {module.Append(), "!no", wasmhost.ErrConfigure, []string{"!no"}},
 		"traps":   {module.TrapStart(), "", wasmhost.ErrStart, nil},
 		"grows":   {module.GrowConfigure(), "", wasmhost.ErrMemory, nil},
+		"begins":  {module.Append(func(m *module.Module) { m.Pages = 513 }), "", wasmhost.ErrMemory, nil},
 		"garbage": {[]byte("\x00asm\x01\x00\x00\x00\xff"), "", wasmhost.ErrCompile, nil},
 		"restricted": {module.CallStart(module.Import{Module: "env", Name: "proxy_done", Results: []byte{module.I32}}), "",
 			wasmhost.ErrStart, nil},
