@@ -105,8 +105,8 @@ func authors(t *testing.T, env *testscript.Env) error {
 	}
 	for name, mod := range map[string][]byte{
 		"modules/deny.wasm": module.Deny(403), "modules/refuse.wasm": module.RefuseConfigure("the moon is wrong"),
-		"plugin.wasm": module.Append(), "bad.wasm": module.BadABI(),
-		"mangled.wasm": module.Append(module.WithImport("env", "_ZN4absl16numbers_internal17safe_strto64_baseE")),
+		"modules/plugin.wasm": module.Append(), "modules/bad.wasm": module.BadABI(),
+		"modules/mangled.wasm": module.Append(module.WithImport("env", "_ZN4absl16numbers_internal17safe_strto64_baseE")),
 	} {
 		if err := os.WriteFile(filepath.Join(env.WorkDir, name), mod, 0o600); err != nil {
 			return err
