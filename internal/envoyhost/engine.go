@@ -47,6 +47,7 @@ type Engine struct {
 	// What follows belongs to whoever has the turn.
 	process  *process
 	sessions int
+	closed   bool
 }
 
 // New gives an engine that starts Envoy with the first plugin.
@@ -59,6 +60,8 @@ func (e *Engine) Name() string { return "envoy" }
 func (e *Engine) Close() error {
 	e.turn <- struct{}{}
 	e.drop()
+	e.closed = true
+	<-e.turn
 	return nil
 }
 
@@ -91,6 +94,9 @@ func (e *Engine) Start(ctx context.Context, setup exchange.Setup) (exchange.Sess
 }
 
 func (e *Engine) start(ctx context.Context, setup exchange.Setup) (*session, error) {
+	if e.closed {
+		return nil, errors.New("it was closed")
+	}
 	module, err := os.ReadFile(setup.Module)
 	if err != nil {
 		return nil, err

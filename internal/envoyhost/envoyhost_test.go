@@ -168,6 +168,9 @@ func TestNoEnvoy(t *testing.T) {
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
+		if _, err := e.Start(t.Context(), exchange.Setup{Module: file(t, module.Append()), Name: "a"}); err == nil || !strings.Contains(err.Error(), "closed") {
+			t.Error(err)
+		}
 	}
 	e := engine(t)
 	if _, err := e.Start(t.Context(), exchange.Setup{Module: "none.wasm"}); !errors.Is(err, os.ErrNotExist) {

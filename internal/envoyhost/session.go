@@ -139,7 +139,8 @@ func (s *session) do(ctx context.Context, e exchange.Exchange) (*exchange.Outcom
 		return nil, err
 	}
 	s.gather(s.read())
-	p.servers.set(e.Upstream, e.Answers, p.pacer(ctx))
+	// An answer can be on its way when the exchange is over, and its context has ended.
+	p.servers.set(e.Upstream, e.Answers, p.pacer(p.servers.ctx))
 	o := &exchange.Outcome{}
 	if err := s.ask(ctx, &e, o); err != nil {
 		return nil, err
@@ -162,18 +163,23 @@ func (p *process) pacer(ctx context.Context) func() error {
 }
 
 // quiet waits until the plugin has done all that it does for what it was sent: the calls
-// that it made have come to the servers and were answered.
+// that it made have come to the servers and were answered, and Envoy, which has had the
+// last of the answers by then, says of no more.
 func (s *session) quiet(ctx context.Context) error {
 	p := s.process
-	for {
+	for before := -1; ; {
 		if err := p.settle(ctx); err != nil {
 			return err
 		}
 		made := p.dispatched()
-		before := p.servers.count()
-		if before >= made && p.servers.idle() {
-			return nil
+		if p.servers.count() >= made && p.servers.idle() {
+			if made == before {
+				return nil
+			}
+			before = made
+			continue
 		}
+		before = -1
 		waiting, cancel := context.WithTimeout(ctx, patience)
 		done := p.servers.await(waiting, func() bool { return len(p.servers.calls) >= made && p.servers.open == 0 })
 		cancel()

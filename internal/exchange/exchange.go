@@ -31,7 +31,7 @@ type Setup struct {
 	Memory   int64
 	Deadline time.Duration
 	// Now is the clock that the plugin sees; nil: the machine's. Only a host of ours
-	// can set it.
+	// can set it, and adds to it what time passes while it waits for ticks and answers.
 	Now func() time.Time
 	// Answers are for call-outs that no exchange makes, until Session.Answer or Do.
 	Answers []Answer
@@ -70,8 +70,8 @@ type Session interface {
 	Calls() []Call
 	// Logs are the lines logged since the last call, in their order.
 	Logs() []Log
-	// Metrics are those that the plugin defined, by their names, without what an
-	// engine puts before them.
+	// Metrics are the counters and gauges that the plugin defined, by their names,
+	// without what an engine puts before them.
 	Metrics(ctx context.Context) (map[string]int64, error)
 	Close() error
 }
@@ -129,7 +129,8 @@ type Call struct {
 type Outcome struct {
 	// Response is what the client got; nil: the stream was reset.
 	Response *Message
-	// Upstream is the request as the upstream got it; nil: it did not reach it.
+	// Upstream is the request as the upstream got it; nil: it did not reach it, or not to
+	// its end.
 	Upstream *Message
 	Calls    []Call
 	// Details are Envoy's response code details, where known.

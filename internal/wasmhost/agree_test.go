@@ -70,6 +70,9 @@ func run(t *testing.T, e exchange.Engine, a agreement) (s seen) {
 		}
 		s.outcomes = append(s.outcomes, told(o))
 	}
+	if a.ticks > 0 {
+		session.Answer(a.sends[len(a.sends)-1].Answers)
+	}
 	if err := session.Tick(t.Context(), a.ticks); err != nil {
 		t.Fatal(err)
 	}
@@ -248,6 +251,7 @@ func agreements() map[string]agreement {
 	both := one(get("x-a", "1", "x-a", "2"), trailers)
 	table := map[string]agreement{
 		"callbacks":    {mod: script(nil), sends: sends},
+		"callbacks020": {mod: module.Script{ABI: "0.2.0", On: all(everywhere(tell()))}.Encode(), sends: sends},
 		"callbacks010": {mod: module.Script{ABI: "0.1.0", On: all(nil)}.Encode(), sends: sends},
 		"maps":         {mod: script(everywhere(tell())), sends: sends},
 		"map-get": {mod: script(everywhere(maps(func(k int) []module.Host {
@@ -350,7 +354,7 @@ func bodies() map[string]agreement {
 		"set-shorter-kept": {mod: script(map[string][]module.Turn{"response_body": {does(set(0, 1000, "X"), 0), {}}}), sends: one(get())},
 		"request-longer":   {mod: script(map[string][]module.Turn{"request_body": {does(set(0, 1000, "longer than it was"), 0), {}}}), sends: one(post(false, "abc"))},
 		"pause-continue":   {mod: script(map[string][]module.Turn{"request_headers": {{Does: []module.Host{do("proxy_continue_stream", 0)}, Gives: 1}}}), sends: one(get())},
-		"too-large":        {mod: script(both(hold(nil, 1))), sends: one(large), differs: regexp.MustCompile(".")},// in how many pieces it comes is the system's business
+		"too-large":        {mod: script(both(hold(nil, 1))), sends: one(large), differs: regexp.MustCompile(".")}, // in how many pieces it comes is the system's business
 
 		"large-watermark": {mod: script(both(hold(nil, 2))), sends: one(post(false, strings.Repeat("x", 300_000))), differs: regexp.MustCompile(".")},
 		"trailers-added": {mod: script(map[string][]module.Turn{
@@ -380,6 +384,8 @@ func locals() map[string]agreement {
 		on["log"] = []module.Turn{{Does: []module.Host{pairs(), details()}}}
 		return script(on)
 	}
+	trailing := post(true, "abc")
+	trailing.Request.Trailers, trailing.Upstream.Trailers = header("x-t", "1"), header("x-u", "1")
 	grpc := get("content-type", "application/grpc")
 	head := get()
 	head.Request.Headers[0].Value = "HEAD"
@@ -507,13 +513,14 @@ func callouts() map[string]agreement {
 		e.Answers = a
 		return one(e)
 	}
-	ok := exchange.Answer{Message: exchange.Message{Headers: header(":status", "202", "x-c", "1"), Chunks: chunks("answer")}}
-	trailing := exchange.Answer{Message: exchange.Message{Headers: header(":status", "200"), Chunks: chunks("answer"), Chunked: true, Trailers: header("x-ct", "1")}}
+	// It takes longer than what is on its way takes to arrive.
+	ok := exchange.Answer{Delay: 200 * time.Millisecond, Message: exchange.Message{Headers: header(":status", "202", "x-c", "1"), Chunks: chunks("answer")}}
+	trailing := exchange.Answer{Delay: ok.Delay, Message: exchange.Message{Headers: header(":status", "200"), Chunks: chunks("answer"), Chunked: true, Trailers: header("x-ct", "1")}}
 	late, failing := ok, exchange.Answer{Fails: true}
 	late.Delay = 700 * time.Millisecond
 	first, second := ok, ok
 	first.Path, second.Path = "/1", "/2"
-	second.Message.Headers, second.Delay = header(":status", "203"), 200*time.Millisecond
+	second.Message.Headers, second.Delay = header(":status", "203"), 500*time.Millisecond
 	waits := func(name string, timeout int, at string, stream int) []byte {
 		goOn := append(slices.Clone(answered), do("proxy_continue_stream", stream))
 		return script(map[string][]module.Turn{at: {{Does: []module.Host{call(name, "/c", timeout)}, Gives: 1}}, "http_call_response": {{Does: goOn}}})
@@ -531,8 +538,24 @@ func callouts() map[string]agreement {
 	gone := script(map[string][]module.Turn{"request_headers": {{Does: []module.Host{call("call-and-go", "/c", 1000)}}}, "http_call_response": {{}}})
 	table["call-and-go"] = agreement{mod: gone, sends: with(get(), ok), unordered: true}
 	add("call-log", script(map[string][]module.Turn{"log": {{Does: []module.Host{call("call-log", "/c", 1000, "x-h", "1")}}}, "http_call_response": {{}}}), with(get(), ok))
+	old := module.Pairs{":method", "POST", ":path", "/c", ":authority", "call"}
+	for stream, at := range []string{"request_headers", "response_headers", "request_body", "response_body"} {
+		on := map[string][]module.Turn{
+			at:                   {{Does: []module.Host{do("proxy_http_call", "callee", old, "", module.Pairs{}, 1000, module.OutNumber), do("proxy_clear_route_cache"), do("proxy_get_configuration", module.OutBytes)}, Gives: 1}, {Gives: 1}},
+			"http_call_response": {{Does: append(slices.Clone(answered), do([]string{"proxy_continue_request", "proxy_continue_response"}[stream%2]))}},
+		}
+		table["call-010-"+at] = agreement{mod: module.Script{ABI: "0.1.0", On: all(on)}.Encode(), sends: with(post(true, "abc", "def"), ok)}
+	}
+	each := map[string][]module.Turn{"http_call_response": {{Does: answered[:4]}}}
+	for _, name := range []string{"request_headers", "request_body", "request_trailers", "response_headers", "response_body", "response_trailers", "log", "done", "delete"} {
+		each[name] = []module.Turn{{Does: []module.Host{call(name, "/"+name, 1000, "x-from", name)}, Gives: 0}}
+	}
+	each["done"][0].Gives = 1
+	full := post(true, "abc")
+	full.Request.Trailers, full.Upstream.Trailers, full.Upstream.Chunks = header("x-t", "1"), header("x-u", "1"), chunks("one")
+	table["call-everywhere"] = agreement{mod: script(each), sends: with(full, ok), unordered: true}
 	table["ticks"] = agreement{mod: script(map[string][]module.Turn{
-		"log": {{Does: []module.Host{do("proxy_set_tick_period_milliseconds", 400)}}},
+		"log": {{Does: []module.Host{do("proxy_set_tick_period_milliseconds", 1000)}}},
 		"tick": {
 			{Does: []module.Host{call("ticks", "/tick", 1000), do("proxy_get_property", "plugin_name", module.OutBytes), do("proxy_get_header_map_value", 0, ":path", module.OutBytes)}},
 			{Does: []module.Host{do("proxy_set_tick_period_milliseconds", 0)}},

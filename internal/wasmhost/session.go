@@ -95,26 +95,40 @@ func (s *session) Tick(ctx context.Context, n int) error {
 			break
 		}
 	}
-	s.quiet(h.clock.now + patience)
+	// What is answered later is for what comes then.
+	s.quiet(func() time.Duration { return h.clock.now + roundTrip })
 	return ctx.Err()
 }
 
-// quiet lets time pass until all calls were answered.
-func (s *session) quiet(until time.Duration) {
+// end is how long something may be held from now on.
+func (s *session) end() time.Duration {
+	until := s.host.clock.now + patience
 	for _, a := range s.answers {
 		until += a.Delay
 	}
+	return until
+}
+
+// quiet lets time pass until all calls were answered, or there is none that is answered
+// until then.
+func (s *session) quiet(until func() time.Duration) {
 	h := s.host
-	for n := 0; n < maxEvents && h.calls.open > 0 && h.clock.step(until); n++ {
+	for n := 0; n < maxEvents && h.calls.open > 0 && h.clock.step(until()); n++ {
 		s.settle()
 	}
+}
+
+// wait is quiet for as long as something may be held.
+func (s *session) wait() {
+	end := s.end()
+	s.quiet(func() time.Duration { return end })
 }
 
 // Answer implements exchange.Session.
 func (s *session) Answer(answers []exchange.Answer) {
 	s.answers, s.used, s.known = answers, make([]int, len(answers)), true
 	s.settle()
-	s.quiet(s.host.clock.now + patience)
+	s.wait()
 }
 
 // Calls implements exchange.Session.
@@ -176,7 +190,7 @@ func (s *session) Do(ctx context.Context, e exchange.Exchange) (*exchange.Outcom
 	s.carry(x, e)
 	x.finish()
 	s.settle()
-	s.quiet(s.host.clock.now + patience)
+	s.wait()
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -188,10 +202,7 @@ func (s *session) Do(ctx context.Context, e exchange.Exchange) (*exchange.Outcom
 func (s *session) carry(x *stream, e exchange.Exchange) {
 	pieces := x.request.pieces(arriving(e.Request))
 	var answer []func()
-	until := s.host.clock.now + patience
-	for _, a := range e.Answers {
-		until += a.Delay
-	}
+	until := s.end()
 	for ticks := s.host.ticks; !x.over; {
 		switch {
 		case len(pieces) > 0 && !x.response.complete && !x.request.full():

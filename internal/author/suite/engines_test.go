@@ -33,6 +33,18 @@ func scripted() map[string][]byte {
 			"request_headers":    turn(1, call),
 			"http_call_response": turn(0, do("proxy_get_buffer_bytes", 4, 0, 100, module.OutBytes), do("proxy_set_effective_context", 2), do("proxy_continue_stream", 0)),
 		}),
+		"chains": encode(map[string][]module.Turn{
+			"request_headers": turn(1, call),
+			"http_call_response": {
+				{Does: []module.Host{call}},
+				{Does: []module.Host{do("proxy_define_metric", 0, "answers", module.OutNumber), do("proxy_increment_metric", module.Token, int64(1)),
+					do("proxy_set_effective_context", 2), do("proxy_continue_stream", 0)}},
+			},
+		}),
+		"afterwards": encode(map[string][]module.Turn{
+			"log":                turn(0, call),
+			"http_call_response": turn(0, do("proxy_define_metric", 0, "answers", module.OutNumber), do("proxy_increment_metric", module.Token, int64(1))),
+		}),
 		"later": encode(map[string][]module.Turn{"log": turn(0, call)}),
 		"ticks": encode(map[string][]module.Turn{
 			"configure":          turn(1, do("proxy_set_tick_period_milliseconds", 20)),
@@ -106,6 +118,18 @@ var both = map[string]string{
   clusters: [auth]
   request: /
   expect: {status: 200, calls: [{cluster: auth}], logs: on_http_call_response}
+`,
+	"chains": `
+- name: an answer that leads to another call-out
+  calls: [{cluster: auth, body: first, times: 1}, {cluster: auth, body: second, delay: 20ms}]
+  request: /
+  expect: {status: 200, calls: [{cluster: auth, times: 2}], metrics: {answers: 1}}
+`,
+	"afterwards": `
+- name: a step is over when the last answer has been dealt with
+  steps:
+  - {request: /, calls: [{cluster: auth, delay: 50ms}], expect: {metrics: {answers: 1}, calls: [{cluster: auth}]}}
+  - {request: /, calls: [{cluster: auth}], expect: {metrics: {answers: 2}, calls: [{cluster: auth}]}}
 `,
 	"later": `
 - name: a call-out when all is over
