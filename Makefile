@@ -24,7 +24,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign e2e-kube plugins test-plugins generate cross bench clean
+.PHONY: help build demo up test faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-authors authors plugins test-plugins e2e-kube generate cross bench clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,7 @@ up: tools build bin/basicauth.wasm ## the walkthrough's parts, left running unti
 
 # Most of an end-to-end test is waiting, so four run at once on two cores.
 test: tools tools-cosign lint build bin/basicauth.wasm ## all tests, with a real Envoy
+	@sh tools/toolchains.sh zig
 	@$(if $(RACE),,echo "no C compiler: testing without the race detector")
 	go test $(RACE) -timeout 20m -p 2 -parallel 4 ./...
 	@sh tools/envoy.sh oldest
@@ -108,17 +109,22 @@ tools-kube: ## kube-apiserver, etcd, kubectl and helm in .tools, built once (min
 tools-cosign: ## cosign in .tools, built once (minutes)
 	@sh tools/cosign.sh
 
+tools-authors: ## the compilers of plugins in .tools/authors, from package registries (minutes, once)
+	@sh tools/toolchains.sh
+
+authors: tools tools-authors ## a plugin in each language, from an empty folder to a real Envoy
+	go vet -tags authors ./cmd/chandler
+	go test -tags authors -count 1 -timeout 20m -run '^TestAuthors$$' ./cmd/chandler
+
 e2e-kube: tools tools-kube bin/basicauth.wasm ## the tests with a real Kubernetes API server
 	go vet -tags kube $(KUBE_TESTS) ./test/e2e
 	go test -tags kube -count 1 -timeout 15m -p 2 $(KUBE_TESTS)
 	go test -tags kube -count 1 -timeout 15m -run '^TestKube|^TestFault_F(6|45|53)_' ./test/e2e
 
-plugins: build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
-	@sh tools/toolchains.sh
+plugins: tools-authors build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
 	@sh tools/plugins.sh build
 
-test-plugins: tools build ## ... and their suites, on both engines
-	@sh tools/toolchains.sh
+test-plugins: tools tools-authors build ## ... and their suites, on both engines
 	@sh tools/plugins.sh test
 
 generate: ## Go code from api/**/*.proto

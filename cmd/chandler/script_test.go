@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -34,6 +35,7 @@ const scriptSchema = `{"title": "Sample", "type": "object", "additionalPropertie
 // plugin:schema, which carries a schema, and two free addresses, $LISTEN and $CHANDLER_SERVER.
 //
 // $MODULES has the modules deny.wasm and refuse.wasm, and $ENVOY is a real Envoy.
+// What authors gives is there, too.
 func TestScript(t *testing.T) {
 	envoy := module.Envoy(t)
 	testscript.Run(t, testscript.Params{
@@ -63,6 +65,9 @@ func TestScript(t *testing.T) {
 			env.Setenv("MODULES", modules)
 			env.Setenv("ENVOY", envoy)
 			if _, err := client.Push(context.Background(), reg.Addr+"/plugin:schema", module.Append(), fetch.PushOptions{Documents: fetch.Documents{Schema: []byte(scriptSchema)}}); err != nil {
+				return err
+			}
+			if err := authors(t, env); err != nil {
 				return err
 			}
 			env.Setenv("REGISTRY", reg.Addr)
@@ -96,6 +101,26 @@ func move(ts *testscript.TestScript, _ bool, args []string) {
 	defer client.Close()
 	_, err = client.Push(context.Background(), ts.Getenv("REGISTRY")+"/plugin:"+args[0], module.Deny(status), fetch.PushOptions{})
 	ts.Check(err)
+}
+
+// authors sets up what scripts for authors of plugins have: modules in files, $CHANDLER
+// for when PATH has nothing in it, and $REAL_ENVOY, which is not in PATH.
+func authors(t *testing.T, env *testscript.Env) error {
+	chandler, err := exec.LookPath("chandler")
+	if err != nil {
+		return err
+	}
+	env.Setenv("CHANDLER", chandler)
+	env.Setenv("REAL_ENVOY", module.Envoy(t))
+	for name, mod := range map[string][]byte{
+		"plugin.wasm": module.Append(), "bad.wasm": module.BadABI(),
+		"mangled.wasm": module.Append(module.WithImport("env", "_ZN4absl16numbers_internal17safe_strto64_baseE")),
+	} {
+		if err := os.WriteFile(filepath.Join(env.WorkDir, name), mod, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func freeAddress() (string, error) {

@@ -235,7 +235,7 @@ func (j *job) assemblyscript() (string, error) {
 			return "", missing(AssemblyScript, "the compiler is not in node_modules, and there is no npm in PATH to fetch it")
 		}
 		fmt.Fprintln(j.Talk, "fetching the compiler that package-lock.json names: npm ci --ignore-scripts")
-		if err := j.run(nil, npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"); err != nil {
+		if err := j.run(nil, npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--update-notifier=false"); err != nil {
 			return "", err
 		}
 		asc = j.asc()
