@@ -135,9 +135,11 @@ func rootCommand(e *env) *cobra.Command {
 			cmd.Example = strings.ReplaceAll(cmd.Example, "  chandler ", "  kubectl chandler ")
 		}
 	} else {
-		root.AddCommand(serveCommand(e), applyCommand(e), deleteCommand(e), nodeCommand(e), internalCommand(e))
-		root.AddCommand(newCommand(e), buildCommand(e), testCommand(e), vetCommand(e))
-		root.AddCommand(pushCommand(e), pullCommand(e), inspectCommand(e), saveCommand(e), loadCommand(e), signCommand(e), verifyCommand(e), lockCommand(e))
+		root.AddCommand(
+			serveCommand(e), applyCommand(e), deleteCommand(e), nodeCommand(e), internalCommand(e),
+			newCommand(e), buildCommand(e), vetCommand(e), testCommand(e),
+			pushCommand(e), pullCommand(e), inspectCommand(e), saveCommand(e), loadCommand(e), signCommand(e), verifyCommand(e), lockCommand(e),
+		)
 	}
 	return root
 }

@@ -125,17 +125,17 @@ func (l *loop) start(ctx context.Context) time.Duration {
 			j.judge = d.Judge
 			due = append(due, j)
 		}
-		for _, r := range l.running(o) {
-			for _, digest := range r.needs {
-				if at := l.restores[digest]; l.leases[digest] == nil && l.jobs[restoreID(digest)] == nil {
-					if at.After(now) {
-						later(at)
-						continue
-					}
-					j := l.newJob(restoreID(digest), o, r.Release)
-					j.restore = digest
-					due = append(due, j)
+		needs, n := l.needs(o)
+		for _, need := range needs[:n] {
+			digest := need.digest
+			if at := l.restores[digest]; l.leases[digest] == nil && l.jobs[restoreID(digest)] == nil {
+				if at.After(now) {
+					later(at)
+					continue
 				}
+				j := l.newJob(restoreID(digest), o, need.release)
+				j.restore = digest
+				due = append(due, j)
 			}
 		}
 	}
@@ -204,27 +204,31 @@ func (l *loop) behind(o *source.Object) bool {
 	return l.c.cfg.Election != nil && o.Plugin != nil && l.rollouts[o.UID].Generation > o.Plugin.Generation
 }
 
-// running is a release, and what of it has to be in the store.
-type running struct {
-	*chandler.Release
-	needs []chandler.ModuleDigest
+// need is something that has to be in the store, and the release that it is of.
+type need struct {
+	digest  chandler.ModuleDigest
+	release *chandler.Release
 }
 
-// running gives the releases of a plugin whose modules agents may ask for: the
-// one its rollout is at, with its schema, and the one that stands by.
-func (l *loop) running(o *source.Object) []running {
+// needs gives what has to be in the store for a plugin: the modules that agents may ask
+// for, of the release that its rollout is at and of the one that stands by, and the
+// schema of the former.
+func (l *loop) needs(o *source.Object) (all [3]need, n int) {
 	if o.Plugin == nil {
-		return nil
+		return all, 0
 	}
-	var out []running
-	if c := l.course(o.UID); c.target != nil && c.target.Program.Module != nil {
-		needs := []chandler.ModuleDigest{c.target.Program.Module.Digest}
-		out = append(out, running{c.target, append(needs, stored(c.target.Schema)...)})
-		if c.standby != nil {
-			out = append(out, running{l.releases[l.rollouts[o.UID].Previous], []chandler.ModuleDigest{c.standby.Digest}})
-		}
+	c := l.course(o.UID)
+	if c.target == nil || c.target.Program.Module == nil {
+		return all, 0
 	}
-	return out
+	all[0], n = need{c.target.Program.Module.Digest, c.target}, 1
+	if s := c.target.Schema; s != nil {
+		all[n], n = need{chandler.ModuleDigest(s.Digest), c.target}, n+1
+	}
+	if c.standby != nil {
+		all[n], n = need{c.standby.Digest, l.releases[l.rollouts[o.UID].Previous]}, n+1
+	}
+	return all, n
 }
 
 func (l *loop) newJob(id string, o *source.Object, have *chandler.Release) *job {

@@ -134,8 +134,8 @@ func TestReplicasServeWhatTheLeaderResolved(t *testing.T) {
 	all.lead("a")
 	at := b.join(gateway)
 	att := at.has("auth", runs(mod))
-	if got := a.count(); got != 2 {
-		t.Errorf("%d registry requests; want the leader's two, and the bytes from it", got)
+	if got := a.count(); got != 3 {
+		t.Errorf("%d registry requests; want the leader's three, and the bytes from it", got)
 	}
 	str, node := at.report(), at.node
 	if err := say(t, str, wire.Report{Node: &node, Sequence: 1, Full: true, States: []chandler.AttachmentState{stateOf(att, chandler.StateInForce, 0)}}); err != nil {

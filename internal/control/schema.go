@@ -107,14 +107,6 @@ func (c *Control) schema(ctx context.Context, j *job, r *chandler.Release) (comp
 	return c.schemas.get(r.Schema.Digest)
 }
 
-// stored is what a schema is in the store.
-func stored(s *chandler.ConfigSchema) []chandler.ModuleDigest {
-	if s == nil {
-		return nil
-	}
-	return []chandler.ModuleDigest{chandler.ModuleDigest(s.Digest)}
-}
-
 func sameSchema(a, b *chandler.ConfigSchema) bool {
 	return (a == nil) == (b == nil) && (a == nil || *a == *b)
 }

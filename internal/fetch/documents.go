@@ -132,15 +132,21 @@ func labelsOf(ctx context.Context, s *session, m *manifest) (map[string]string, 
 	if err != nil {
 		return nil, err
 	}
+	return labelsIn(raw), nil
+}
+
+// labelsIn gives the labels of a configuration; of what cannot be read, none, as
+// nobody needs it but for them.
+func labelsIn(raw []byte) map[string]string {
 	var config struct {
 		Config struct {
 			Labels map[string]string `json:"Labels"`
 		} `json:"config"`
 	}
 	if checkJSON(raw) != nil || json.Unmarshal(raw, &config) != nil {
-		return nil, nil // nobody needs it but for the labels
+		return nil
 	}
-	return config.Config.Labels, nil
+	return config.Config.Labels
 }
 
 // smallBlob gets a blob of at most limit bytes into memory, and holds it against

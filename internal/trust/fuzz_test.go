@@ -90,3 +90,34 @@ func FuzzRule(f *testing.F) {
 		}
 	})
 }
+
+// FuzzSigner: what is taken for a private key signs, and what it signs is verified
+// with its public half; anything else is refused in words.
+func FuzzSigner(f *testing.F) {
+	f.Add("-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f\n-----END PRIVATE KEY-----\n", "")
+	f.Add("-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\ne30=\n-----END ENCRYPTED SIGSTORE PRIVATE KEY-----\n", "x")
+	f.Add("-----BEGIN EC PRIVATE KEY-----\nAA==\n-----END EC PRIVATE KEY-----\n", "")
+	f.Fuzz(func(t *testing.T, text, password string) {
+		s, err := ParseSigner([]byte(text), func() ([]byte, error) { return []byte(password), nil })
+		if err != nil {
+			if len(err.Error()) > 2048 {
+				t.Fatalf("%d bytes of reason", len(err.Error()))
+			}
+			return
+		}
+		ref := chandler.Reference{Scheme: chandler.SchemeOCI, Host: "reg.example", Repository: "a"}
+		r := &Rule{Name: "p", Keys: []string{s.PublicKey()}}
+		if problems := r.Load(nil); len(problems) > 0 {
+			t.Fatal(problems)
+		}
+		for _, form := range []Form{FormBundle, FormTag} {
+			sig, err := s.Sign(form, ref, fuzzDigest)
+			if err != nil {
+				return // a key that is one in form alone
+			}
+			if _, p := judge(subject{ref, fuzzDigest}, []*Rule{r}, fetch.Signatures{Found: []fetch.Signature{sig}, Listed: 1}); p != nil {
+				t.Fatalf("%s: %v", form, p)
+			}
+		}
+	})
+}

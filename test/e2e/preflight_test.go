@@ -19,13 +19,13 @@ import (
 // trace of the attempts.
 func TestFault_F70_Preflight(t *testing.T) {
 	t.Parallel()
-	preflight(t, "_initialize failed: Uncaught RuntimeError: unreachable", "tried in Envoy 1.", "--envoy", envoyBinary(t), "--vet-timeout", "2s", "--vet-memory", "64MiB")
+	preflight(t, "_initialize failed: Uncaught RuntimeError: unreachable", "tried in Envoy 1.", "--envoy", envoyBinary(t), "--vet-timeout", "5s", "--vet-memory", "64MiB")
 }
 
 // Where no Envoy is named the Proxy-Wasm host is asked, with the same result.
 func TestFault_F70_PreflightWithoutEnvoy(t *testing.T) {
 	t.Parallel()
-	preflight(t, "_initialize failed: wasm error: unreachable", "tried in the Proxy-Wasm host and in no Envoy", "--vet-timeout", "2s", "--vet-memory", "64MiB")
+	preflight(t, "_initialize failed: wasm error: unreachable", "tried in the Proxy-Wasm host and in no Envoy", "--vet-timeout", "5s", "--vet-memory", "64MiB")
 }
 
 func preflight(t *testing.T, trap, tried string, flags ...string) {
