@@ -121,12 +121,10 @@ e2e-kube: tools tools-kube bin/basicauth.wasm ## the tests with a real Kubernete
 	go test -tags kube -count 1 -timeout 15m -p 2 $(KUBE_TESTS)
 	go test -tags kube -count 1 -timeout 15m -run '^TestKube|^TestFault_F(6|45|53)_' ./test/e2e
 
-plugins: build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
-	@sh tools/toolchains.sh
+plugins: tools-authors build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
 	@sh tools/plugins.sh build
 
-test-plugins: tools build ## ... and their suites, on both engines
-	@sh tools/toolchains.sh
+test-plugins: tools tools-authors build ## ... and their suites, on both engines
 	@sh tools/plugins.sh test
 
 generate: ## Go code from api/**/*.proto
