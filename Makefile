@@ -112,7 +112,7 @@ tools-cosign: ## cosign in .tools, built once (minutes)
 tools-authors: ## the compilers of plugins in .tools/authors, from package registries (minutes, once)
 	@sh tools/toolchains.sh
 
-authors: tools tools-authors ## a plugin in each language, from an empty folder to a real Envoy
+authors: tools tools-authors ## a plugin in each language, from an empty folder to a real Envoy; the guides for authors
 	go vet -tags authors ./cmd/chandler
 	go test -tags authors -count 1 -timeout 20m -run '^TestAuthors$$' ./cmd/chandler
 
