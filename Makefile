@@ -114,7 +114,7 @@ tools-authors: ## the compilers of plugins in .tools/authors, from package regis
 
 authors: tools tools-authors ## a plugin in each language, from an empty folder to a real Envoy; the guides for authors
 	go vet -tags authors ./cmd/chandler
-	go test -tags authors -count 1 -timeout 20m -run '^TestAuthors$$' ./cmd/chandler
+	go test -tags authors -count 1 -timeout 20m -run '^(TestAuthors|TestGuides)$$' ./cmd/chandler
 
 e2e-kube: tools tools-kube bin/basicauth.wasm ## the tests with a real Kubernetes API server
 	go vet -tags kube $(KUBE_TESTS) ./test/e2e
