@@ -112,9 +112,9 @@ tools-cosign: ## cosign in .tools, built once (minutes)
 tools-authors: ## the compilers of plugins in .tools/authors, from package registries (minutes, once)
 	@sh tools/toolchains.sh
 
-authors: tools tools-authors ## a plugin in each language, from an empty folder to a proxy
+authors: tools tools-authors ## a plugin in each language, from an empty folder to a proxy; the guides' commands
 	go vet -tags authors ./cmd/chandler ./test/e2e
-	go test -tags authors -count 1 -timeout 20m -p 1 -run '^TestAuthors$$' ./cmd/chandler ./test/e2e
+	go test -tags authors -count 1 -timeout 20m -p 1 -run '^(TestAuthors|TestGuides)$$' ./cmd/chandler ./test/e2e
 
 e2e-kube: tools tools-kube bin/basicauth.wasm ## the tests with a real Kubernetes API server
 	go vet -tags kube $(KUBE_TESTS) ./test/e2e

@@ -1,3 +1,5 @@
+//go:build authors
+
 package main
 
 import (
