@@ -14,6 +14,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/author/build"
+	"chandler.dev/chandler/internal/author/inspect"
 )
 
 // buildCommand makes a module of a plugin's source.
@@ -162,9 +163,9 @@ func (e *env) built(r *build.Result, format string) error {
 	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "module\t%s\n", shortPath(r.File))
 	fmt.Fprintf(w, "digest\t%s\n", r.Digest)
-	fmt.Fprintf(w, "size\t%s, %s compressed\n", bytesText(m.Size), bytesText(r.Packed))
+	fmt.Fprintf(w, "size\t%s, %s compressed\n", inspect.SizeText(m.Size), inspect.SizeText(r.Packed))
 	fmt.Fprintf(w, "language\t%s (%s), ABI %s\n", r.Language, r.Toolchain, m.ABI)
-	fmt.Fprintf(w, "load\tabout %s in Envoy\n", loadText(r.Load))
+	fmt.Fprintf(w, "load\tabout %s in Envoy\n", inspect.LoadText(r.Load))
 	fmt.Fprintf(w, "callbacks\t%s\n", folded(r.Callbacks()))
 	fmt.Fprintf(w, "imports\t%s\n", folded(r.Imports()))
 	if err := w.Flush(); err != nil {
@@ -202,25 +203,6 @@ func folded(names []string) string {
 		line += len(name) + 2
 	}
 	return b.String()
-}
-
-// loadText is a predicted time for people: no more digits than it is good for.
-func loadText(d time.Duration) string {
-	if d < time.Second {
-		return max(d, time.Millisecond).Round(time.Millisecond).String()
-	}
-	return fmt.Sprintf("%.1f s", d.Seconds())
-}
-
-// bytesText is a size for people.
-func bytesText(n int64) string {
-	switch {
-	case n < 10_000:
-		return fmt.Sprintf("%d bytes", n)
-	case n < 1_000_000:
-		return fmt.Sprintf("%d kB", (n+500)/1000)
-	}
-	return fmt.Sprintf("%.1f MB", float64(n)/1e6)
 }
 
 // shortPath is a path as seen from here, if that is shorter.

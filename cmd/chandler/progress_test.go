@@ -20,9 +20,9 @@ func TestMeter(t *testing.T) {
 	m.tell("body", 700, -1)
 	m.clear()
 	m.clear()
-	want := "\r\x1b[Klayer 0  [#####               ]  25%  1.0 MiB of 4.0 MiB" +
-		"\r\x1b[Klayer\\u001b 0  [####################] 100%  4.0 MiB of 4.0 MiB" +
-		"\r\x1b[Kbody  700 B\r\x1b[K"
+	want := "\r\x1b[Klayer 0  [#####               ]  25%  1.0 MB of 4.2 MB" +
+		"\r\x1b[Klayer\\u001b 0  [####################] 100%  4.2 MB of 4.2 MB" +
+		"\r\x1b[Kbody  700 bytes\r\x1b[K"
 	if out.String() != want {
 		t.Errorf("got  %q\nwant %q", out.String(), want)
 	}

@@ -102,13 +102,9 @@ func (m *Module) write(t *table) {
 		return // it could not be read
 	}
 	t.row("ABI", m.ABI)
-	load := "less than 1ms"
-	if m.LoadMillis > 0 {
-		load = "about " + (time.Duration(m.LoadMillis) * time.Millisecond).String()
-	}
-	t.row("Load time", fmt.Sprintf("%s in Envoy, for %s of code", load, SizeText(m.CodeBytes)))
-	t.row("Imports", list(m.Imports, "none"))
-	t.row("Callbacks", list(m.Callbacks, "none"))
+	t.row("Load time", fmt.Sprintf("about %s in Envoy, for %s of code", LoadText(time.Duration(m.LoadMillis)*time.Millisecond), SizeText(m.CodeBytes)))
+	t.names("Imports", m.Imports)
+	t.names("Callbacks", m.Callbacks)
 	for _, w := range m.Warnings {
 		t.row("Warning", w)
 	}
@@ -121,6 +117,24 @@ func (t *table) row(name, text string) {
 	if text != "" {
 		fmt.Fprintf(t.w, "%s:\t%s\n", name, strings.NewReplacer("\n", " ", "\t", " ").Replace(text)) // kept until Flush
 	}
+}
+
+// names writes a list on as many lines as it takes.
+func (t *table) names(name string, names []string) {
+	const width = 90
+	line := ""
+	for i, n := range strings.Split(list(names, "none"), ", ") {
+		switch {
+		case i == 0:
+			line = name + ":\t" + n
+		case len(line)+len(n) > width:
+			fmt.Fprintf(t.w, "%s,\n", line) // kept until Flush
+			line = "\t" + n
+		default:
+			line += ", " + n
+		}
+	}
+	fmt.Fprintln(t.w, line)
 }
 
 func chosen(yes bool) string {
@@ -143,10 +157,18 @@ func list(names []string, none string) string {
 // SizeText is a number of bytes for people.
 func SizeText(n int64) string {
 	switch {
-	case n < 10<<10:
-		return fmt.Sprintf("%d B", n)
-	case n < 1<<20:
-		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	case n < 10_000:
+		return fmt.Sprintf("%d bytes", n)
+	case n < 1_000_000:
+		return fmt.Sprintf("%d kB", (n+500)/1000)
 	}
-	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	return fmt.Sprintf("%.1f MB", float64(n)/1e6)
+}
+
+// LoadText is a predicted time for people: no more digits than it is good for.
+func LoadText(d time.Duration) string {
+	if d < time.Second {
+		return max(d, time.Millisecond).Round(time.Millisecond).String()
+	}
+	return fmt.Sprintf("%.1f s", d.Seconds())
 }
