@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/testenv/module"
 )
 
@@ -238,7 +239,7 @@ func TestFault_F58_UpdatesDuringADownload(t *testing.T) {
 	g := w.gate()
 	release := make(chan struct{})
 	mod := build(2)
-	g.rule.Store(&rule{answer: func(rw http.ResponseWriter, r *http.Request) {
+	g.rule.Store(&rule{blob: string(chandler.Digest[chandler.BlobDigest](mod)), answer: func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("Content-Length", fmt.Sprint(len(mod)))
 		_, _ = rw.Write(mod[:8])
 		rw.(http.Flusher).Flush()

@@ -77,7 +77,9 @@ type gate struct {
 }
 
 type rule struct {
-	all    bool
+	all bool
+	// blob is the digest of the only blob that is meant; empty: every one is.
+	blob   string
 	answer http.HandlerFunc
 }
 
@@ -85,7 +87,7 @@ func (w *world) gate() *gate {
 	g := &gate{}
 	through := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: w.registry.Addr})
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if rule := g.rule.Load(); rule != nil && (rule.all || strings.Contains(r.URL.Path, "/blobs/")) {
+		if rule := g.rule.Load(); rule != nil && (rule.all || strings.Contains(r.URL.Path, "/blobs/") && strings.HasSuffix(r.URL.Path, rule.blob)) {
 			g.asked.Add(1)
 			rule.answer(rw, r)
 			return
