@@ -67,7 +67,7 @@ func spiffe(u *url.URL, trustDomain string) (Identity, bool) {
 func machine(name, trustDomain string) (Identity, bool) {
 	rest, ok := strings.CutSuffix(name, ".node."+trustDomain)
 	at := strings.LastIndexByte(rest, '.')
-	if !ok || at <= 0 || at == len(rest)-1 {
+	if !ok || at <= 0 || at == len(rest)-1 || strings.Contains(rest, "/") { // an authority may sign what is no name of DNS
 		return Identity{}, false
 	}
 	id := Identity{Name: name, Namespace: rest[at+1:], Node: rest[:at]}
