@@ -1,9 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -92,27 +92,20 @@ func (e *env) pull(ctx context.Context, text, output string, registry *registryF
 type fileSink struct {
 	path   string
 	file   *durable.Pending
-	memory []byte
+	memory bytes.Buffer
 }
 
 func (s *fileSink) Ingest(r io.Reader, _ chandler.ModuleDigest) (chandler.ModuleDigest, int64, error) {
 	s.abort()
-	h := sha256.New()
-	var n int64
-	var err error
 	if s.path == "-" {
-		s.memory, err = io.ReadAll(io.TeeReader(r, h)) // bounded by the client
-		n = int64(len(s.memory))
-	} else {
-		if s.file, err = durable.Create(durable.OS(), s.path); err != nil {
-			return "", 0, err
-		}
-		n, err = io.Copy(io.MultiWriter(s.file, h), r)
+		s.memory.Reset()
+		return fetch.Copy(&s.memory, r) // bounded by the client
 	}
-	if err != nil {
+	var err error
+	if s.file, err = durable.Create(durable.OS(), s.path); err != nil {
 		return "", 0, err
 	}
-	return chandler.DigestOf[chandler.ModuleDigest](h.Sum(nil)), n, nil
+	return fetch.Copy(s.file, r)
 }
 
 func (s *fileSink) abort() {
@@ -122,7 +115,7 @@ func (s *fileSink) abort() {
 }
 
 func (s *fileSink) copyTo(w io.Writer) error {
-	_, err := w.Write(s.memory)
+	_, err := w.Write(s.memory.Bytes())
 	return err
 }
 

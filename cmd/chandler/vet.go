@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -247,13 +246,12 @@ func inspectFile(path string) (m proxywasm.Module, digest chandler.ModuleDigest,
 		return m, "", err
 	}
 	defer f.Close()
-	h := sha256.New()
-	size, err := io.Copy(h, f)
+	digest, size, err := fetch.Copy(io.Discard, f)
 	if err != nil {
 		return m, "", err
 	}
 	m, err = proxywasm.Inspect(f, size)
-	return m, chandler.DigestOf[chandler.ModuleDigest](h.Sum(nil)), err
+	return m, digest, err
 }
 
 // nearEnvoy is the Envoy in PATH, or in a folder .tools of dir, or of here, or above;

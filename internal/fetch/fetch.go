@@ -11,6 +11,7 @@ package fetch
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -186,6 +187,17 @@ type Artifact struct {
 // before an error other than io.EOF must not be kept.
 type Sink interface {
 	Ingest(r io.Reader, want chandler.ModuleDigest) (chandler.ModuleDigest, int64, error)
+}
+
+// Copy is the work of a Sink that keeps what r gives in w: it gives the digest and the
+// size of that.
+func Copy(w io.Writer, r io.Reader) (chandler.ModuleDigest, int64, error) {
+	h := sha256.New()
+	n, err := io.Copy(io.MultiWriter(w, h), r)
+	if err != nil {
+		return "", 0, err
+	}
+	return chandler.DigestOf[chandler.ModuleDigest](h.Sum(nil)), n, nil
 }
 
 // Resolve finds the digest that a reference means, with one small request and

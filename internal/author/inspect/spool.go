@@ -1,12 +1,12 @@
 package inspect
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/fetch"
 )
 
 // spool is a temporary file without a name, which is gone whatever ends the process.
@@ -33,19 +33,13 @@ func (s sink) Ingest(r io.Reader, _ chandler.ModuleDigest) (chandler.ModuleDiges
 	if _, err := s.f.Seek(0, io.SeekStart); err != nil {
 		return "", 0, err
 	}
-	h := sha256.New()
-	n, err := io.Copy(io.MultiWriter(s.f, h), r)
-	if err != nil {
-		return "", 0, err
-	}
-	return chandler.DigestOf[chandler.ModuleDigest](h.Sum(nil)), n, nil
+	return fetch.Copy(s.f, r)
 }
 
 func digestOf(f *os.File) (Sum, error) {
-	h := sha256.New()
-	n, err := io.Copy(h, io.NewSectionReader(f, 0, 1<<62))
+	d, n, err := fetch.Copy(io.Discard, io.NewSectionReader(f, 0, 1<<62))
 	if err != nil {
 		return Sum{}, fmt.Errorf("read the module: %w", err)
 	}
-	return Sum{string(chandler.DigestOf[chandler.ModuleDigest](h.Sum(nil))), n}, nil
+	return Sum{string(d), n}, nil
 }
