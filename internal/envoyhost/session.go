@@ -402,7 +402,22 @@ func (p *process) clear(ctx context.Context) error {
 	if err := p.settle(ctx); err != nil {
 		return err
 	}
-	return p.poll(ctx, "/stats?filter="+url.QueryEscape(`^wasmcustom\.`), func(answer string) bool { return strings.TrimSpace(answer) == "" })
+	none := func(answer string) bool { return strings.TrimSpace(answer) == "" }
+	if err := p.poll(ctx, "/stats?filter="+url.QueryEscape(`^wasmcustom\.`), none); err != nil {
+		return err
+	}
+	// What is not shown any more is counted on as long as a thread has it in its cache:
+	// the main thread tells the worker to forget it, and hears that it did.
+	for range 2 {
+		if _, err := p.get(ctx, "/ready"); err != nil {
+			return err
+		}
+		if err := p.settle(ctx); err != nil {
+			return err
+		}
+	}
+	_, err := p.get(ctx, "/ready")
+	return err
 }
 
 // metrics are those of plugins.
