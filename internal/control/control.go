@@ -108,6 +108,7 @@ type Control struct {
 	fleet   *fleet
 	server  *deltaserver.Server
 	board   board
+	journal journal
 	schemas *schemas
 	office  office
 	begun   time.Time   // Run
@@ -160,6 +161,7 @@ func New(cfg Config) (*Control, error) {
 	}
 	c.schemas = &schemas{store: cfg.Store, known: map[chandler.SchemaDigest]compiled{}}
 	c.board.transitions = map[string]chandler.Status{}
+	c.journal.now = cfg.Now
 	c.metrics = newMetrics(c)
 	if cfg.Registerer != nil {
 		if err := c.metrics.register(cfg.Registerer); err != nil {

@@ -41,9 +41,11 @@ type member struct {
 	node      chandler.Node
 	connected bool
 	left      time.Time // of its disconnect
+	since     time.Time // when it last came or went
 	stream    *reporter // the report stream that counts: the newest
 	states    map[chandler.Key]chandler.AttachmentState
-	relayed   *relayed // what another replica says of it, or nil
+	facts     *chandler.Facts // nil: not told yet; never changed in place
+	relayed   *relayed        // what another replica says of it, or nil
 }
 
 // online tells whether its agent is connected here or at another replica.
@@ -115,7 +117,11 @@ func (f *fleet) connected(n chandler.Node, ok bool) {
 
 // turned counts a node that came or went.
 func (f *fleet) turned(m *member, before bool) {
-	switch after := m.online(); {
+	after := m.online()
+	if after != before {
+		m.since = f.now()
+	}
+	switch {
 	case after && !before:
 		f.online++
 	case !after && before:

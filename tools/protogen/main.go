@@ -29,9 +29,11 @@ import (
 	"google.golang.org/protobuf/types/pluginpb"
 )
 
-// admin is the one file whose service is spoken over Connect. Its stubs are a
-// package of their own, so that the agent links neither them nor Connect.
-const admin = "chandler/v1/admin.proto"
+// admin tells whether a file's service is spoken over Connect, on the admin port. Its
+// stubs are a package of their own, so that the agent links neither them nor Connect.
+func admin(file string) bool {
+	return slices.Contains([]string{"chandler/v1/admin.proto", "chandler/v1/fleet.proto", "chandler/v1/rollout.proto"}, file)
+}
 
 // plugins is what runs, and on which files.
 var plugins = []struct {
@@ -40,8 +42,8 @@ var plugins = []struct {
 	wants     func(file string) bool
 }{
 	{"protoc-gen-go", "paths=source_relative", func(string) bool { return true }},
-	{"protoc-gen-go-grpc", "paths=source_relative", func(f string) bool { return f != admin }},
-	{"protoc-gen-connect-go", "paths=source_relative", func(f string) bool { return f == admin }},
+	{"protoc-gen-go-grpc", "paths=source_relative", func(f string) bool { return !admin(f) }},
+	{"protoc-gen-connect-go", "paths=source_relative", admin},
 }
 
 func main() {

@@ -9,6 +9,7 @@ package chandlerv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -148,7 +149,11 @@ type ReportRequest struct {
 	Full   bool               `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"`
 	States []*AttachmentState `protobuf:"bytes,4,rep,name=states,proto3" json:"states,omitempty"`
 	// Plugins no longer on this node ("kind/namespace/name").
-	Removed       []string `protobuf:"bytes,5,rep,name=removed,proto3" json:"removed,omitempty"`
+	Removed []string `protobuf:"bytes,5,rep,name=removed,proto3" json:"removed,omitempty"`
+	// In the first message of a stream, and again whenever they change.
+	Facts *Facts `protobuf:"bytes,6,opt,name=facts,proto3" json:"facts,omitempty"`
+	// As often as it was asked for, whole each time.
+	Traffic       []*Traffic `protobuf:"bytes,7,rep,name=traffic,proto3" json:"traffic,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -218,12 +223,28 @@ func (x *ReportRequest) GetRemoved() []string {
 	return nil
 }
 
+func (x *ReportRequest) GetFacts() *Facts {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *ReportRequest) GetTraffic() []*Traffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
 type ReportResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The last sequence that was taken in.
-	Sequence      uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// How often traffic is to be told; not set or zero: not at all.
+	TrafficInterval *durationpb.Duration `protobuf:"bytes,2,opt,name=traffic_interval,json=trafficInterval,proto3" json:"traffic_interval,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ReportResponse) Reset() {
@@ -263,6 +284,508 @@ func (x *ReportResponse) GetSequence() uint64 {
 	return 0
 }
 
+func (x *ReportResponse) GetTrafficInterval() *durationpb.Duration {
+	if x != nil {
+		return x.TrafficInterval
+	}
+	return nil
+}
+
+// Facts are about the proxy as a whole.
+type Facts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Slots bool                   `protobuf:"varint,1,opt,name=slots,proto3" json:"slots,omitempty"`
+	// At most 256.
+	Listeners    []*Listener `protobuf:"bytes,2,rep,name=listeners,proto3" json:"listeners,omitempty"`
+	StoreModules uint32      `protobuf:"varint,3,opt,name=store_modules,json=storeModules,proto3" json:"store_modules,omitempty"`
+	StoreBytes   uint64      `protobuf:"varint,4,opt,name=store_bytes,json=storeBytes,proto3" json:"store_bytes,omitempty"`
+	StoreLimit   uint64      `protobuf:"varint,5,opt,name=store_limit,json=storeLimit,proto3" json:"store_limit,omitempty"`
+	// Plugins that were taken out on the machine itself.
+	Bypassed []*Bypass `protobuf:"bytes,6,rep,name=bypassed,proto3" json:"bypassed,omitempty"`
+	// There are more listeners than are told of.
+	More          bool `protobuf:"varint,7,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Facts) Reset() {
+	*x = Facts{}
+	mi := &file_chandler_v1_report_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Facts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Facts) ProtoMessage() {}
+
+func (x *Facts) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_report_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Facts.ProtoReflect.Descriptor instead.
+func (*Facts) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_report_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Facts) GetSlots() bool {
+	if x != nil {
+		return x.Slots
+	}
+	return false
+}
+
+func (x *Facts) GetListeners() []*Listener {
+	if x != nil {
+		return x.Listeners
+	}
+	return nil
+}
+
+func (x *Facts) GetStoreModules() uint32 {
+	if x != nil {
+		return x.StoreModules
+	}
+	return 0
+}
+
+func (x *Facts) GetStoreBytes() uint64 {
+	if x != nil {
+		return x.StoreBytes
+	}
+	return 0
+}
+
+func (x *Facts) GetStoreLimit() uint64 {
+	if x != nil {
+		return x.StoreLimit
+	}
+	return 0
+}
+
+func (x *Facts) GetBypassed() []*Bypass {
+	if x != nil {
+		return x.Bypassed
+	}
+	return nil
+}
+
+func (x *Facts) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+type Bypass struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Plugin        *PluginRef             `protobuf:"bytes,1,opt,name=plugin,proto3" json:"plugin,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Bypass) Reset() {
+	*x = Bypass{}
+	mi := &file_chandler_v1_report_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Bypass) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Bypass) ProtoMessage() {}
+
+func (x *Bypass) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_report_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Bypass.ProtoReflect.Descriptor instead.
+func (*Bypass) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_report_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Bypass) GetPlugin() *PluginRef {
+	if x != nil {
+		return x.Plugin
+	}
+	return nil
+}
+
+func (x *Bypass) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Bypass) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+type Listener struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Mode          Mode                   `protobuf:"varint,4,opt,name=mode,proto3,enum=chandler.v1.Mode" json:"mode,omitempty"`
+	Slots         []*Slot                `protobuf:"bytes,5,rep,name=slots,proto3" json:"slots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Listener) Reset() {
+	*x = Listener{}
+	mi := &file_chandler_v1_report_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Listener) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Listener) ProtoMessage() {}
+
+func (x *Listener) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_report_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Listener.ProtoReflect.Descriptor instead.
+func (*Listener) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_report_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Listener) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Listener) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Listener) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Listener) GetMode() Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return Mode_MODE_UNDEFINED
+}
+
+func (x *Listener) GetSlots() []*Slot {
+	if x != nil {
+		return x.Slots
+	}
+	return nil
+}
+
+// Slot is a place for plugins, with what Envoy acknowledged there.
+type Slot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type  FilterType             `protobuf:"varint,2,opt,name=type,proto3,enum=chandler.v1.FilterType" json:"type,omitempty"`
+	Phase Phase                  `protobuf:"varint,3,opt,name=phase,proto3,enum=chandler.v1.Phase" json:"phase,omitempty"`
+	// In the order in which requests meet them.
+	Members       []*SlotMember `protobuf:"bytes,4,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Slot) Reset() {
+	*x = Slot{}
+	mi := &file_chandler_v1_report_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Slot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Slot) ProtoMessage() {}
+
+func (x *Slot) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_report_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Slot.ProtoReflect.Descriptor instead.
+func (*Slot) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_report_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Slot) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Slot) GetType() FilterType {
+	if x != nil {
+		return x.Type
+	}
+	return FilterType_FILTER_TYPE_UNSPECIFIED
+}
+
+func (x *Slot) GetPhase() Phase {
+	if x != nil {
+		return x.Phase
+	}
+	return Phase_PHASE_UNSPECIFIED
+}
+
+func (x *Slot) GetMembers() []*SlotMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+type SlotMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Plugin        *PluginRef             `protobuf:"bytes,1,opt,name=plugin,proto3" json:"plugin,omitempty"`
+	Release       string                 `protobuf:"bytes,2,opt,name=release,proto3" json:"release,omitempty"`
+	StandIn       StandIn                `protobuf:"varint,3,opt,name=stand_in,json=standIn,proto3,enum=chandler.v1.StandIn" json:"stand_in,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlotMember) Reset() {
+	*x = SlotMember{}
+	mi := &file_chandler_v1_report_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlotMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlotMember) ProtoMessage() {}
+
+func (x *SlotMember) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_report_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlotMember.ProtoReflect.Descriptor instead.
+func (*SlotMember) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_report_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *SlotMember) GetPlugin() *PluginRef {
+	if x != nil {
+		return x.Plugin
+	}
+	return nil
+}
+
+func (x *SlotMember) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *SlotMember) GetStandIn() StandIn {
+	if x != nil {
+		return x.StandIn
+	}
+	return StandIn_STAND_IN_NONE
+}
+
+// Traffic counts what the listeners of one mode and port answered.
+type Traffic struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Mode  Mode                   `protobuf:"varint,1,opt,name=mode,proto3,enum=chandler.v1.Mode" json:"mode,omitempty"`
+	Port  uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	// Another one when the counters began anew.
+	Epoch string   `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Now   *Answers `protobuf:"bytes,4,opt,name=now,proto3" json:"now,omitempty"`
+	// Of the hour before.
+	Hour          *Answers `protobuf:"bytes,5,opt,name=hour,proto3" json:"hour,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Traffic) Reset() {
+	*x = Traffic{}
+	mi := &file_chandler_v1_report_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Traffic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Traffic) ProtoMessage() {}
+
+func (x *Traffic) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_report_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
+func (*Traffic) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_report_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Traffic) GetMode() Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return Mode_MODE_UNDEFINED
+}
+
+func (x *Traffic) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Traffic) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+func (x *Traffic) GetNow() *Answers {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *Traffic) GetHour() *Answers {
+	if x != nil {
+		return x.Hour
+	}
+	return nil
+}
+
+type Answers struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of five classes, 1xx first.
+	Classes []uint64 `protobuf:"varint,1,rep,packed,name=classes,proto3" json:"classes,omitempty"`
+	// Of sixteen buckets by the time taken: those of Envoy's histograms.
+	Latency       []uint64 `protobuf:"varint,2,rep,packed,name=latency,proto3" json:"latency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Answers) Reset() {
+	*x = Answers{}
+	mi := &file_chandler_v1_report_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Answers) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Answers) ProtoMessage() {}
+
+func (x *Answers) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_report_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Answers.ProtoReflect.Descriptor instead.
+func (*Answers) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_report_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Answers) GetClasses() []uint64 {
+	if x != nil {
+		return x.Classes
+	}
+	return nil
+}
+
+func (x *Answers) GetLatency() []uint64 {
+	if x != nil {
+		return x.Latency
+	}
+	return nil
+}
+
 // RelayRequest is one node as its control plane knows it, whole.
 type RelayRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -270,13 +793,15 @@ type RelayRequest struct {
 	// Whether its agent is connected there.
 	Connected     bool               `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
 	States        []*AttachmentState `protobuf:"bytes,3,rep,name=states,proto3" json:"states,omitempty"`
+	Facts         *Facts             `protobuf:"bytes,4,opt,name=facts,proto3" json:"facts,omitempty"`
+	Traffic       []*Traffic         `protobuf:"bytes,5,rep,name=traffic,proto3" json:"traffic,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RelayRequest) Reset() {
 	*x = RelayRequest{}
-	mi := &file_chandler_v1_report_proto_msgTypes[2]
+	mi := &file_chandler_v1_report_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -288,7 +813,7 @@ func (x *RelayRequest) String() string {
 func (*RelayRequest) ProtoMessage() {}
 
 func (x *RelayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_report_proto_msgTypes[2]
+	mi := &file_chandler_v1_report_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -301,7 +826,7 @@ func (x *RelayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayRequest.ProtoReflect.Descriptor instead.
 func (*RelayRequest) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_report_proto_rawDescGZIP(), []int{2}
+	return file_chandler_v1_report_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RelayRequest) GetNode() *Node {
@@ -325,15 +850,31 @@ func (x *RelayRequest) GetStates() []*AttachmentState {
 	return nil
 }
 
+func (x *RelayRequest) GetFacts() *Facts {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetTraffic() []*Traffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
 type RelayResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As of ReportResponse, for all the nodes of the replica.
+	TrafficInterval *durationpb.Duration `protobuf:"bytes,1,opt,name=traffic_interval,json=trafficInterval,proto3" json:"traffic_interval,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *RelayResponse) Reset() {
 	*x = RelayResponse{}
-	mi := &file_chandler_v1_report_proto_msgTypes[3]
+	mi := &file_chandler_v1_report_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -345,7 +886,7 @@ func (x *RelayResponse) String() string {
 func (*RelayResponse) ProtoMessage() {}
 
 func (x *RelayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_report_proto_msgTypes[3]
+	mi := &file_chandler_v1_report_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -358,7 +899,14 @@ func (x *RelayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayResponse.ProtoReflect.Descriptor instead.
 func (*RelayResponse) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_report_proto_rawDescGZIP(), []int{3}
+	return file_chandler_v1_report_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RelayResponse) GetTrafficInterval() *durationpb.Duration {
+	if x != nil {
+		return x.TrafficInterval
+	}
+	return nil
 }
 
 type AttachmentState struct {
@@ -393,7 +941,7 @@ type AttachmentState struct {
 
 func (x *AttachmentState) Reset() {
 	*x = AttachmentState{}
-	mi := &file_chandler_v1_report_proto_msgTypes[4]
+	mi := &file_chandler_v1_report_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -405,7 +953,7 @@ func (x *AttachmentState) String() string {
 func (*AttachmentState) ProtoMessage() {}
 
 func (x *AttachmentState) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_report_proto_msgTypes[4]
+	mi := &file_chandler_v1_report_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -418,7 +966,7 @@ func (x *AttachmentState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentState.ProtoReflect.Descriptor instead.
 func (*AttachmentState) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_report_proto_rawDescGZIP(), []int{4}
+	return file_chandler_v1_report_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AttachmentState) GetPlugin() *PluginRef {
@@ -523,20 +1071,65 @@ var File_chandler_v1_report_proto protoreflect.FileDescriptor
 
 const file_chandler_v1_report_proto_rawDesc = "" +
 	"\n" +
-	"\x18chandler/v1/report.proto\x12\vchandler.v1\x1a\x16chandler/v1/node.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb6\x01\n" +
+	"\x18chandler/v1/report.proto\x12\vchandler.v1\x1a\x1cchandler/v1/attachment.proto\x1a\x16chandler/v1/node.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x02\n" +
 	"\rReportRequest\x12%\n" +
 	"\x04node\x18\x01 \x01(\v2\x11.chandler.v1.NodeR\x04node\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04full\x18\x03 \x01(\bR\x04full\x124\n" +
 	"\x06states\x18\x04 \x03(\v2\x1c.chandler.v1.AttachmentStateR\x06states\x12\x18\n" +
-	"\aremoved\x18\x05 \x03(\tR\aremoved\",\n" +
+	"\aremoved\x18\x05 \x03(\tR\aremoved\x12(\n" +
+	"\x05facts\x18\x06 \x01(\v2\x12.chandler.v1.FactsR\x05facts\x12.\n" +
+	"\atraffic\x18\a \x03(\v2\x14.chandler.v1.TrafficR\atraffic\"r\n" +
 	"\x0eReportResponse\x12\x1a\n" +
-	"\bsequence\x18\x01 \x01(\x04R\bsequence\"\x89\x01\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12D\n" +
+	"\x10traffic_interval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x0ftrafficInterval\"\xfe\x01\n" +
+	"\x05Facts\x12\x14\n" +
+	"\x05slots\x18\x01 \x01(\bR\x05slots\x123\n" +
+	"\tlisteners\x18\x02 \x03(\v2\x15.chandler.v1.ListenerR\tlisteners\x12#\n" +
+	"\rstore_modules\x18\x03 \x01(\rR\fstoreModules\x12\x1f\n" +
+	"\vstore_bytes\x18\x04 \x01(\x04R\n" +
+	"storeBytes\x12\x1f\n" +
+	"\vstore_limit\x18\x05 \x01(\x04R\n" +
+	"storeLimit\x12/\n" +
+	"\bbypassed\x18\x06 \x03(\v2\x13.chandler.v1.BypassR\bbypassed\x12\x12\n" +
+	"\x04more\x18\a \x01(\bR\x04more\"|\n" +
+	"\x06Bypass\x12.\n" +
+	"\x06plugin\x18\x01 \x01(\v2\x16.chandler.v1.PluginRefR\x06plugin\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x9c\x01\n" +
+	"\bListener\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12%\n" +
+	"\x04mode\x18\x04 \x01(\x0e2\x11.chandler.v1.ModeR\x04mode\x12'\n" +
+	"\x05slots\x18\x05 \x03(\v2\x11.chandler.v1.SlotR\x05slots\"\xa4\x01\n" +
+	"\x04Slot\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
+	"\x04type\x18\x02 \x01(\x0e2\x17.chandler.v1.FilterTypeR\x04type\x12(\n" +
+	"\x05phase\x18\x03 \x01(\x0e2\x12.chandler.v1.PhaseR\x05phase\x121\n" +
+	"\amembers\x18\x04 \x03(\v2\x17.chandler.v1.SlotMemberR\amembers\"\x87\x01\n" +
+	"\n" +
+	"SlotMember\x12.\n" +
+	"\x06plugin\x18\x01 \x01(\v2\x16.chandler.v1.PluginRefR\x06plugin\x12\x18\n" +
+	"\arelease\x18\x02 \x01(\tR\arelease\x12/\n" +
+	"\bstand_in\x18\x03 \x01(\x0e2\x14.chandler.v1.StandInR\astandIn\"\xac\x01\n" +
+	"\aTraffic\x12%\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x11.chandler.v1.ModeR\x04mode\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch\x12&\n" +
+	"\x03now\x18\x04 \x01(\v2\x14.chandler.v1.AnswersR\x03now\x12(\n" +
+	"\x04hour\x18\x05 \x01(\v2\x14.chandler.v1.AnswersR\x04hour\"=\n" +
+	"\aAnswers\x12\x18\n" +
+	"\aclasses\x18\x01 \x03(\x04R\aclasses\x12\x18\n" +
+	"\alatency\x18\x02 \x03(\x04R\alatency\"\xe3\x01\n" +
 	"\fRelayRequest\x12%\n" +
 	"\x04node\x18\x01 \x01(\v2\x11.chandler.v1.NodeR\x04node\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x124\n" +
-	"\x06states\x18\x03 \x03(\v2\x1c.chandler.v1.AttachmentStateR\x06states\"\x0f\n" +
-	"\rRelayResponse\"\xfd\x03\n" +
+	"\x06states\x18\x03 \x03(\v2\x1c.chandler.v1.AttachmentStateR\x06states\x12(\n" +
+	"\x05facts\x18\x04 \x01(\v2\x12.chandler.v1.FactsR\x05facts\x12.\n" +
+	"\atraffic\x18\x05 \x03(\v2\x14.chandler.v1.TrafficR\atraffic\"U\n" +
+	"\rRelayResponse\x12D\n" +
+	"\x10traffic_interval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0ftrafficInterval\"\xfd\x03\n" +
 	"\x0fAttachmentState\x12.\n" +
 	"\x06plugin\x18\x01 \x01(\v2\x16.chandler.v1.PluginRefR\x06plugin\x12\x1e\n" +
 	"\n" +
@@ -587,38 +1180,69 @@ func file_chandler_v1_report_proto_rawDescGZIP() []byte {
 }
 
 var file_chandler_v1_report_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_chandler_v1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_chandler_v1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_chandler_v1_report_proto_goTypes = []any{
 	(State)(0),                    // 0: chandler.v1.State
 	(StandIn)(0),                  // 1: chandler.v1.StandIn
 	(*ReportRequest)(nil),         // 2: chandler.v1.ReportRequest
 	(*ReportResponse)(nil),        // 3: chandler.v1.ReportResponse
-	(*RelayRequest)(nil),          // 4: chandler.v1.RelayRequest
-	(*RelayResponse)(nil),         // 5: chandler.v1.RelayResponse
-	(*AttachmentState)(nil),       // 6: chandler.v1.AttachmentState
-	(*Node)(nil),                  // 7: chandler.v1.Node
-	(*PluginRef)(nil),             // 8: chandler.v1.PluginRef
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*Facts)(nil),                 // 4: chandler.v1.Facts
+	(*Bypass)(nil),                // 5: chandler.v1.Bypass
+	(*Listener)(nil),              // 6: chandler.v1.Listener
+	(*Slot)(nil),                  // 7: chandler.v1.Slot
+	(*SlotMember)(nil),            // 8: chandler.v1.SlotMember
+	(*Traffic)(nil),               // 9: chandler.v1.Traffic
+	(*Answers)(nil),               // 10: chandler.v1.Answers
+	(*RelayRequest)(nil),          // 11: chandler.v1.RelayRequest
+	(*RelayResponse)(nil),         // 12: chandler.v1.RelayResponse
+	(*AttachmentState)(nil),       // 13: chandler.v1.AttachmentState
+	(*Node)(nil),                  // 14: chandler.v1.Node
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(*PluginRef)(nil),             // 16: chandler.v1.PluginRef
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(Mode)(0),                     // 18: chandler.v1.Mode
+	(FilterType)(0),               // 19: chandler.v1.FilterType
+	(Phase)(0),                    // 20: chandler.v1.Phase
 }
 var file_chandler_v1_report_proto_depIdxs = []int32{
-	7,  // 0: chandler.v1.ReportRequest.node:type_name -> chandler.v1.Node
-	6,  // 1: chandler.v1.ReportRequest.states:type_name -> chandler.v1.AttachmentState
-	7,  // 2: chandler.v1.RelayRequest.node:type_name -> chandler.v1.Node
-	6,  // 3: chandler.v1.RelayRequest.states:type_name -> chandler.v1.AttachmentState
-	8,  // 4: chandler.v1.AttachmentState.plugin:type_name -> chandler.v1.PluginRef
-	0,  // 5: chandler.v1.AttachmentState.state:type_name -> chandler.v1.State
-	9,  // 6: chandler.v1.AttachmentState.next_try:type_name -> google.protobuf.Timestamp
-	9,  // 7: chandler.v1.AttachmentState.since:type_name -> google.protobuf.Timestamp
-	1,  // 8: chandler.v1.AttachmentState.stand_in:type_name -> chandler.v1.StandIn
-	2,  // 9: chandler.v1.Reports.Report:input_type -> chandler.v1.ReportRequest
-	4,  // 10: chandler.v1.Reports.Relay:input_type -> chandler.v1.RelayRequest
-	3,  // 11: chandler.v1.Reports.Report:output_type -> chandler.v1.ReportResponse
-	5,  // 12: chandler.v1.Reports.Relay:output_type -> chandler.v1.RelayResponse
-	11, // [11:13] is the sub-list for method output_type
-	9,  // [9:11] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	14, // 0: chandler.v1.ReportRequest.node:type_name -> chandler.v1.Node
+	13, // 1: chandler.v1.ReportRequest.states:type_name -> chandler.v1.AttachmentState
+	4,  // 2: chandler.v1.ReportRequest.facts:type_name -> chandler.v1.Facts
+	9,  // 3: chandler.v1.ReportRequest.traffic:type_name -> chandler.v1.Traffic
+	15, // 4: chandler.v1.ReportResponse.traffic_interval:type_name -> google.protobuf.Duration
+	6,  // 5: chandler.v1.Facts.listeners:type_name -> chandler.v1.Listener
+	5,  // 6: chandler.v1.Facts.bypassed:type_name -> chandler.v1.Bypass
+	16, // 7: chandler.v1.Bypass.plugin:type_name -> chandler.v1.PluginRef
+	17, // 8: chandler.v1.Bypass.at:type_name -> google.protobuf.Timestamp
+	18, // 9: chandler.v1.Listener.mode:type_name -> chandler.v1.Mode
+	7,  // 10: chandler.v1.Listener.slots:type_name -> chandler.v1.Slot
+	19, // 11: chandler.v1.Slot.type:type_name -> chandler.v1.FilterType
+	20, // 12: chandler.v1.Slot.phase:type_name -> chandler.v1.Phase
+	8,  // 13: chandler.v1.Slot.members:type_name -> chandler.v1.SlotMember
+	16, // 14: chandler.v1.SlotMember.plugin:type_name -> chandler.v1.PluginRef
+	1,  // 15: chandler.v1.SlotMember.stand_in:type_name -> chandler.v1.StandIn
+	18, // 16: chandler.v1.Traffic.mode:type_name -> chandler.v1.Mode
+	10, // 17: chandler.v1.Traffic.now:type_name -> chandler.v1.Answers
+	10, // 18: chandler.v1.Traffic.hour:type_name -> chandler.v1.Answers
+	14, // 19: chandler.v1.RelayRequest.node:type_name -> chandler.v1.Node
+	13, // 20: chandler.v1.RelayRequest.states:type_name -> chandler.v1.AttachmentState
+	4,  // 21: chandler.v1.RelayRequest.facts:type_name -> chandler.v1.Facts
+	9,  // 22: chandler.v1.RelayRequest.traffic:type_name -> chandler.v1.Traffic
+	15, // 23: chandler.v1.RelayResponse.traffic_interval:type_name -> google.protobuf.Duration
+	16, // 24: chandler.v1.AttachmentState.plugin:type_name -> chandler.v1.PluginRef
+	0,  // 25: chandler.v1.AttachmentState.state:type_name -> chandler.v1.State
+	17, // 26: chandler.v1.AttachmentState.next_try:type_name -> google.protobuf.Timestamp
+	17, // 27: chandler.v1.AttachmentState.since:type_name -> google.protobuf.Timestamp
+	1,  // 28: chandler.v1.AttachmentState.stand_in:type_name -> chandler.v1.StandIn
+	2,  // 29: chandler.v1.Reports.Report:input_type -> chandler.v1.ReportRequest
+	11, // 30: chandler.v1.Reports.Relay:input_type -> chandler.v1.RelayRequest
+	3,  // 31: chandler.v1.Reports.Report:output_type -> chandler.v1.ReportResponse
+	12, // 32: chandler.v1.Reports.Relay:output_type -> chandler.v1.RelayResponse
+	31, // [31:33] is the sub-list for method output_type
+	29, // [29:31] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_chandler_v1_report_proto_init() }
@@ -626,6 +1250,7 @@ func file_chandler_v1_report_proto_init() {
 	if File_chandler_v1_report_proto != nil {
 		return
 	}
+	file_chandler_v1_attachment_proto_init()
 	file_chandler_v1_node_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -633,7 +1258,7 @@ func file_chandler_v1_report_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_chandler_v1_report_proto_rawDesc), len(file_chandler_v1_report_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   5,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

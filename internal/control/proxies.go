@@ -1,0 +1,35 @@
+package control
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"chandler.dev/chandler"
+)
+
+// ProxyView is a node as it is known, with what it said.
+type ProxyView struct {
+	chandler.Node
+	Connected bool
+	// Since when it is connected, or is not.
+	Since time.Time
+	// Facts are nil before the agent told them.
+	Facts *chandler.Facts
+	// States are what it says of each plugin; they are not to be changed.
+	States map[chandler.Key]chandler.AttachmentState
+}
+
+// Proxies gives all nodes that are known, by namespace and name, read at one moment.
+func (c *Control) Proxies() []ProxyView {
+	members := c.fleet.list()
+	views := make([]ProxyView, 0, len(members))
+	for i := range members {
+		m := &members[i]
+		views = append(views, ProxyView{Node: m.node, Connected: m.connected, Since: m.since, Facts: m.facts, States: m.states})
+	}
+	slices.SortFunc(views, func(a, b ProxyView) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return views
+}
