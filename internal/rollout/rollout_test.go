@@ -161,35 +161,96 @@ func TestReunion(t *testing.T) {
 // what is counted was there.
 func TestCountersBeginAnew(t *testing.T) {
 	t.Parallel()
-	f := newFleet(6, good, good)
+	f := newFleet(80, good, good) // of which some share a group
+	f.rps = 2
 	s := rollout.Begin(plan(t, "50%", "10m"), f.observed(), f.now)
-	answered := uint64(0)
+	var chosen, others uint64
 	for second := range 300 {
-		for i, m := range f.machines {
-			switch {
-			case second%10 == i: // Envoy begins anew
-				m.Traffic[0].Epoch, m.Traffic[0].Now, m.traps = fmt.Sprint(second), chandler.Answers{}, 0
-			case second%17 == i: // counters begin anew without a word
-				m.Traffic[0].Now = chandler.Answers{}
-			}
-			m.away = second%30 == 5*i
-		}
 		f.pass(time.Second, s.Choice)
-		s, _, _ = rollout.Next(s, f.observed(), f.now)
-		answered += 60
-		for _, side := range []rollout.Side{s.Chosen, s.Others} {
-			n := uint64(0)
-			for _, c := range side.Seen.Classes {
-				n += c
+		for i, m := range f.machines {
+			switch second % 100 {
+			case i: // Envoy begins anew
+				m.Traffic[0].Epoch, m.Traffic[0].Now, m.Traps = fmt.Sprint(second), chandler.Answers{}, 0
+				f.answer(&m.Traffic[0].Now, good, rapid.IntRange(0, 200_000).Example(second))
+			case i + 7: // its counters do, without a word
+				m.Traffic[0].Now = chandler.Answers{}
+			case i + 13:
+				m.away = true
+			case i + 17:
+				m.away = false
 			}
-			if n > answered || side.Seen.Traps > 0 {
-				t.Fatalf("%d answers of %d were seen, %d faults", n, answered, side.Seen.Traps)
+			if s.Choice.Has("uid", m.Node) {
+				chosen += 2
+			} else {
+				others += 2
 			}
 		}
+		s, _, _ = rollout.Next(s, f.observed(), f.now)
+		if seen(s.Chosen) > chosen || seen(s.Others) > others {
+			t.Fatalf("%d answers of %d, and %d of %d", seen(s.Chosen), chosen, seen(s.Others), others)
+		}
 	}
-	if n := s.Chosen.Seen.Classes[1]; n < answered/10 {
-		t.Errorf("only %d answers of %d were seen", n, answered)
+	if seen(s.Chosen) < chosen/10 || seen(s.Others) < others/2 {
+		t.Errorf("only %d answers of %d, and %d of %d", seen(s.Chosen), chosen, seen(s.Others), others)
 	}
+}
+
+func seen(s rollout.Side) (n uint64) {
+	for _, c := range s.Seen.Classes {
+		n += c
+	}
+	return n
+}
+
+// A step chooses as many as it says, and whoever was chosen stays so, whoever comes and
+// goes.
+func TestChoose(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		var all []chandler.Node
+		for i := range rapid.IntRange(0, 30).Draw(t, "proxies") {
+			all = append(all, chandler.Node{Namespace: "n", Name: fmt.Sprint(i), Labels: map[string]string{"zone": fmt.Sprint(i % 3)}})
+		}
+		some := func() (some []chandler.Node) {
+			for _, n := range all {
+				if rapid.Bool().Draw(t, "there") {
+					some = append(some, n)
+				}
+			}
+			return some
+		}
+		var c rollout.Choice
+		for range rapid.IntRange(1, 6).Draw(t, "steps") {
+			nodes := some()
+			step := chandler.RolloutStep{Percent: rapid.IntRange(1, 100).Draw(t, "percent")}
+			want := (len(nodes)*step.Percent + 99) / 100
+			switch rapid.IntRange(0, 2).Draw(t, "kind") {
+			case 0:
+				step = chandler.RolloutStep{Count: rapid.IntRange(1, 40).Draw(t, "count")}
+				want = min(step.Count, len(nodes))
+			case 1:
+				step = chandler.RolloutStep{Labels: map[string]string{"zone": rapid.SampledFrom([]string{"0", "1", "9"}).Draw(t, "zone")}}
+				want = 0
+			}
+			next, has := rollout.Choose("uid", nodes, c, step), 0
+			for _, n := range nodes {
+				if next.Has("uid", n) {
+					has++
+				} else if len(step.Labels) > 0 && n.Labels["zone"] == step.Labels["zone"] {
+					t.Fatalf("%v is not chosen by %s", n, step)
+				}
+			}
+			if first := c.Last == 0 && len(c.Labels) == 0; has < want || first && want > 0 && has != want {
+				t.Fatalf("%s of %d: %d", step, len(nodes), has)
+			}
+			for _, n := range all {
+				if c.Has("uid", n) && !next.Has("uid", n) {
+					t.Fatalf("%s: %v has it no more", step, n)
+				}
+			}
+			c = next
+		}
+	})
 }
 
 // Plugins of type NETWORK may stand where nothing answers HTTP.

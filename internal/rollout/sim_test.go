@@ -50,11 +50,12 @@ type fleet struct {
 	now      time.Time
 	chance   *rand.Rand
 	heard    time.Time
+	polled   time.Time // when agents asked their Envoys for faults
 	typ      chandler.FilterType
 }
 
 func newFleet(n int, was, is conduct) *fleet {
-	f := &fleet{old: was, new: is, rps: 20, now: start, chance: rand.New(rand.NewPCG(1, 2)), typ: chandler.HTTP}
+	f := &fleet{old: was, new: is, rps: 20, now: start, polled: start, chance: rand.New(rand.NewPCG(1, 2)), typ: chandler.HTTP}
 	for i := range n {
 		f.join(i)
 	}
@@ -125,8 +126,12 @@ func (f *fleet) pass(d time.Duration, c rollout.Choice) {
 		}
 		m.Connected = !m.away
 		f.answer(&m.Traffic[0].Now, release, int(f.rps*d.Seconds()))
-		m.traps += release.traps * d.Seconds()
-		m.Traps = uint64(m.traps)
+		if m.traps += release.traps * d.Seconds(); !f.now.Before(f.polled.Add(5 * time.Second)) {
+			m.Traps = uint64(m.traps)
+		}
+	}
+	if !f.now.Before(f.polled.Add(5 * time.Second)) {
+		f.polled = f.now
 	}
 }
 
