@@ -184,12 +184,18 @@ func (l *loop) moved(ro record.Rollout) {
 // keep takes a rollout record in, unless it is older than the one that is known.
 func (l *loop) keep(ro record.Rollout) {
 	known, ok := l.rollouts[ro.UID]
-	if ok && (ro.Sequence < known.Sequence || ro.Sequence == known.Sequence && known.Revision != 0 && ro.Revision != 0 && ro.Revision <= known.Revision) {
+	if ok && (older(&ro, &known) || ro.Sequence == known.Sequence && ro.Revision == known.Revision && ro.Revision != 0) {
 		return
 	}
 	l.rollouts[ro.UID] = ro
 	l.stale[ro.Key] = true
 	l.consider(ro.UID)
+}
+
+// older tells whether a record was written before another. One that was lost has no
+// revision.
+func older(a, b *record.Rollout) bool {
+	return a.Sequence < b.Sequence || a.Sequence == b.Sequence && a.Revision != 0 && b.Revision != 0 && a.Revision < b.Revision
 }
 
 // rolloutLost takes in that a rollout record is gone. That of a plugin which is

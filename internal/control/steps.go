@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -205,10 +206,13 @@ func (l *loop) decided(ctx context.Context, ro record.Rollout, before rollout.St
 		event.Reason, event.Message, event.Warning = chandler.EventRolledBack, fmt.Sprintf("%s: back to %s", w.state.Message, releaseText(next.Release)), true
 		l.c.metrics.gates(w.measures)
 	default:
-		if before.Watched.IsZero() == w.state.Watched.IsZero() && now.Sub(w.written) < rewrite {
+		chosen := !reflect.DeepEqual(before.Choice, w.state.Choice)
+		if !chosen && before.Watched.IsZero() == w.state.Watched.IsZero() && now.Sub(w.written) < rewrite {
 			return
 		}
-		event = nil
+		if event = nil; chosen {
+			event = &chandler.Event{Reason: chandler.EventRolloutStep, Message: stepText(&w.state, o)}
+		}
 	}
 	l.move(ctx, next, event)
 }
