@@ -166,7 +166,7 @@ func (l *loop) run(ctx context.Context) error {
 		if !l.seen {
 			continue
 		}
-		if time.Now().After(l.quiet) {
+		if !time.Now().Before(l.quiet) {
 			l.publishPaced()
 			for _, c := range taken {
 				close(c)

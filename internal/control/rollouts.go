@@ -91,11 +91,11 @@ func (c *Control) rollout(e *entry, members []member, gone bool) RolloutView {
 		if st.Step == unbegun {
 			v.Next = time.Time{}
 		}
-	case ro.Failure != nil:
-		v.State, v.Reason, v.Message, v.Gates = chandler.RolloutDegraded, ro.Failure.Reason, ro.Failure.Message, ro.Failure.Gates
 	case ro.Pinned:
 		v.State, v.Reason = chandler.RolloutPaused, chandler.CodePinned
 		v.Message = "held at " + releaseText(ro.Release) + " by an undo"
+	case ro.Failure != nil:
+		v.State, v.Reason, v.Message, v.Gates = chandler.RolloutDegraded, ro.Failure.Reason, ro.Failure.Message, ro.Failure.Gates
 	}
 	c.countRollout(&v, e, members)
 	return v
