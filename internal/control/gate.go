@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"chandler.dev/chandler"
@@ -73,6 +74,7 @@ func (l *loop) ruled(p *chandler.Plugin) ruling {
 		return r // nothing new
 	}
 	for i := range r.against {
+		l.c.Emit(chandler.Event{Key: p.Key, Reason: chandler.EventNotResolved, Warning: true, Message: fmt.Sprintf("%s: %s", r.against[i].Code, r.against[i].Error())})
 		l.c.log.Warn("against the operator's policy", "plugin", p.Key.String(), "generation", p.Generation, "code", r.against[i].Code, "error", r.against[i].Error())
 	}
 	return r
@@ -94,6 +96,7 @@ func (l *loop) governed(g Gate) {
 		}
 	}
 	if l.seen {
+		l.c.Emit(chandler.Event{Reason: chandler.EventPolicy, Message: fmt.Sprintf("the policy has changed; %d plugins are judged by it again", len(l.snapshot.Objects))})
 		l.c.log.Info("the policy has changed; every plugin is judged by it again", "plugins", len(l.snapshot.Objects))
 	}
 }

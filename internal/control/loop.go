@@ -193,8 +193,11 @@ func (l *loop) end() {
 
 // taken takes a snapshot in.
 func (l *loop) taken(s source.Snapshot) {
-	before := l.snapshot
+	before, first := l.snapshot, !l.seen
 	l.snapshot, l.seen = s, true
+	if !first {
+		l.tellTaken(before)
+	}
 	l.c.broken.Store(&s.Broken)
 	was := map[string]*chandler.Plugin{}
 	for uid, o := range l.byUID {
@@ -286,7 +289,7 @@ func (l *loop) publish() {
 			if e, err = newEntry(o, course, ruling, l.attempts[o.UID], l.c.cfg.FetchDeadline, e); err != nil {
 				l.c.log.Error("an attachment cannot be marshalled", "plugin", o.Key.String(), "error", err)
 			}
-			e.met = l.schemas[o.UID]
+			e.met, e.history = l.schemas[o.UID], l.recent(o.UID)
 		}
 		entries = append(entries, e)
 		next[o.Key] = e
@@ -339,4 +342,13 @@ func (l *loop) forgetRelease(r *chandler.Release) {
 	if l.history[r.UID] = ids; len(ids) == 0 {
 		delete(l.history, r.UID)
 	}
+}
+
+// recent gives the releases of a plugin, oldest first.
+func (l *loop) recent(uid string) []*chandler.Release {
+	all := make([]*chandler.Release, 0, len(l.history[uid]))
+	for _, id := range l.history[uid] {
+		all = append(all, l.releases[id])
+	}
+	return all
 }

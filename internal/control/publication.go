@@ -26,6 +26,7 @@ type entry struct {
 	denied   bool
 	detached bool                   // it is for nobody
 	met      *chandler.ConfigSchema // of the last try to resolve it; nil: none
+	history  []*chandler.Release    // that are recorded, oldest first
 
 	resource *deltaserver.Resource
 	withheld *deltaserver.Resource // without a body: proxies keep what they have of it
