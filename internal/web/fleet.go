@@ -108,7 +108,7 @@ func proxyToProto(p *control.ProxyView, details bool, sees func(string) bool) *c
 		AgentVersion: p.AgentVersion, EnvoyVersion: p.EnvoyVersion, Features: p.Features,
 	}
 	if p.Facts != nil {
-		m.Facts = factsToProto(p.Facts)
+		m.Facts = wire.FactsToProto(p.Facts)
 		m.Facts.Bypassed = slices.DeleteFunc(m.Facts.Bypassed, func(b *chandlerv1.Bypass) bool { return !sees(b.GetPlugin().GetNamespace()) })
 	}
 	if m.Facts == nil || details {

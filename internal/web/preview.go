@@ -122,35 +122,3 @@ func keysOf(manifest []byte, namespace string) []chandler.Key {
 	}
 	return keys
 }
-
-// factsToProto is what an agent says of its proxy.
-func factsToProto(f *chandler.Facts) *chandlerv1.Facts {
-	m := &chandlerv1.Facts{Slots: f.Slots, StoreModules: uint32(f.Store.Modules), StoreBytes: uint64(max(f.Store.Bytes, 0)), StoreLimit: uint64(max(f.Store.Limit, 0))}
-	for _, b := range f.Bypassed {
-		m.Bypassed = append(m.Bypassed, &chandlerv1.Bypass{Plugin: pluginRef(b.Key), Reason: b.Reason, At: moment(b.At)})
-	}
-	modes := map[chandler.Mode]chandlerv1.Mode{chandler.ModeClient: chandlerv1.Mode_MODE_CLIENT, chandler.ModeServer: chandlerv1.Mode_MODE_SERVER}
-	for _, l := range f.Listeners {
-		out := &chandlerv1.Listener{Name: l.Name, Address: l.Address, Port: l.Port, Mode: modes[l.Mode]}
-		for _, s := range l.Slots {
-			slot := &chandlerv1.Slot{Name: s.Name, Type: chandlerv1.FilterType(chandlerv1.FilterType_value["FILTER_TYPE_"+string(s.Type)]), Phase: chandlerv1.Phase(chandlerv1.Phase_value["PHASE_"+string(s.Phase)])}
-			for _, x := range s.Members {
-				member := &chandlerv1.SlotMember{Plugin: pluginRef(x.Key), Release: string(x.Release)}
-				switch x.StandIn {
-				case chandler.StandInPass:
-					member.StandIn = chandlerv1.StandIn_STAND_IN_PASS
-				case chandler.StandInDeny:
-					member.StandIn = chandlerv1.StandIn_STAND_IN_DENY
-				}
-				slot.Members = append(slot.Members, member)
-			}
-			out.Slots = append(out.Slots, slot)
-		}
-		m.Listeners = append(m.Listeners, out)
-	}
-	return m
-}
-
-func pluginRef(key chandler.Key) *chandlerv1.PluginRef {
-	return &chandlerv1.PluginRef{Kind: key.Kind, Namespace: key.Namespace, Name: key.Name}
-}
