@@ -100,7 +100,7 @@ func (c *Control) tellFailed(key chandler.Key, before, now resolve.Attempts) {
 	if before.UID == now.UID && before.Generation == now.Generation && before.Problem != nil && before.Problem.Code == now.Problem.Code {
 		return
 	}
-	c.Emit(chandler.Event{Key: key, Reason: chandler.EventNotResolved, Warning: true, Message: fmt.Sprintf("%s: %s", now.Problem.Code, now.Problem.Error())})
+	c.Emit(chandler.Event{Key: key, Reason: chandler.EventNotResolved, Warning: true, Message: fmt.Sprintf("generation %d cannot be resolved: %s: %s", now.Generation, now.Problem.Code, now.Problem.Error())})
 }
 
 // told is what was told of one plugin's release on its proxies.
@@ -165,7 +165,7 @@ func (c *Control) tellTrapped(e *entry, s *chandler.Status, t *told) {
 	for i := range s.Proxies {
 		if p := &s.Proxies[i]; p.Connected && p.Reason == chandler.CodeVMTrap {
 			t.trapped = now
-			c.Emit(chandler.Event{Key: e.object.Key, Node: p.Namespace + "/" + p.Node, Reason: chandler.EventTrapped, Warning: true, Message: fmt.Sprintf("%s/%s: %s", p.Namespace, p.Node, p.Message)})
+			c.Emit(chandler.Event{Key: e.object.Key, Node: p.Namespace + "/" + p.Node, Reason: chandler.EventTrapped, Warning: true, Message: fmt.Sprintf("the VM of release %s ended on %s/%s: %s", p.InForce.Short(), p.Namespace, p.Node, p.Message)})
 			return
 		}
 	}

@@ -73,8 +73,10 @@ func (l *loop) ruled(p *chandler.Plugin) ruling {
 	if slices.Equal(before.against, r.against) {
 		return r // nothing new
 	}
+	if len(r.against) > 0 {
+		l.c.Emit(chandler.Event{Key: p.Key, Reason: chandler.EventNotResolved, Warning: true, Message: fmt.Sprintf("generation %d is against the operator's policy: %s: %s", p.Generation, r.against[0].Code, r.against[0].Error())})
+	}
 	for i := range r.against {
-		l.c.Emit(chandler.Event{Key: p.Key, Reason: chandler.EventNotResolved, Warning: true, Message: fmt.Sprintf("%s: %s", r.against[i].Code, r.against[i].Error())})
 		l.c.log.Warn("against the operator's policy", "plugin", p.Key.String(), "generation", p.Generation, "code", r.against[i].Code, "error", r.against[i].Error())
 	}
 	return r
