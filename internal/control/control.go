@@ -113,6 +113,8 @@ type Control struct {
 	server  *deltaserver.Server
 	board   board
 	journal journal
+	hands   hands
+	told    map[string]*told // by entry; the loop's
 	schemas *schemas
 	office  office
 	begun   time.Time   // Run
@@ -169,7 +171,7 @@ func New(cfg Config) (*Control, error) {
 		missing:   make(chan chandler.ModuleDigest, 16),
 	}
 	c.schemas = &schemas{store: cfg.Store, known: map[chandler.SchemaDigest]compiled{}}
-	c.board.transitions = map[string]chandler.Status{}
+	c.board.transitions, c.told = map[string]chandler.Status{}, map[string]*told{}
 	c.journal.now = cfg.Now
 	c.metrics = newMetrics(c)
 	if cfg.Registerer != nil {

@@ -44,7 +44,7 @@ func (g *gauges) of(uid string) []chandler.Measure {
 // RolloutView is a rollout with its plugin's releases.
 type RolloutView struct {
 	chandler.Rollout
-	// Releases are those of its history that are still recorded.
+	// Releases are those that are recorded, the oldest first.
 	Releases []*chandler.Release
 	// Gone: the resource is there no more, and the plugin is being taken out.
 	Gone bool
@@ -75,7 +75,7 @@ func (c *Control) Rollouts(context.Context) ([]RolloutView, error) {
 // rollout is the view of one entry.
 func (c *Control) rollout(e *entry, members []member, gone bool) RolloutView {
 	ro := &e.course.rollout
-	v := RolloutView{Gone: gone, Releases: e.releases, Rollout: chandler.Rollout{
+	v := RolloutView{Gone: gone, Releases: e.history, Rollout: chandler.Rollout{
 		Key: ro.Key, UID: ro.UID, Generation: ro.Generation, State: chandler.RolloutHealthy,
 		From: ro.Release, To: ro.Release, Plan: e.plan, Since: ro.UpdatedAt,
 		Pinned: ro.Pinned, Disabled: ro.Disabled, History: ro.History,
