@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/identity"
@@ -152,6 +153,7 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		Policy:   resolve.Policy{Interval: f.resolveInterval},
 		Vetter:   vetter,
 		Gate:     op.gate(op.file.Load()), RequireEnvoyVersions: op.requireVersions,
+		Rollouts:      func(p *chandler.Plugin) *chandler.RolloutPlan { return op.file.Load().RolloutFor(p) },
 		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Scrub: f.scrub, Registerer: metrics, Log: log,
 	}
 	var shown web.Config
@@ -197,7 +199,7 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		agents.listener.Close()
 		return nil, nil, shown, err
 	}
-	shown.Control, shown.Grants, shown.Admit = plane, op.grants, op.admit
+	shown.Control, shown.Rollouts, shown.Grants, shown.Admit = plane, plane, op.grants, op.admit
 	return plane, inCluster, shown, nil
 }
 

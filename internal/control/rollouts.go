@@ -72,6 +72,16 @@ func (c *Control) Rollouts(context.Context) ([]RolloutView, error) {
 	return views, nil
 }
 
+// Rollout gives where a plugin's rollout is, and whether its release has come to a node;
+// not ok: there is no more to say than that everyone is to have the newest release.
+func (c *Control) Rollout(key chandler.Key, n chandler.Node) (r chandler.Rollout, chosen, ok bool) {
+	e, gone, err := c.find(key)
+	if err != nil || e.plan == nil && !e.course.rollout.Steered() {
+		return r, false, false
+	}
+	return c.rollout(e, c.fleet.list(), gone).Rollout, e.chosen(n), true
+}
+
 // rollout is the view of one entry.
 func (c *Control) rollout(e *entry, members []member, gone bool) RolloutView {
 	ro := &e.course.rollout

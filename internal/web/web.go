@@ -97,7 +97,7 @@ type Control interface {
 
 // Handler gives the handler of the admin port, for Serve.
 //
-//	/chandler.v1.Admin/    the API, and /chandler.v1.Fleet/
+//	/chandler.v1.Admin/    the API, with /chandler.v1.Fleet/ and /chandler.v1.Rollouts/
 //	/healthz/live, /ready  health
 //	/metrics               Prometheus
 //	/debug/pprof/          when Config.Debug
@@ -116,6 +116,10 @@ func Handler(cfg Config) http.Handler {
 	mux.Handle(path, g.known(api))
 	path, api = chandlerv1connect.NewFleetHandler(&fleet{cfg}, options)
 	mux.Handle(path, g.known(api))
+	if cfg.Rollouts != nil {
+		path, api = chandlerv1connect.NewRolloutsHandler(&rollouts{cfg}, options)
+		mux.Handle(path, g.known(api))
+	}
 	mux.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "live") })
 	mux.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, _ *http.Request) {
 		if err := cfg.Control.Ready(); err != nil {
