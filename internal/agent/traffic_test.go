@@ -43,8 +43,8 @@ listener.http.x.downstream_rq_2xx: 9
 func TestMeter(t *testing.T) {
 	t.Parallel()
 	layout := []attach.Listener{
-		{Managers: []attach.Manager{{Stats: "one", Mode: chandler.ModeServer, Port: 80}, {Stats: "two", Mode: chandler.ModeServer, Port: 80}}},
-		{Managers: []attach.Manager{{Stats: "two", Mode: chandler.ModeClient, Port: 81}}},
+		{Counted: []attach.Counted{{Stats: "one", Mode: chandler.ModeServer, Port: 80}, {Stats: "two", Mode: chandler.ModeServer, Port: 80}}},
+		{Counted: []attach.Counted{{Stats: "two", Mode: chandler.ModeClient, Port: 81}}},
 	}
 	m := newMeter(layout)
 	if m.pattern != `^http\.(one|two)\.downstream_rq_(time|[1-5]xx)$` {
@@ -114,7 +114,7 @@ func TestWatchTraffic(t *testing.T) {
 				return "http.in.downstream_rq_2xx: 3\n"
 			}),
 		}}}
-		a.derived.Layout = []attach.Listener{{Managers: []attach.Manager{{Stats: "in", Mode: chandler.ModeServer, Port: 80}}}}
+		a.derived.Layout = []attach.Listener{{Counted: []attach.Counted{{Stats: "in", Mode: chandler.ModeServer, Port: 80}}}}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); a.watchTraffic(ctx) }()
