@@ -185,6 +185,18 @@ type Disablement struct {
 	At     time.Time
 }
 
+// Target says in words whom the order is about; empty: everyone.
+func (d *Disablement) Target() string {
+	if d.Node != "" {
+		return d.Node
+	}
+	pairs := make([]string, 0, len(d.Labels))
+	for _, k := range slices.Sorted(maps.Keys(d.Labels)) {
+		pairs = append(pairs, k+"="+d.Labels[k])
+	}
+	return strings.Join(pairs, ",")
+}
+
 // Holds tells whether the order is about a proxy.
 func (d *Disablement) Holds(n Node) bool {
 	if d.Node != "" && d.Node != n.ID() {
