@@ -23,6 +23,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -93,6 +94,8 @@ type Config struct {
 	// other. Their Records are a record.Watcher. Nil: there is only this one.
 	Election Election
 	Peers    *Peers
+	// Tracer gets a trace of every change of a plugin; nil: nobody does.
+	Tracer trace.Tracer
 	// Registerer takes the metrics; nil keeps them to ourselves.
 	Registerer prometheus.Registerer
 	// Now is the clock, time.Now when nil. Waiting goes by the real one.
@@ -102,17 +105,18 @@ type Config struct {
 
 // Control is a control plane. New starts nothing; Run does.
 type Control struct {
-	cfg     Config
-	log     *slog.Logger
-	metrics *metrics
-	fleet   *fleet
-	server  *deltaserver.Server
-	board   board
-	journal journal
-	schemas *schemas
-	office  office
-	begun   time.Time   // Run
-	lowered atomic.Bool // this replica is cut off
+	cfg      Config
+	log      *slog.Logger
+	metrics  *metrics
+	fleet    *fleet
+	server   *deltaserver.Server
+	board    board
+	journal  journal
+	schemas  *schemas
+	office   office
+	journeys *journeys
+	begun    time.Time   // Run
+	lowered  atomic.Bool // this replica is cut off
 
 	published atomic.Pointer[publication]     // nil before the first snapshot
 	broken    atomic.Pointer[[]source.Broken] // of the newest snapshot
@@ -160,8 +164,9 @@ func New(cfg Config) (*Control, error) {
 		missing:   make(chan chandler.ModuleDigest, 16),
 	}
 	c.schemas = &schemas{store: cfg.Store, known: map[chandler.SchemaDigest]compiled{}}
-	c.board.transitions = map[string]chandler.Status{}
+	c.board.transitions, c.board.standings = map[string]chandler.Status{}, map[string]standing{}
 	c.journal.now = cfg.Now
+	c.journeys = newJourneys(cfg.Tracer, cfg.Now)
 	c.metrics = newMetrics(c)
 	if cfg.Registerer != nil {
 		if err := c.metrics.register(cfg.Registerer); err != nil {
@@ -222,6 +227,9 @@ func (c *Control) Run(ctx context.Context) error {
 		return c.cfg.Source.Run(gctx, func(s source.Snapshot) { c.deliver(gctx, s) })
 	})
 	g.Go(func() error { return l.run(gctx) })
+	if c.cfg.Tracer != nil {
+		g.Go(func() error { c.follow(gctx); return nil })
+	}
 	if c.cfg.Recheck > 0 {
 		g.Go(func() error { c.server.Recheck(gctx, c.cfg.Recheck); return nil })
 	}
@@ -310,8 +318,10 @@ func (c *Control) authenticate(ctx context.Context, claimed *chandlerv1.Node) (c
 }
 
 // board keeps the last status of every plugin, for the times at which its
-// conditions changed.
+// conditions changed, and for metrics.
 type board struct {
+	round       sync.Mutex // one transit at a time
 	mu          sync.Mutex
 	transitions map[string]chandler.Status // by uid; without proxies
+	standings   map[string]standing
 }

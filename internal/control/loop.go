@@ -225,6 +225,9 @@ func (l *loop) taken(s source.Snapshot) {
 		}
 	}
 	l.missed()
+	l.c.journeys.seen(s, func(uid string, generation int64) bool {
+		return !l.c.leads() || l.rollouts[uid].Generation >= generation
+	})
 }
 
 // locked is what a lock file says of a plugin's url.
