@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/xds/deltaserver"
 )
 
 // RejectsTypeURL is the label under which refusals by a proxy are counted, as
@@ -40,7 +41,7 @@ func newMetrics(c *Control) *metrics {
 		rejects: rejects.WithLabelValues(RejectsTypeURL),
 		resolves: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "chandler_resolve_total",
-			Help: "Tries to find out what a plugin means, by outcome (success, failure) and registry.",
+			Help: "Tries to find out what a plugin means, by outcome (success, failure) and registry: its host, none for Lua and files, other for those behind the first hundred.",
 		}, []string{"result", "registry"}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "chandler_resolve_duration_seconds", Help: "Time of such a try, download included.",
@@ -61,6 +62,12 @@ func newMetrics(c *Control) *metrics {
 			Help: "Names that agents asked for: all that is for their node, something that is (own), or something that is not, whether it is there or not (other); they get what is for their node.",
 		}, []string{"what"}),
 		registries: map[string]bool{},
+	}
+	for _, result := range []string{"success", "failure"} {
+		m.resolves.WithLabelValues(result, "none") // there from the start
+	}
+	for _, what := range []deltaserver.Asked{deltaserver.AskedAll, deltaserver.AskedOwn, deltaserver.AskedOther} {
+		m.asked.WithLabelValues(string(what))
 	}
 	m.collectors = append([]prometheus.Collector{rejects, m.resolves, m.duration, m.push, m.assigned, m.sent, m.asked, newPluginCollector(c)}, gauges(c)...)
 	return m

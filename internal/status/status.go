@@ -8,6 +8,7 @@
 package status
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -176,11 +177,12 @@ type counts struct {
 // connected, or have no listener for the plugin, are shown and not desired.
 func tally(in Input, s *chandler.Status) counts {
 	var t counts
+	s.Proxies = slices.Grow(s.Proxies, len(in.Proxies))
 	for _, p := range in.Proxies {
 		s.Proxies = append(s.Proxies, line(in, p))
 	}
 	slices.SortFunc(s.Proxies, func(a, b chandler.ProxyStatus) int {
-		return strings.Compare(a.Namespace+"/"+a.Node, b.Namespace+"/"+b.Node)
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Node, b.Node))
 	})
 	for i := range s.Proxies {
 		p := &s.Proxies[i]
