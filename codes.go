@@ -187,6 +187,13 @@ const (
 	CodeUnvetted       Code = "Unvetted"   // a file on the proxy's machine, seen by nobody
 )
 
+// Codes about rollouts.
+const (
+	CodeGateFailed       Code = "GateFailed"       // a release does worse than the one before
+	CodeGateInconclusive Code = "GateInconclusive" // too little was seen to tell
+	CodePaused           Code = "Paused"           // by somebody's word
+)
+
 // Codes about policy, and about files that are read strictly: the operator's, and a
 // plugin's tests.
 const (

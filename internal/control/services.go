@@ -40,7 +40,9 @@ func (s *reports) Report(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, 
 	if err != nil {
 		return err
 	}
-	r, err := s.c.fleet.begin(node)
+	r, err := s.c.fleet.begin(node, func(sequence uint64, interval time.Duration) error {
+		return str.Send(&chandlerv1.ReportResponse{Sequence: sequence, TrafficInterval: wire.IntervalToProto(interval)})
+	})
 	if err != nil {
 		return err
 	}
@@ -63,7 +65,7 @@ func (s *reports) Report(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, 
 		if err := s.c.fleet.take(r, rep); err != nil {
 			return err
 		}
-		if err := str.Send(&chandlerv1.ReportResponse{Sequence: rep.Sequence}); err != nil {
+		if _, err := s.c.fleet.say(&r.asked); err != nil {
 			return err
 		}
 		if msg, err = str.Recv(); err != nil {
