@@ -834,12 +834,12 @@ func TestContract_Intervals(t *testing.T) {
 func TestContract_TrapsAreReported(t *testing.T) {
 	p, a := serving(t), version("a", strategy(chandler.FailReload))
 	p.assign(a)
-	if p.s.Reloads() {
+	if p.s.Counted() {
 		t.Error("Envoy would be asked about a plugin that is not in force")
 	}
 	p.loaded(a)
 	p.ackAll()
-	if !p.s.Reloads() {
+	if !p.s.Counted() {
 		t.Error("Envoy would not be asked")
 	}
 	p.step(Trapped{Counts: map[chandler.Key]uint64{a.Key: 2}})

@@ -25,6 +25,8 @@ type metrics struct {
 	listings    prometheus.Counter
 	restarts    prometheus.Counter
 	connected   prometheus.Gauge
+	bypassed    prometheus.Gauge
+	attached    *prometheus.HistogramVec
 	traps       *prometheus.CounterVec
 	trapped     map[chandler.Key]uint64 // what traps has counted
 }
@@ -34,6 +36,12 @@ const (
 	conversionSuccess          = "success"
 	conversionFetchFailure     = "fetch_failure"
 	conversionUnmarshalFailure = "unmarshal_failure"
+)
+
+// Values of the label kind of chandler_agent_attach_duration_seconds.
+const (
+	attachedModule = "module"
+	attachedConfig = "config"
 )
 
 func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
@@ -59,17 +67,29 @@ func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
 			Name: "chandler_agent_envoy_restarts_total", Help: "Envoys started anew after one that ended by itself."}),
 		connected: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "chandler_agent_control_connected", Help: "1 while there is a stream to a control plane."}),
+		bypassed: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "chandler_agent_bypassed", Help: "Plugins that somebody took out on this machine."}),
+		attached: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "chandler_agent_attach_duration_seconds", Help: "From an assignment to its being in force: of another module, or of another configuration alone.",
+			Buckets: prometheus.ExponentialBuckets(0.004, 2, 16)}, []string{"kind"}),
 	}
 	m.trapped = map[chandler.Key]uint64{}
 	m.traps = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "chandler_agent_plugin_vm_traps_total", Help: "VMs that Envoy made anew after a fault while serving."}, []string{"namespace", "name"})
+		Name: "chandler_agent_plugin_vm_traps_total", Help: "Faults of plugins' VMs while serving, as far as Envoy tells of which plugin."}, []string{"namespace", "name"})
 	entries := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "istio_agent_wasm_cache_entries", Help: "Modules in the local store."},
 		func() float64 { n, _ := modules.Stats(); return float64(n) })
 	bytes := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "chandler_agent_store_bytes", Help: "Bytes of the modules in the local store."},
 		func() float64 { _, b := modules.Stats(); return float64(b) })
-	reg.MustRegister(m.lookups, m.fetches, m.conversions, m.duration, m.attachments, m.nacks, m.retries, m.listings, m.restarts, m.connected, m.traps, entries, bytes)
+	evictions := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "chandler_agent_store_evictions_total", Help: "Modules dropped from the local store for want of room."},
+		func() float64 { return float64(modules.Evictions()) })
+	reg.MustRegister(m.lookups, m.fetches, m.conversions, m.duration, m.attachments, m.nacks, m.retries, m.listings, m.restarts, m.connected, m.traps,
+		m.bypassed, m.attached, entries, bytes, evictions)
+	for _, kind := range []string{attachedModule, attachedConfig} {
+		m.attached.WithLabelValues(kind)
+	}
 	for _, hit := range []string{"true", "false"} {
 		m.lookups.WithLabelValues(hit)
 	}

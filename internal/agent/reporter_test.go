@@ -61,7 +61,7 @@ type reporting struct {
 func newReporting(t *testing.T) *reporting {
 	r := &reporting{
 		t:        t,
-		reporter: &reporter{node: &chandlerv1.Node{Name: "n"}, changed: make(chan struct{}, 1)},
+		reporter: newReporter(chandler.Node{Name: "n"}),
 		clerk:    &clerk{reports: make(chan *chandlerv1.ReportRequest), answers: make(chan error)},
 		ended:    make(chan error, 1),
 	}
@@ -128,17 +128,17 @@ func wantReport(t *testing.T, req *chandlerv1.ReportRequest, full bool, sequence
 func TestReporterSendsAllThenChanges(t *testing.T) {
 	leakFree(t)
 	r := newReporting(t)
-	r.set(states(map[string]string{"a": "1", "b": "1"}))
+	r.set(states(map[string]string{"a": "1", "b": "1"}), nil)
 	cancel := r.run()
 	wantReport(t, r.report(), true, 1, []string{"a=1", "b=1"})
 	r.answer(nil)
 
-	r.set(states(map[string]string{"a": "1", "b": "2"}))
+	r.set(states(map[string]string{"a": "1", "b": "2"}), nil)
 	wantReport(t, r.report(), false, 2, []string{"b=2"})
 	r.answer(nil)
 
-	r.set(states(map[string]string{"a": "1", "b": "2"})) // nothing new: not sent
-	r.set(states(map[string]string{"b": "2", "c": "1"}))
+	r.set(states(map[string]string{"a": "1", "b": "2"}), nil) // nothing new: not sent
+	r.set(states(map[string]string{"b": "2", "c": "1"}), nil)
 	wantReport(t, r.report(), false, 3, []string{"c=1"}, "WasmPlugin/ns/a")
 	r.answer(nil)
 
@@ -160,17 +160,17 @@ func TestReporterSendsEmptyState(t *testing.T) {
 func TestReporterCoalesces(t *testing.T) {
 	leakFree(t)
 	r := newReporting(t)
-	r.set(states(map[string]string{"a": "0"}))
+	r.set(states(map[string]string{"a": "0"}), nil)
 	r.run()
 	wantReport(t, r.report(), true, 1, []string{"a=0"})
 	for i := range 1000 {
-		r.set(states(map[string]string{"a": fmt.Sprint(i), "passing": "by"}))
+		r.set(states(map[string]string{"a": fmt.Sprint(i), "passing": "by"}), nil)
 	}
-	r.set(states(map[string]string{"a": "last"}))
+	r.set(states(map[string]string{"a": "last"}), nil)
 	r.answer(nil)
 	wantReport(t, r.report(), false, 2, []string{"a=last"})
 	r.answer(nil)
-	r.set(states(map[string]string{"a": "another"}))
+	r.set(states(map[string]string{"a": "another"}), nil)
 	wantReport(t, r.report(), false, 3, []string{"a=another"})
 }
 
@@ -178,11 +178,11 @@ func TestReporterCoalesces(t *testing.T) {
 func TestReporterBeginsAnew(t *testing.T) {
 	leakFree(t)
 	r := newReporting(t)
-	r.set(states(map[string]string{"a": "1", "b": "1"}))
+	r.set(states(map[string]string{"a": "1", "b": "1"}), nil)
 	r.run()
 	r.report()
 	r.answer(nil)
-	r.set(states(map[string]string{"a": "2"}))
+	r.set(states(map[string]string{"a": "2"}), nil)
 	r.report()
 	r.answer(status.Error(codes.ResourceExhausted, "too many"))
 	if err := r.wantEnd(); status.Code(err) != codes.ResourceExhausted {
@@ -199,7 +199,7 @@ func TestReporterNoticesTheEnd(t *testing.T) {
 	r.run()
 	r.report()
 	r.answer(nil)
-	r.set(states(map[string]string{"a": "1"}))
+	r.set(states(map[string]string{"a": "1"}), nil)
 	r.report()
 	go r.answer(status.Error(codes.Aborted, "leave"))
 	if err := r.wantEnd(); status.Code(err) != codes.Aborted {

@@ -104,6 +104,9 @@ type State struct {
 	relistAt  time.Time
 	shut      bool // there are no listeners yet
 
+	// bypassed are plugins that somebody on this machine took out.
+	bypassed map[chandler.Key]chandler.Bypass
+
 	dirty   bool     // the last good set must be written
 	denying []string // versions that the written set says are denied
 }
@@ -161,6 +164,7 @@ type composition struct {
 	version string
 	config  *corev3.TypedExtensionConfig
 	members map[chandler.Key]member
+	told    []chandler.SlotMember // see list
 }
 
 // member is what stands in a composition for a plugin.
@@ -259,6 +263,9 @@ type (
 	Lost struct{ Digest chandler.ModuleDigest }
 	// Trapped tells how often plugins' VMs failed in all, as far as that is known.
 	Trapped struct{ Counts map[chandler.Key]uint64 }
+	// Bypassed gives all the plugins that are taken out on this machine, in place of
+	// those before.
+	Bypassed struct{ Plugins []chandler.Bypass }
 	// Tick tells that time has passed.
 	Tick struct{}
 )
@@ -277,6 +284,7 @@ func (Acked) isEvent()            {}
 func (Nacked) isEvent()           {}
 func (Lost) isEvent()             {}
 func (Trapped) isEvent()          {}
+func (Bypassed) isEvent()         {}
 func (Tick) isEvent()             {}
 
 // LoadError says why a module is not on disk.

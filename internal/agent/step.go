@@ -51,6 +51,8 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 				p.traps, p.trapped = p.trapsBefore+n, now
 			}
 		}
+	case Bypassed:
+		s.bypass(ev.Plugins)
 	case Tick:
 	}
 	return append(effects, s.settle(now)...)
@@ -381,7 +383,7 @@ func (s *State) promote() {
 			p.good = nil // it is meant for other traffic now
 			s.dirty = true
 		}
-		allGood = allGood && (p.good == nil || s.inForce(p.good))
+		allGood = allGood && (p.good == nil || s.inForce(p.good) || s.bypasses(p))
 	}
 	if allGood && s.goodEnvoy != s.envoy {
 		s.goodEnvoy = s.envoy

@@ -104,14 +104,14 @@ func TestWatchTraps(t *testing.T) {
 	stats := "wasm.WasmPlugin/ns/a.b.vm_reload_success: 2\nwasm.WasmPlugin/ns/a.b.vm_reload_failure: 1\nwasm.WasmPlugin/ns/c.vm_reload_success: 0\nwasm.else.vm_reload_success: 5\n"
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
-		a := &Agent{inbox: make(chan message, 1), envoyAdmin: &adminClient{base: "http://envoy", http: http.Client{
+		a := &Agent{inbox: make(chan message, 1), envoyLog: &envoyLog{}, envoyAdmin: &adminClient{base: "http://envoy", http: http.Client{
 			Transport: roundTrip(func(*http.Request) string { asked++; return stats }),
 		}}}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); a.watchTraps(ctx) }()
 
-		for _, v := range []*view{nil, {}, {pushing: true, reloads: true}} {
+		for _, v := range []*view{nil, {}, {pushing: true, counted: true}} {
 			a.view.Store(v)
 			time.Sleep(10 * trapInterval) // of the bubble's clock
 			synctest.Wait()
@@ -119,7 +119,7 @@ func TestWatchTraps(t *testing.T) {
 				t.Fatalf("Envoy was asked with %+v", v)
 			}
 		}
-		a.view.Store(&view{reloads: true})
+		a.view.Store(&view{counted: true})
 		began := time.Now()
 		m := <-a.inbox
 		counts := m.event.(Trapped).Counts
