@@ -25,6 +25,7 @@ type metrics struct {
 	assigned prometheus.Counter
 	sent     prometheus.Counter
 	asked    *prometheus.CounterVec
+	failures *prometheus.CounterVec
 
 	collectors []prometheus.Collector
 
@@ -61,20 +62,26 @@ func newMetrics(c *Control) *metrics {
 			Name: "chandler_agents_asked_total",
 			Help: "Names that agents asked for: all that is for their node, something that is (own), or something that is not, whether it is there or not (other); they get what is for their node.",
 		}, []string{"what"}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "chandler_rollout_gate_failures_total", Help: "Gates that did not hold, by gate.",
+		}, []string{"gate"}),
 		registries: map[string]bool{},
 	}
 	for _, result := range []string{"success", "failure"} {
 		m.resolves.WithLabelValues(result, "none") // there from the start
 	}
+	for _, g := range chandler.Gates() {
+		m.failures.WithLabelValues(string(g))
+	}
 	for _, what := range []deltaserver.Asked{deltaserver.AskedAll, deltaserver.AskedOwn, deltaserver.AskedOther} {
 		m.asked.WithLabelValues(string(what))
 	}
-	m.collectors = append([]prometheus.Collector{rejects, m.resolves, m.duration, m.push, m.assigned, m.sent, m.asked, newPluginCollector(c)}, gauges(c)...)
+	m.collectors = append([]prometheus.Collector{rejects, m.resolves, m.duration, m.push, m.assigned, m.sent, m.asked, m.failures, newPluginCollector(c)}, levels(c)...)
 	return m
 }
 
-// gauges are looked up when they are asked for.
-func gauges(c *Control) []prometheus.Collector {
+// levels are looked up when they are asked for.
+func levels(c *Control) []prometheus.Collector {
 	gauge := func(name, help string, value func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value)
 	}
@@ -82,10 +89,7 @@ func gauges(c *Control) []prometheus.Collector {
 		gauge("chandler_agents", "Connected agents.", func() float64 { return float64(c.fleet.size()) }),
 		gauge("chandler_agents_disconnected", "Agents that were connected within a day and are not now.", func() float64 { return float64(c.fleet.away()) }),
 		gauge("chandler_leader", "1 while this control plane resolves plugins and moves rollouts; of several replicas one does.", func() float64 {
-			if c.leads() {
-				return 1
-			}
-			return 0
+			return float64(one(c.leads()))
 		}),
 		gauge("chandler_store_bytes", "Bytes of the modules in the control plane's store.", func() float64 {
 			_, bytes := c.cfg.Store.Stats()
@@ -102,6 +106,15 @@ func (m *metrics) register(r prometheus.Registerer) error {
 		}
 	}
 	return nil
+}
+
+// gates counts those that failed.
+func (m *metrics) gates(measures []chandler.Measure) {
+	for i := range measures {
+		if measures[i].Result == chandler.GateFailed {
+			m.failures.WithLabelValues(string(measures[i].Gate)).Inc()
+		}
+	}
 }
 
 // resolved counts a try.

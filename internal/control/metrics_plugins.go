@@ -15,6 +15,11 @@ type standing struct {
 	conditions map[chandler.ConditionType]bool // those that are True
 }
 
+// rolloutStates are the values of the label state of rollouts.
+var rolloutStates = [...]chandler.RolloutState{
+	chandler.RolloutHealthy, chandler.RolloutProgressing, chandler.RolloutPaused, chandler.RolloutDegraded,
+}
+
 // standingOf counts the proxies that are connected.
 func standingOf(s *chandler.Status) standing {
 	st := standing{conditions: map[chandler.ConditionType]bool{}}
@@ -58,8 +63,9 @@ func (st standing) add(other standing) standing {
 // look at the proxies: what the board has is brought up to date (see transit), which
 // is work only where something was said since.
 type pluginCollector struct {
-	c                                     *Control
-	proxies, condition, release, bypassed *prometheus.Desc
+	c                                               *Control
+	proxies, condition, release, bypassed, disabled *prometheus.Desc
+	rollout, step, steps                            *prometheus.Desc
 }
 
 func newPluginCollector(c *Control) *pluginCollector {
@@ -76,6 +82,14 @@ func newPluginCollector(c *Control) *pluginCollector {
 			"The release of a plugin that is being put in force, and the digest of its module, if it has one.", "release", "digest"),
 		bypassed: desc("chandler_plugin_bypassed_proxies",
 			"Connected proxies on which somebody took a plugin out by hand (chandler-agent bypass)."),
+		disabled: desc("chandler_plugin_disabled",
+			"Orders by which a plugin is taken out (chandler disable)."),
+		rollout: desc("chandler_rollout_state",
+			"1 for the state that the rollout of a plugin is in (Healthy, Progressing, Paused, Degraded), 0 for the others.", "state"),
+		step: desc("chandler_rollout_step",
+			"The step that the rollout of a plugin with a plan is at, from 0; as many as there are when it is over."),
+		steps: desc("chandler_rollout_steps",
+			"How many steps the rollout of a plugin with a plan has."),
 	}
 }
 
@@ -85,6 +99,10 @@ func (p *pluginCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- p.condition
 	ch <- p.release
 	ch <- p.bypassed
+	ch <- p.disabled
+	ch <- p.rollout
+	ch <- p.step
+	ch <- p.steps
 }
 
 // named is how metrics name a plugin: without its kind.
@@ -100,7 +118,7 @@ func (p *pluginCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, value int, n named, more ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(value), append([]string{n.namespace, n.name}, more...)...)
 	}
-	all := map[named]standing{}
+	all, rollouts := map[named]standing{}, map[named]RolloutView{}
 	for _, e := range published.entries {
 		st, ok := p.c.board.standing(e.id())
 		if !ok {
@@ -111,6 +129,9 @@ func (p *pluginCollector) Collect(ch chan<- prometheus.Metric) {
 			st = st.add(other)
 		}
 		all[n] = st
+		if ro := p.c.rollout(e, nil, false); rollouts[n].State != chandler.RolloutProgressing { // of two kinds
+			rollouts[n] = ro
+		}
 		if r := e.target; r != nil {
 			digest := ""
 			if r.Program.Module != nil {
@@ -122,15 +143,27 @@ func (p *pluginCollector) Collect(ch chan<- prometheus.Metric) {
 	bypassed := p.c.fleet.bypassed()
 	for n, st := range all {
 		gauge(p.bypassed, bypassed[n], n)
+		ro := rollouts[n]
+		gauge(p.disabled, len(ro.Disabled), n)
+		for _, state := range rolloutStates {
+			gauge(p.rollout, one(ro.State == state), n, string(state))
+		}
+		if ro.Plan != nil {
+			gauge(p.step, ro.Step, n)
+			gauge(p.steps, len(ro.Plan.Steps), n)
+		}
 		for i, state := range proxyStates {
 			gauge(p.proxies, st.proxies[i], n, state)
 		}
 		for t, holds := range st.conditions {
-			value := 0
-			if holds {
-				value = 1
-			}
-			gauge(p.condition, value, n, string(t))
+			gauge(p.condition, one(holds), n, string(t))
 		}
 	}
+}
+
+func one(holds bool) int {
+	if holds {
+		return 1
+	}
+	return 0
 }

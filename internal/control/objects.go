@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"chandler.dev/chandler"
-	"chandler.dev/chandler/internal/assign"
 	"chandler.dev/chandler/internal/schema"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/status"
@@ -59,24 +58,24 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 		Problems:   e.object.Problems,
 		Warnings:   e.object.Warnings,
 		Against:    e.against,
-		Detached:   e.detached,
+		Detached:   e.course.detached,
 		Plugin:     e.object.Plugin,
 		Target:     e.target,
+		Meant:      e.meant,
 		Denied:     e.denied,
 		Withheld:   c.withholds(),
 		Resolve:    status.Resolve{Problem: e.attempts.Problem, Attempt: e.attempts.Failed, NextTry: e.attempts.Next},
 		Now:        c.cfg.Now().UTC(),
 	}
-	if e.object.Plugin != nil && !e.detached {
-		for _, m := range members {
-			if !assign.Selects(e.object.Plugin, m.node, c.cfg.RootNamespace) {
-				continue
+	if e.object.Plugin != nil && !e.course.detached {
+		for i := range members {
+			if p, ok := c.proxy(e, &members[i]); ok {
+				in.Proxies = append(in.Proxies, p)
 			}
-			p := status.Proxy{Node: m.node, Connected: m.connected}
-			if s, ok := m.states[e.object.Key]; ok {
-				p.State = &s
-			}
-			in.Proxies = append(in.Proxies, p)
+		}
+		if e.plan != nil || e.course.rollout.Steered() {
+			view := c.rollout(e, members, false)
+			in.Rollout = &view.Rollout
 		}
 	}
 	c.board.mu.Lock()
@@ -88,6 +87,21 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 	c.board.transitions[e.id()] = chandler.Status{Conditions: s.Conditions}
 	c.board.standings[e.id()] = standingOf(&s)
 	return s
+}
+
+// proxy is a node as the status of a plugin has it; false: it has nothing to do with it.
+func (c *Control) proxy(e *entry, m *member) (status.Proxy, bool) {
+	p := status.Proxy{Node: m.node, Connected: m.connected}
+	if s, ok := m.states[e.object.Key]; ok {
+		p.State = &s
+	}
+	v := e.of(m.node, c.cfg.RootNamespace)
+	if v == nil {
+		p.Nothing = true
+		return p, p.State != nil && p.State.UID == e.object.UID && e.concerns(m.node, c.cfg.RootNamespace)
+	}
+	p.Wants = v.target
+	return p, true
 }
 
 func (e *entry) id() string { return e.object.Key.String() + " " + e.object.UID }
