@@ -20,10 +20,10 @@ import (
 
 var update = flag.Bool("update", false, "write docs/metrics.md anew")
 
-// lua is a plugin that needs no registry.
+// lua is a plugin that needs no registry, with a plan.
 const lua = `apiVersion: extensions.istio.io/v1alpha1
 kind: TrafficExtension
-metadata: {name: p, namespace: edge}
+metadata: {name: p, namespace: edge, annotations: {chandler.dev/rollout: "50%"}}
 spec: {lua: {inlineCode: "function envoy_on_request(handle) end"}}
 `
 

@@ -64,6 +64,7 @@ func TestJourney(t *testing.T) {
 	mod := module.Append()
 	r.set("auth:v1", mod)
 	a, b := r.join(gateway), r.join(chandler.Node{Namespace: "istio-system", Name: "gw2"})
+	eventually(t, func() bool { return gauge(t, r.metrics, "chandler_agents") == 2 }, func() string { return "both are connected" })
 	r.apply("auth", "oci://reg.example/auth:v1", func(p *chandler.Plugin) { p.Wasm.Config = []byte(`{"password":"s3cr3t"}`) })
 	for i, agent := range []*agent{a, b} {
 		att, node := agent.has("auth", runs(mod)), agent.node
