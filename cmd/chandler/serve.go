@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
+	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/identity"
@@ -61,7 +62,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 		Example: `  chandler serve --plugins ./plugins --data ./data
   chandler serve --kube --kubeconfig ~/.kube/config`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd.Context(), f) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd.Context(), f, givenFlags(cmd.Flags())) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.plugins, "plugins", "", "folder of plugin YAML; it is watched and never written")
@@ -85,7 +86,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	return cmd
 }
 
-func (e *env) serve(ctx context.Context, f serveFlags) error {
+func (e *env) serve(ctx context.Context, f serveFlags, given []string) error {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 		return usagef("--log-level: %v", err)
@@ -137,7 +138,7 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 	if err != nil {
 		return err
 	}
-	shown.Metrics, shown.Tracer = metrics, traces
+	shown.Metrics, shown.Tracer, shown.Setup = metrics, traces, op.setup(given, time.Now())
 	return e.run(ctx, f, data, op, plane, inCluster, shown, log)
 }
 
@@ -160,6 +161,7 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		Policy:   resolve.Policy{Interval: f.resolveInterval},
 		Vetter:   vetter,
 		Gate:     op.gate(op.file.Load()), RequireEnvoyVersions: op.requireVersions,
+		Rollouts:      func(p *chandler.Plugin) *chandler.RolloutPlan { return op.file.Load().RolloutFor(p) },
 		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Scrub: f.scrub, Tracer: traces, Registerer: metrics, Log: log,
 	}
 	var shown web.Config
@@ -205,7 +207,7 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		agents.listener.Close()
 		return nil, nil, shown, err
 	}
-	shown.Control, shown.Grants = plane, op.grants
+	shown.Control, shown.Rollouts, shown.Grants, shown.Admit = plane, plane, op.grants, op.admit
 	return plane, inCluster, shown, nil
 }
 

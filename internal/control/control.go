@@ -116,6 +116,8 @@ type Control struct {
 	server   *deltaserver.Server
 	board    board
 	journal  journal
+	hands    hands
+	told     map[string]*told // by entry; guarded by board.round
 	schemas  *schemas
 	office   office
 	journeys *journeys
@@ -173,7 +175,7 @@ func New(cfg Config) (*Control, error) {
 		missing:   make(chan chandler.ModuleDigest, 16),
 	}
 	c.schemas = &schemas{store: cfg.Store, known: map[chandler.SchemaDigest]compiled{}}
-	c.board.transitions, c.board.standings = map[string]chandler.Status{}, map[string]standing{}
+	c.board.transitions, c.board.standings, c.told = map[string]chandler.Status{}, map[string]standing{}, map[string]*told{}
 	c.journal.now = cfg.Now
 	c.journeys = newJourneys(cfg.Tracer, cfg.Now)
 	c.metrics = newMetrics(c)

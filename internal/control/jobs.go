@@ -442,6 +442,7 @@ func (l *loop) finished(o outcome) {
 	}
 	if o.rollout != nil && o.err == nil {
 		l.released(&o.release)
+		l.c.tellResolved(&o.release, o.rollout.Sequence)
 		log.Info("new release", "release", o.release.ID.Short(), "generation", o.release.Generation, "sequence", o.rollout.Sequence, "reference", o.release.ShownReference())
 		if j.rollout == nil || j.rollout.Meant() != o.release.ID {
 			l.begun(o.rollout)
@@ -471,6 +472,7 @@ func (l *loop) finished(o outcome) {
 		if o.against {
 			a = a.Refused(o.err)
 		}
+		l.c.tellFailed(key, l.attempts[j.plugin.UID], a)
 		l.attempts[j.plugin.UID] = a
 		log.Warn("cannot be resolved", "code", a.Problem.Code, "error", a.Problem.Error(), "attempt", a.Failed, "retry_in", a.Next.Sub(now).Round(time.Millisecond))
 	}

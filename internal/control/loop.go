@@ -166,7 +166,7 @@ func (l *loop) run(ctx context.Context) error {
 		if !l.seen {
 			continue
 		}
-		if time.Now().After(l.quiet) {
+		if !time.Now().Before(l.quiet) {
 			l.publishPaced()
 			for _, c := range taken {
 				close(c)
@@ -218,8 +218,11 @@ func (l *loop) end() {
 
 // taken takes a snapshot in.
 func (l *loop) taken(s source.Snapshot) {
-	before := l.snapshot
+	before, first := l.snapshot, !l.seen
 	l.snapshot, l.seen = s, true
+	if !first {
+		l.tellTaken(before)
+	}
 	l.c.broken.Store(&s.Broken)
 	was := map[string]*chandler.Plugin{}
 	for uid, o := range l.byUID {
@@ -377,19 +380,8 @@ func (l *loop) entry(o source.Object, before *entry) *entry {
 	if err != nil {
 		l.c.log.Error("an attachment cannot be marshalled", "plugin", o.Key.String(), "error", err)
 	}
-	e.met, e.plan, e.meant, e.releases = l.schemas[o.UID], plan, l.meant(o.UID), l.recordedOf(o.UID)
+	e.met, e.plan, e.meant, e.history = l.schemas[o.UID], plan, l.meant(o.UID), l.recent(o.UID)
 	return e
-}
-
-// recordedOf gives the releases of a plugin's history, and of its rollout, that are known.
-func (l *loop) recordedOf(uid string) []*chandler.Release {
-	ro, all := l.rollouts[uid], make([]*chandler.Release, 0, len(l.history[uid]))
-	for _, id := range l.history[uid] {
-		if ro.Remembers(id) {
-			all = append(all, l.releases[id])
-		}
-	}
-	return all
 }
 
 // unlease gives back the leases of modules that nothing names any more.
@@ -433,4 +425,13 @@ func (l *loop) forgetRelease(r *chandler.Release) {
 	if l.history[r.UID] = ids; len(ids) == 0 {
 		delete(l.history, r.UID)
 	}
+}
+
+// recent gives the releases of a plugin, oldest first.
+func (l *loop) recent(uid string) []*chandler.Release {
+	all := make([]*chandler.Release, 0, len(l.history[uid]))
+	for _, id := range l.history[uid] {
+		all = append(all, l.releases[id])
+	}
+	return all
 }

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"maps"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/schema"
@@ -19,6 +20,12 @@ type ObjectView struct {
 	// Hidden gives the places in a configuration that are not to be shown to anybody,
 	// an empty one for all of it; nil: there are none.
 	Hidden func(config []byte) [][]string
+	// Against is what the operator's policy has against it. Detached: for that its
+	// release is taken out; Denied: without a release proxies refuse requests.
+	Against          []chandler.Problem
+	Detached, Denied bool
+	// History are its releases that are recorded, oldest first; not to be changed.
+	History []*chandler.Release
 }
 
 // Objects gives all objects with their status, in the order of their keys, read
@@ -31,7 +38,10 @@ func (c *Control) Objects(context.Context) ([]ObjectView, error) {
 	members := c.fleet.list()
 	views := make([]ObjectView, 0, len(p.entries))
 	for _, e := range p.entries {
-		v := ObjectView{Object: e.object, Status: c.join(e, members)}
+		v := ObjectView{
+			Object: e.object, Status: c.join(e, members),
+			Against: e.against, Detached: e.course.detached, Denied: e.denied, History: e.history,
+		}
 		v.Schema, v.Hidden = c.schemas.of(e)
 		views = append(views, v)
 	}
@@ -112,6 +122,7 @@ func (e *entry) id() string { return e.object.Key.String() + " " + e.object.UID 
 func (c *Control) transit() {
 	c.board.round.Lock()
 	defer c.board.round.Unlock()
+	c.tellTurns()
 	all, some := c.fleet.takeDirty()
 	p := c.published.Load() // after that: what is published next is said again
 	if p == nil || !all && len(some) == 0 {
@@ -122,7 +133,8 @@ func (c *Control) transit() {
 	for _, e := range p.entries {
 		there[e.id()] = true
 		if all || some[e.object.Key] {
-			c.join(e, members)
+			s := c.join(e, members)
+			c.tell(e, &s)
 		}
 	}
 	c.board.mu.Lock()
@@ -133,6 +145,7 @@ func (c *Control) transit() {
 			delete(c.board.standings, id)
 		}
 	}
+	maps.DeleteFunc(c.told, func(id string, _ *told) bool { return !there[id] })
 }
 
 // standing gives what is counted of a plugin.

@@ -28,8 +28,8 @@ type entry struct {
 	denied   bool
 	plan     *chandler.RolloutPlan
 	meant    *chandler.Release      // by the resource; nil: not known
-	releases []*chandler.Release    // that are recorded
 	met      *chandler.ConfigSchema // of the last try to resolve it; nil: none
+	history  []*chandler.Release    // that are recorded, oldest first
 
 	variant          // for whoever is chosen, or everyone
 	others  *variant // for the rest; nil: nothing

@@ -44,7 +44,7 @@ func (g *gauges) of(uid string) []chandler.Measure {
 // RolloutView is a rollout with its plugin's releases.
 type RolloutView struct {
 	chandler.Rollout
-	// Releases are those of its history that are still recorded.
+	// Releases are those that are recorded, the oldest first.
 	Releases []*chandler.Release
 	// Gone: the resource is there no more, and the plugin is being taken out.
 	Gone bool
@@ -72,10 +72,20 @@ func (c *Control) Rollouts(context.Context) ([]RolloutView, error) {
 	return views, nil
 }
 
+// Rollout gives where a plugin's rollout is, and whether its release has come to a node;
+// not ok: there is no more to say than that everyone is to have the newest release.
+func (c *Control) Rollout(key chandler.Key, n chandler.Node) (r chandler.Rollout, chosen, ok bool) {
+	e, gone, err := c.find(key)
+	if err != nil || e.plan == nil && !e.course.rollout.Steered() {
+		return r, false, false
+	}
+	return c.rollout(e, c.fleet.list(), gone).Rollout, e.chosen(n), true
+}
+
 // rollout is the view of one entry.
 func (c *Control) rollout(e *entry, members []member, gone bool) RolloutView {
 	ro := &e.course.rollout
-	v := RolloutView{Gone: gone, Releases: e.releases, Rollout: chandler.Rollout{
+	v := RolloutView{Gone: gone, Releases: e.history, Rollout: chandler.Rollout{
 		Key: ro.Key, UID: ro.UID, Generation: ro.Generation, State: chandler.RolloutHealthy,
 		From: ro.Release, To: ro.Release, Plan: e.plan, Since: ro.UpdatedAt,
 		Pinned: ro.Pinned, Disabled: ro.Disabled, History: ro.History,
@@ -91,11 +101,11 @@ func (c *Control) rollout(e *entry, members []member, gone bool) RolloutView {
 		if st.Step == unbegun {
 			v.Next = time.Time{}
 		}
-	case ro.Failure != nil:
-		v.State, v.Reason, v.Message, v.Gates = chandler.RolloutDegraded, ro.Failure.Reason, ro.Failure.Message, ro.Failure.Gates
 	case ro.Pinned:
 		v.State, v.Reason = chandler.RolloutPaused, chandler.CodePinned
 		v.Message = "held at " + releaseText(ro.Release) + " by an undo"
+	case ro.Failure != nil:
+		v.State, v.Reason, v.Message, v.Gates = chandler.RolloutDegraded, ro.Failure.Reason, ro.Failure.Message, ro.Failure.Gates
 	}
 	c.countRollout(&v, e, members)
 	return v

@@ -188,7 +188,7 @@ func (c *Control) order(ctx context.Context, key chandler.Key, change func(order
 	if err != nil {
 		return record.Rollout{}, err
 	}
-	in := orderly{rollout: e.course.rollout, plan: e.plan, releases: e.releases, gone: gone, now: c.cfg.Now().UTC()}
+	in := orderly{rollout: e.course.rollout, plan: e.plan, releases: e.history, gone: gone, now: c.cfg.Now().UTC()}
 	for n := 1; ; n++ {
 		next, err := change(in)
 		if err != nil {
@@ -221,8 +221,11 @@ func (c *Control) goBy(ctx context.Context, ro record.Rollout) error {
 	for {
 		changed := c.fleet.watch()
 		e, _, err := c.find(ro.Key)
-		if err != nil || e.object.UID != ro.UID || !older(&e.course.rollout, &ro) {
+		if err != nil || e.object.UID != ro.UID {
 			return nil // there is nothing to wait for any more
+		}
+		if at := &e.course.rollout; at.Revision != 0 && !older(at, &ro) {
+			return nil
 		}
 		select {
 		case <-changed:
@@ -323,7 +326,7 @@ func undone(in orderly, s Steering) (record.Rollout, error) {
 	}
 	ro = bound(ro, goal{release: to.ID, generation: to.Generation, scope: scope, by: s.By, why: "undo" + because(s.Why)}, nil, in.now)
 	if ro.Pinned = true; wanted.Release != to.ID {
-		ro.Wanted = wanted
+		ro.Wanted, ro.Failure = wanted, in.rollout.Failure
 	}
 	return ro, nil
 }

@@ -15,12 +15,12 @@ func steered(r *chandler.Rollout) (chandler.Code, string) {
 		return "", ""
 	case len(r.Disabled) > 0:
 		return chandler.CodeDisabled, disabled(r.Disabled)
+	case r.Pinned:
+		return chandler.CodePinned, "an earlier release is held until the resource is changed, or somebody unpins it"
 	case r.State == chandler.RolloutDegraded && r.Reason == chandler.CodeRolloutAborted:
 		return chandler.CodeRolloutAborted, "the release was taken back by an order: " + r.Message
 	case r.State == chandler.RolloutDegraded:
 		return chandler.CodeRolloutFailed, "the release was taken back: " + r.Message
-	case r.Pinned:
-		return chandler.CodePinned, "an earlier release is held until the resource is changed, or somebody unpins it"
 	case r.State == chandler.RolloutPaused:
 		return chandler.CodeRolloutPaused, step(r) + " waits for somebody's word: " + r.Message
 	case r.State == chandler.RolloutProgressing:
