@@ -49,7 +49,7 @@ type Decision string
 // The decisions. With Advance and Pause the State that comes with them says so already.
 const (
 	Stay     Decision = "Stay"
-	Advance  Decision = "Advance" // to State.Step, whose Choice is in the State
+	Advance  Decision = "Advance" // to State.Step, which may be the same, with another Choice
 	Pause    Decision = "Pause"   // State.Reason and Message say why
 	RollBack Decision = "RollBack"
 	Finish   Decision = "Finish" // everyone has it
@@ -64,7 +64,8 @@ const deadline = 2 * time.Minute
 // absence; or the plan's interval, whichever is shorter.
 const reunion = 30 * time.Second
 
-// Begin gives the rollout at its first step.
+// Begin gives the rollout at its first step. What the chosen proxies answered before is
+// taken from Observed here, so their traffic should be known by then.
 func Begin(plan chandler.RolloutPlan, o Observed, now time.Time) State {
 	s := State{Plan: plan, Step: -1, Phase: chandler.RolloutProgressing}
 	s.enter(0, Choose(o.UID, o.connected(), Choice{}, plan.Steps[0]), o, now)
@@ -89,10 +90,13 @@ func (s State) Due() time.Time {
 // Of a rollout that is to be taken back the State is what it was, with the reason.
 func Next(s State, o Observed, now time.Time) (State, Decision, []chandler.Measure) {
 	s = s.clone()
-	s.chooseSomebody(o, now)
+	somebody := s.chooseSomebody(o, now)
 	v := s.look(o)
 	s.observe(v, now)
 	measures := s.measure(v, now)
+	if somebody {
+		return s, Advance, measures
+	}
 	failed, inconclusive := those(measures, chandler.GateFailed), those(measures, chandler.GateInconclusive)
 	switch {
 	case failed != "":
@@ -150,15 +154,17 @@ func Halt(s State, why string) State {
 }
 
 // chooseSomebody begins a step again that chose nobody, as nobody was there.
-func (s *State) chooseSomebody(o Observed, now time.Time) {
-	if s.Members > 0 {
-		return
+func (s *State) chooseSomebody(o Observed, now time.Time) bool {
+	if s.Members > 0 || s.Phase != chandler.RolloutProgressing {
+		return false
 	}
 	nodes := o.connected()
 	choice := Choose(o.UID, nodes, s.Choice, s.Plan.Steps[s.Step])
-	if s.Phase == chandler.RolloutProgressing && count(o.UID, nodes, choice) > 0 {
-		s.enter(s.Step, choice, o, now)
+	if count(o.UID, nodes, s.Choice) > 0 || count(o.UID, nodes, choice) == 0 {
+		return false
 	}
+	s.enter(s.Step, choice, o, now)
+	return true
 }
 
 // enter begins a step.
