@@ -178,6 +178,7 @@ const (
 	CodeNoProxies      Code = "NoProxies"      // nothing selects it
 	CodeRejected       Code = "Rejected"       // Envoy refused it
 	CodeVMTrap         Code = "VMTrap"         // faults while serving
+	CodeBypassed       Code = "Bypassed"       // taken out by somebody on the proxy's machine
 	CodeStale          Code = "Stale"          // the last known, its source is away
 	CodeEnvoyDown      Code = "EnvoyDown"      // no live Envoy beside the agent
 	CodeInternal       Code = "Internal"       // ours; please report
@@ -185,6 +186,16 @@ const (
 	CodeReady          Code = "Ready"
 	CodeNoListener     Code = "NoListener" // it matches no listener of the proxy
 	CodeUnvetted       Code = "Unvetted"   // a file on the proxy's machine, seen by nobody
+)
+
+// Reasons of conditions that have to do with rollouts and orders.
+const (
+	CodeRolloutProgressing Code = "RolloutProgressing" // some proxies have the release before, as they are to
+	CodeRolloutPaused      Code = "RolloutPaused"      // likewise, and somebody has to say how to go on
+	CodeRolloutFailed      Code = "RolloutFailed"      // the release was taken back
+	CodeRolloutAborted     Code = "RolloutAborted"     // likewise, by somebody's order
+	CodePinned             Code = "Pinned"             // an earlier release is held by an undo
+	CodeDisabled           Code = "Disabled"           // taken out by somebody's order
 )
 
 // Codes about rollouts.

@@ -130,6 +130,7 @@ func rootCommand(e *env) *cobra.Command {
 	root.AddCommand(
 		getCommand(e), describeCommand(e), statusCommand(e),
 		nodesCommand(e), nodeCommand(e), whyCommand(e), eventsCommand(e), diffCommand(e), reportCommand(e),
+		rolloutCommand(e), disableCommand(e), enableCommand(e),
 		installCommand(e), migrateCommand(e),
 		versionCommand(e),
 	)

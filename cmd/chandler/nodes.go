@@ -32,7 +32,7 @@ func (e *env) planeFlags(cmd *cobra.Command) {
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
 		if !cmd.Flags().Changed("server") && e.getenv("CHANDLER_SERVER") == "" {
 			return usagef("the API server knows no proxies; ask the control plane: kubectl port-forward -n chandler-system deployment/chandler 9911, "+
-				"then kubectl chandler %s --server %s --token-file FILE (kubectl create token ACCOUNT --audience chandler-admin)", cmd.Name(), defaultServer)
+				"then %s --server %s --token-file FILE (kubectl create token ACCOUNT --audience chandler-admin)", cmd.CommandPath(), defaultServer)
 		}
 		if check != nil {
 			return check(cmd, args)

@@ -122,7 +122,7 @@ func (c *Control) tell(e *entry, s *chandler.Status) {
 		t = &told{release: e.target.ID, inForce: !e.target.ResolvedAt.After(c.begun), reasons: map[chandler.Code]bool{}}
 		c.told[e.id()] = t
 	}
-	everywhere := s.Desired > 0 && s.InForce == s.Desired
+	everywhere := s.Desired > 0 && s.InForce == s.Desired && e.course.rollout.Stage == nil
 	news := everywhere && !t.inForce
 	t.inForce = t.inForce || everywhere
 	if !c.leads() {

@@ -27,13 +27,6 @@ const (
 	mostPreviewed = 100
 )
 
-// Rollouts tells how far changes of plugins have come.
-type Rollouts interface {
-	// Rollout gives where that of a plugin is, and whether it has come to a proxy; not
-	// ok: there is none, and everyone is to have the newest release.
-	Rollout(key chandler.Key, n chandler.Node) (r chandler.Rollout, chosen, ok bool)
-}
-
 // fleet is the service of that name.
 type fleet struct{ cfg Config }
 

@@ -37,6 +37,11 @@ var rules = map[string]rule{
 	chandlerv1connect.AdminListNodesProcedure:       {access.Enrol, ofNodes},
 	chandlerv1connect.AdminRevokeNodeProcedure:      {access.Enrol, ofNodes},
 
+	chandlerv1connect.RolloutsListRolloutsProcedure: {access.List, nil},
+	chandlerv1connect.RolloutsSteerProcedure:        {access.Edit, steeredRef},
+	chandlerv1connect.RolloutsDisableProcedure:      {access.Edit, steeredRef},
+	chandlerv1connect.RolloutsEnableProcedure:       {access.Edit, steeredRef},
+
 	chandlerv1connect.FleetListProxiesProcedure: {access.List, nil},
 	chandlerv1connect.FleetExplainProcedure:     {access.List, explained},
 	chandlerv1connect.FleetPreviewProcedure:     {access.Edit, applied},
@@ -216,6 +221,10 @@ func (i *interceptor) changed(c *caller, verb access.Verb, req connect.AnyReques
 		if r, ok := req.Any().(interface{ GetName() string }); ok {
 			object += r.GetName()
 		}
+		if r, ok := req.Any().(interface{ GetRef() *chandlerv1.ObjectRef }); ok {
+			object = r.GetRef().GetKind() + " " + r.GetRef().GetNamespace() + "/" + r.GetRef().GetName()
+			log = log.With(spoken(req.Any())...)
+		}
 		log.Info("changed", "object", chandler.Printable(object, 512), "verb", verb)
 		i.tell(c, req.Any(), res.Any())
 		return
@@ -272,4 +281,23 @@ func (i *interceptor) tell(c *caller, request, answer any) {
 	case *chandlerv1.RevokeNodeRequest:
 		i.emit(chandler.Event{Node: req.Namespace + "/" + req.Name, Reason: chandler.EventRevoked, Warning: true, By: c.name, Message: "the machine is revoked"})
 	}
+}
+
+// spoken is what an order says, for the log.
+func spoken(request any) []any {
+	var said []any
+	if r, ok := request.(*chandlerv1.SteerRequest); ok {
+		said = append(said, "order", string(verbs[r.Verb]), "release", chandler.Printable(r.Release, 64), "why", chandler.Printable(r.Why, maxWhy))
+	}
+	if r, ok := request.(interface {
+		GetNode() string
+		GetLabels() map[string]string
+	}); ok {
+		d := chandler.Disablement{Node: r.GetNode(), Labels: r.GetLabels()}
+		said = append(said, "proxies", chandler.Printable(cmp.Or(d.Target(), "all"), 512))
+	}
+	if r, ok := request.(interface{ GetReason() string }); ok {
+		said = append(said, "why", chandler.Printable(r.GetReason(), maxWhy))
+	}
+	return said
 }

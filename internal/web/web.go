@@ -19,6 +19,9 @@ import (
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"chandler.dev/chandler"
@@ -45,6 +48,9 @@ type Config struct {
 	// Nodes are the machines that are enrolled; nil: none are.
 	Nodes   Nodes
 	Metrics prometheus.Gatherer
+	// Tracer gets a trace of every apply, within that of the caller if they say one
+	// (traceparent); nil: nobody does.
+	Tracer trace.Tracer
 	// Rollouts tells how far a change of a plugin has come; nil: changes go to everyone
 	// at once.
 	Rollouts Rollouts
@@ -97,7 +103,7 @@ type Control interface {
 
 // Handler gives the handler of the admin port, for Serve.
 //
-//	/chandler.v1.Admin/    the API, and /chandler.v1.Fleet/
+//	/chandler.v1.Admin/    the API, with /chandler.v1.Fleet/ and /chandler.v1.Rollouts/
 //	/healthz/live, /ready  health
 //	/metrics               Prometheus
 //	/debug/pprof/          when Config.Debug
@@ -108,6 +114,9 @@ func Handler(cfg Config) http.Handler {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Tracer == nil {
+		cfg.Tracer = noop.Tracer{}
+	}
 	rules := &interceptor{log: cfg.Log, now: cfg.Now, emit: cfg.Control.Emit}
 	g := &gate{cfg: cfg, rules: rules, words: connect.NewErrorWriter()}
 	mux := http.NewServeMux()
@@ -116,6 +125,10 @@ func Handler(cfg Config) http.Handler {
 	mux.Handle(path, g.known(api))
 	path, api = chandlerv1connect.NewFleetHandler(&fleet{cfg}, options)
 	mux.Handle(path, g.known(api))
+	if cfg.Rollouts != nil {
+		path, api = chandlerv1connect.NewRolloutsHandler(&rollouts{cfg}, options)
+		mux.Handle(path, g.known(api))
+	}
 	mux.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "live") })
 	mux.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, _ *http.Request) {
 		if err := cfg.Control.Ready(); err != nil {
@@ -150,6 +163,8 @@ func (a *admin) Apply(ctx context.Context, req *connect.Request[chandlerv1.Apply
 	if !req.Msg.DryRun {
 		defer a.cfg.Control.Acting(callerOf(ctx).name, keysOf(req.Msg.Manifest, req.Msg.Namespace))()
 	}
+	ctx, span := a.cfg.Tracer.Start(propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(req.Header())), "apply")
+	defer span.End()
 	results, err := editor.Apply(ctx, source.ApplyRequest{
 		Manifest: req.Msg.Manifest, DryRun: req.Msg.DryRun, Namespace: req.Msg.Namespace,
 	})
