@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"strings"
@@ -87,6 +88,9 @@ func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
 		func() float64 { return float64(modules.Evictions()) })
 	reg.MustRegister(m.lookups, m.fetches, m.conversions, m.duration, m.attachments, m.nacks, m.retries, m.listings, m.restarts, m.connected, m.traps,
 		m.bypassed, m.attached, entries, bytes, evictions)
+	for _, phase := range chandler.Phases() {
+		m.nacks.WithLabelValues(phaseLabel(phase))
+	}
 	for _, kind := range []string{attachedModule, attachedConfig} {
 		m.attached.WithLabelValues(kind)
 	}
@@ -95,6 +99,9 @@ func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
 	}
 	return m
 }
+
+// phaseLabel is a phase as a label's value.
+func phaseLabel(p chandler.Phase) string { return cmp.Or(string(p), "UNSPECIFIED") }
 
 func (m *metrics) lookup(hit bool) {
 	if hit {
