@@ -124,4 +124,6 @@ const (
 	EventDisconnected   EventReason = "Disconnected"
 	EventDenied         EventReason = "AccessDenied"
 	EventPolicy         EventReason = "PolicyChanged"
+	EventTokenMade      EventReason = "NodeTokenMade"
+	EventRevoked        EventReason = "NodeRevoked"
 )

@@ -139,6 +139,13 @@ const (
 	GateLatency     Gate = "latency" // p99
 )
 
+// Gates gives them all, in the order in which they are told.
+func Gates() []Gate {
+	return []Gate{
+		GateInForce, GateRejections, GateTraps, GateSuccess, GateRedirect, GateClientError, GateServerError, GateLatency,
+	}
+}
+
 // GateResult is what became of a gate.
 type GateResult string
 
@@ -183,6 +190,18 @@ type Disablement struct {
 	Reason string
 	By     string
 	At     time.Time
+}
+
+// Target says in words whom the order is about; empty: everyone.
+func (d *Disablement) Target() string {
+	if d.Node != "" {
+		return d.Node
+	}
+	pairs := make([]string, 0, len(d.Labels))
+	for _, k := range slices.Sorted(maps.Keys(d.Labels)) {
+		pairs = append(pairs, k+"="+d.Labels[k])
+	}
+	return strings.Join(pairs, ",")
 }
 
 // Holds tells whether the order is about a proxy.

@@ -10,8 +10,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
+	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/identity"
@@ -40,6 +42,7 @@ type serveFlags struct {
 	enrol                  enrolFlags
 	admin                  adminFlags
 	kube                   kubeFlags
+	traceEndpoint          string
 }
 
 func serveCommand(e *env) *cobra.Command {
@@ -59,7 +62,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 		Example: `  chandler serve --plugins ./plugins --data ./data
   chandler serve --kube --kubeconfig ~/.kube/config`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd.Context(), f) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd.Context(), f, givenFlags(cmd.Flags())) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.plugins, "plugins", "", "folder of plugin YAML; it is watched and never written")
@@ -78,11 +81,12 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	f.enrol.add(flags)
 	f.admin.add(flags)
 	f.kube.add(flags)
+	flags.StringVar(&f.traceEndpoint, "trace-endpoint", "", "collector of traces that speaks OTLP over HTTP, for example http://127.0.0.1:4318; each change of a plugin is a trace, from apply to in force everywhere")
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
 
-func (e *env) serve(ctx context.Context, f serveFlags) error {
+func (e *env) serve(ctx context.Context, f serveFlags, given []string) error {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 		return usagef("--log-level: %v", err)
@@ -125,17 +129,22 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 		return err
 	}
 	defer vetter.Close()
-	plane, inCluster, shown, err := newControl(f, data, op, modules, vetter, metrics, log)
+	traces, end, err := openTraces(f.traceEndpoint, metrics, log)
 	if err != nil {
 		return err
 	}
-	shown.Metrics = metrics
+	defer end()
+	plane, inCluster, shown, err := newControl(f, data, op, modules, vetter, traces, metrics, log)
+	if err != nil {
+		return err
+	}
+	shown.Metrics, shown.Tracer, shown.Setup = metrics, traces, op.setup(given, time.Now())
 	return e.run(ctx, f, data, op, plane, inCluster, shown, log)
 }
 
 // newControl puts the control plane together, and says what of it the admin port
 // shows; the cluster is nil without --kube. The listener it opens is closed by the control plane's Run.
-func newControl(f serveFlags, data string, op *operator, modules *store.Store, vetter *vet.Vetter, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, *cluster, web.Config, error) {
+func newControl(f serveFlags, data string, op *operator, modules *store.Store, vetter *vet.Vetter, traces trace.Tracer, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, *cluster, web.Config, error) {
 	f.fetch.strict = op.strict
 	client, err := f.fetch.open(log)
 	if err != nil {
@@ -152,7 +161,8 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		Policy:   resolve.Policy{Interval: f.resolveInterval},
 		Vetter:   vetter,
 		Gate:     op.gate(op.file.Load()), RequireEnvoyVersions: op.requireVersions,
-		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Scrub: f.scrub, Registerer: metrics, Log: log,
+		Rollouts:      func(p *chandler.Plugin) *chandler.RolloutPlan { return op.file.Load().RolloutFor(p) },
+		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Scrub: f.scrub, Tracer: traces, Registerer: metrics, Log: log,
 	}
 	var shown web.Config
 	var reviewer identity.Reviewer
@@ -197,7 +207,7 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		agents.listener.Close()
 		return nil, nil, shown, err
 	}
-	shown.Control, shown.Grants = plane, op.grants
+	shown.Control, shown.Rollouts, shown.Grants, shown.Admit = plane, plane, op.grants, op.admit
 	return plane, inCluster, shown, nil
 }
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -592,7 +593,7 @@ func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 			a.log.Warn("envoy refused a composition", "slot", ev.Slot, "message", ev.Message, "reason", reason)
 		}
 		if slot, ok := attach.ParseSlot(ev.Slot); ok {
-			a.metrics.nacks.WithLabelValues(phaseLabel(slot.Phase)).Inc()
+			a.metrics.nacks.WithLabelValues(cmp.Or(string(slot.Phase), unspecified)).Inc()
 		}
 		a.send(ctx, message{event: Nacked{Slot: ev.Slot, Version: ev.Version, Message: ev.Message, Reason: reason}})
 	}

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"cmp"
 	"errors"
 	"slices"
 	"strings"
@@ -38,6 +37,18 @@ const (
 	conversionFetchFailure     = "fetch_failure"
 	conversionUnmarshalFailure = "unmarshal_failure"
 )
+
+// Values of the label result of istio_agent_wasm_remote_fetch_count.
+const (
+	fetchSuccess  = "success"
+	fetchDownload = "download_failure"
+	fetchManifest = "manifest_failure"
+	fetchChecksum = "checksum_mismatched"
+	fetchNoModule = "fetch_failure"
+)
+
+// unspecified is the value of the label phase of a plugin that names none.
+const unspecified = "UNSPECIFIED"
 
 // Values of the label kind of chandler_agent_attach_duration_seconds.
 const (
@@ -83,25 +94,37 @@ func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
 	bytes := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "chandler_agent_store_bytes", Help: "Bytes of the modules in the local store."},
 		func() float64 { _, b := modules.Stats(); return float64(b) })
+	limit := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "chandler_agent_store_limit_bytes", Help: "How many bytes the local store may take."},
+		func() float64 { return float64(modules.MaxBytes) })
 	evictions := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "chandler_agent_store_evictions_total", Help: "Modules dropped from the local store for want of room."},
 		func() float64 { return float64(modules.Evictions()) })
 	reg.MustRegister(m.lookups, m.fetches, m.conversions, m.duration, m.attachments, m.nacks, m.retries, m.listings, m.restarts, m.connected, m.traps,
-		m.bypassed, m.attached, entries, bytes, evictions)
-	for _, phase := range chandler.Phases() {
-		m.nacks.WithLabelValues(phaseLabel(phase))
-	}
+		m.bypassed, m.attached, entries, bytes, limit, evictions)
+	m.begin()
+	return m
+}
+
+// begin makes the series whose labels are known, so that they are there from the start.
+func (m *metrics) begin() {
 	for _, kind := range []string{attachedModule, attachedConfig} {
 		m.attached.WithLabelValues(kind)
 	}
 	for _, hit := range []string{"true", "false"} {
 		m.lookups.WithLabelValues(hit)
 	}
-	return m
+	for _, result := range []string{fetchSuccess, fetchDownload, fetchManifest, fetchChecksum, fetchNoModule} {
+		m.fetches.WithLabelValues(result)
+	}
+	for _, result := range []string{conversionSuccess, conversionFetchFailure, conversionUnmarshalFailure} {
+		m.conversions.WithLabelValues(result)
+	}
+	for _, phase := range []string{"AUTHN", "AUTHZ", "STATS", unspecified} {
+		m.nacks.WithLabelValues(phase)
+	}
+	m.states(nil)
 }
-
-// phaseLabel is a phase as a label's value.
-func phaseLabel(p chandler.Phase) string { return cmp.Or(string(p), "UNSPECIFIED") }
 
 func (m *metrics) lookup(hit bool) {
 	if hit {
@@ -113,14 +136,14 @@ func (m *metrics) lookup(hit bool) {
 
 // fetched counts a fetch by how it ended.
 func (m *metrics) fetched(err error) {
-	result := "success"
+	result := fetchSuccess
 	var problem *chandler.Problem
 	switch {
 	case err == nil:
 	case errors.As(err, &problem):
 		result = fetchResult(problem.Code)
 	default:
-		result = "download_failure"
+		result = fetchDownload
 	}
 	m.fetches.WithLabelValues(result).Inc()
 }
@@ -132,13 +155,13 @@ func fetchResult(code chandler.Code) string {
 	}
 	switch {
 	case code == chandler.CodeDigestMismatch:
-		return "checksum_mismatched"
+		return fetchChecksum
 	case begins("Manifest", "Index", "Desc", "ConfigBlob"):
-		return "manifest_failure"
+		return fetchManifest
 	case begins("Layer", "Tar", "Wasm", "ModuleTooLarge"):
-		return "fetch_failure"
+		return fetchNoModule
 	}
-	return "download_failure"
+	return fetchDownload
 }
 
 // converted counts an attachment that became Envoy configuration.

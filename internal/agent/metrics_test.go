@@ -1,99 +1,31 @@
 package agent
 
 import (
+	"flag"
+	"strings"
 	"testing"
-	"time"
 
-	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/testenv/catalogue"
 )
 
-// gathered are the agent's metrics by name.
-func gathered(t *testing.T, a *Agent) map[string]*dto.MetricFamily {
-	t.Helper()
-	families, err := a.cfg.Metrics.Gather()
+var update = flag.Bool("update", false, "write docs/metrics.md anew")
+
+// The agent's metrics follow the conventions, and docs/metrics.md has them all.
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	modules, err := store.Open(store.Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	by := map[string]*dto.MetricFamily{}
-	for _, f := range families {
-		by[f.GetName()] = f
-	}
-	return by
-}
-
-// The metrics that BEHAVIOUR promises, before anything happened, but for those that name
-// plugins.
-func TestMetricsAreThere(t *testing.T) {
-	t.Parallel()
-	a := bareAgent(t)
-	a.metrics.states(nil)
-	got := gathered(t, a)
-	for name, kind := range map[string]dto.MetricType{
-		"istio_agent_wasm_cache_entries":         dto.MetricType_GAUGE,
-		"istio_agent_wasm_cache_lookup_count":    dto.MetricType_COUNTER,
-		"chandler_agent_attachments":             dto.MetricType_GAUGE,
-		"chandler_agent_fetch_retries_total":     dto.MetricType_COUNTER,
-		"chandler_agent_store_bytes":             dto.MetricType_GAUGE,
-		"chandler_agent_store_evictions_total":   dto.MetricType_COUNTER,
-		"chandler_agent_nack_total":              dto.MetricType_COUNTER,
-		"chandler_agent_attach_duration_seconds": dto.MetricType_HISTOGRAM,
-		"chandler_agent_control_connected":       dto.MetricType_GAUGE,
-		"chandler_agent_bypassed":                dto.MetricType_GAUGE,
-	} {
-		if got[name] == nil || got[name].GetType() != kind {
-			t.Errorf("%s: %v", name, got[name])
-		}
-	}
-	if n := len(got["chandler_agent_nack_total"].GetMetric()); n != len(chandler.Phases()) {
-		t.Errorf("refusals are counted in %d phases", n)
-	}
-}
-
-// How long plugins take into force is told apart by whether the module is another one.
-func TestAttachDuration(t *testing.T) {
-	t.Parallel()
-	a := bareAgent(t)
-	counts := func(module, config uint64) {
-		t.Helper()
-		for _, m := range gathered(t, a)["chandler_agent_attach_duration_seconds"].GetMetric() {
-			want := map[string]uint64{attachedModule: module, attachedConfig: config}[m.GetLabel()[0].GetValue()]
-			if h := m.GetHistogram(); h.GetSampleCount() != want || want > 0 && h.GetSampleSum() <= 0 {
-				t.Errorf("%v, want %d", m, want)
-			}
-		}
-	}
-	one := version("a")
-	again := version("a2", func(v *Version) { v.Key, v.UID, v.Sequence, v.Program = one.Key, one.UID, one.Sequence+1, one.Program })
-	next := version("a3", func(v *Version) { v.Key, v.UID, v.Sequence = one.Key, one.UID, one.Sequence+2 })
-	now := time.Now()
-	gone, removed := version("gone"), Assigned{}
-	removed.Removed = append(removed.Removed, gone.Key)
-	for _, c := range []struct {
-		ev             Assigned
-		module, config uint64
-	}{
-		{Assigned{Changed: []Version{one}}, 1, 0},
-		{Assigned{Changed: []Version{one}}, 1, 0}, // told again at a reconnect
-		{Assigned{Changed: []Version{again}}, 1, 1},
-		{Assigned{Changed: []Version{next}}, 2, 1},
-		{Assigned{Changed: []Version{gone}}, 2, 1},
-		{removed, 2, 1},
-	} {
-		a.attaches(c.ev, now.Add(-time.Second))
-		// As if all were in force at once, but for the one that is gone.
-		for i := range c.ev.Changed {
-			v := &c.ev.Changed[i]
-			a.state.plugins[v.Key] = &plugin{want: v, good: v, state: chandler.StateInForce}
-			if v.Key == gone.Key {
-				delete(a.state.plugins, v.Key)
-			}
-		}
-		a.attached(now)
-		counts(c.module, c.config)
-	}
-	if len(a.attaching) != 0 {
-		t.Errorf("never to be in force: %v", a.attaching)
-	}
+	defer modules.Close()
+	reg := prometheus.NewRegistry()
+	m := newMetrics(reg, modules)
+	key := chandler.Key{Kind: chandler.KindWasmPlugin, Namespace: "edge", Name: "p"}
+	m.states(map[chandler.Key]chandler.AttachmentState{key: {Key: key, VMTraps: 1}}) // has series when there are any
+	foreign := func(name string) bool { return strings.HasPrefix(name, "istio_agent_wasm_") }
+	catalogue.Hold(t, "../../docs/metrics.md", "chandler-agent", catalogue.Of(t, reg, foreign), *update)
 }

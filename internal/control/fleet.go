@@ -32,6 +32,7 @@ type fleet struct {
 	allDirty bool
 	changed  chan struct{} // closed when something is said; nil: nobody waits for it
 
+	turns map[string]bool // whether it was connected, of whom came or went; see takeTurns
 	// news are ids of our agents that the leader is to hear of, and whether of their
 	// traffic too; nil: nobody is.
 	news  map[string]bool
@@ -67,7 +68,7 @@ type reporter struct {
 }
 
 func newFleet(now func() time.Time, rejects interface{ Add(float64) }) *fleet {
-	return &fleet{now: now, rejects: rejects, members: map[string]*member{}, dirty: map[chandler.Key]bool{}, heard: make(chan struct{}, 1)}
+	return &fleet{now: now, rejects: rejects, members: map[string]*member{}, dirty: map[chandler.Key]bool{}, turns: map[string]bool{}, heard: make(chan struct{}, 1)}
 }
 
 // admit makes room for a node, or tells that there is none.
@@ -127,6 +128,11 @@ func (f *fleet) turned(m *member, before bool) {
 	after := m.online()
 	if after != before {
 		m.since = f.now()
+		if id := m.node.ID(); f.members[id] == m {
+			if _, ok := f.turns[id]; !ok {
+				f.turns[id] = before
+			}
+		}
 	}
 	switch {
 	case after && !before:
@@ -314,4 +320,27 @@ func (f *fleet) size() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.online
+}
+
+// away is how many nodes are remembered that are not connected.
+func (f *fleet) away() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.members) - f.online
+}
+
+// bypassed counts the connected proxies on which a plugin is taken out by hand.
+func (f *fleet) bypassed() map[named]int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	counts := map[named]int{}
+	for _, m := range f.members {
+		if m.facts == nil || !m.online() {
+			continue
+		}
+		for _, b := range m.facts.Bypassed {
+			counts[named{b.Namespace, b.Name}]++
+		}
+	}
+	return counts
 }

@@ -39,3 +39,10 @@ func (c *Control) Proxies() []ProxyView {
 	})
 	return views
 }
+
+// RootNamespace is that whose plugins are for proxies of every namespace; empty: none.
+func (c *Control) RootNamespace() string { return c.cfg.RootNamespace }
+
+// Withholds tells whether releases are kept from Envoys of versions in which nobody
+// tried them.
+func (c *Control) Withholds() bool { return c.withholds() }

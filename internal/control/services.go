@@ -158,8 +158,8 @@ func (s *modules) allowed(ctx context.Context, req *chandlerv1.ReadRequest, d ch
 // attached tells whether a module is named by an attachment of a node.
 func (c *Control) attached(p *publication, n chandler.Node, d chandler.ModuleDigest) bool {
 	found := false
-	p.of(n, c.cfg.RootNamespace, func(e *entry) bool {
-		found = slices.Contains(e.modules, d)
+	p.of(n, c.cfg.RootNamespace, func(v *variant) bool {
+		found = slices.Contains(v.modules, d)
 		return !found
 	})
 	return found
