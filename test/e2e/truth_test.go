@@ -230,10 +230,7 @@ func (c *chaos) watch() (stop func()) {
 	client := c.w.client()
 	every(func(ctx context.Context) { c.look(ctx, client) })
 	for _, p := range c.proxies {
-		socket := filepath.Join(p.dir, "data", "envoy", "admin.sock")
-		envoy := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		}}}
+		envoy := p.envoyAdmin()
 		every(func(ctx context.Context) {
 			d := dump{at: time.Now(), tags: inDump(ctx, envoy)}
 			c.mu.Lock()
@@ -242,6 +239,14 @@ func (c *chaos) watch() (stop func()) {
 		})
 	}
 	return func() { cancel(); wg.Wait() }
+}
+
+// envoyAdmin is a way to the Envoy itself.
+func (p *proxy) envoyAdmin() *http.Client {
+	socket := filepath.Join(p.dir, "data", "envoy", "admin.sock")
+	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
 }
 
 // inDump asks an Envoy for the tags in what it has; one that does not answer has none.
