@@ -185,7 +185,8 @@ func dumpedTags(t *testing.T, p *proxy) (stop func() []string) {
 
 // A good release comes to everyone, step by step. Releases that trap on requests are
 // stopped at the first step and taken back by themselves within two intervals, those who
-// were not chosen never are told of them, and every command tells the story.
+// were not chosen never are told of them (a module may stand by on their disks), and every
+// command tells the story.
 func TestRollout(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)
@@ -262,6 +263,9 @@ func (f *fleet) takesBack(strategy, good string, goodModule []byte) {
 			}
 		}
 	}
+	if st := f.tap.state("p"); string(st.InForce) != good {
+		t.Errorf("%s: the other's last word is %+v", strategy, st)
+	}
 	if tags := ofCanary(); !slices.Contains(tags, id) {
 		t.Errorf("%s: the canary's dump had %v", strategy, tags)
 	}
@@ -297,16 +301,25 @@ func TestRolloutOutlivesItsControlPlane(t *testing.T) {
 	first := f.everywhere(20*time.Second, "", "one")
 	loads := []*load{startLoad(f.canary.port, 2, 1, served("one", "two")), startLoad(f.other.port, 2, 1, served("one", "two"))}
 	f.submit(stepped(url, 3*time.Second, tag("two")))
-	for step := range uint32(3) {
+	kills := 0
+	for step := uint32(0); step < 3; step++ {
 		before := f.await(60*time.Second, fmt.Sprintf("step %d is in force", step), func(r *chandlerv1.Rollout) bool {
-			return r.State == string(chandler.RolloutProgressing) && r.To != first && r.Step == step && r.Chosen > 0 && r.Updated == r.Chosen
+			return r.To != first && (r.State == string(chandler.RolloutHealthy) || r.Step >= step && r.Chosen > 0 && r.Updated == r.Chosen)
 		})
+		if before.State == string(chandler.RolloutHealthy) {
+			break // a busy machine came too late for the last step
+		}
+		step, kills = before.Step, kills+1
 		f.control.kill(t)
 		f.startControl()
 		after := f.await(20*time.Second, "the control plane knows of the rollout", func(r *chandlerv1.Rollout) bool { return r.Proxies > 0 })
-		if after.To != before.To || after.From != first || after.Step < step || after.Step == step && !after.Since.AsTime().Equal(before.Since.AsTime()) {
+		again := after.Step == step && after.From == first && after.Since.AsTime().Equal(before.Since.AsTime())
+		if after.To != before.To || after.Step <= step && !again {
 			t.Errorf("killed at\n%v\nit goes on at\n%v", before, after)
 		}
+	}
+	if kills < 2 {
+		t.Errorf("it was killed %d times only", kills)
 	}
 	second := f.everywhere(90*time.Second, first, "two")
 	for _, a := range f.swarm.Agents() {
@@ -423,6 +436,12 @@ func (f *fleet) bothServe(tags string) {
 func (f *fleet) within(tags, before string, order ...string) {
 	f.t.Helper()
 	loads := []*load{startLoad(f.canary.port, 2, 1, served(before, tags)), startLoad(f.other.port, 2, 1, served(before, tags))}
+	for _, l := range loads {
+		eventually(f.t, 20*time.Second, "the load runs", func() (bool, string) {
+			n := l.answers.Load()
+			return n >= 100, fmt.Sprintf("%d requests", n)
+		})
+	}
 	began := time.Now()
 	f.give(order...)
 	f.bothServe(tags)
