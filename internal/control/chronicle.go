@@ -119,7 +119,8 @@ func (c *Control) tell(e *entry, s *chandler.Status) {
 	}
 	t := c.told[e.id()]
 	if t == nil || t.release != e.target.ID {
-		t = &told{release: e.target.ID, inForce: !e.target.ResolvedAt.After(c.begun), reasons: map[chandler.Code]bool{}}
+		known := t != nil
+		t = &told{release: e.target.ID, inForce: !known && !e.target.ResolvedAt.After(c.begun), reasons: map[chandler.Code]bool{}}
 		c.told[e.id()] = t
 	}
 	everywhere := s.Desired > 0 && s.InForce == s.Desired && e.course.rollout.Stage == nil

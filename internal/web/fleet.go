@@ -121,8 +121,8 @@ func countPlugin(m *chandlerv1.Proxy, v *control.ObjectView, p *chandler.ProxySt
 	if details {
 		m.Plugins = append(m.Plugins, &chandlerv1.ProxyPlugin{Ref: refToProto(v.Key), Status: proxyStatusToProto(v, p)})
 	}
-	current := v.Status.Release != nil && p.Release == v.Status.Release.ID
-	if current && p.State == chandler.StateUnmatched {
+	current := p.Wanted != "" && p.Release == p.Wanted
+	if p.Nothing || current && p.State == chandler.StateUnmatched {
 		return
 	}
 	m.Desired++
