@@ -111,7 +111,7 @@ func TestSmallFleets(t *testing.T) {
 func TestEmptyFleet(t *testing.T) {
 	t.Parallel()
 	f := newFleet(0, good, good)
-	s, d, _ := f.run(t, rollout.Begin(plan(t, "50%", "10s"), f.observed(), f.now), time.Hour)
+	s, d, _ := f.run(t, rollout.Begin(plan(t, "50%", "10s"), f.observed(), f.now), 5*time.Minute)
 	if d != rollout.Stay || s.Step != 0 {
 		t.Fatalf("%s %+v", d, s)
 	}
@@ -161,7 +161,7 @@ func TestReunion(t *testing.T) {
 // what is counted was there.
 func TestCountersBeginAnew(t *testing.T) {
 	t.Parallel()
-	f := newFleet(80, good, good) // of which some share a group
+	f := newFleet(60, good, good) // of which some share a group
 	f.rps = 2
 	s := rollout.Begin(plan(t, "50%", "10m"), f.observed(), f.now)
 	var chosen, others uint64
