@@ -181,14 +181,14 @@ func TestExplainIsForThoseWhoSeeBoth(t *testing.T) {
 	}
 }
 
-// steering is the name under which steps has the methods that it lacks.
-type steering = Rollouts
-
 // steps is a rollout that has come to one proxy.
 type steps struct {
-	steering
+	unasked
 	to string
 }
+
+// unasked is what nobody asks a fake.
+type unasked interface{ Rollouts }
 
 func (s steps) Rollout(_ chandler.Key, n chandler.Node) (chandler.Rollout, bool, bool) {
 	return chandler.Rollout{From: "old", To: "r-all", State: chandler.RolloutProgressing}, n.ID() == s.to, true
