@@ -175,8 +175,8 @@ func (l *loop) run(ctx context.Context) error {
 		}
 		next := l.start(ctx)
 		l.collect(ctx)
-		if l.advance(ctx) {
-			pulse.Reset(beat)
+		if pause := l.advance(ctx); pause > 0 {
+			pulse.Reset(pause)
 		}
 		if len(l.stale) > 0 || len(taken) > 0 {
 			next = max(0, time.Until(l.quiet))

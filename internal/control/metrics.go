@@ -118,8 +118,8 @@ func (m *metrics) registry(p *chandler.Plugin) string {
 
 // pluginCollector gives what the status says of every plugin, when it is asked.
 type pluginCollector struct {
-	c                *Control
-	proxies, release *prometheus.Desc
+	c                      *Control
+	proxies, release, step *prometheus.Desc
 }
 
 func newPluginCollector(c *Control) *pluginCollector {
@@ -129,6 +129,8 @@ func newPluginCollector(c *Control) *pluginCollector {
 			"Proxies that a plugin is for, by what they say of it.", []string{"namespace", "name", "state"}, nil),
 		release: prometheus.NewDesc("chandler_plugin_release_info",
 			"The release of a plugin that is being put in force.", []string{"namespace", "name", "release", "digest"}, nil),
+		step: prometheus.NewDesc("chandler_rollout_step",
+			"The step at which the rollout of a plugin is, from 1; 0 when none is under way.", []string{"namespace", "name"}, nil),
 	}
 }
 
@@ -136,6 +138,7 @@ func newPluginCollector(c *Control) *pluginCollector {
 func (p *pluginCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- p.proxies
 	ch <- p.release
+	ch <- p.step
 }
 
 // Collect implements prometheus.Collector. Two kinds of one name count together.
@@ -146,6 +149,7 @@ func (p *pluginCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	type name struct{ namespace, name string }
 	counts := map[name]map[string]int{}
+	steps := map[name]int{}
 	for i := range views {
 		v := &views[i]
 		n := name{v.Namespace, v.Name}
@@ -153,6 +157,9 @@ func (p *pluginCollector) Collect(ch chan<- prometheus.Metric) {
 			counts[n] = map[string]int{"desired": 0, "fetching": 0, "ready": 0, "in_force": 0, "rejected": 0, "failed": 0}
 		}
 		count(counts[n], &v.Status)
+		if ro := v.Status.Rollout; ro != nil {
+			steps[n] = max(steps[n], underway(ro))
+		}
 		if r := v.Status.Release; r != nil {
 			digest := ""
 			if r.Program.Module != nil {
@@ -161,11 +168,22 @@ func (p *pluginCollector) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(p.release, prometheus.GaugeValue, 1, n.namespace, n.name, string(r.ID), digest)
 		}
 	}
+	for n, step := range steps {
+		ch <- prometheus.MustNewConstMetric(p.step, prometheus.GaugeValue, float64(step), n.namespace, n.name)
+	}
 	for n, states := range counts {
 		for state, count := range states {
 			ch <- prometheus.MustNewConstMetric(p.proxies, prometheus.GaugeValue, float64(count), n.namespace, n.name, state)
 		}
 	}
+}
+
+// underway is the step at which a rollout is, from 1.
+func underway(ro *chandler.Rollout) int {
+	if ro.Plan == nil || ro.Step >= len(ro.Plan.Steps) {
+		return 0
+	}
+	return ro.Step + 1
 }
 
 func count(into map[string]int, s *chandler.Status) {

@@ -150,7 +150,6 @@ func without(all []chandler.Disablement, d *chandler.Disablement) []chandler.Dis
 
 // ordered tells of an order that was carried out.
 func (c *Control) ordered(key chandler.Key, what chandler.EventReason, by, message string) {
-	c.log.Info("an order", "plugin", key.String(), "who", by, "what", message)
 	c.Emit(chandler.Event{Key: key, Reason: what, By: by, Message: message, Warning: what == chandler.EventDisabled})
 }
 

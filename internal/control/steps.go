@@ -22,8 +22,9 @@ import (
 // memory, and a leader that comes anew begins from the record.
 
 const (
-	// beat is between two looks at the rollouts that are under way.
-	beat = time.Second
+	// beat is between two looks at the rollouts that are under way, and beatMin where a
+	// step is watched for seconds only.
+	beat, beatMin = time.Second, 200 * time.Millisecond
 	// rewrite is how often what was seen is recorded, though nothing follows from it.
 	rewrite = 30 * time.Second
 	// foreword is how long a rollout waits before its first step for proxies to say what
@@ -31,8 +32,10 @@ const (
 	foreword = 3 * time.Second
 	// empty is how long it waits for a proxy before it is over, as there is none.
 	empty = 10 * time.Second
-	// trafficEvery is how often proxies say what they answer, at most and at least.
-	trafficMin, trafficMax = time.Second, 5 * time.Second
+	// trafficMin and trafficMax bound how often proxies say what they answer, and fraction
+	// is how often of a plan's interval.
+	trafficMin, trafficMax = 500 * time.Millisecond, 5 * time.Second
+	fraction               = 8
 )
 
 // watched is a rollout that is under way, as this leader has seen it.
@@ -68,15 +71,25 @@ func (l *loop) consider(uid string) {
 // restless tells whether there is something to look at here.
 func (l *loop) restless() bool { return len(l.unsettled) > 0 && l.c.leads() }
 
-// advance looks at all rollouts that are under way, and tells whether there are any.
-func (l *loop) advance(ctx context.Context) bool {
+// advance looks at all rollouts that are under way, and gives when to look again; zero:
+// there are none.
+func (l *loop) advance(ctx context.Context) time.Duration {
 	l.ask()
 	if !l.restless() {
-		return false
+		return 0
+	}
+	pause := beat
+	for uid := range l.unsettled {
+		if st := l.rollouts[uid].Stage; st != nil {
+			pause = min(pause, max(beatMin, st.Plan.Interval/fraction))
+		}
 	}
 	now := l.c.cfg.Now().UTC()
-	if !l.c.Authoritative() || now.Before(l.looked.Add(beat)) && !l.kicked {
-		return true
+	if wait := l.looked.Add(pause).Sub(now); wait > 0 && wait <= pause && !l.kicked {
+		return wait
+	}
+	if !l.c.Authoritative() {
+		return pause
 	}
 	l.looked, l.kicked = now, false
 	members := l.c.fleet.list()
@@ -88,7 +101,7 @@ func (l *loop) advance(ctx context.Context) bool {
 		l.step(ctx, e, members, now)
 	}
 	l.c.gauges.Store(gaugesOf(l.watching))
-	return true
+	return pause
 }
 
 // entryOf is a plugin's entry in the last publication, or its ghost's.
@@ -340,7 +353,7 @@ func (l *loop) ask() {
 				continue
 			}
 			about = append(about, e)
-			interval = min(interval, max(trafficMin, e.course.rollout.Stage.Plan.Interval/4))
+			interval = min(interval, max(trafficMin, e.course.rollout.Stage.Plan.Interval/fraction))
 			text += fmt.Sprint(uid, " ", e.course.rollout.Revision, ";")
 		}
 	}
