@@ -1,13 +1,13 @@
 package control
 
 import (
-	"context"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/xds/deltaserver"
 )
 
 // RejectsTypeURL is the label under which refusals by a proxy are counted, as
@@ -42,7 +42,7 @@ func newMetrics(c *Control) *metrics {
 		rejects: rejects.WithLabelValues(RejectsTypeURL),
 		resolves: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "chandler_resolve_total",
-			Help: "Tries to find out what a plugin means, by outcome (success, failure) and registry.",
+			Help: "Tries to find out what a plugin means, by outcome (success, failure) and registry: its host, none for Lua and files, other for those behind the first hundred.",
 		}, []string{"result", "registry"}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "chandler_resolve_duration_seconds", Help: "Time of such a try, download included.",
@@ -67,11 +67,36 @@ func newMetrics(c *Control) *metrics {
 		}, []string{"gate"}),
 		registries: map[string]bool{},
 	}
-	agents := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "chandler_agents", Help: "Connected agents.",
-	}, func() float64 { return float64(c.fleet.size()) })
-	m.collectors = []prometheus.Collector{rejects, m.resolves, m.duration, m.push, m.assigned, m.sent, m.asked, m.failures, agents, newPluginCollector(c)}
+	for _, result := range []string{"success", "failure"} {
+		m.resolves.WithLabelValues(result, "none") // there from the start
+	}
+	for _, g := range chandler.Gates() {
+		m.failures.WithLabelValues(string(g))
+	}
+	for _, what := range []deltaserver.Asked{deltaserver.AskedAll, deltaserver.AskedOwn, deltaserver.AskedOther} {
+		m.asked.WithLabelValues(string(what))
+	}
+	m.collectors = append([]prometheus.Collector{rejects, m.resolves, m.duration, m.push, m.assigned, m.sent, m.asked, m.failures, newPluginCollector(c)}, levels(c)...)
 	return m
+}
+
+// levels are looked up when they are asked for.
+func levels(c *Control) []prometheus.Collector {
+	gauge := func(name, help string, value func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value)
+	}
+	return []prometheus.Collector{
+		gauge("chandler_agents", "Connected agents.", func() float64 { return float64(c.fleet.size()) }),
+		gauge("chandler_agents_disconnected", "Agents that were connected within a day and are not now.", func() float64 { return float64(c.fleet.away()) }),
+		gauge("chandler_leader", "1 while this control plane resolves plugins and moves rollouts; of several replicas one does.", func() float64 {
+			return float64(one(c.leads()))
+		}),
+		gauge("chandler_store_bytes", "Bytes of the modules in the control plane's store.", func() float64 {
+			_, bytes := c.cfg.Store.Stats()
+			return float64(bytes)
+		}),
+		gauge("chandler_store_limit_bytes", "How many bytes the control plane's store may take.", func() float64 { return float64(c.cfg.Store.MaxBytes) }),
+	}
 }
 
 func (m *metrics) register(r prometheus.Registerer) error {
@@ -115,6 +140,7 @@ func (m *metrics) registry(p *chandler.Plugin) string {
 	m.registries[host] = true
 	return host
 }
+<<<<<<< HEAD
 
 // pluginCollector gives what the status says of every plugin, when it is asked.
 type pluginCollector struct {
@@ -199,3 +225,5 @@ func count(into map[string]int, s *chandler.Status) {
 		}
 	}
 }
+=======
+>>>>>>> issue8
