@@ -182,7 +182,10 @@ func TestExplainIsForThoseWhoSeeBoth(t *testing.T) {
 }
 
 // steps is a rollout that has come to one proxy.
-type steps struct{ to string }
+type steps struct {
+	*helm
+	to string
+}
 
 func (s steps) Rollout(_ chandler.Key, n chandler.Node) (chandler.Rollout, bool, bool) {
 	return chandler.Rollout{From: "old", To: "r-all", State: chandler.RolloutProgressing}, n.ID() == s.to, true
@@ -192,7 +195,7 @@ func TestExplainKnowsRollouts(t *testing.T) {
 	t.Parallel()
 	f := aFleet()
 	f.proxies[1].Facts.Bypassed = nil
-	s := serve(t, Config{UID: os.Getuid(), Control: f, Rollouts: steps{"shop/n2"}, Grants: granted(tokenOf("root", access.Admin, "*"))})
+	s := serve(t, Config{UID: os.Getuid(), Control: f, Rollouts: steps{to: "shop/n2"}, Grants: granted(tokenOf("root", access.Admin, "*"))})
 	var why chandlerv1.ExplainResponse
 	s.get("root", "Explain", `{"ref": {"namespace": "istio-system", "name": "all"}, "node": "edge/n1"}`, &why)
 	if last := why.Checks[len(why.Checks)-1]; last.Name != "rollout" || last.Holds || !strings.Contains(why.Verdict, "it keeps release old") {
