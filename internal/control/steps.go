@@ -137,7 +137,8 @@ func (l *loop) step(ctx context.Context, e *entry, members []member, now time.Ti
 		w = watched{revision: ro.Revision, state: ro.Stage.State, written: now}
 	}
 	o := l.c.observed(e, members)
-	next, decision := w.state, rollout.Stay
+	var next rollout.State
+	var decision rollout.Decision
 	switch order := ro.Stage.Order; {
 	case w.state.Step == unbegun:
 		l.first(ctx, ro, o, now)
