@@ -78,6 +78,8 @@ func TestScript(t *testing.T) {
 			"logs":  logs,
 			"move":  move,
 			"swarm": swarmInScript,
+			"proxy": proxyInScript,
+			"code":  code,
 		},
 	})
 }
