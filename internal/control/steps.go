@@ -57,10 +57,10 @@ type moved struct {
 
 // consider notes whether a plugin's rollout has to be looked at.
 func (l *loop) consider(uid string) {
-	ro, ok := l.rollouts[uid]
+	ro := l.at(uid)
 	kept, ghost := l.ghost(uid)
 	switch {
-	case ok && ro.Stage != nil && (ghost || l.byUID[uid] != nil), ghost && !kept.Stays:
+	case ro.Stage != nil && (ghost || l.byUID[uid] != nil), ghost && !kept.Stays:
 		l.unsettled[uid] = true
 	default:
 		delete(l.unsettled, uid)
@@ -80,7 +80,7 @@ func (l *loop) advance(ctx context.Context) time.Duration {
 	}
 	pause := beat
 	for uid := range l.unsettled {
-		if st := l.rollouts[uid].Stage; st != nil {
+		if st := l.at(uid).Stage; st != nil {
 			pause = min(pause, max(beatMin, st.Plan.Interval/fraction))
 		}
 	}
@@ -95,7 +95,7 @@ func (l *loop) advance(ctx context.Context) time.Duration {
 	members := l.c.fleet.list()
 	for uid := range l.unsettled {
 		e := l.entryOf(uid)
-		if ro := l.rollouts[uid]; l.moving[uid] || e == nil || e.course.rollout.Revision != ro.Revision {
+		if ro := l.at(uid); l.moving[uid] || e == nil || e.course.rollout.Revision != ro.Revision {
 			continue // when that is over
 		}
 		l.step(ctx, e, members, now)
@@ -122,7 +122,7 @@ func (l *loop) entryOf(uid string) *entry {
 
 // step looks at one rollout.
 func (l *loop) step(ctx context.Context, e *entry, members []member, now time.Time) {
-	ro, uid := l.rollouts[e.object.UID], e.object.UID
+	ro, uid := *l.at(e.object.UID), e.object.UID
 	if ro.Stage == nil {
 		if kept, ok := l.ghost(uid); ok {
 			l.move(ctx, leaving(ro, kept, now), &chandler.Event{Reason: chandler.EventRolloutStarted, Message: "its resource is gone; it is taken out in steps"})
@@ -240,14 +240,14 @@ func releaseText(id chandler.ReleaseID) string {
 
 // move has a record moved beside the loop: no agent hears of it before it is written.
 func (l *loop) move(ctx context.Context, next record.Rollout, event *chandler.Event) {
-	old, w := l.rollouts[next.UID], l.watching[next.UID]
+	old, w := l.at(next.UID), l.watching[next.UID]
 	l.moving[next.UID] = true
 	if event != nil {
 		event.Key = next.Key
 	}
 	go func() {
 		m := moved{uid: next.UID, event: event}
-		m.stored, m.err = l.c.swapExactly(ctx, &old, next)
+		m.stored, m.err = l.c.swapExactly(ctx, old, next)
 		if m.err == nil && m.stored.Stage != nil {
 			m.seen = watched{revision: m.stored.Revision, state: m.stored.Stage.State, written: next.UpdatedAt, measures: w.measures}
 		}
