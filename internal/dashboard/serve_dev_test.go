@@ -1,0 +1,19 @@
+//go:build devserve
+
+package dashboard
+
+import (
+	"net/http"
+	"testing"
+)
+
+func TestServeDev(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.Handle("/a/", http.StripPrefix("/a", New(configOf(told(t, 12, 8), admin))))
+	srv := func(addr string, f *fakeFleet) {
+		h := New(configOf(f, admin))
+		http.ListenAndServe(addr, h)
+	}
+	go srv("127.0.0.1:9871", told(t, 12, 6))
+	srv("127.0.0.1:9872", told(t, 1000, 20))
+}
