@@ -198,6 +198,7 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		return nil, nil, shown, err
 	}
 	shown.Control, shown.Grants = plane, op.grants
+	shown.Fleet, shown.Imports = plane, importsOf(modules)
 	return plane, inCluster, shown, nil
 }
 

@@ -17,6 +17,7 @@ const (
 	mapFrom    = 60  // proxies: of more a map is drawn, of fewer a table
 	maxStrips  = 12  // namespaces that have a column of the map
 	maxColumns = 60  // plugins of a page
+	wideUpTo   = 3   // plugins of a table with words
 )
 
 // matrix is every plugin on every proxy. Of many proxies it is a map: a square for each,
@@ -33,6 +34,8 @@ type matrix struct {
 	// Columns, Rows: of the map.
 	Columns []column
 	Rows    []mapRow
+	// Wide: the plugins are so few that there is room for words.
+	Wide bool
 	// Groups are the rows of the table, and the pages around them.
 	Groups         []tableGroup
 	From, To       int
@@ -229,6 +232,7 @@ func (m *matrix) draw() {
 
 // list makes the table's page.
 func (m *matrix) list() {
+	m.Wide = len(m.Plugins) <= wideUpTo
 	from := min((m.Asked.Page-1)*maxRows, len(m.Proxies))
 	to := min(from+maxRows, len(m.Proxies))
 	m.From, m.To = from+1, to
@@ -261,6 +265,14 @@ func (m *matrix) cells(on *proxy) template.HTML {
 		l := p.marks[on.index].legend()
 		if l.mark == notSelected {
 			b.WriteString(`<td class="c-none"><b>not selected</b></td>`)
+			continue
+		}
+		if m.Wide {
+			text := ""
+			if line := p.lines[on.index]; line != nil && line.Reason != "" {
+				text = string(line.Reason) + " " + chandler.Printable(line.Message, maxTitle)
+			}
+			fmt.Fprintf(&b, `<td class="c-%s"><b>%s</b> <span class="words">%s</span></td>`, l.Class, strings.ToLower(l.Word), template.HTMLEscapeString(text))
 			continue
 		}
 		fmt.Fprintf(&b, `<td class="c-%s" title="%s"><b>%s</b></td>`, l.Class, template.HTMLEscapeString(p.says(on, l)), strings.ToLower(l.Word))

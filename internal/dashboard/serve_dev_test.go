@@ -8,8 +8,6 @@ import (
 )
 
 func TestServeDev(t *testing.T) {
-	mux := http.NewServeMux()
-	mux.Handle("/a/", http.StripPrefix("/a", New(configOf(told(t, 12, 8), admin))))
 	srv := func(addr string, f *fakeFleet) {
 		h := New(configOf(f, admin))
 		http.ListenAndServe(addr, h)

@@ -17,16 +17,10 @@ func words() template.FuncMap {
 		"time": moment, "number": number, "short": short, "bytes": size, "join": strings.Join,
 		"plugin": pluginPath, "proxy": proxyPath, "rollout": rolloutPath, "node": splitNode,
 		"proxies": func(n int) string { return plural(n, "proxy", "proxies") },
+		"span":    span,
 		"add":     func(a, b int) int { return a + b },
 		"meter":   meter, "legends": legends, "sign": sign, "root": func() string { return Root },
-		"part": func(of string, one any) part { return part{of, one} },
 	}
-}
-
-// part is a value with a word that says what it is to be shown as.
-type part struct {
-	Of  string
-	One any
 }
 
 // moment shows a time, which does not depend on when it is looked at; a script adds
@@ -66,6 +60,18 @@ func short(id any) string {
 		hex = s
 	}
 	return hex[:min(len(hex), 12)]
+}
+
+// span writes a length of time without what is none of it: "5m", not "5m0s".
+func span(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }
 
 // size writes a count of bytes.

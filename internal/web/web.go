@@ -1,6 +1,6 @@
 // Package web is the control plane's face for people and their tools: the admin
-// API over Connect (gRPC, gRPC-Web and JSON from one handler), health and
-// metrics.
+// API over Connect (gRPC, gRPC-Web and JSON from one handler), the dashboard, health
+// and metrics.
 //
 // It translates and bounds, and lets nobody see or do more than package access
 // allows (gate.go, rules.go). What an object means is the source's matter, what is
@@ -26,6 +26,7 @@ import (
 	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 	"chandler.dev/chandler/internal/access"
 	"chandler.dev/chandler/internal/control"
+	"chandler.dev/chandler/internal/dashboard"
 	"chandler.dev/chandler/internal/schema"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/wire"
@@ -45,6 +46,12 @@ type Config struct {
 	// Nodes are the machines that are enrolled; nil: none are.
 	Nodes   Nodes
 	Metrics prometheus.Gatherer
+
+	// Fleet is what the dashboard shows; nil: there is none. Rollouts and Imports are as
+	// in its Config.
+	Fleet    dashboard.Fleet
+	Rollouts dashboard.Rollouts
+	Imports  func(chandler.ModuleDigest) ([]string, bool)
 
 	// UID is the user who, beside root, may do all over a socket (ListenSocket).
 	UID int
@@ -77,6 +84,7 @@ type Control interface {
 
 // Handler gives the handler of the admin port, for Serve.
 //
+//	/dashboard/            the dashboard, to which / leads
 //	/chandler.v1.Admin/    the API
 //	/healthz/live, /ready  health
 //	/metrics               Prometheus
@@ -102,6 +110,9 @@ func Handler(cfg Config) http.Handler {
 		fmt.Fprintln(w, "ready")
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{}))
+	if cfg.Fleet != nil {
+		g.pages(mux)
+	}
 	if cfg.Debug {
 		mux.Handle("/debug/pprof/", g.profiles())
 	}
