@@ -2,6 +2,7 @@ package dashboard
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -416,4 +417,12 @@ func imports(chandler.ModuleDigest) ([]string, bool) {
 
 func configOf(f *fakeFleet, v Viewer) Config {
 	return Config{Fleet: f, Rollouts: f, Imports: imports, Viewer: as(v), SignIn: fakeSignIn{}}
+}
+
+func jsonOf(s any) string {
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
 }
