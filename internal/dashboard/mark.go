@@ -31,6 +31,9 @@ type legend struct {
 	Word, Meaning string
 }
 
+// letters has that of each mark, in the order of their numbers.
+const letters = "-fowrxuta"
+
 // legends are all marks, in the order in which they are listed.
 func legends() []legend {
 	return []legend{

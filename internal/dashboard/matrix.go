@@ -13,11 +13,12 @@ import (
 )
 
 const (
-	maxRows    = 100 // proxies on a page of the table
-	mapFrom    = 60  // proxies: of more a map is drawn, of fewer a table
-	maxStrips  = 12  // namespaces that have a column of the map
-	maxColumns = 60  // plugins of a page
-	wideUpTo   = 3   // plugins of a table with words
+	maxRows    = 100  // proxies on a page of the table
+	mapFrom    = 60   // proxies: of more a map is drawn, of fewer a table
+	maxStrips  = 12   // namespaces that have a column of the map
+	maxMapped  = 5000 // proxies of a map
+	maxColumns = 60   // plugins of a page
+	wideUpTo   = 3    // plugins of a table with words
 )
 
 // matrix is every plugin on every proxy. Of many proxies it is a map: a square for each,
@@ -31,9 +32,10 @@ type matrix struct {
 	Proxies   []*proxy
 	Map       bool
 	Legend    []legendCount
-	// Columns, Rows: of the map.
-	Columns []column
-	Rows    []mapRow
+	// Columns, Rows: of the map, on which Unmapped proxies have no place.
+	Unmapped int
+	Columns  []column
+	Rows     []mapRow
 	// Wide: the plugins are so few that there is room for words.
 	Wide bool
 	// Groups are the rows of the table, and the pages around them.
@@ -42,6 +44,7 @@ type matrix struct {
 	Prev, Next     string
 	AsMap, AsTable string
 	Namespaces     []string
+	byMark         [marks]legend
 }
 
 // asked is what a viewer asks for.
@@ -114,6 +117,9 @@ func (d *dashboard) matrix(v *view) (string, string, any, error) {
 		},
 		Namespaces: v.namespaces(),
 	}
+	for i := range m.byMark {
+		m.byMark[i] = mark(i).legend()
+	}
 	m.choose(v.snapshot)
 	m.Map = m.Asked.View == "map" || m.Asked.View != "table" && len(m.Proxies) > mapFrom
 	m.AsMap = m.Asked.address(func(a *asked) { a.View, a.Page = "map", 1 })
@@ -185,7 +191,9 @@ func (m *matrix) choose(s *snapshot) {
 // draw makes the map.
 func (m *matrix) draw() {
 	byNamespace := map[string][]*proxy{}
-	for _, p := range m.Proxies {
+	mapped := m.Proxies[:min(len(m.Proxies), maxMapped)]
+	m.Unmapped = len(m.Proxies) - len(mapped)
+	for _, p := range mapped {
 		byNamespace[p.Namespace] = append(byNamespace[p.Namespace], p)
 	}
 	names := make([]string, 0, len(byNamespace))
@@ -262,7 +270,7 @@ func (m *matrix) list() {
 func (m *matrix) cells(on *proxy) template.HTML {
 	var b strings.Builder
 	for _, p := range m.Plugins {
-		l := p.marks[on.index].legend()
+		l := m.byMark[p.marks[on.index]]
 		if l.mark == notSelected {
 			b.WriteString(`<td class="c-none"><b>not selected</b></td>`)
 			continue

@@ -178,10 +178,15 @@ func (s *snapshot) add(p *plugin) *plugin {
 // count finds how a plugin fares on each proxy.
 func (p *plugin) count(s *snapshot) {
 	p.marks, p.lines = make([]mark, len(s.proxies)), make([]*chandler.ProxyStatus, len(s.proxies))
+	next := 0 // lines and proxies are mostly in the same order
 	for n := range p.Status.Proxies {
 		line := &p.Status.Proxies[n]
-		if on := s.byNode[line.Namespace+"/"+line.Node]; on != nil {
+		if next < len(s.proxies) && s.proxies[next].Name == line.Node && s.proxies[next].Namespace == line.Namespace {
+			p.lines[next] = line
+			next++
+		} else if on := s.byNode[line.Namespace+"/"+line.Node]; on != nil {
 			p.lines[on.index] = line
+			next = on.index + 1
 		}
 	}
 	for _, on := range s.proxies {

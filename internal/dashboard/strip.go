@@ -16,14 +16,14 @@ const (
 )
 
 // stripHeight is how many squares stand on each other, so that all columns have room
-// beside each other.
+// beside each other. There are at most maxStrips of them.
 func stripHeight(sizes []int) int {
 	for down := minDown; ; down++ {
 		across := 0
 		for _, n := range sizes {
 			across += (n+down-1)/down + 1
 		}
-		if across <= maxAcross || down > 200 {
+		if across <= maxAcross {
 			return down
 		}
 	}
@@ -33,13 +33,13 @@ func stripHeight(sizes []int) int {
 // right, a path for every mark, and adds them to what is shown.
 func strip(p *plugin, c *column, down int, shown *counts) template.HTML {
 	var its counts
-	letters := make([]byte, len(c.Proxies))
+	spelt := make([]byte, len(c.Proxies))
 	var paths [marks]strings.Builder
 	for i, on := range c.Proxies {
 		m := p.marks[on.index]
 		its[m]++
 		shown[m]++
-		letters[i] = m.legend().Letter[0]
+		spelt[i] = letters[m]
 		if m != notSelected {
 			paths[m].WriteString(m.shape(i/down*pitch, i%down*pitch))
 		}
@@ -50,7 +50,7 @@ func strip(p *plugin, c *column, down int, shown *counts) template.HTML {
 	width, height := (len(c.Proxies)+down-1)/down*pitch, down*pitch
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg class="strip" role="img" width="%d" height="%d" viewBox="0 0 %d %d" data-down="%d" data-marks="%s" aria-label="%s"><rect class="ground" width="%d" height="%d"/>`,
-		width, height, width, height, down, letters, template.HTMLEscapeString(c.Word+": "+its.sentence()), width, height)
+		width, height, width, height, down, spelt, template.HTMLEscapeString(c.Word+": "+its.sentence()), width, height)
 	for _, l := range legends() {
 		if paths[l.mark].Len() > 0 {
 			b.WriteString(`<path class="m-` + l.Class + `" d="` + paths[l.mark].String() + `"/>`)
