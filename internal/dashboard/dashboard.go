@@ -120,6 +120,8 @@ type Config struct {
 	Viewer func(ctx context.Context) Viewer
 	// SignIn may be nil: nobody can.
 	SignIn SignIn
+	// Steers is what the API wants of those who steer; access.Steer when empty.
+	Steers access.Verb
 	// Refused hears of what somebody may not do.
 	Refused func(r *http.Request, v access.Verb, why error)
 	// Now is the clock, time.Now when nil.
@@ -148,6 +150,9 @@ func New(cfg Config) http.Handler {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Steers == "" {
+		cfg.Steers = access.Steer
 	}
 	if cfg.Refused == nil {
 		cfg.Refused = func(*http.Request, access.Verb, error) {}

@@ -51,25 +51,25 @@ type difference struct {
 
 type pluginContent struct {
 	*plugin
-	MayRead, MaySteer bool
-	Conditions        []chandler.Condition
-	Imports           []string
-	MoreImports       int
-	ImportsKnown      bool
-	Config            string
-	ConfigHid         bool
-	Env               []string
-	Schema            []schema.Property
-	SchemaMore        bool
-	Failing           []line
-	MoreFailing       int
-	Lines             []line
-	MoreLines         int
-	Legend            []legendCount
-	History           []past
-	Difference        *difference
-	Events            []event
-	InMatrix          string
+	MayRead      bool
+	Conditions   []chandler.Condition
+	Imports      []string
+	MoreImports  int
+	ImportsKnown bool
+	Config       string
+	ConfigHid    bool
+	Env          []string
+	Schema       []schema.Property
+	SchemaMore   bool
+	Failing      []line
+	MoreFailing  int
+	Lines        []line
+	MoreLines    int
+	Legend       []legendCount
+	History      []past
+	Difference   *difference
+	Events       []event
+	InMatrix     string
 }
 
 func (d *dashboard) plugin(v *view) (string, string, any, error) {
@@ -79,7 +79,7 @@ func (d *dashboard) plugin(v *view) (string, string, any, error) {
 		return "", "", nil, missing{"There is no such plugin, or you may not see it."}
 	}
 	c := pluginContent{
-		plugin: p, MayRead: v.sight.may(access.Read, key.Namespace), MaySteer: v.sight.may(access.Steer, key.Namespace),
+		plugin: p, MayRead: v.sight.may(access.Read, key.Namespace),
 		Conditions: p.Status.Conditions,
 		InMatrix:   asked{}.address(func(a *asked) { a.Plugin, a.View = key.Namespace+"/"+key.Name, "table" }),
 	}

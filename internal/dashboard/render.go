@@ -125,8 +125,8 @@ func (d *dashboard) shown(show showing) http.Handler {
 		if !ok {
 			return
 		}
-		for1 := r.URL.RequestURI() + "\n" + v.sight.mark(v.snapshot)
-		if body, ok := v.rendered.get(for1); ok {
+		theirs := r.URL.RequestURI() + "\n" + v.sight.mark(v.snapshot, d.cfg.Steers)
+		if body, ok := v.rendered.get(theirs); ok {
 			write(w, r, http.StatusOK, body)
 			return
 		}
@@ -146,7 +146,7 @@ func (d *dashboard) shown(show showing) http.Handler {
 			d.wrong(w, r, http.StatusInternalServerError, "The page cannot be made; the control plane's log says why.")
 			return
 		}
-		v.rendered.put(for1, body)
+		v.rendered.put(theirs, body)
 		write(w, r, http.StatusOK, body)
 	})
 }

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"chandler.dev/chandler"
-	"chandler.dev/chandler/internal/access"
 )
 
 // Pages of rollouts: that of all, and that of one, with its steps and gates.
@@ -246,7 +245,7 @@ func (d *dashboard) rollout(v *view) (string, string, any, error) {
 	if p == nil {
 		return "", "", nil, missing{"There is no such plugin, or you may not see it."}
 	}
-	c := rolloutContent{plugin: p, MaySteer: d.cfg.Rollouts != nil && v.sight.may(access.Steer, key.Namespace), History: p.history()}
+	c := rolloutContent{plugin: p, MaySteer: d.cfg.Rollouts != nil && v.sight.may(d.cfg.Steers, key.Namespace), History: p.history()}
 	if r := p.Rollout; r != nil {
 		c.Steps, c.Gates = steps(r), gates(r)
 	}

@@ -14,7 +14,7 @@ import (
 // request's.
 type sight struct {
 	viewer  Viewer
-	ctx     context.Context //nolint:containedctx // it lives as long as its request
+	ctx     context.Context // it lives as long as its request
 	answers map[question]bool
 	err     error // the first; then nothing is allowed
 }
@@ -51,10 +51,10 @@ func (s *sight) asked(v access.Verb, namespace string) bool {
 
 // mark sums up what is allowed of what is in a snapshot: who has the same sees the
 // same.
-func (s *sight) mark(of *snapshot) string {
+func (s *sight) mark(of *snapshot, steers access.Verb) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%q %t", s.viewer.Name(), s.viewer.Known())
-	for _, v := range []access.Verb{access.List, access.Read, access.Steer} {
+	for _, v := range []access.Verb{access.List, access.Read, steers} {
 		if s.everywhere(v) {
 			fmt.Fprintf(&b, " %s *", v)
 			continue

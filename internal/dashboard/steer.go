@@ -58,7 +58,7 @@ func (d *dashboard) enterToSteer(w http.ResponseWriter, r *http.Request) (*view,
 		d.wrong(w, r, http.StatusNotFound, "There is no such plugin, or you may not see it.")
 		return nil, nil, action{}, false
 	}
-	may := v.sight.may(access.Steer, p.Namespace)
+	may := v.sight.may(d.cfg.Steers, p.Namespace)
 	switch viewer := v.sight.viewer; {
 	case v.sight.err != nil:
 		d.wrong(w, r, http.StatusServiceUnavailable, v.sight.err.Error())
@@ -67,8 +67,8 @@ func (d *dashboard) enterToSteer(w http.ResponseWriter, r *http.Request) (*view,
 		d.turnAway(w, r, viewer)
 		return nil, nil, action{}, false
 	case !may:
-		err := fmt.Errorf("%s may not %s in namespace %s", viewer.Name(), access.Steer, chandler.Quote(p.Namespace))
-		d.cfg.Refused(r, access.Steer, err)
+		err := fmt.Errorf("%s may not %s in namespace %s", viewer.Name(), d.cfg.Steers, chandler.Quote(p.Namespace))
+		d.cfg.Refused(r, d.cfg.Steers, err)
 		d.wrong(w, r, http.StatusForbidden, err.Error())
 		return nil, nil, action{}, false
 	}
@@ -154,7 +154,7 @@ func (d *dashboard) steer(w http.ResponseWriter, r *http.Request) {
 		d.ask(w, r, v, p, act, http.StatusConflict, says(err))
 		return
 	}
-	log.Info("changed", "verb", access.Steer)
+	log.Info("changed", "verb", d.cfg.Steers)
 	http.Redirect(w, r, rolloutPath(p.Key), http.StatusSeeOther)
 }
 
