@@ -80,6 +80,9 @@ type Plugin struct {
 	// Probes are requests whose answers decide whether a release is fit (annotation
 	// chandler.dev/probe).
 	Probes []Probe `json:",omitempty"`
+	// Rollout says how a change of the plugin comes to its proxies (annotation
+	// chandler.dev/rollout); nil: as the operator's file says, or to all at once.
+	Rollout *RolloutPlan `json:",omitempty"`
 }
 
 // Probe is a request to a plugin that has just been loaded, and what is to come of

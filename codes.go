@@ -187,6 +187,23 @@ const (
 	CodeUnvetted       Code = "Unvetted"   // a file on the proxy's machine, seen by nobody
 )
 
+// Reasons of conditions that have to do with rollouts and orders.
+const (
+	CodeRolloutProgressing Code = "RolloutProgressing" // some proxies have the release before, as they are to
+	CodeRolloutPaused      Code = "RolloutPaused"      // likewise, and somebody has to say how to go on
+	CodeRolloutFailed      Code = "RolloutFailed"      // the release was taken back
+	CodeRolloutAborted     Code = "RolloutAborted"     // likewise, by somebody's order
+	CodePinned             Code = "Pinned"             // an earlier release is held by an undo
+	CodeDisabled           Code = "Disabled"           // taken out by somebody's order
+)
+
+// Codes about rollouts.
+const (
+	CodeGateFailed       Code = "GateFailed"       // a release does worse than the one before
+	CodeGateInconclusive Code = "GateInconclusive" // too little was seen to tell
+	CodePaused           Code = "Paused"           // by somebody's word
+)
+
 // Codes about policy, and about files that are read strictly: the operator's, and a
 // plugin's tests.
 const (

@@ -7,7 +7,9 @@ type Facts struct {
 	// Slots: plugins of type HTTP come and go in slots; false: in the listeners.
 	Slots     bool
 	Listeners []Listener
-	Store     StoreUse
+	// More: there are more listeners, slots or members than are told of.
+	More  bool
+	Store StoreUse
 	// Bypassed are plugins that somebody took out on this machine.
 	Bypassed []Bypass
 }
@@ -56,7 +58,7 @@ type Traffic struct {
 	Mode Mode
 	Port uint32
 	// Now counts since Epoch, which is another one when the counters began anew; Hour is
-	// what was counted in the hour before.
+	// what was counted in the hour before this was told.
 	Epoch string
 	Now   Answers
 	Hour  Answers
@@ -122,4 +124,6 @@ const (
 	EventDisconnected   EventReason = "Disconnected"
 	EventDenied         EventReason = "AccessDenied"
 	EventPolicy         EventReason = "PolicyChanged"
+	EventTokenMade      EventReason = "NodeTokenMade"
+	EventRevoked        EventReason = "NodeRevoked"
 )

@@ -1,11 +1,18 @@
 package chandler
 
-import "time"
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
 
 // Annotations that say how a change of a plugin reaches its proxies.
 const (
 	// AnnotationRollout has the steps, with commas between: "10%", "2" (proxies), or
-	// labels of the first ones, "canary=true". The last step is always everyone.
+	// labels of some, "canary=true" or "canary=true+zone=a". The last step is always
+	// everyone.
 	AnnotationRollout = "chandler.dev/rollout"
 	// AnnotationRolloutInterval is how long each step is watched at least, for
 	// instance "5m".
@@ -33,6 +40,21 @@ type RolloutStep struct {
 
 // Everyone tells whether nobody is left out.
 func (s RolloutStep) Everyone() bool { return s.Percent >= 100 }
+
+// String gives the step as it is written: "10%", "2", "canary=true+zone=a".
+func (s RolloutStep) String() string {
+	switch {
+	case s.Percent > 0:
+		return strconv.Itoa(s.Percent) + "%"
+	case s.Count > 0:
+		return strconv.Itoa(s.Count)
+	}
+	pairs := make([]string, 0, len(s.Labels))
+	for _, k := range slices.Sorted(maps.Keys(s.Labels)) {
+		pairs = append(pairs, k+"="+s.Labels[k])
+	}
+	return strings.Join(pairs, "+")
+}
 
 // OnFailure says what becomes of a rollout whose gate does not hold.
 type OnFailure string
@@ -161,6 +183,18 @@ type Disablement struct {
 	Reason string
 	By     string
 	At     time.Time
+}
+
+// Target says in words whom the order is about; empty: everyone.
+func (d *Disablement) Target() string {
+	if d.Node != "" {
+		return d.Node
+	}
+	pairs := make([]string, 0, len(d.Labels))
+	for _, k := range slices.Sorted(maps.Keys(d.Labels)) {
+		pairs = append(pairs, k+"="+d.Labels[k])
+	}
+	return strings.Join(pairs, ",")
 }
 
 // Holds tells whether the order is about a proxy.

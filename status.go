@@ -106,6 +106,10 @@ type Status struct {
 
 	Problems []Problem
 	Warnings []Problem
+
+	// Rollout is where the plugin's rollout is; nil: there is no more to say than that
+	// Release is for everyone.
+	Rollout *Rollout
 }
 
 // MaxFailures is how many failing proxies a status names.

@@ -32,7 +32,8 @@ func applyCommand(e *env) *cobra.Command {
 
 What is wrong with a resource is said at once. Resolving its module and putting
 it in force go on behind it; --wait waits until every selected proxy runs it, or
-says why not.`,
+says why not. --dry-run=server also says on which proxies and in which slots something would
+change, and in which order the plugins would stand there.`,
 		Example: `  chandler apply -f basic-auth.yaml --wait
   cat *.yaml | chandler apply -f -`,
 		Args: noArgs,
@@ -49,7 +50,7 @@ says why not.`,
 	}
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, folder, or - for standard input; may be given several times")
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until it is in force everywhere, or say why not")
-	cmd.Flags().StringVar(&dryRun, "dry-run", "none", "none, client (check here) or server (check there, change nothing)")
+	cmd.Flags().StringVar(&dryRun, "dry-run", "none", "none, client (check here) or server (check there, say what would change, change nothing)")
 	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", "namespace of documents that name none (default \"default\")")
 	e.clientFlags(cmd)
 	return cmd
@@ -108,16 +109,14 @@ func (e *env) apply(ctx context.Context, manifest []byte, dryRun string, wait bo
 	var results []*chandlerv1.ObjectResult
 	suffix := ""
 	switch dryRun {
-	case "none", "server":
-		req := &chandlerv1.ApplyRequest{Manifest: manifest, Namespace: e.namespace, DryRun: dryRun == "server"}
-		res, err := call(ctx, e, e.admin().Apply, req)
+	case "none":
+		res, err := call(ctx, e, e.admin().Apply, &chandlerv1.ApplyRequest{Manifest: manifest, Namespace: e.namespace})
 		if err != nil {
 			return err
 		}
 		results = res.Results
-		if req.DryRun {
-			suffix = " (server dry run)"
-		}
+	case "server":
+		return e.dryRun(ctx, manifest)
 	case "client":
 		results, suffix = e.judge(manifest), " (dry run)"
 	default:

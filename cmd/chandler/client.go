@@ -102,7 +102,7 @@ func parseKind(s string) (string, error) {
 
 // listRequest is what the scope flags and the arguments [KIND [NAME]] ask for.
 func (e *env) listRequest(args []string, defaultAll bool) (*chandlerv1.ListRequest, error) {
-	req := &chandlerv1.ListRequest{Labels: map[string]string{}}
+	req := &chandlerv1.ListRequest{}
 	if len(args) > 0 {
 		kind, err := parseKind(args[0])
 		if err != nil {
@@ -125,6 +125,14 @@ func (e *env) listRequest(args []string, defaultAll bool) (*chandlerv1.ListReque
 			return nil, err
 		}
 	}
+	var err error
+	req.Labels, err = e.labelPairs()
+	return req, err
+}
+
+// labelPairs reads --selector.
+func (e *env) labelPairs() (map[string]string, error) {
+	pairs := map[string]string{}
 	for pair := range strings.SplitSeq(e.labels, ",") {
 		if pair == "" {
 			continue
@@ -133,9 +141,9 @@ func (e *env) listRequest(args []string, defaultAll bool) (*chandlerv1.ListReque
 		if !ok {
 			return nil, usagef("--selector: %q is not KEY=VALUE", pair)
 		}
-		req.Labels[key] = value
+		pairs[key] = value
 	}
-	return req, nil
+	return pairs, nil
 }
 
 // chosenNamespace is the one that is asked for, or else the cluster's context's, or

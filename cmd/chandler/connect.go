@@ -39,13 +39,27 @@ func (f *shownFlags) add(flags *pflag.FlagSet, getenv func(string) string) {
 // them is the error of its calls.
 func (e *env) admin() chandlerv1connect.AdminClient {
 	if e.api == nil {
-		way, base, err := e.way()
-		if err != nil {
-			way, base = failing{err}, "http://nowhere"
-		}
+		way, base := e.wayOrNone()
 		e.api = chandlerv1connect.NewAdminClient(&http.Client{Transport: way}, base, connect.WithReadMaxBytes(maxAnswer))
 	}
 	return e.api
+}
+
+// fleet is the client of the control plane's service of that name, likewise.
+func (e *env) fleet() chandlerv1connect.FleetClient {
+	if e.asked == nil {
+		way, base := e.wayOrNone()
+		e.asked = chandlerv1connect.NewFleetClient(&http.Client{Transport: way}, base, connect.WithReadMaxBytes(maxAnswer))
+	}
+	return e.asked
+}
+
+func (e *env) wayOrNone() (http.RoundTripper, string) {
+	way, base, err := e.way()
+	if err != nil {
+		return failing{err}, "http://nowhere"
+	}
+	return way, base
 }
 
 // failing is a transport over which nothing can be sent.

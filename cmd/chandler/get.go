@@ -229,7 +229,7 @@ func proxyDocuments(proxies []*chandlerv1.ProxyStatus) []map[string]any {
 		docs = append(docs, told(map[string]any{
 			"node": p.Namespace + "/" + p.Node, "state": p.State, "release": p.Release, "inForce": p.InForce,
 			"reason": p.Reason, "message": p.Message, "attempt": p.Attempt, "nextTry": stamp(p.NextTry), "since": stamp(p.Since),
-			"connected": p.Connected, "agentVersion": p.AgentVersion, "envoyVersion": p.EnvoyVersion,
+			"connected": p.Connected, "digest": p.Digest, "standIn": p.StandIn, "agentVersion": p.AgentVersion, "envoyVersion": p.EnvoyVersion,
 		}))
 	}
 	return docs

@@ -53,7 +53,7 @@ func main() {
 func run(args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	e := &env{getenv: getenv, stdin: stdin, stdout: escaper{stdout}, stderr: escaper{stderr}, exact: stdout, tty: terminal(stderr), plugin: isPlugin(args[0])}
+	e := &env{getenv: getenv, stdin: stdin, stdout: escaper{stdout}, stderr: escaper{stderr}, exact: stdout, tty: terminal(stderr), screen: terminal(stdout), plugin: isPlugin(args[0])}
 	root := rootCommand(e)
 	root.SetArgs(args[1:])
 	root.SetIn(stdin)
@@ -84,6 +84,8 @@ type env struct {
 	exact io.Writer
 	// tty is stderr if that is a terminal, for what is written over; else nil.
 	tty io.Writer
+	// screen is stdout if that is a terminal, for what is drawn again.
+	screen io.Writer
 
 	// plugin: kubectl called.
 	plugin bool
@@ -101,6 +103,8 @@ type env struct {
 
 	// api is the client of the control plane, once it was asked for.
 	api chandlerv1connect.AdminClient
+	// asked is the client of its service Fleet, likewise.
+	asked chandlerv1connect.FleetClient
 	// client is the cluster's, once it was asked for.
 	client *kube.Client
 	// scope is the namespace of what is shown; empty: all.
@@ -125,6 +129,8 @@ func rootCommand(e *env) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usagef("%v", err) })
 	root.AddCommand(
 		getCommand(e), describeCommand(e), statusCommand(e),
+		nodesCommand(e), nodeCommand(e), whyCommand(e), eventsCommand(e), diffCommand(e), reportCommand(e),
+		rolloutCommand(e), disableCommand(e), enableCommand(e),
 		installCommand(e), migrateCommand(e),
 		versionCommand(e),
 	)
@@ -136,7 +142,7 @@ func rootCommand(e *env) *cobra.Command {
 		}
 	} else {
 		root.AddCommand(
-			serveCommand(e), applyCommand(e), deleteCommand(e), nodeCommand(e), internalCommand(e),
+			serveCommand(e), applyCommand(e), deleteCommand(e), internalCommand(e),
 			newCommand(e), buildCommand(e), vetCommand(e), testCommand(e),
 			pushCommand(e), pullCommand(e), inspectCommand(e), saveCommand(e), loadCommand(e), signCommand(e), verifyCommand(e), lockCommand(e),
 		)

@@ -20,15 +20,9 @@ import (
 )
 
 func nodeCommand(e *env) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "node",
-		Short: "Enrol machines, and revoke them",
-		Long: `Enrol machines that have no certificate of their own, and revoke them.
-
-A token is for one machine, once. The agent there makes a key, trades the token for
-a certificate (chandler-agent --enrol-token-file FILE), and renews it by itself.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	cmd := e.oneNodeCommand()
+	if e.plugin {
+		return cmd
 	}
 	token := &cobra.Command{
 		Use: "token", Short: "Tokens to enrol machines with", Args: cobra.NoArgs,

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/identity"
@@ -59,7 +60,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 		Example: `  chandler serve --plugins ./plugins --data ./data
   chandler serve --kube --kubeconfig ~/.kube/config`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd.Context(), f) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd.Context(), f, givenFlags(cmd.Flags())) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.plugins, "plugins", "", "folder of plugin YAML; it is watched and never written")
@@ -82,7 +83,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	return cmd
 }
 
-func (e *env) serve(ctx context.Context, f serveFlags) error {
+func (e *env) serve(ctx context.Context, f serveFlags, given []string) error {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 		return usagef("--log-level: %v", err)
@@ -129,7 +130,7 @@ func (e *env) serve(ctx context.Context, f serveFlags) error {
 	if err != nil {
 		return err
 	}
-	shown.Metrics = metrics
+	shown.Metrics, shown.Setup = metrics, op.setup(given, time.Now())
 	return e.run(ctx, f, data, op, plane, inCluster, shown, log)
 }
 
@@ -152,6 +153,7 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		Policy:   resolve.Policy{Interval: f.resolveInterval},
 		Vetter:   vetter,
 		Gate:     op.gate(op.file.Load()), RequireEnvoyVersions: op.requireVersions,
+		Rollouts:      func(p *chandler.Plugin) *chandler.RolloutPlan { return op.file.Load().RolloutFor(p) },
 		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Scrub: f.scrub, Registerer: metrics, Log: log,
 	}
 	var shown web.Config
@@ -197,8 +199,8 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		agents.listener.Close()
 		return nil, nil, shown, err
 	}
-	shown.Control, shown.Grants = plane, op.grants
-	shown.Fleet, shown.Imports = plane, importsOf(modules)
+	shown.Control, shown.Rollouts, shown.Grants, shown.Admit = plane, plane, op.grants, op.admit
+	shown.Imports = importsOf(modules)
 	return plane, inCluster, shown, nil
 }
 

@@ -28,6 +28,7 @@ import (
 type operator struct {
 	file    atomic.Pointer[config.File] // as it is now
 	watcher *config.Watcher             // nil: there is no file
+	path    string
 
 	// What its gates need besides; set once it is there.
 	verifier *trust.Verifier
@@ -47,13 +48,18 @@ func openOperator(path string, metrics prometheus.Registerer, log *slog.Logger) 
 	if err != nil {
 		return nil, usagef("%v", err)
 	}
-	op.watcher = watcher
+	op.watcher, op.path = watcher, path
 	op.file.Store(file)
 	return op, nil
 }
 
 // strict tells whether what Istio takes is refused where it is doubtful.
 func (op *operator) strict() bool { return op.file.Load().Strict }
+
+// admit tells what the policy has against a plugin, as it is now.
+func (op *operator) admit(p *chandler.Plugin) []chandler.Problem {
+	return op.gate(op.file.Load()).Admit(p)
+}
 
 // identify has agents known by the file's rules.
 func (op *operator) identify(agents control.Authenticator) error {

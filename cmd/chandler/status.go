@@ -25,10 +25,14 @@ func statusCommand(e *env) *cobra.Command {
 		Use:   "status [NAME]",
 		Short: "What is in force where",
 		Long: `What is in force where: a line a plugin, or with NAME a line a proxy, and one for
-the control plane while it cannot resolve the plugin. A cluster's resources name no
-more than ten proxies, those on which the plugin fails.
+the control plane while it cannot resolve the plugin. READY is on how many proxies the
+newest release is in force, of those that are to have it; DIGEST is its module's, and in
+the line of a proxy that of the module which is in force there. -o wide says why.
+A cluster's resources name no more than ten proxies, those on which the plugin fails.
 
 The exit code is 3 when something is not as it should be.`,
+		Example: `  chandler status -o wide
+  chandler status basic-auth -n istio-system -w`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return usagef("unexpected argument %q", args[1])
@@ -56,7 +60,7 @@ The exit code is 3 when something is not as it should be.`,
 			return nil
 		},
 	}
-	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "print again whenever something changes, until interrupted")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show again whenever something changes, until interrupted: in place on a terminal, else one below the other")
 	e.scopeFlags(cmd)
 	e.readerFlags(cmd)
 	e.outputFlag(cmd)
@@ -106,9 +110,7 @@ func (e *env) watch(ctx context.Context, req *chandlerv1.ListRequest) error {
 		}
 		now := &chandlerv1.ListResponse{Objects: objects, Broken: e.broken}
 		if !proto.Equal(shown, now) {
-			if shown != nil {
-				fmt.Fprintln(e.stdout)
-			}
+			e.nextLook(shown == nil)
 			shown = now
 			if err := e.printStatus(objects, req.Proxies); err != nil {
 				return err
@@ -122,6 +124,17 @@ func (e *env) watch(ctx context.Context, req *chandlerv1.ListRequest) error {
 	}
 }
 
+// nextLook begins another look of a watch: over the one before on a terminal, and
+// otherwise below it.
+func (e *env) nextLook(first bool) {
+	switch {
+	case e.screen != nil:
+		fmt.Fprint(e.screen, "\x1b[H\x1b[2J")
+	case !first:
+		fmt.Fprintln(e.stdout)
+	}
+}
+
 // healthy tells whether a plugin is as it should be, wherever it should be; one
 // that no proxy needs is.
 func healthy(o *chandlerv1.Object) bool {
@@ -130,13 +143,14 @@ func healthy(o *chandlerv1.Object) bool {
 }
 
 func (e *env) statusTable(w io.Writer, objects []*chandlerv1.Object) {
-	row(w, false, []string{"NAMESPACE", "NAME", "READY", "DIGEST", "PHASE", "AGE", "STATE", "NEXT TRY", "REASON"})
+	wide := e.output == "wide"
+	row(w, wide, []string{"NAMESPACE", "NAME", "READY", "DIGEST", "PHASE", "AGE", "STATE"}, "NEXT TRY", "REASON")
 	for _, o := range objects {
 		state, reason := summary(o)
-		row(w, false, []string{
+		row(w, wide, []string{
 			o.Ref.Namespace, o.Ref.Name, ready(o.Status), shortDigest(o.Status.GetResolved().GetModuleDigest()),
-			dash(o.Phase), age(o.Created), state, until(o.Status.GetNextTry()), reason,
-		})
+			dash(o.Phase), age(o.Created), state,
+		}, until(o.Status.GetNextTry()), reason)
 	}
 }
 
@@ -176,30 +190,74 @@ func shortDigest(d string) string {
 }
 
 func (e *env) proxyTable(w io.Writer, objects []*chandlerv1.Object) {
-	line := func(columns []string, agent, envoy, message string) {
+	line := func(columns []string, release, agent, envoy, message string) {
 		if e.output == "wide" {
-			columns = append(columns, agent, envoy)
+			columns = append(columns, release, agent, envoy)
 		}
 		row(w, false, append(columns, message))
 	}
-	line([]string{"NODE", "STATE", "IN FORCE", "WANTED", "SINCE", "NEXT TRY", "REASON"}, "AGENT", "ENVOY", "MESSAGE")
+	line([]string{"NODE", "STATE", "PULLED", "LOADED", "IN FORCE", "DIGEST", "SINCE", "NEXT TRY", "REASON"}, "RELEASE", "AGENT", "ENVOY", "MESSAGE")
 	for _, o := range objects {
 		if st := o.Status; st.GetAttempt() > 0 { // it is stuck before any proxy
 			c := condition(st, chandler.ConditionResolvedRefs)
 			line([]string{
-				"control plane", string(chandler.StateFailed), "-", "-", age(c.LastTransition), until(st.NextTry), dash(c.Reason),
-			}, "-", "-", fmt.Sprintf("%s (attempt %d)", c.Message, st.Attempt))
+				"control plane", string(chandler.StateFailed), "-", "-", "-", "-", age(c.LastTransition), until(st.NextTry), dash(c.Reason),
+			}, "-", "-", "-", fmt.Sprintf("%s (attempt %d)", c.Message, st.Attempt))
 		}
 		for _, p := range o.Status.GetProxies() {
-			state := p.State
-			if !p.Connected {
-				state += " (disconnected)"
-			}
+			pulled, loaded, inForce := progress(p)
 			line([]string{
-				p.Namespace + "/" + p.Node, state, shortDigest(p.InForce), shortDigest(p.Release), age(p.Since), until(p.NextTry), dash(p.Reason),
-			}, dash(p.AgentVersion), dash(p.EnvoyVersion), dash(said(p)))
+				p.Namespace + "/" + p.Node, stateOf(p), pulled, loaded, inForce, shortDigest(digestOf(o, p)), age(p.Since), until(p.NextTry), dash(p.Reason),
+			}, shortDigest(p.Release), dash(p.AgentVersion), dash(p.EnvoyVersion), dash(said(p)))
 		}
 	}
+}
+
+// stateOf is the state of a plugin on a proxy; of one that is not connected, the last
+// that it said.
+func stateOf(p *chandlerv1.ProxyStatus) string {
+	if !p.Connected {
+		return p.State + " (disconnected)"
+	}
+	return p.State
+}
+
+// progress is how far a proxy is with the release that it is to have: whether its module
+// is on disk, whether Envoy runs it, and what decides requests.
+func progress(p *chandlerv1.ProxyStatus) (pulled, loaded, inForce string) {
+	pulled, loaded, inForce = "no", "no", "no"
+	down := p.Reason == string(chandler.CodeEnvoyDown)
+	switch chandler.State(p.State) {
+	case chandler.StateReady, chandler.StateRejected:
+		pulled = "yes"
+	case chandler.StateInForce:
+		pulled = "yes"
+		if !down {
+			loaded = "yes"
+		}
+	case chandler.StateUnmatched:
+		return "-", "-", "-"
+	}
+	switch {
+	case down:
+	case p.InForce != "" && p.InForce == p.Release && p.State == string(chandler.StateInForce):
+		inForce = "yes"
+	case p.InForce != "":
+		inForce = "previous"
+	case p.StandIn == string(chandler.StandInDeny):
+		inForce = "denied"
+	case p.StandIn == string(chandler.StandInPass):
+		inForce = "left out"
+	}
+	return pulled, loaded, inForce
+}
+
+// digestOf is that of the module in force on a proxy.
+func digestOf(o *chandlerv1.Object, p *chandlerv1.ProxyStatus) string {
+	if r := o.GetStatus().GetResolved(); p.Digest == "" && p.InForce != "" && p.InForce == r.GetRelease() {
+		return r.GetModuleDigest()
+	}
+	return p.Digest
 }
 
 // until is how long it is to a time.
@@ -403,10 +461,6 @@ func (e *env) describeProxies(st *chandlerv1.Status) {
 	defer w.Flush()
 	fmt.Fprintln(w, "  NODE\tSTATE\tIN FORCE\tREASON\tMESSAGE")
 	for _, p := range st.Proxies {
-		state := p.State
-		if !p.Connected {
-			state += " (disconnected)"
-		}
-		fmt.Fprintf(w, "  %s/%s\t%s\t%s\t%s\t%s\n", p.Namespace, p.Node, state, shortDigest(p.InForce), dash(p.Reason), dash(said(p)))
+		fmt.Fprintf(w, "  %s/%s\t%s\t%s\t%s\t%s\n", p.Namespace, p.Node, stateOf(p), shortDigest(p.InForce), dash(p.Reason), dash(said(p)))
 	}
 }

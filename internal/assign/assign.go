@@ -80,6 +80,17 @@ func targets(r chandler.TargetRef, namespace string, n chandler.Node, root strin
 
 type schema struct{ group, kind string }
 
+// Declares gives of a proxy's labels those that targetRefs go by.
+func Declares(n chandler.Node) map[string]string {
+	declared := map[string]string{}
+	for _, name := range []string{labelGateway, labelGatewayClass, labelService} {
+		if value, ok := n.Labels[name]; ok {
+			declared[name] = value
+		}
+	}
+	return declared
+}
+
 // Attach says what a proxy is told of a candidate, the same for every proxy.
 func Attach(c Candidate) chandler.Attachment {
 	a := chandler.Attachment{

@@ -8,9 +8,11 @@ package config
 import (
 	"path/filepath"
 
+	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/access"
 	"chandler.dev/chandler/internal/identity"
 	"chandler.dev/chandler/internal/policy"
+	"chandler.dev/chandler/internal/rollout"
 	"chandler.dev/chandler/internal/strict"
 	"chandler.dev/chandler/internal/trust"
 )
@@ -32,8 +34,25 @@ type File struct {
 	Identities []identity.Rule `yaml:"identities"`
 	// Access says who may do what at the admin port.
 	Access []access.Grant `yaml:"access"`
+	// Rollouts say in what steps changes come to proxies, for plugins that do not say it
+	// themselves.
+	Rollouts []rollout.Rule `yaml:"rollouts"`
 
 	inputs inputs
+}
+
+// RolloutFor gives the plan by which a change of a plugin comes to its proxies: its
+// own, or that of the first rule about it; nil: to all at once.
+func (f *File) RolloutFor(p *chandler.Plugin) *chandler.RolloutPlan {
+	if p.Rollout != nil {
+		return p.Rollout
+	}
+	for i := range f.Rollouts {
+		if r := &f.Rollouts[i]; r.Names(p) {
+			return r.Plan()
+		}
+	}
+	return nil
 }
 
 // Error is why a file is not taken, and Mistake one thing that is wrong with it.

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"chandler.dev/chandler"
@@ -30,18 +29,18 @@ func (l *loop) collect(ctx context.Context) {
 	}
 	var old rubbish
 	for uid, ro := range l.rollouts {
-		if l.byUID[uid] == nil && l.jobs[resolveID(uid)] == nil && !l.remembered(uid, now) {
+		if l.byUID[uid] == nil && l.jobs[resolveID(uid)] == nil && !l.isGhost(uid) && !l.remembered(uid, now) {
 			old.rollouts = append(old.rollouts, ro)
 		}
 	}
 	for uid, ids := range l.history {
 		keep := keepReleases
-		if l.byUID[uid] == nil && l.jobs[resolveID(uid)] == nil {
+		if l.byUID[uid] == nil && l.jobs[resolveID(uid)] == nil && !l.isGhost(uid) {
 			keep = 0
 		}
 		ro, more := l.rollouts[uid], len(ids)-keep
 		for _, id := range ids {
-			if more > 0 && (keep == 0 || id != ro.Release && id != ro.Previous) {
+			if more > 0 && (keep == 0 || !ro.Remembers(id)) {
 				old.releases = append(old.releases, l.releases[id])
 				more--
 			}
@@ -81,7 +80,7 @@ func (l *loop) swept(done rubbish) {
 		}
 	}
 	for _, r := range done.releases {
-		if ro := l.rollouts[r.UID]; !slices.Contains([]chandler.ReleaseID{ro.Release, ro.Previous}, r.ID) || l.byUID[r.UID] == nil {
+		if ro := l.rollouts[r.UID]; !ro.Names(r.ID) || l.byUID[r.UID] == nil {
 			l.forgetRelease(r)
 		}
 	}

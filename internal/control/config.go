@@ -98,12 +98,14 @@ func (l *loop) forgetConfigs() {
 	if len(l.configs) == 0 {
 		return
 	}
-	needed := map[chandler.ReleaseID]bool{}
-	for uid := range l.byUID {
-		ro := l.rollouts[uid]
-		needed[ro.Release], needed[ro.Previous] = true, true
-	}
-	maps.DeleteFunc(l.configs, func(id chandler.ReleaseID, _ []byte) bool { return !needed[id] })
+	maps.DeleteFunc(l.configs, func(id chandler.ReleaseID, _ []byte) bool {
+		r := l.releases[id]
+		if r == nil || l.byUID[r.UID] == nil && !l.isGhost(r.UID) {
+			return true
+		}
+		ro := l.rollouts[r.UID]
+		return !ro.Names(id)
+	})
 }
 
 // current gives have, unless what the plugin's configuration is from, a value of it,

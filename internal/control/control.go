@@ -71,6 +71,10 @@ type Config struct {
 	Server   []grpc.ServerOption
 	Services []interface{ Register(grpc.ServiceRegistrar) }
 
+	// Rollouts gives the plan of plugins that have none of their own; nil: they have
+	// none, and a change of them goes to everyone at once. What it says may change.
+	Rollouts func(*chandler.Plugin) *chandler.RolloutPlan
+
 	// RootNamespace is DefaultRootNamespace when empty. Who may write there is a
 	// matter of whoever keeps the resources; NoRootNamespace is the switch against it.
 	RootNamespace string
@@ -109,12 +113,15 @@ type Control struct {
 	server  *deltaserver.Server
 	board   board
 	journal journal
+	hands   hands
+	told    map[string]*told // by entry; the loop's
 	schemas *schemas
 	office  office
 	begun   time.Time   // Run
 	lowered atomic.Bool // this replica is cut off
 
 	published atomic.Pointer[publication]     // nil before the first snapshot
+	gauges    atomic.Pointer[gauges]          // what was measured last; nil: nothing
 	broken    atomic.Pointer[[]source.Broken] // of the newest snapshot
 	reading   chan struct{}                   // counts reads of modules under way
 
@@ -124,6 +131,8 @@ type Control struct {
 	parked    chan struct{} // a job has room for another one made
 	collected chan rubbish
 	changes   chan record.Change
+	moved     chan moved
+	steered   chan record.Rollout        // records that were moved by an order
 	missing   chan chandler.ModuleDigest // modules that were asked for and are not in the store
 }
 
@@ -157,10 +166,12 @@ func New(cfg Config) (*Control, error) {
 		parked:    make(chan struct{}, 1),
 		collected: make(chan rubbish, 1),
 		changes:   make(chan record.Change, maxChanges),
+		moved:     make(chan moved),
+		steered:   make(chan record.Rollout),
 		missing:   make(chan chandler.ModuleDigest, 16),
 	}
 	c.schemas = &schemas{store: cfg.Store, known: map[chandler.SchemaDigest]compiled{}}
-	c.board.transitions = map[string]chandler.Status{}
+	c.board.transitions, c.told = map[string]chandler.Status{}, map[string]*told{}
 	c.journal.now = cfg.Now
 	c.metrics = newMetrics(c)
 	if cfg.Registerer != nil {

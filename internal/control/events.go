@@ -1,6 +1,7 @@
 package control
 
 import (
+	"sort"
 	"sync"
 	"time"
 
@@ -12,12 +13,14 @@ const (
 	maxEventMessage = 1 << 10 // bytes
 )
 
-// journal keeps the last events, in the order in which they came.
+// journal keeps the last events, in the order in which they came. When it is full it
+// is the kind that there is most of, in one namespace, that makes room: whoever applies
+// a hundred bad plugins a second forgets his own past, and nobody else's.
 type journal struct {
 	now func() time.Time
 
 	mu      sync.Mutex
-	events  []chandler.Event
+	events  []chandler.Event // never changed in place
 	last    uint64
 	changed chan struct{} // closed with the next event; nil: nobody waits for it
 }
@@ -31,14 +34,41 @@ func (j *journal) add(e chandler.Event) {
 	if e.At.IsZero() {
 		e.At = j.now().UTC()
 	}
-	if len(j.events) == maxEvents {
-		j.events = append(j.events[:0:0], j.events[maxEvents/4:]...)
+	if len(j.events) >= maxEvents {
+		j.makeRoom()
 	}
 	j.events = append(j.events, e)
 	if j.changed != nil {
 		close(j.changed)
 		j.changed = nil
 	}
+}
+
+// makeRoom drops the older half of the largest group of events.
+func (j *journal) makeRoom() {
+	type group struct {
+		reason    chandler.EventReason
+		namespace string
+	}
+	of := func(e *chandler.Event) group { return group{e.Reason, e.Key.Namespace} }
+	counts := map[group]int{}
+	largest := group{}
+	for i := range j.events {
+		g := of(&j.events[i])
+		if counts[g]++; counts[g] > counts[largest] {
+			largest = g
+		}
+	}
+	drop := (counts[largest] + 1) / 2
+	kept := make([]chandler.Event, 0, maxEvents)
+	for i := range j.events {
+		if drop > 0 && of(&j.events[i]) == largest {
+			drop--
+			continue
+		}
+		kept = append(kept, j.events[i])
+	}
+	j.events = kept
 }
 
 // after gives the events behind one, oldest first, and a channel that is closed when
@@ -49,12 +79,8 @@ func (j *journal) after(id uint64) ([]chandler.Event, <-chan struct{}) {
 	if j.changed == nil {
 		j.changed = make(chan struct{})
 	}
-	for i := range j.events {
-		if j.events[i].ID > id {
-			return j.events[i:len(j.events):len(j.events)], j.changed
-		}
-	}
-	return nil, j.changed
+	first := sort.Search(len(j.events), func(i int) bool { return j.events[i].ID > id })
+	return j.events[first:len(j.events):len(j.events)], j.changed
 }
 
 // Events gives the events behind one, oldest first, and a channel that is closed when

@@ -32,8 +32,13 @@ type fleet struct {
 	allDirty bool
 	changed  chan struct{} // closed when something is said; nil: nobody waits for it
 
-	news  map[string]bool // ids of our agents that the leader is to hear of; nil: nobody is
-	heard chan struct{}   // holds one when there are news
+	turns map[string]bool // whether it was connected, of whom came or went; see takeTurns
+	// news are ids of our agents that the leader is to hear of, and whether of their
+	// traffic too; nil: nobody is.
+	news  map[string]bool
+	heard chan struct{} // holds one when there are news
+
+	wishes wishes
 }
 
 // member is one node.
@@ -45,7 +50,10 @@ type member struct {
 	stream    *reporter // the report stream that counts: the newest
 	states    map[chandler.Key]chandler.AttachmentState
 	facts     *chandler.Facts // nil: not told yet; never changed in place
-	relayed   *relayed        // what another replica says of it, or nil
+	// traffic is what it said last of that, at trafficAt; never changed in place.
+	traffic   []chandler.Traffic
+	trafficAt time.Time
+	relayed   *relayed // what another replica says of it, or nil
 }
 
 // online tells whether its agent is connected here or at another replica.
@@ -55,12 +63,12 @@ func (m *member) online() bool {
 
 // reporter is one report stream.
 type reporter struct {
-	node     chandler.Node
-	sequence uint64
+	node chandler.Node
+	asked
 }
 
 func newFleet(now func() time.Time, rejects interface{ Add(float64) }) *fleet {
-	return &fleet{now: now, rejects: rejects, members: map[string]*member{}, dirty: map[chandler.Key]bool{}, heard: make(chan struct{}, 1)}
+	return &fleet{now: now, rejects: rejects, members: map[string]*member{}, dirty: map[chandler.Key]bool{}, turns: map[string]bool{}, heard: make(chan struct{}, 1)}
 }
 
 // admit makes room for a node, or tells that there is none.
@@ -112,7 +120,7 @@ func (f *fleet) connected(n chandler.Node, ok bool) {
 	before := m.online()
 	m.node, m.connected = n, ok
 	f.turned(m, before)
-	f.tell(n.ID())
+	f.tell(n.ID(), false)
 }
 
 // turned counts a node that came or went.
@@ -120,6 +128,11 @@ func (f *fleet) turned(m *member, before bool) {
 	after := m.online()
 	if after != before {
 		m.since = f.now()
+		if id := m.node.ID(); f.members[id] == m {
+			if _, ok := f.turns[id]; !ok {
+				f.turns[id] = before
+			}
+		}
 	}
 	switch {
 	case after && !before:
@@ -133,13 +146,13 @@ func (f *fleet) turned(m *member, before bool) {
 }
 
 // begin makes a report stream the one that counts for its node.
-func (f *fleet) begin(n chandler.Node) (*reporter, error) {
+func (f *fleet) begin(n chandler.Node, send func(sequence uint64, interval time.Duration) error) (*reporter, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.room(n.ID()); err != nil {
 		return nil, err
 	}
-	r := &reporter{node: n}
+	r := &reporter{node: n, asked: asked{interval: f.wishes.of(n), send: send}}
 	m := f.member(n)
 	if !m.connected {
 		m.node = n
@@ -196,9 +209,41 @@ func (f *fleet) take(r *reporter, rep wire.Report) error {
 	}
 	f.count(m.states, states)
 	r.sequence, m.states = rep.Sequence, states
-	f.tell(r.node.ID())
-	f.signal()
+	if rep.Full || rep.Facts != nil {
+		m.facts = shared(rep.Facts, states)
+	}
+	if len(rep.Traffic) > 0 {
+		m.traffic, m.trafficAt = rep.Traffic, f.now()
+	}
+	f.tell(r.node.ID(), len(rep.Traffic) > 0)
+	if rep.Full || rep.Facts != nil || len(rep.States)+len(rep.Removed) > 0 {
+		f.signal()
+	}
 	return nil
+}
+
+// shared has the texts of states in place of the same ones in facts: each slot of each
+// listener repeats the names of what is in it.
+func shared(facts *chandler.Facts, states map[chandler.Key]chandler.AttachmentState) *chandler.Facts {
+	if facts == nil {
+		return nil
+	}
+	for _, l := range facts.Listeners {
+		for _, s := range l.Slots {
+			for i := range s.Members {
+				m := &s.Members[i]
+				st, ok := states[m.Key]
+				if !ok {
+					continue
+				}
+				m.Key = st.Key
+				if m.Release == st.InForce {
+					m.Release = st.InForce
+				}
+			}
+		}
+	}
+	return facts
 }
 
 // count adds the rejections that are new. The counter of a node begins at zero
@@ -261,7 +306,9 @@ func (f *fleet) list() []member {
 	for _, m := range f.members {
 		seen := *m
 		if !m.connected && m.relayed != nil {
-			seen.node, seen.connected, seen.states = m.relayed.node, m.relayed.connected, m.relayed.states
+			r := m.relayed
+			seen.node, seen.connected, seen.states, seen.facts = r.node, r.connected, r.states, r.facts
+			seen.traffic, seen.trafficAt = r.traffic, r.trafficAt
 		}
 		members = append(members, seen)
 	}

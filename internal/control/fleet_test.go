@@ -18,6 +18,9 @@ func (c *counter) Add(v float64) { *c += counter(v) }
 
 func node(i int) chandler.Node { return chandler.Node{Namespace: "ns", Name: fmt.Sprint(i)} }
 
+// unheard is a stream whose other end hears nothing.
+func unheard(uint64, time.Duration) error { return nil }
+
 func TestFleetForgetsWhoIsAwayForADay(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(0, 0)
@@ -61,7 +64,7 @@ func TestFleetHasAnEnd(t *testing.T) {
 func TestReportOfOneNodeHasAnEnd(t *testing.T) {
 	t.Parallel()
 	f := newFleet(time.Now, new(counter))
-	r, err := f.begin(node(1))
+	r, err := f.begin(node(1), unheard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +109,7 @@ func TestRejectionsAreCountedOnce(t *testing.T) {
 	} {
 		if c.again {
 			var err error
-			if r, err = f.begin(node(1)); err != nil {
+			if r, err = f.begin(node(1), unheard); err != nil {
 				t.Fatal(err)
 			}
 		}

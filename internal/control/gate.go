@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"chandler.dev/chandler"
@@ -72,6 +73,9 @@ func (l *loop) ruled(p *chandler.Plugin) ruling {
 	if slices.Equal(before.against, r.against) {
 		return r // nothing new
 	}
+	if len(r.against) > 0 {
+		l.c.Emit(chandler.Event{Key: p.Key, Reason: chandler.EventNotResolved, Warning: true, Message: fmt.Sprintf("generation %d is against the operator's policy: %s: %s", p.Generation, r.against[0].Code, r.against[0].Error())})
+	}
 	for i := range r.against {
 		l.c.log.Warn("against the operator's policy", "plugin", p.Key.String(), "generation", p.Generation, "code", r.against[i].Code, "error", r.against[i].Error())
 	}
@@ -94,6 +98,7 @@ func (l *loop) governed(g Gate) {
 		}
 	}
 	if l.seen {
+		l.c.Emit(chandler.Event{Reason: chandler.EventPolicy, Message: fmt.Sprintf("the policy has changed; %d plugins are judged by it again", len(l.snapshot.Objects))})
 		l.c.log.Info("the policy has changed; every plugin is judged by it again", "plugins", len(l.snapshot.Objects))
 	}
 }

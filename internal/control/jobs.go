@@ -42,7 +42,8 @@ type job struct {
 	cancel  context.CancelFunc
 	plugin  *chandler.Plugin
 	have    *chandler.Release
-	rollout *record.Rollout // the one to go on from; nil: the first
+	rollout *record.Rollout   // the one to go on from; nil: the first
+	before  *chandler.Release // that is everyone's; nil: none
 	secrets secrets
 	gate    Gate                  // nil: everything may be
 	restore chandler.ModuleDigest // what is to be in the store; empty: it is to resolve
@@ -114,7 +115,7 @@ func (l *loop) start(ctx context.Context) time.Duration {
 	var due []*job
 	for i := range l.snapshot.Objects {
 		o := &l.snapshot.Objects[i]
-		have := l.target(o.UID)
+		have := l.meant(o.UID)
 		d := resolve.Due(o.Plugin, secrets(l.snapshot.Secrets).current(o.Plugin, have), l.attempts[o.UID], terms, now)
 		decides := leads && !l.behind(o) && len(l.ruled(o.Plugin).against) == 0
 		if decides {
@@ -211,22 +212,29 @@ type need struct {
 }
 
 // needs gives what has to be in the store for a plugin: the modules that agents may ask
-// for, of the release that its rollout is at and of the one that stands by, and the
-// schema of the former.
-func (l *loop) needs(o *source.Object) (all [3]need, n int) {
+// for, of the release that its rollout is at and of the others, and the schema of the
+// former.
+func (l *loop) needs(o *source.Object) (all [4]need, n int) {
 	if o.Plugin == nil {
 		return all, 0
 	}
-	c := l.course(o.UID)
-	if c.target == nil || c.target.Program.Module == nil {
-		return all, 0
+	add := func(d chandler.ModuleDigest, r *chandler.Release) {
+		if !slices.ContainsFunc(all[:n], func(have need) bool { return have.digest == d }) {
+			all[n], n = need{d, r}, n+1
+		}
 	}
-	all[0], n = need{c.target.Program.Module.Digest, c.target}, 1
-	if s := c.target.Schema; s != nil {
-		all[n], n = need{chandler.ModuleDigest(s.Digest), c.target}, n+1
+	c := l.course(o.UID, nil)
+	if t := c.target; t != nil && t.Program.Module != nil {
+		add(t.Program.Module.Digest, t)
+		if t.Schema != nil {
+			add(chandler.ModuleDigest(t.Schema.Digest), t)
+		}
 	}
 	if c.standby != nil {
-		all[n], n = need{c.standby.Digest, l.releases[l.rollouts[o.UID].Previous]}, n+1
+		add(c.standby.Digest, c.spare)
+	}
+	if c.others != nil && c.others.target != nil && c.others.target.Program.Module != nil {
+		add(c.others.target.Program.Module.Digest, c.others.target)
 	}
 	return all, n
 }
@@ -234,7 +242,7 @@ func (l *loop) needs(o *source.Object) (all [3]need, n int) {
 func (l *loop) newJob(id string, o *source.Object, have *chandler.Release) *job {
 	j := &job{id: id, plugin: o.Plugin, have: have, secrets: l.snapshot.Secrets, gate: l.gate}
 	if ro, ok := l.rollouts[o.UID]; ok {
-		j.rollout = &ro
+		j.rollout, j.before = &ro, l.known(o.UID, everyones(&ro).Release)
 	}
 	return j
 }
@@ -295,20 +303,33 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 		return err
 	}
 	o.release = r
-	if j.rollout != nil && j.rollout.Release == r.ID && j.rollout.Revision != 0 {
+	if j.rollout != nil && j.rollout.Meant() == r.ID && j.rollout.Revision != 0 {
 		o.rollout = j.rollout // only the release's own record is not here yet, or lost
 		return c.cfg.Records.PutRelease(ctx, r)
-	}
-	next := record.Rollout{UID: r.UID, Key: r.Key, Sequence: 1, Release: r.ID, Generation: r.Generation, UpdatedAt: c.cfg.Now().UTC(), Pin: pin(r)}
-	if j.rollout != nil {
-		next.Sequence, next.Previous = j.rollout.Sequence+1, j.rollout.Release
 	}
 	// Side by side, for each waits for the disk. A rollout without its release is
 	// as good as none.
 	var g errgroup.Group
 	g.Go(func() error { return c.cfg.Records.PutRelease(ctx, r) })
-	g.Go(func() (err error) { o.rollout, err = c.swap(ctx, j.rollout, next); return err })
+	g.Go(func() (err error) { o.rollout, err = c.adopt(ctx, j, &r); return err })
 	return g.Wait()
+}
+
+// maxSwaps is how often a record that others move too is moved on from where it is.
+const maxSwaps = 5
+
+// adopt records what a plugin means now. When its rollout was moved meanwhile, and still
+// means what it meant, that is gone on from.
+func (c *Control) adopt(ctx context.Context, j *job, r *chandler.Release) (*record.Rollout, error) {
+	old := j.rollout
+	for n := 1; ; n++ {
+		next := adopted(old, adoption{release: r, plugin: j.plugin, plan: c.plan(j.plugin), before: j.before, now: c.cfg.Now().UTC()})
+		stored, err := c.swap(ctx, old, next)
+		if !errors.Is(err, record.ErrConflict) || n == maxSwaps || old == nil || stored == nil || stored.Revision == 0 || stored.Meant() != old.Meant() {
+			return stored, err
+		}
+		old = stored
+	}
 }
 
 // meaning gives the release that a plugin means, under the gate's terms: resolved, or
@@ -370,35 +391,11 @@ func (c *Control) vet(ctx context.Context, j *job, r *chandler.Release, o *outco
 // it was thought to be, nothing is written: the error is record.ErrConflict, and
 // what it is instead is to be gone on from.
 func (c *Control) swap(ctx context.Context, old *record.Rollout, next record.Rollout) (*record.Rollout, error) {
-	from := old
-	if old != nil && old.Revision == 0 {
-		from = nil // it was lost; its sequence goes on
+	stored, err := c.swapExactly(ctx, old, next)
+	if errors.Is(err, record.ErrConflict) && stored != nil && stored.Revision != 0 && stored.Meant() == next.Meant() {
+		return stored, nil // another replica came to the same
 	}
-	stored, err := c.cfg.Records.SwapRollout(ctx, from, next)
-	switch {
-	case err == nil:
-		return &stored, nil
-	case !errors.Is(err, record.ErrConflict):
-		return nil, err
-	}
-	all, readErr := c.cfg.Records.Rollouts(ctx)
-	if readErr != nil {
-		return nil, readErr
-	}
-	for i := range all {
-		if all[i].UID == next.UID && all[i].Release == next.Release {
-			return &all[i], nil // another replica came to the same
-		}
-		if all[i].UID == next.UID {
-			return &all[i], err
-		}
-	}
-	if old != nil {
-		lost := *old
-		lost.Revision = 0
-		return &lost, err
-	}
-	return nil, err
+	return stored, err
 }
 
 // restore leases a module or a schema, fetching it again if the store lost it.
@@ -430,11 +427,15 @@ func (l *loop) finished(o outcome) {
 		l.lease(o.lease)
 	}
 	if o.rollout != nil {
-		l.rollouts[j.plugin.UID] = *o.rollout
+		l.keep(*o.rollout)
 	}
 	if o.rollout != nil && o.err == nil {
 		l.released(&o.release)
+		l.c.tellResolved(&o.release, o.rollout.Sequence)
 		log.Info("new release", "release", o.release.ID.Short(), "generation", o.release.Generation, "sequence", o.rollout.Sequence, "reference", o.release.ShownReference())
+		if j.rollout == nil || j.rollout.Meant() != o.release.ID {
+			l.begun(o.rollout)
+		}
 	}
 	cancelled := errors.Is(o.err, context.Canceled) && !(l.c.leads() && j.wanted(l.byUID[j.plugin.UID])) ||
 		o.err != nil && j.restore == "" && j.gate != l.gate // it is judged by another now
@@ -460,6 +461,7 @@ func (l *loop) finished(o outcome) {
 		if o.against {
 			a = a.Refused(o.err)
 		}
+		l.c.tellFailed(key, l.attempts[j.plugin.UID], a)
 		l.attempts[j.plugin.UID] = a
 		log.Warn("cannot be resolved", "code", a.Problem.Code, "error", a.Problem.Error(), "attempt", a.Failed, "retry_in", a.Next.Sub(now).Round(time.Millisecond))
 	}

@@ -29,6 +29,7 @@ type loop struct {
 	seen     bool // a snapshot
 	snapshot source.Snapshot
 	byUID    map[string]*source.Object
+	names    map[chandler.Key]bool   // of the snapshot
 	entries  map[chandler.Key]*entry // of the last publication
 	stale    map[chandler.Key]bool   // entries to make anew
 
@@ -43,6 +44,14 @@ type loop struct {
 
 	gate    Gate              // nil: everything may be
 	rulings map[string]ruling // by uid
+
+	partings  map[string]record.Kept // of plugins with a plan that are gone, by uid
+	unsettled map[string]bool        // uids whose rollouts are under way
+	watching  map[string]watched     // by uid, those of them that this replica saw
+	moving    map[string]bool        // uids whose record is being moved
+	asked     string                 // about whom proxies say what they answer
+	looked    time.Time              // at those that are under way
+	kicked    bool                   // somebody has given an order: look at once
 
 	gone map[string]time.Time // when a plugin of a rollout was first missed, by uid
 
@@ -61,6 +70,7 @@ func (c *Control) load(ctx context.Context) (*loop, error) {
 	l := &loop{
 		c:        c,
 		byUID:    map[string]*source.Object{},
+		names:    map[chandler.Key]bool{},
 		entries:  map[chandler.Key]*entry{},
 		stale:    map[chandler.Key]bool{},
 		rollouts: map[string]record.Rollout{},
@@ -72,6 +82,7 @@ func (c *Control) load(ctx context.Context) (*loop, error) {
 		schemas:  map[string]*chandler.ConfigSchema{},
 		gate:     c.cfg.Gate,
 		rulings:  map[string]ruling{},
+		partings: map[string]record.Kept{}, unsettled: map[string]bool{}, watching: map[string]watched{}, moving: map[string]bool{},
 		gone:     map[string]time.Time{},
 		leases:   map[chandler.ModuleDigest]*store.Lease{},
 		restores: map[chandler.ModuleDigest]time.Time{},
@@ -95,7 +106,7 @@ func (c *Control) load(ctx context.Context) (*loop, error) {
 		return nil, fmt.Errorf("read rollouts: %w", err)
 	}
 	for _, r := range rollouts {
-		l.rollouts[r.UID] = r
+		l.keep(r)
 	}
 	c.cfg.Resolver.Know(releases)
 	if c.cfg.Vetter != nil {
@@ -111,6 +122,8 @@ func (l *loop) run(ctx context.Context) error {
 	defer timer.Stop()
 	transit := time.NewTicker(transitEvery)
 	defer transit.Stop()
+	pulse := time.NewTimer(beat)
+	defer pulse.Stop()
 	defer l.end()
 	var taken []chan<- struct{} // closed when the snapshot is published
 	for {
@@ -133,9 +146,15 @@ func (l *loop) run(ctx context.Context) error {
 			l.swept(done)
 		case d := <-l.c.missing:
 			l.lost(d)
+		case m := <-l.c.moved:
+			l.hasMoved(m)
+		case ro := <-l.c.steered:
+			l.keep(ro)
+			l.kicked = true
 		case <-transit.C:
 			l.c.transit()
 			continue
+		case <-pulse.C:
 		case <-timer.C:
 		}
 		for len(l.c.outcomes) > 0 { // of a burst, all at once
@@ -147,7 +166,7 @@ func (l *loop) run(ctx context.Context) error {
 		if !l.seen {
 			continue
 		}
-		if time.Now().After(l.quiet) {
+		if !time.Now().Before(l.quiet) {
 			l.publishPaced()
 			for _, c := range taken {
 				close(c)
@@ -156,6 +175,9 @@ func (l *loop) run(ctx context.Context) error {
 		}
 		next := l.start(ctx)
 		l.collect(ctx)
+		if l.advance(ctx) {
+			pulse.Reset(beat)
+		}
 		if len(l.stale) > 0 || len(taken) > 0 {
 			next = max(0, time.Until(l.quiet))
 		}
@@ -183,6 +205,9 @@ func (l *loop) end() {
 			o.lease.Release()
 		}
 	}
+	for len(l.moving) > 0 {
+		delete(l.moving, (<-l.c.moved).uid)
+	}
 	if l.collecting {
 		<-l.c.collected
 	}
@@ -193,17 +218,21 @@ func (l *loop) end() {
 
 // taken takes a snapshot in.
 func (l *loop) taken(s source.Snapshot) {
-	before := l.snapshot
+	before, first := l.snapshot, !l.seen
 	l.snapshot, l.seen = s, true
+	if !first {
+		l.tellTaken(before)
+	}
 	l.c.broken.Store(&s.Broken)
 	was := map[string]*chandler.Plugin{}
 	for uid, o := range l.byUID {
 		was[uid] = o.Plugin
 	}
 	clear(l.byUID)
+	clear(l.names)
 	for i := range s.Objects {
 		o := &s.Objects[i]
-		l.byUID[o.UID] = o
+		l.byUID[o.UID], l.names[o.Key] = o, true
 		l.stale[o.Key] = true
 		if o.Plugin == nil {
 			continue
@@ -225,6 +254,10 @@ func (l *loop) taken(s source.Snapshot) {
 		}
 	}
 	l.missed()
+	l.parted(was)
+	for uid := range l.rollouts {
+		l.consider(uid)
+	}
 }
 
 // locked is what a lock file says of a plugin's url.
@@ -238,33 +271,70 @@ func locked(p *chandler.Plugin) string {
 // held tells whether nobody is to be asked what a plugin's url means.
 func held(p *chandler.Plugin) bool { return p != nil && p.Wasm != nil && p.Wasm.Held }
 
-// target is the release that a plugin's rollout is at, or the one before when the
-// record of that was lost; nil when there is none.
-func (l *loop) target(uid string) *chandler.Release {
-	ro := l.rollouts[uid]
-	for _, id := range []chandler.ReleaseID{ro.Release, ro.Previous} {
-		if r := l.releases[id]; r != nil && r.UID == uid {
-			return r
-		}
+// known is a release of a plugin by its id, or nil.
+func (l *loop) known(uid string, id chandler.ReleaseID) *chandler.Release {
+	if r := l.releases[id]; r != nil && r.UID == uid {
+		return r
 	}
 	return nil
 }
 
-// course is where a plugin's rollout is. The module of the release before stands by
-// for an undo, where it is another one.
-func (l *loop) course(uid string) course {
+// target is the release that a plugin's rollout is at, or the one before when the
+// record of that was lost; nil when there is none.
+func (l *loop) target(uid string) *chandler.Release {
 	ro := l.rollouts[uid]
-	c := course{target: l.target(uid), sequence: ro.Sequence}
-	config, ok := l.config(c.target)
-	c.config, c.withheld = config, !ok
-	before := l.releases[ro.Previous]
-	if c.target == nil || before == nil || before.UID != uid || before.Program.Module == nil {
-		return c
+	if r := l.known(uid, ro.Release); r != nil || ro.Release == "" {
+		return r
 	}
-	if m := c.target.Program.Module; m == nil || m.Digest != before.Program.Module.Digest {
-		c.standby = before.Program.Module
+	return l.known(uid, ro.Previous)
+}
+
+// meant is the release that a plugin's resource means, also where another is to be in
+// force.
+func (l *loop) meant(uid string) *chandler.Release {
+	if ro := l.rollouts[uid]; ro.Wanted != nil {
+		return l.known(uid, ro.Wanted.Release)
 	}
+	return l.target(uid)
+}
+
+// course is where a plugin's rollout is. By the recorded scope goes who has a plan, or a
+// rollout that is not at what its resource means; for all others the resource says whom
+// the plugin is for. Of the module that a change to the other side would need, or an undo,
+// those who do not run it have the bytes stand by.
+func (l *loop) course(uid string, plan *chandler.RolloutPlan) course {
+	ro := l.rollouts[uid]
+	scope := ro.Scope
+	if plan == nil && !ro.Held() {
+		scope = nil
+	}
+	c := course{rollout: ro, side: l.side(l.target(uid), ro.Sequence, scope)}
+	c.nothing = ro.Release == "" && ro.Sequence > 0
+	before := l.known(uid, ro.Previous)
+	if st := ro.Stage; st != nil {
+		others := l.side(l.known(uid, st.Base.Release), st.Base.Sequence, st.Base.Scope)
+		others.nothing = st.Base.Release == ""
+		others.standBy(c.target)
+		c.others, before = &others, others.target
+	}
+	c.standBy(before)
 	return c
+}
+
+// side is what the proxies are to have whose release is target.
+func (l *loop) side(target *chandler.Release, sequence uint64, scope *record.Scope) side {
+	config, ok := l.config(target)
+	return side{target: target, config: config, withheld: !ok, sequence: sequence, scope: scope}
+}
+
+// standBy has the module of another release stand by, where it is another one.
+func (s *side) standBy(other *chandler.Release) {
+	if s.target == nil || other == nil || other.Program.Module == nil {
+		return
+	}
+	if m := s.target.Program.Module; m == nil || m.Digest != other.Program.Module.Digest {
+		s.standby, s.spare = other.Program.Module, other
+	}
 }
 
 // publish makes what changed visible: to agents, and to whoever asks.
@@ -278,34 +348,47 @@ func (l *loop) publish() {
 	for _, o := range l.snapshot.Objects {
 		e := l.entries[o.Key]
 		if e == nil || l.stale[o.Key] {
-			course, ruling := l.course(o.UID), l.ruled(o.Plugin)
-			if l.detached(ruling, course.target) {
-				course.detached = true
-			}
-			var err error
-			if e, err = newEntry(o, course, ruling, l.attempts[o.UID], l.c.cfg.FetchDeadline, e); err != nil {
-				l.c.log.Error("an attachment cannot be marshalled", "plugin", o.Key.String(), "error", err)
-			}
-			e.met = l.schemas[o.UID]
+			e = l.entry(o, e)
 		}
 		entries = append(entries, e)
 		next[o.Key] = e
 	}
+	ghosts := l.ghosts()
 	l.entries = next
 	clear(l.stale)
-	l.c.published.Store(newPublication(entries))
+	l.c.published.Store(newPublication(entries, ghosts))
 	l.c.fleet.touch()
 	l.c.server.Refresh()
 	l.unlease()
 	l.forgetConfigs()
 }
 
+// entry makes the entry of an object. before is its last one, or nil.
+func (l *loop) entry(o source.Object, before *entry) *entry {
+	plan, ruling := l.c.plan(o.Plugin), l.ruled(o.Plugin)
+	course := l.course(o.UID, plan)
+	course.detached = l.detached(ruling, course.target)
+	if course.target == nil && plan != nil {
+		// Those whom its first step is not for are not denied anything, and who is chosen
+		// is not known yet.
+		ruling.terms.FirstAttach = chandler.FirstAttachHold
+	}
+	e, err := newEntry(o, course, ruling, l.attempts[o.UID], l.c.cfg.FetchDeadline, before)
+	if err != nil {
+		l.c.log.Error("an attachment cannot be marshalled", "plugin", o.Key.String(), "error", err)
+	}
+	e.met, e.plan, e.meant, e.history = l.schemas[o.UID], plan, l.meant(o.UID), l.recent(o.UID)
+	return e
+}
+
 // unlease gives back the leases of modules that nothing names any more.
 func (l *loop) unlease() {
 	named := map[chandler.ModuleDigest]bool{}
 	for _, e := range l.entries {
-		for _, d := range e.modules {
-			named[d] = true
+		for _, v := range e.variants() {
+			for _, d := range v.modules {
+				named[d] = true
+			}
 		}
 		for _, s := range e.schemas() {
 			named[chandler.ModuleDigest(s.Digest)] = true
@@ -339,4 +422,13 @@ func (l *loop) forgetRelease(r *chandler.Release) {
 	if l.history[r.UID] = ids; len(ids) == 0 {
 		delete(l.history, r.UID)
 	}
+}
+
+// recent gives the releases of a plugin, oldest first.
+func (l *loop) recent(uid string) []*chandler.Release {
+	all := make([]*chandler.Release, 0, len(l.history[uid]))
+	for _, id := range l.history[uid] {
+		all = append(all, l.releases[id])
+	}
+	return all
 }

@@ -25,6 +25,7 @@ type metrics struct {
 	assigned prometheus.Counter
 	sent     prometheus.Counter
 	asked    *prometheus.CounterVec
+	failures *prometheus.CounterVec
 
 	collectors []prometheus.Collector
 
@@ -61,12 +62,15 @@ func newMetrics(c *Control) *metrics {
 			Name: "chandler_agents_asked_total",
 			Help: "Names that agents asked for: all that is for their node, something that is (own), or something that is not, whether it is there or not (other); they get what is for their node.",
 		}, []string{"what"}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "chandler_rollout_gate_failures_total", Help: "Gates that did not hold, by gate.",
+		}, []string{"gate"}),
 		registries: map[string]bool{},
 	}
 	agents := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "chandler_agents", Help: "Connected agents.",
 	}, func() float64 { return float64(c.fleet.size()) })
-	m.collectors = []prometheus.Collector{rejects, m.resolves, m.duration, m.push, m.assigned, m.sent, m.asked, agents, newPluginCollector(c)}
+	m.collectors = []prometheus.Collector{rejects, m.resolves, m.duration, m.push, m.assigned, m.sent, m.asked, m.failures, agents, newPluginCollector(c)}
 	return m
 }
 
@@ -77,6 +81,15 @@ func (m *metrics) register(r prometheus.Registerer) error {
 		}
 	}
 	return nil
+}
+
+// gates counts those that failed.
+func (m *metrics) gates(measures []chandler.Measure) {
+	for i := range measures {
+		if measures[i].Result == chandler.GateFailed {
+			m.failures.WithLabelValues(string(measures[i].Gate)).Inc()
+		}
+	}
 }
 
 // resolved counts a try.

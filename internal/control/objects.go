@@ -2,9 +2,9 @@ package control
 
 import (
 	"context"
+	"maps"
 
 	"chandler.dev/chandler"
-	"chandler.dev/chandler/internal/assign"
 	"chandler.dev/chandler/internal/schema"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/status"
@@ -20,6 +20,12 @@ type ObjectView struct {
 	// Hidden gives the places in a configuration that are not to be shown to anybody,
 	// an empty one for all of it; nil: there are none.
 	Hidden func(config []byte) [][]string
+	// Against is what the operator's policy has against it. Detached: for that its
+	// release is taken out; Denied: without a release proxies refuse requests.
+	Against          []chandler.Problem
+	Detached, Denied bool
+	// History are its releases that are recorded, oldest first; not to be changed.
+	History []*chandler.Release
 }
 
 // Objects gives all objects with their status, in the order of their keys, read
@@ -32,7 +38,10 @@ func (c *Control) Objects(context.Context) ([]ObjectView, error) {
 	members := c.fleet.list()
 	views := make([]ObjectView, 0, len(p.entries))
 	for _, e := range p.entries {
-		v := ObjectView{Object: e.object, Status: c.join(e, members)}
+		v := ObjectView{
+			Object: e.object, Status: c.join(e, members),
+			Against: e.against, Detached: e.course.detached, Denied: e.denied, History: e.history,
+		}
 		v.Schema, v.Hidden = c.schemas.of(e)
 		views = append(views, v)
 	}
@@ -59,24 +68,24 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 		Problems:   e.object.Problems,
 		Warnings:   e.object.Warnings,
 		Against:    e.against,
-		Detached:   e.detached,
+		Detached:   e.course.detached,
 		Plugin:     e.object.Plugin,
 		Target:     e.target,
+		Meant:      e.meant,
 		Denied:     e.denied,
 		Withheld:   c.withholds(),
 		Resolve:    status.Resolve{Problem: e.attempts.Problem, Attempt: e.attempts.Failed, NextTry: e.attempts.Next},
 		Now:        c.cfg.Now().UTC(),
 	}
-	if e.object.Plugin != nil && !e.detached {
-		for _, m := range members {
-			if !assign.Selects(e.object.Plugin, m.node, c.cfg.RootNamespace) {
-				continue
+	if e.object.Plugin != nil && !e.course.detached {
+		for i := range members {
+			if p, ok := c.proxy(e, &members[i]); ok {
+				in.Proxies = append(in.Proxies, p)
 			}
-			p := status.Proxy{Node: m.node, Connected: m.connected}
-			if s, ok := m.states[e.object.Key]; ok {
-				p.State = &s
-			}
-			in.Proxies = append(in.Proxies, p)
+		}
+		if e.plan != nil || e.course.rollout.Steered() {
+			view := c.rollout(e, members, false)
+			in.Rollout = &view.Rollout
 		}
 	}
 	c.board.mu.Lock()
@@ -89,11 +98,27 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 	return s
 }
 
+// proxy is a node as the status of a plugin has it; false: it has nothing to do with it.
+func (c *Control) proxy(e *entry, m *member) (status.Proxy, bool) {
+	p := status.Proxy{Node: m.node, Connected: m.connected}
+	if s, ok := m.states[e.object.Key]; ok {
+		p.State = &s
+	}
+	v := e.of(m.node, c.cfg.RootNamespace)
+	if v == nil {
+		p.Nothing = true
+		return p, p.State != nil && p.State.UID == e.object.UID && e.concerns(m.node, c.cfg.RootNamespace)
+	}
+	p.Wants = v.target
+	return p, true
+}
+
 func (e *entry) id() string { return e.object.Key.String() + " " + e.object.UID }
 
 // transit dates the conditions of the plugins about which something was said,
 // so that their times do not depend on somebody asking.
 func (c *Control) transit() {
+	c.tellTurns()
 	p := c.published.Load()
 	all, some := c.fleet.takeDirty()
 	if p == nil || !all && len(some) == 0 {
@@ -104,7 +129,8 @@ func (c *Control) transit() {
 	for _, e := range p.entries {
 		there[e.id()] = true
 		if all || some[e.object.Key] {
-			c.join(e, members)
+			s := c.join(e, members)
+			c.tell(e, &s)
 		}
 	}
 	c.board.mu.Lock()
@@ -114,4 +140,5 @@ func (c *Control) transit() {
 			delete(c.board.transitions, id)
 		}
 	}
+	maps.DeleteFunc(c.told, func(id string, _ *told) bool { return !there[id] })
 }

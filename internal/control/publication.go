@@ -5,6 +5,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/assign"
+	"chandler.dev/chandler/internal/record"
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/wire"
@@ -14,19 +15,31 @@ import (
 // publication is the plugins' state at one moment, whole and immutable.
 type publication struct {
 	entries     []*entry // in the order of the snapshot
+	ghosts      []*entry // of plugins that are gone, and still in force somewhere
 	byNamespace map[string][]*entry
 }
 
 // entry is one object with what became of it. It is immutable.
 type entry struct {
 	object   source.Object
-	target   *chandler.Release
+	course   course
 	attempts resolve.Attempts // of the object's valid generation
 	against  []chandler.Problem
 	denied   bool
-	detached bool                   // it is for nobody
+	plan     *chandler.RolloutPlan
+	meant    *chandler.Release      // by the resource; nil: not known
 	met      *chandler.ConfigSchema // of the last try to resolve it; nil: none
+	history  []*chandler.Release    // that are recorded, oldest first
 
+	variant          // for whoever is chosen, or everyone
+	others  *variant // for the rest; nil: nothing
+}
+
+// variant is a plugin as some of its proxies are to have it. It is immutable.
+type variant struct {
+	target   *chandler.Release
+	whom     *chandler.Plugin // says who they are; nil: nobody knows
+	nothing  bool             // they are to have nothing
 	resource *deltaserver.Resource
 	withheld *deltaserver.Resource // without a body: proxies keep what they have of it
 	made     making
@@ -50,53 +63,77 @@ type making struct {
 
 // course is where a plugin's rollout is.
 type course struct {
+	side                    // of whoever is chosen, or of everyone
+	others   *side          // of the rest, where a rollout is under way
+	rollout  record.Rollout // as it is recorded; its zero value: not at all
+	detached bool           // the release is taken out
+}
+
+// side is what some of the proxies are to have.
+type side struct {
 	target   *chandler.Release // nil: none
+	nothing  bool              // there is none, and none is to be
 	config   []byte            // with the secrets that the target's is from; nil: from none
 	withheld bool              // they are not to be had
 	sequence uint64
-	standby  *chandler.Module // what an undo would need; nil: nothing else
-	detached bool             // the release is taken out
+	scope    *record.Scope     // nil: whom the resource says
+	standby  *chandler.Module  // what a change to the other side would need; nil: nothing else
+	spare    *chandler.Release // that standby is of
 }
 
-// newEntry joins an object with its rollout. Without a release its resource has no
-// body: proxies keep what they have of it, whatever became of the records here.
-// before is its entry in the last publication, or nil: what was marshalled is used
-// again where it can be. deadline is the same for all. Of a release whose
-// configuration is not to be had whoever has it keeps it; a newcomer refuses instead,
-// unless the plugin may be left out.
+// newEntry joins an object with its rollout. before is its entry in the last
+// publication, or nil: what was marshalled is used again where it can be. deadline is
+// the same for all.
 func newEntry(o source.Object, c course, rule ruling, a resolve.Attempts, deadline time.Duration, before *entry) (*entry, error) {
-	target := c.target
-	none := &deltaserver.Resource{Name: o.Key.String()}
-	e := &entry{object: o, target: target, against: rule.against, detached: c.detached, resource: none, withheld: none}
+	e := &entry{object: o, course: c, against: rule.against}
 	p := o.Plugin
-	if p == nil {
-		return e, nil
-	}
-	if a.UID == p.UID && a.Generation == p.Generation {
+	if p != nil && a.UID == p.UID && a.Generation == p.Generation {
 		e.attempts = a
 	}
-	e.denied = target == nil && rule.terms.FirstAttach == chandler.FirstAttachDeny && !rule.misplaced()
-	if e.detached || target == nil && !e.denied {
-		return e, nil
+	e.denied = p != nil && c.target == nil && !c.nothing && rule.terms.FirstAttach == chandler.FirstAttachDeny && !rule.misplaced()
+	var was, wasOthers *variant
+	if before != nil {
+		was, wasOthers = &before.variant, before.others
 	}
-	e.made = making{
+	made, err := newVariant(o, c.side, rule, e.denied && !c.detached, deadline, was)
+	e.variant = *made
+	e.nothing = e.nothing || c.detached
+	if err != nil || c.others == nil {
+		return e, err
+	}
+	e.others, err = newVariant(o, *c.others, rule, false, deadline, wasOthers)
+	return e, err
+}
+
+// newVariant makes the resource of one side. Without a release it has no body: proxies
+// keep what they have of it, whatever became of the records here. Of a release whose
+// configuration is not to be had whoever has it keeps it; a newcomer refuses instead,
+// unless the plugin may be left out.
+func newVariant(o source.Object, c side, rule ruling, denied bool, deadline time.Duration, before *variant) (*variant, error) {
+	target, p := c.target, o.Plugin
+	none := &deltaserver.Resource{Name: o.Key.String()}
+	v := &variant{target: target, whom: scoped(p, c.scope), nothing: c.nothing, resource: none, withheld: none}
+	if p == nil || target == nil && !denied {
+		return v, nil
+	}
+	v.made = making{
 		uid: p.UID, key: p.Key, generation: p.Generation, created: p.Created.UnixNano(),
-		firstAttach: rule.terms.FirstAttach, sequence: c.sequence, denied: e.denied, withheld: c.withheld,
+		firstAttach: rule.terms.FirstAttach, sequence: c.sequence, denied: denied, withheld: c.withheld,
 	}
 	if target != nil {
-		e.made.release, e.made.generation = target.ID, target.Generation
+		v.made.release, v.made.generation = target.ID, target.Generation
 	}
 	if c.standby != nil {
-		e.made.standby = c.standby.Digest
+		v.made.standby = c.standby.Digest
 	}
-	if before != nil && before.made == e.made {
-		e.resource, e.modules = before.resource, before.modules
-		return e, nil
+	if before != nil && before.made == v.made {
+		v.resource, v.modules = before.resource, before.modules
+		return v, nil
 	}
 	held := *p // to the operator's terms
 	held.FirstAttach = rule.terms.FirstAttach
 	candidate := assign.Candidate{
-		Plugin: &held, Release: target, Sequence: c.sequence, Deny: e.denied, Config: c.config, Withheld: c.withheld, FetchDeadline: deadline,
+		Plugin: &held, Release: target, Sequence: c.sequence, Deny: denied, Config: c.config, Withheld: c.withheld, FetchDeadline: deadline,
 	}
 	if c.standby != nil {
 		candidate.Standby = []chandler.Module{*c.standby}
@@ -105,40 +142,87 @@ func newEntry(o source.Object, c course, rule ruling, a resolve.Attempts, deadli
 	if !c.withheld || target.FailStrategy != chandler.FailOpen {
 		body, version, err := wire.MarshalAttachment(&att)
 		if err != nil {
-			return e, err
+			return v, err
 		}
-		e.resource = &deltaserver.Resource{Name: p.Key.String(), Version: version, Body: body, Newcomers: c.withheld}
+		v.resource = &deltaserver.Resource{Name: p.Key.String(), Version: version, Body: body, Newcomers: c.withheld}
 	}
 	if target != nil && target.Program.Module != nil {
-		e.modules = append(e.modules, target.Program.Module.Digest)
+		v.modules = append(v.modules, target.Program.Module.Digest)
 	}
 	for _, m := range att.Standby {
-		e.modules = append(e.modules, m.Digest)
+		v.modules = append(v.modules, m.Digest)
 	}
-	return e, nil
+	return v, nil
 }
 
-func newPublication(entries []*entry) *publication {
-	p := &publication{entries: entries, byNamespace: map[string][]*entry{}}
-	for _, e := range entries {
-		p.byNamespace[e.object.Namespace] = append(p.byNamespace[e.object.Namespace], e)
+// variants are those that there are.
+func (e *entry) variants() []*variant {
+	if e.others == nil {
+		return []*variant{&e.variant}
+	}
+	return []*variant{&e.variant, e.others}
+}
+
+// chosen tells whether a node is to have the release that is on its way.
+func (e *entry) chosen(n chandler.Node) bool {
+	st := e.course.rollout.Stage
+	return st == nil || st.Choice.Has(e.object.UID, n)
+}
+
+// disabled gives the order by which a plugin is taken out of a node, or nil.
+func (e *entry) disabled(n chandler.Node) *chandler.Disablement {
+	for i := range e.course.rollout.Disabled {
+		if d := &e.course.rollout.Disabled[i]; d.Holds(n) {
+			return d
+		}
+	}
+	return nil
+}
+
+// of gives the variant that is for a node; nil: none. Of an object that was never valid
+// nobody knows whom it is for.
+func (e *entry) of(n chandler.Node, root string) *variant {
+	v := &e.variant
+	if !e.chosen(n) {
+		v = e.others
+	}
+	switch {
+	case v == nil, v.nothing, v.whom != nil && !assign.Selects(v.whom, n, root), e.disabled(n) != nil:
+		return nil
+	}
+	return v
+}
+
+// concerns tells whether a plugin is, or comes to be, for a node, whatever it is to
+// have of it now.
+func (e *entry) concerns(n chandler.Node, root string) bool {
+	for _, v := range e.variants() {
+		if v.whom != nil && assign.Selects(v.whom, n, root) {
+			return true
+		}
+	}
+	return false
+}
+
+func newPublication(entries, ghosts []*entry) *publication {
+	p := &publication{entries: entries, ghosts: ghosts, byNamespace: map[string][]*entry{}}
+	for _, all := range [][]*entry{entries, ghosts} {
+		for _, e := range all {
+			p.byNamespace[e.object.Namespace] = append(p.byNamespace[e.object.Namespace], e)
+		}
 	}
 	return p
 }
 
-// of calls fn with every entry that is for a node, until it returns false. Of an
-// object that was never valid nobody knows whom it is for.
-func (p *publication) of(n chandler.Node, root string, fn func(*entry) bool) {
+// of calls fn with every variant that is for a node, until it returns false.
+func (p *publication) of(n chandler.Node, root string, fn func(*variant) bool) {
 	namespaces := []string{root, n.Namespace}
 	if root == n.Namespace {
 		namespaces = namespaces[:1]
 	}
 	for _, ns := range namespaces {
 		for _, e := range p.byNamespace[ns] {
-			if e.detached {
-				continue
-			}
-			if (e.object.Plugin == nil || assign.Selects(e.object.Plugin, n, root)) && !fn(e) {
+			if v := e.of(n, root); v != nil && !fn(v) {
 				return
 			}
 		}
@@ -153,11 +237,11 @@ func (c *Control) view(n chandler.Node) ([]*deltaserver.Resource, bool) {
 	}
 	withhold := c.withholds()
 	var view []*deltaserver.Resource
-	p.of(n, c.cfg.RootNamespace, func(e *entry) bool {
-		if withhold && e.target != nil && !e.target.FitFor(n.EnvoyVersion) {
-			view = append(view, e.withheld)
+	p.of(n, c.cfg.RootNamespace, func(v *variant) bool {
+		if withhold && v.target != nil && !v.target.FitFor(n.EnvoyVersion) {
+			view = append(view, v.withheld)
 		} else {
-			view = append(view, e.resource)
+			view = append(view, v.resource)
 		}
 		return true
 	})

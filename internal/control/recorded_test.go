@@ -31,16 +31,16 @@ func TestRolloutAheadOfItsRelease(t *testing.T) {
 	next := recordtest.Rollout(2)
 	next.Previous, next.Revision = one.ID, 2
 	l.recorded(record.Change{Rollout: &next})
-	if at := l.course("u"); at.target == nil || at.target.ID != one.ID || at.sequence != 1 {
+	if at := l.course("u", nil); at.target == nil || at.target.ID != one.ID || at.sequence != 1 {
 		t.Errorf("before its release is there: %+v", at)
 	}
 	l.recorded(record.Change{Release: &two})
-	if at := l.course("u"); at.target == nil || at.target.ID != two.ID || at.sequence != 2 || len(l.ahead) != 0 {
+	if at := l.course("u", nil); at.target == nil || at.target.ID != two.ID || at.sequence != 2 || len(l.ahead) != 0 {
 		t.Errorf("with it: %+v, ahead %v", at, l.ahead)
 	}
 	older := recordtest.Rollout(1)
 	l.recorded(record.Change{Rollout: &older})
-	if at := l.course("u"); at.sequence != 2 {
+	if at := l.course("u", nil); at.sequence != 2 {
 		t.Errorf("an older one won: %+v", at)
 	}
 }

@@ -27,10 +27,13 @@ type relayed struct {
 	node      chandler.Node
 	connected bool
 	states    map[chandler.Key]chandler.AttachmentState
+	facts     *chandler.Facts
+	traffic   []chandler.Traffic
+	trafficAt time.Time
 }
 
 // relay is one replica's stream at the leader.
-type relay struct{}
+type relay struct{ asked asked }
 
 // relayed takes in what a replica says. An agent that is connected here as well
 // has just come or is about to go: what it says here counts as long as it stays.
@@ -54,7 +57,15 @@ func (f *fleet) relayed(from *relay, r wire.Relayed) error {
 	for _, s := range r.States {
 		states[s.Key] = s
 	}
-	m.relayed = &relayed{from: from, node: r.Node, connected: r.Connected, states: states}
+	now := &relayed{
+		from: from, node: r.Node, connected: r.Connected, states: states,
+		facts: shared(r.Facts, states), traffic: r.Traffic, trafficAt: f.now(),
+	}
+	if len(r.Traffic) == 0 && m.relayed != nil {
+		now.traffic, now.trafficAt = m.relayed.traffic, m.relayed.trafficAt
+	}
+	m.relayed = now
+	f.askRelay(from, r.Node)
 	f.turned(m, before)
 	return nil
 }
@@ -74,12 +85,12 @@ func (f *fleet) silent(from *relay) {
 	}
 }
 
-// tell notes that the leader is to hear of a node.
-func (f *fleet) tell(id string) {
+// tell notes that the leader is to hear of a node, and whether of its traffic.
+func (f *fleet) tell(id string, traffic bool) {
 	if f.news == nil {
 		return
 	}
-	f.news[id] = true
+	f.news[id] = f.news[id] || traffic
 	select {
 	case f.heard <- struct{}{}:
 	default:
@@ -93,7 +104,7 @@ func (f *fleet) hear() {
 	f.news = map[string]bool{}
 	for id, m := range f.members {
 		if m.connected || m.stream != nil {
-			f.tell(id)
+			f.tell(id, false) // its traffic is told when the leader asks for it
 		}
 	}
 }
@@ -109,10 +120,16 @@ func (f *fleet) takeNews() []wire.Relayed {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	out := make([]wire.Relayed, 0, len(f.news))
-	for id := range f.news {
-		if m := f.members[id]; m != nil {
-			out = append(out, wire.Relayed{Node: m.node, Connected: m.connected, States: slices.Collect(maps.Values(m.states))})
+	for id, traffic := range f.news {
+		m := f.members[id]
+		if m == nil {
+			continue
 		}
+		r := wire.Relayed{Node: m.node, Connected: m.connected, States: slices.Collect(maps.Values(m.states)), Facts: m.facts}
+		if traffic {
+			r.Traffic = m.traffic
+		}
+		out = append(out, r)
 	}
 	clear(f.news)
 	return out
@@ -123,8 +140,12 @@ func (s *reports) Relay(str grpc.BidiStreamingServer[chandlerv1.RelayRequest, ch
 	if err := s.c.admitPeer(str.Context()); err != nil {
 		return err
 	}
-	from := new(relay)
+	from := &relay{asked: asked{send: func(_ uint64, d time.Duration) error {
+		return str.Send(&chandlerv1.RelayResponse{TrafficInterval: wire.IntervalToProto(d)})
+	}}}
+	s.c.fleet.relays(from, true)
 	defer s.c.fleet.silent(from)
+	defer s.c.fleet.relays(from, false)
 	for {
 		msg, err := str.Recv()
 		if errors.Is(err, io.EOF) {
@@ -179,9 +200,16 @@ func (c *Control) relayTo(ctx context.Context, address string, changed <-chan st
 	}
 	ended := make(chan error, 1)
 	go func() {
-		_, err := str.Recv() // nothing is answered but the end
-		ended <- err
+		for {
+			resp, err := str.Recv()
+			if err != nil {
+				ended <- err
+				return
+			}
+			c.fleet.bid(wire.IntervalFromProto(resp.GetTrafficInterval()))
+		}
 	}()
+	defer c.fleet.bid(0)
 	c.fleet.hear()
 	defer c.fleet.unhear()
 	for {

@@ -166,7 +166,7 @@ func (l *loop) recorded(ch record.Change) {
 	case ro == nil:
 	case ch.Deleted:
 		l.rolloutLost(*ro)
-	case l.releases[ro.Release] == nil:
+	case ro.Release != "" && l.releases[ro.Release] == nil:
 		// The two are written side by side, and may come in any order. To go by it
 		// now would give agents the release before under the sequence of this one.
 		l.ahead[ro.UID] = *ro
@@ -178,10 +178,24 @@ func (l *loop) recorded(ch record.Change) {
 // moved takes in a rollout record whose release is known.
 func (l *loop) moved(ro record.Rollout) {
 	delete(l.ahead, ro.UID)
-	if known, ok := l.rollouts[ro.UID]; !ok || ro.Sequence > known.Sequence || known.Revision == 0 {
-		l.rollouts[ro.UID] = ro
-		l.stale[ro.Key] = true
+	l.keep(ro)
+}
+
+// keep takes a rollout record in, unless it is older than the one that is known.
+func (l *loop) keep(ro record.Rollout) {
+	known, ok := l.rollouts[ro.UID]
+	if ok && (older(&ro, &known) || ro.Sequence == known.Sequence && ro.Revision == known.Revision && ro.Revision != 0) {
+		return
 	}
+	l.rollouts[ro.UID] = ro
+	l.stale[ro.Key] = true
+	l.consider(ro.UID)
+}
+
+// older tells whether a record was written before another. One that was lost has no
+// revision.
+func older(a, b *record.Rollout) bool {
+	return a.Sequence < b.Sequence || a.Sequence == b.Sequence && a.Revision != 0 && b.Revision != 0 && a.Revision < b.Revision
 }
 
 // rolloutLost takes in that a rollout record is gone. That of a plugin which is
@@ -194,6 +208,8 @@ func (l *loop) rolloutLost(ro record.Rollout) {
 	case !ok:
 	case l.byUID[ro.UID] == nil:
 		delete(l.rollouts, ro.UID)
+		l.stale[ro.Key] = true
+		l.consider(ro.UID)
 	case known.Sequence == ro.Sequence:
 		known.Revision = 0
 		l.rollouts[ro.UID] = known

@@ -40,7 +40,9 @@ func (s *reports) Report(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, 
 	if err != nil {
 		return err
 	}
-	r, err := s.c.fleet.begin(node)
+	r, err := s.c.fleet.begin(node, func(sequence uint64, interval time.Duration) error {
+		return str.Send(&chandlerv1.ReportResponse{Sequence: sequence, TrafficInterval: wire.IntervalToProto(interval)})
+	})
 	if err != nil {
 		return err
 	}
@@ -63,7 +65,7 @@ func (s *reports) Report(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, 
 		if err := s.c.fleet.take(r, rep); err != nil {
 			return err
 		}
-		if err := str.Send(&chandlerv1.ReportResponse{Sequence: rep.Sequence}); err != nil {
+		if _, err := s.c.fleet.say(&r.asked); err != nil {
 			return err
 		}
 		if msg, err = str.Recv(); err != nil {
@@ -156,8 +158,8 @@ func (s *modules) allowed(ctx context.Context, req *chandlerv1.ReadRequest, d ch
 // attached tells whether a module is named by an attachment of a node.
 func (c *Control) attached(p *publication, n chandler.Node, d chandler.ModuleDigest) bool {
 	found := false
-	p.of(n, c.cfg.RootNamespace, func(e *entry) bool {
-		found = slices.Contains(e.modules, d)
+	p.of(n, c.cfg.RootNamespace, func(v *variant) bool {
+		found = slices.Contains(v.modules, d)
 		return !found
 	})
 	return found

@@ -23,6 +23,7 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/control"
 )
 
 // The tests in a real browser. They need Debian's chromium, or another of its family,
@@ -312,7 +313,7 @@ func TestBrowserSteers(t *testing.T) {
 	run(t, ctx, chromedp.SendKeys("#why", "the shop is slow"), chromedp.Click("button.main.grave"), chromedp.WaitVisible("#steps"))
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(f.orders) != 1 || f.orders[0] != (Order{Key: f.objects[0].Key, Verb: Abort, By: "ada", Why: "the shop is slow"}) {
+	if len(f.orders) != 1 || f.orders[0] != (control.Steering{Key: f.objects[0].Key, Verb: control.Abort, By: "ada", Why: "the shop is slow"}) {
 		t.Errorf("%+v", f.orders)
 	}
 }

@@ -43,46 +43,12 @@ type Fleet interface {
 // people: why it cannot be done, or was not.
 type Rollouts interface {
 	// Rollouts gives those of all plugins that have one, read at one moment.
-	Rollouts(ctx context.Context) ([]Rollout, error)
-	Steer(ctx context.Context, o Order) error
+	Rollouts(ctx context.Context) ([]control.RolloutView, error)
+	Steer(ctx context.Context, s control.Steering) (control.RolloutView, error)
 	// Disable takes a plugin out, Enable puts it back: the order that names the same
 	// node and labels, or without either all of them.
-	Disable(ctx context.Context, key chandler.Key, d chandler.Disablement) error
-	Enable(ctx context.Context, key chandler.Key, d chandler.Disablement) error
-}
-
-// Rollout is a rollout with its plugin's releases.
-type Rollout struct {
-	chandler.Rollout
-	// Releases are those of its history that are still recorded.
-	Releases []*chandler.Release
-	// Gone: the resource is there no more, and the plugin is being taken out.
-	Gone bool
-}
-
-// Verb is a word that moves a rollout.
-type Verb string
-
-// The verbs, as those of the API.
-const (
-	Promote     Verb = "promote"
-	PromoteFull Verb = "promote-full"
-	Pause       Verb = "pause"
-	Resume      Verb = "resume"
-	Abort       Verb = "abort"
-	Undo        Verb = "undo"
-	Retry       Verb = "retry"
-	Unpin       Verb = "unpin"
-)
-
-// Order is a verb with all that belongs to it.
-type Order struct {
-	Key  chandler.Key
-	Verb Verb
-	// Release is the one to go back to, of Undo; empty: the one before.
-	Release chandler.ReleaseID
-	// By is who says so, Why what for.
-	By, Why string
+	Disable(ctx context.Context, key chandler.Key, d chandler.Disablement) (control.RolloutView, error)
+	Enable(ctx context.Context, key chandler.Key, d chandler.Disablement) (control.RolloutView, error)
 }
 
 // Viewer is who looks, and what they may.

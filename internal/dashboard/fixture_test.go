@@ -29,7 +29,7 @@ type fakeFleet struct {
 	mu       sync.Mutex
 	objects  []control.ObjectView
 	proxies  []control.ProxyView
-	rollouts []Rollout
+	rollouts []control.RolloutView
 	events   []chandler.Event
 	broken   []source.Broken
 	err      error
@@ -37,7 +37,7 @@ type fakeFleet struct {
 	more     chan struct{}
 	joins    int // how often objects were asked for
 
-	orders   []Order
+	orders   []control.Steering
 	disabled []chandler.Disablement
 	enabled  []chandler.Disablement
 	refuse   error
@@ -76,31 +76,31 @@ func (f *fakeFleet) Changed() <-chan struct{} {
 	return f.changed
 }
 
-func (f *fakeFleet) Rollouts(context.Context) ([]Rollout, error) {
+func (f *fakeFleet) Rollouts(context.Context) ([]control.RolloutView, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return append([]Rollout(nil), f.rollouts...), nil
+	return append([]control.RolloutView(nil), f.rollouts...), nil
 }
 
-func (f *fakeFleet) Steer(_ context.Context, o Order) error {
+func (f *fakeFleet) Steer(_ context.Context, o control.Steering) (control.RolloutView, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.orders = append(f.orders, o)
-	return f.refuse
+	return control.RolloutView{}, f.refuse
 }
 
-func (f *fakeFleet) Disable(_ context.Context, _ chandler.Key, d chandler.Disablement) error {
+func (f *fakeFleet) Disable(_ context.Context, _ chandler.Key, d chandler.Disablement) (control.RolloutView, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.disabled = append(f.disabled, d)
-	return f.refuse
+	return control.RolloutView{}, f.refuse
 }
 
-func (f *fakeFleet) Enable(_ context.Context, _ chandler.Key, d chandler.Disablement) error {
+func (f *fakeFleet) Enable(_ context.Context, _ chandler.Key, d chandler.Disablement) (control.RolloutView, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.enabled = append(f.enabled, d)
-	return f.refuse
+	return control.RolloutView{}, f.refuse
 }
 
 // change changes the fleet, and says so.
@@ -298,7 +298,7 @@ func told(t testing.TB, proxies, plugins int) *fakeFleet {
 		t.Fatal(problem)
 	}
 	auth.Schema, auth.Hidden = s, s.Hidden
-	f.rollouts = append(f.rollouts, Rollout{
+	f.rollouts = append(f.rollouts, control.RolloutView{
 		Releases: []*chandler.Release{before, middle},
 		Rollout: chandler.Rollout{
 			Key: auth.Key, UID: auth.UID, Generation: 3, State: chandler.RolloutProgressing, From: before.ID, To: auth.Status.Release.ID,
@@ -333,7 +333,7 @@ func told(t testing.TB, proxies, plugins int) *fakeFleet {
 			History: []chandler.HistoricRelease{{Release: o.Status.Release.ID, Generation: 3, At: noon.Add(-time.Hour), Outcome: "InForce"}},
 		}
 		change(&r)
-		f.rollouts = append(f.rollouts, Rollout{Rollout: r})
+		f.rollouts = append(f.rollouts, control.RolloutView{Rollout: r})
 	}
 	healthy(1, func(r *chandler.Rollout) {
 		r.State, r.Reason, r.Message = chandler.RolloutDegraded, "GateFailed", "2xx 41.20 % on the chosen proxies, 98.31 % on the others, at least 93.31 %"

@@ -49,7 +49,7 @@ func spread(t testing.TB, text string) *fakeFleet {
 			Members: []chandler.SlotMember{{Key: key, Release: chandler.ReleaseID(text)}, {Key: key, StandIn: chandler.StandIn(text)}}}}}},
 		Bypassed: []chandler.Bypass{{Key: chandler.Key{Kind: text, Namespace: name, Name: text}, Reason: text}},
 	}
-	f.rollouts = append(f.rollouts, Rollout{Releases: []*chandler.Release{&older}, Rollout: chandler.Rollout{
+	f.rollouts = append(f.rollouts, control.RolloutView{Releases: []*chandler.Release{&older}, Rollout: chandler.Rollout{
 		Key: key, State: chandler.RolloutProgressing, Reason: chandler.Code(text), Message: text, From: chandler.ReleaseID(text), To: release.ID,
 		Plan:     &chandler.RolloutPlan{Steps: []chandler.RolloutStep{{Labels: map[string]string{text: text}}, {Percent: 100}}, OnFailure: chandler.OnFailure(text)},
 		Gates:    []chandler.Measure{{Gate: chandler.Gate(text), Result: chandler.GateResult(text), Message: text}},

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/control"
 )
 
 // Pages of rollouts: that of all, and that of one, with its steps and gates.
@@ -185,9 +186,18 @@ func gauge(m chandler.Measure) template.HTML {
 	return template.HTML(b.String())
 }
 
-// action is a button.
+// The verbs that are about proxies, not steps, and those that forms ask more for.
+const (
+	disable = "disable"
+	enable  = "enable"
+	undo    = string(control.Undo)
+)
+
+// action is a button. Verb is its word in addresses, and order what it is in the
+// control plane, if that is an order about steps.
 type action struct {
 	Verb    string
+	order   control.Verb
 	Word    string
 	Says    string // what will come of it
 	Grave   bool   // it takes something away from requests
@@ -207,16 +217,16 @@ func actions(p *plugin) []action {
 		action
 		when bool
 	}{
-		{action{Verb: string(Promote), Word: "Promote", Says: "It goes on to the next step now, whatever its gates say."}, under},
-		{action{Verb: string(PromoteFull), Word: "Promote fully", Says: "All proxies that the plugin selects get the new release now, whatever the gates say."}, under},
-		{action{Verb: string(Pause), Word: "Pause", Says: "It stays where it is until somebody resumes it."}, under && has(chandler.RolloutProgressing)},
-		{action{Verb: string(Resume), Word: "Resume", Says: "It goes on by its gates from where it is."}, under && has(chandler.RolloutPaused)},
-		{action{Verb: string(Abort), Word: "Abort", Grave: true, Says: "The proxies that have the new release go back to " + before + ". The resource stays as it is."}, under},
-		{action{Verb: string(Retry), Word: "Retry", Says: "What was taken back is rolled out once more, from the first step."}, has(chandler.RolloutDegraded)},
-		{action{Verb: string(Undo), Word: "Undo", Grave: true, Says: "All proxies go back to an earlier release, and stay there until the resource changes or the pin is lifted."}, !under && !p.Gone && len(r.History) > 1},
-		{action{Verb: string(Unpin), Word: "Unpin", Says: "What the resource says is rolled out again."}, r.Pinned},
-		{action{Verb: "disable", Word: "Disable", Grave: true, Says: "The plugin is taken out, at once, of all its proxies or of some. Requests pass without it. It holds until somebody enables it again."}, !p.DisabledEverywhere()},
-		{action{Verb: "enable", Word: "Enable", Says: "The plugin is put back where it was taken out."}, len(r.Disabled) > 0},
+		{action{Verb: "promote", order: control.Promote, Word: "Promote", Says: "It goes on to the next step now, whatever its gates say."}, under},
+		{action{Verb: "promote-full", order: control.PromoteFull, Word: "Promote fully", Says: "All proxies that the plugin selects get the new release now, whatever the gates say."}, under},
+		{action{Verb: "pause", order: control.Pause, Word: "Pause", Says: "It stays where it is until somebody resumes it."}, under && has(chandler.RolloutProgressing)},
+		{action{Verb: "resume", order: control.Resume, Word: "Resume", Says: "It goes on by its gates from where it is."}, under && has(chandler.RolloutPaused)},
+		{action{Verb: "abort", order: control.Abort, Word: "Abort", Grave: true, Says: "The proxies that have the new release go back to " + before + ". The resource stays as it is."}, under},
+		{action{Verb: "retry", order: control.Retry, Word: "Retry", Says: "What was taken back is rolled out once more, from the first step."}, has(chandler.RolloutDegraded)},
+		{action{Verb: undo, order: control.Undo, Word: "Undo", Grave: true, Says: "All proxies go back to an earlier release, and stay there until the resource changes or the pin is lifted."}, !under && !p.Gone && len(r.History) > 1},
+		{action{Verb: "unpin", order: control.Unpin, Word: "Unpin", Says: "What the resource says is rolled out again."}, r.Pinned},
+		{action{Verb: disable, Word: "Disable", Grave: true, Says: "The plugin is taken out, at once, of all its proxies or of some. Requests pass without it. It holds until somebody enables it again."}, !p.DisabledEverywhere()},
+		{action{Verb: enable, Word: "Enable", Says: "The plugin is put back where it was taken out."}, len(r.Disabled) > 0},
 	}
 	var out []action
 	for _, a := range all {

@@ -100,7 +100,7 @@ func (b *board) look(ctx context.Context) (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	var rollouts []Rollout
+	var rollouts []control.RolloutView
 	if b.cfg.Rollouts != nil {
 		if rollouts, err = b.cfg.Rollouts.Rollouts(ctx); err != nil {
 			return nil, err
@@ -144,7 +144,7 @@ func rest(ctx context.Context, d time.Duration) error {
 }
 
 // fill joins what is known of plugins with the proxies.
-func (s *snapshot) fill(views []control.ObjectView, proxies []control.ProxyView, rollouts []Rollout) {
+func (s *snapshot) fill(views []control.ObjectView, proxies []control.ProxyView, rollouts []control.RolloutView) {
 	s.byKey = make(map[chandler.Key]*plugin, len(views))
 	s.byNode = make(map[string]*proxy, len(proxies))
 	for i := range proxies {

@@ -15,6 +15,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/access"
+	"chandler.dev/chandler/internal/control"
 )
 
 const (
@@ -88,7 +89,7 @@ func (d *dashboard) ask(w http.ResponseWriter, r *http.Request, v *view, p *plug
 		Why: r.PostForm.Get("why"), Node: r.PostForm.Get("node"), Labels: r.PostForm.Get("labels"), Release: r.PostForm.Get("release"),
 		NeedWhy: act.Grave,
 	}
-	if act.Verb == string(Undo) {
+	if act.Verb == undo {
 		for _, h := range p.history() {
 			if !h.Present && !slices.ContainsFunc(c.History, func(o past) bool { return o.Release == h.Release }) {
 				c.History = append(c.History, h)
@@ -139,13 +140,13 @@ func (d *dashboard) steer(w http.ResponseWriter, r *http.Request) {
 	orders.By, orders.At = who.Name(), d.cfg.Now().UTC()
 	var err error
 	switch act.Verb {
-	case "disable":
-		err = d.cfg.Rollouts.Disable(r.Context(), p.Key, orders)
-	case "enable":
-		err = d.cfg.Rollouts.Enable(r.Context(), p.Key, orders)
+	case disable:
+		_, err = d.cfg.Rollouts.Disable(r.Context(), p.Key, orders)
+	case enable:
+		_, err = d.cfg.Rollouts.Enable(r.Context(), p.Key, orders)
 	default:
-		err = d.cfg.Rollouts.Steer(r.Context(), Order{
-			Key: p.Key, Verb: Verb(act.Verb), Release: chandler.ReleaseID(r.PostForm.Get("release")), By: who.Name(), Why: why,
+		_, err = d.cfg.Rollouts.Steer(r.Context(), control.Steering{
+			Key: p.Key, Verb: act.order, Release: r.PostForm.Get("release"), By: who.Name(), Why: why,
 		})
 	}
 	log := d.cfg.Log.With("who", who.Name(), "from", who.From(), "does", act.Verb, "object", chandler.Printable(p.Kind+" "+p.Namespace+"/"+p.Name, 512), "why", why)

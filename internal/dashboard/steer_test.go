@@ -16,6 +16,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/access"
+	"chandler.dev/chandler/internal/control"
 )
 
 var hidden = regexp.MustCompile(`<input type="hidden" name="([a-z]+)" value="([^"]*)">`)
@@ -56,21 +57,21 @@ func TestSteer(t *testing.T) {
 	cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
 	h := New(cfg)
 	page := rolloutPath(f.objects[0].Key)
-	for _, verb := range []Verb{Promote, PromoteFull, Pause, Abort} {
-		form := formOf(t, h, page+"/"+string(verb))
+	for _, verb := range []string{"promote", "promote-full", "pause", "abort"} {
+		form := formOf(t, h, page+"/"+verb)
 		form.Set("why", "because")
-		if code, text := send(h, page+"/"+string(verb), form, nil); code != http.StatusSeeOther || text != page {
+		if code, text := send(h, page+"/"+verb, form, nil); code != http.StatusSeeOther || text != page {
 			t.Errorf("%s: %d %s", verb, code, text)
 		}
 	}
-	var verbs []Verb
+	var verbs []control.Verb
 	for _, o := range f.orders {
 		verbs = append(verbs, o.Verb)
 		if o.Key != f.objects[0].Key || o.By != "ada" || o.Why != "because" {
 			t.Errorf("%+v", o)
 		}
 	}
-	if !slices.Equal(verbs, []Verb{Promote, PromoteFull, Pause, Abort}) {
+	if !slices.Equal(verbs, []control.Verb{control.Promote, control.PromoteFull, control.Pause, control.Abort}) {
 		t.Errorf("%v", verbs)
 	}
 	if !strings.Contains(log.String(), `msg=changed who=ada from=127.0.0.1:5 does=abort object="WasmPlugin istio-system/auth" why=because verb=steer`) {
@@ -92,7 +93,7 @@ func TestSteer(t *testing.T) {
 		t.Errorf("enable: %d", code)
 	}
 	bad := rolloutPath(f.objects[1].Key)
-	if code, _ := send(h, bad+"/retry", formOf(t, h, bad+"/retry"), nil); code != http.StatusSeeOther || f.orders[len(f.orders)-1].Verb != Retry {
+	if code, _ := send(h, bad+"/retry", formOf(t, h, bad+"/retry"), nil); code != http.StatusSeeOther || f.orders[len(f.orders)-1].Verb != control.Retry {
 		t.Errorf("retry: %d", code)
 	}
 }
@@ -111,7 +112,7 @@ func TestSteerPins(t *testing.T) {
 	form := formOf(t, h, page+"/undo")
 	form.Set("release", string(r.History[2].Release))
 	form.Set("why", "the old list was right")
-	if code, _ := send(h, page+"/undo", form, nil); code != http.StatusSeeOther || f.orders[0].Release != r.History[2].Release {
+	if code, _ := send(h, page+"/undo", form, nil); code != http.StatusSeeOther || f.orders[0].Release != string(r.History[2].Release) {
 		t.Errorf("undo: %d %+v", code, f.orders)
 	}
 	f.change(func() { r.State, r.Pinned = chandler.RolloutPaused, true })

@@ -29,15 +29,20 @@ type Rollout struct {
 	UID    string
 	chandler.Key
 	// Sequence is the assignment sequence: it grows with every change of Release.
-	Sequence   uint64
-	Release    chandler.ReleaseID
-	Previous   chandler.ReleaseID `json:",omitempty"`
+	Sequence uint64
+	// Release is empty when nothing is to be in force: its first release was taken back,
+	// or it is being taken out.
+	Release  chandler.ReleaseID
+	Previous chandler.ReleaseID `json:",omitempty"`
+	// Generation is the resource's, of which this knows what it means.
 	Generation int64
 	UpdatedAt  time.Time
 	// Pin is Release as far as it was found out, without what the resource alone
 	// says. A resource that was deleted and comes back, with another uid, finds its
 	// digests here.
 	Pin *chandler.Release `json:",omitempty"`
+	// Course is what rollouts in steps and orders by hand add.
+	Course
 	// Revision belongs to the store, which sets it; callers hand it back unchanged.
 	Revision uint64
 }

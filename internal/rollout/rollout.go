@@ -7,10 +7,7 @@
 package rollout
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
 	"maps"
-	"math"
 	"slices"
 	"time"
 
@@ -18,82 +15,192 @@ import (
 )
 
 // State is where the rollout of one plugin is, as it is recorded. What is over has none.
+//
+// All that decides is in it, and all of it goes through JSON, so that a control plane
+// that comes back goes on where its last record says; and it is of a bounded size,
+// however many proxies there are. An older one is no wrong one: it counts from what it
+// saw then.
 type State struct {
 	Plan  chandler.RolloutPlan
 	Step  int
 	Phase chandler.RolloutState // Progressing or Paused
 	// Since is when the step began.
 	Since time.Time
-	// Choice is who has the new release.
-	Choice Choice
-	// Reason and Message say why it is paused.
+	// Watched is when all that were chosen had the release for the first time in this
+	// step: the interval runs from then on. Whole is when that was so last.
+	Watched time.Time `json:",omitzero"`
+	Whole   time.Time `json:",omitzero"`
+	// Choice is who has the new release, and Members how many of them were connected when
+	// they were chosen.
+	Choice  Choice
+	Members int
+	// Reason and Message say why it is paused, or was taken back.
 	Reason  chandler.Code `json:",omitempty"`
 	Message string        `json:",omitempty"`
-	// Marks are the counts of the chosen proxies when the step began, and Traffic those of
-	// both sides; see Observed.
-	Marks map[string]Mark `json:",omitempty"`
+	// Chosen and Others are what both sides did in this step, and Before what the chosen
+	// ones answered in the hour before they were.
+	Chosen, Others Side
+	Before         chandler.Answers
 }
 
-// Mark is what a chosen proxy had counted when the step began, by its id.
-type Mark struct {
-	Rejections, Traps uint64
+// Decision is what is to be done.
+type Decision string
+
+// The decisions. With Advance and Pause the State that comes with them says so already.
+const (
+	Stay     Decision = "Stay"
+	Advance  Decision = "Advance" // to State.Step, which may be the same, with another Choice
+	Pause    Decision = "Pause"   // State.Reason and Message say why
+	RollBack Decision = "RollBack"
+	Finish   Decision = "Finish" // everyone has it
+)
+
+// deadline is how long the release may take to be in force on all that are chosen, or
+// the plan's interval, whichever is longer.
+const deadline = 2 * time.Minute
+
+// reunion is how long a control plane that has just begun, or has just been made the
+// leader, waits for the agents to come back before it concludes anything from their
+// absence; or the plan's interval, whichever is shorter.
+const reunion = 30 * time.Second
+
+// Begin gives the rollout at its first step. What the chosen proxies answered before is
+// taken from Observed here, so their traffic should be known by then.
+func Begin(plan chandler.RolloutPlan, o Observed, now time.Time) State {
+	s := State{Plan: plan, Step: -1, Phase: chandler.RolloutProgressing}
+	s.enter(0, Choose(o.UID, o.connected(), Choice{}, plan.Steps[0]), o, now)
+	return s
 }
 
-// Choice is who has the new release: whose place is at or below Last, or has all of
-// Labels. Places are hashes, so a choice is the same wherever it is looked at.
-type Choice struct {
-	Last   uint64            `json:",omitempty"`
-	Labels map[string]string `json:",omitempty"`
-}
-
-// Everyone is the choice of all.
-func Everyone() Choice { return Choice{Last: math.MaxUint64} }
-
-// Place is where a proxy stands in the order in which a plugin comes to proxies.
-func Place(uid string, n chandler.Node) uint64 {
-	sum := sha256.Sum256([]byte(uid + "\x00" + n.ID()))
-	return binary.BigEndian.Uint64(sum[:8])
-}
-
-// Has tells whether a proxy is chosen.
-func (c Choice) Has(uid string, n chandler.Node) bool {
-	if c.Last == math.MaxUint64 || c.Last > 0 && Place(uid, n) <= c.Last {
-		return true
+// Due is when the next step may come at the earliest; zero: it waits for a word.
+func (s State) Due() time.Time {
+	switch {
+	case s.Phase == chandler.RolloutPaused:
+		return time.Time{}
+	case s.Watched.IsZero():
+		return s.Since.Add(s.Plan.Interval)
 	}
-	if len(c.Labels) == 0 {
-		return false
+	return s.Watched.Add(s.Plan.Interval)
+}
+
+// Next takes in what is seen now, and decides. It is to be called again and again, also
+// of a rollout that is paused: what its release does is measured all the same. A gate that
+// fails decides at once, gates that hold only when the step was watched for the interval.
+//
+// Of a rollout that is to be taken back the State is what it was, with the reason.
+func Next(s State, o Observed, now time.Time) (State, Decision, []chandler.Measure) {
+	s = s.clone()
+	somebody := s.chooseSomebody(o, now)
+	v := s.look(o)
+	s.observe(v, now)
+	measures := s.measure(v, now)
+	if somebody {
+		return s, Advance, measures
 	}
-	for k, v := range c.Labels {
-		if got, ok := n.Labels[k]; !ok || got != v {
-			return false
+	failed, inconclusive := those(measures, chandler.GateFailed), those(measures, chandler.GateInconclusive)
+	switch {
+	case failed != "":
+		s.Reason, s.Message = chandler.CodeGateFailed, failed
+		if s.Plan.OnFailure != chandler.OnFailurePause {
+			return s, RollBack, measures
+		}
+		if s.Phase == chandler.RolloutPaused {
+			return s, Stay, measures
+		}
+		s.Phase = chandler.RolloutPaused
+		return s, Pause, measures
+	case s.Phase == chandler.RolloutPaused:
+		return s, Stay, measures
+	case inconclusive != "":
+		s.Phase, s.Reason, s.Message = chandler.RolloutPaused, chandler.CodeGateInconclusive, inconclusive
+		return s, Pause, measures
+	case those(measures, chandler.GateWaiting) != "" || !s.over(v, now):
+		return s, Stay, measures
+	}
+	next, decision := Promote(s, o, now)
+	return next, decision, measures
+}
+
+// Promote goes to the next step, whatever the gates say: Advance, or Finish where there
+// is none. A step that adds nobody is passed over.
+func Promote(s State, o Observed, now time.Time) (State, Decision) {
+	s = s.clone()
+	nodes := o.connected()
+	for at := s.Step + 1; at < len(s.Plan.Steps); at++ {
+		step := s.Plan.Steps[at]
+		choice := Choose(o.UID, nodes, s.Choice, step)
+		more := count(o.UID, nodes, choice) - count(o.UID, nodes, s.Choice)
+		if more > 0 || len(step.Labels) > 0 && !slices.ContainsFunc(nodes, labelled(step.Labels)) {
+			s.enter(at, choice, o, now)
+			return s, Advance
 		}
 	}
+	s.Step, s.Choice, s.Phase, s.Reason, s.Message = len(s.Plan.Steps), Everyone(), chandler.RolloutProgressing, "", ""
+	return s, Finish
+}
+
+// Resume has a paused rollout watch its step once more, from the beginning.
+func Resume(s State, o Observed, now time.Time) State {
+	s = s.clone()
+	s.enter(s.Step, s.Choice, o, now)
+	return s
+}
+
+// Halt pauses a rollout by somebody's word.
+func Halt(s State, why string) State {
+	s = s.clone()
+	s.Phase, s.Reason, s.Message = chandler.RolloutPaused, chandler.CodePaused, why
+	return s
+}
+
+// chooseSomebody begins a step again that chose nobody, as nobody was there.
+func (s *State) chooseSomebody(o Observed, now time.Time) bool {
+	if s.Members > 0 || s.Phase != chandler.RolloutProgressing {
+		return false
+	}
+	nodes := o.connected()
+	choice := Choose(o.UID, nodes, s.Choice, s.Plan.Steps[s.Step])
+	if count(o.UID, nodes, s.Choice) > 0 || count(o.UID, nodes, choice) == 0 {
+		return false
+	}
+	s.enter(s.Step, choice, o, now)
 	return true
 }
 
-// Choose widens a choice to a step, among the proxies that there are. Who was chosen
-// stays so.
-func Choose(uid string, nodes []chandler.Node, before Choice, step chandler.RolloutStep) Choice {
-	next := Choice{Last: before.Last, Labels: maps.Clone(before.Labels)}
-	switch {
-	case step.Everyone():
-		return Everyone()
-	case len(step.Labels) > 0:
-		next.Labels = maps.Clone(step.Labels)
-		return next
+// enter begins a step.
+func (s *State) enter(at int, choice Choice, o Observed, now time.Time) {
+	before := s.Choice
+	s.Step, s.Choice, s.Members = at, choice, 0
+	s.Phase, s.Reason, s.Message = chandler.RolloutProgressing, "", ""
+	s.Since, s.Watched, s.Whole = now, time.Time{}, time.Time{}
+	s.Chosen, s.Others = Side{}, Side{}
+	for i := range o.Proxies {
+		p := &o.Proxies[i]
+		if !p.Connected || !choice.Has(o.UID, p.Node) {
+			continue
+		}
+		s.Members++
+		if !before.Has(o.UID, p.Node) {
+			for _, t := range p.Traffic {
+				add(&s.Before, &t.Hour)
+			}
+		}
 	}
-	want := step.Count
-	if step.Percent > 0 {
-		want = (len(nodes)*step.Percent + 99) / 100
-	}
-	if want = min(want, len(nodes)); want == 0 {
-		return next
-	}
-	places := make([]uint64, 0, len(nodes))
-	for _, n := range nodes {
-		places = append(places, Place(uid, n))
-	}
-	slices.Sort(places)
-	next.Last = max(next.Last, places[want-1])
-	return next
+}
+
+// over tells whether the step was watched for long enough.
+func (s *State) over(v view, now time.Time) bool {
+	return !s.Watched.IsZero() && !now.Before(s.Watched.Add(s.Plan.Interval)) && s.reunited(v, now)
+}
+
+// reunited tells whether who is not there is really away.
+func (s *State) reunited(v view, now time.Time) bool {
+	return !now.Before(v.Heard.Add(min(reunion, s.Plan.Interval)))
+}
+
+func (s State) clone() State {
+	s.Plan.Steps = slices.Clone(s.Plan.Steps)
+	s.Choice.Labels = slices.Clone(s.Choice.Labels)
+	s.Chosen.Groups, s.Others.Groups = maps.Clone(s.Chosen.Groups), maps.Clone(s.Others.Groups)
+	return s
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/rollout"
 )
 
 // defaultNamespace is that of documents which name none.
@@ -143,6 +144,7 @@ func decodeObject(root *node, c chunk, namespace string, j *judge) Document {
 				d.Plugin.Wasm.ConfigFrom = from
 			}
 			decodeProbes(j, d.Plugin)
+			decodeRollout(j, d.Plugin)
 		}
 	}
 	d.Problems, d.Warnings = j.all(), j.warnings
@@ -262,7 +264,7 @@ const annotationPrefix = "chandler.dev/"
 // only: an older or newer control plane may know it.
 func firstAttach(j *judge, annotations map[string]string) chandler.FirstAttach {
 	at := (&path{}).field("metadata").field("annotations")
-	known := []string{chandler.AnnotationFirstAttach, chandler.AnnotationConfigFrom, chandler.AnnotationProbe}
+	known := slices.Concat([]string{chandler.AnnotationFirstAttach, chandler.AnnotationConfigFrom, chandler.AnnotationProbe}, rolloutAnnotations)
 	for _, name := range slices.Sorted(maps.Keys(annotations)) {
 		if !strings.HasPrefix(name, annotationPrefix) || slices.Contains(known, name) {
 			continue
@@ -284,8 +286,27 @@ func firstAttach(j *judge, annotations map[string]string) chandler.FirstAttach {
 	return chandler.FirstAttachHold
 }
 
+// rolloutAnnotations are those that say how a change comes to proxies.
+var rolloutAnnotations = []string{chandler.AnnotationRollout, chandler.AnnotationRolloutInterval, chandler.AnnotationRolloutOnFailure}
+
+// decodeRollout reads them. A mistake refuses the resource: without its steps a change
+// would go to everyone at once.
+func decodeRollout(j *judge, p *chandler.Plugin) {
+	plan, problems := rollout.Parse(p.Annotations)
+	p.Rollout = plan
+	at := (&path{}).field("metadata").field("annotations")
+	for _, name := range rolloutAnnotations {
+		for i := range problems {
+			if to := at.field(name); problems[i].Field == to.String() {
+				j.tell(to, &problems[i])
+			}
+		}
+	}
+}
+
 // digest is over what decides the meaning of a plugin: its spec and the
-// annotations that are read. Labels, comments and spelling are not in it.
+// annotations that are read, but those that say in what steps it comes to proxies. Labels,
+// comments and spelling are not in it.
 func digest(root *node, annotations map[string]string) string {
 	h := sha256.New()
 	if spec := root.get("spec"); spec != nil {

@@ -21,7 +21,10 @@ var (
 	}
 	plainObject = plain{
 		"apiVersion": nil, "kind": nil,
-		"metadata": {"name": nil, "namespace": nil, "generateName": nil, "labels": plainAll, "annotations": {chandler.AnnotationFirstAttach: nil, chandler.AnnotationConfigFrom: nil}},
+		"metadata": {"name": nil, "namespace": nil, "generateName": nil, "labels": plainAll, "annotations": {
+			chandler.AnnotationFirstAttach: nil, chandler.AnnotationConfigFrom: nil,
+			chandler.AnnotationRollout: nil, chandler.AnnotationRolloutInterval: nil, chandler.AnnotationRolloutOnFailure: nil,
+		}},
 		"spec": with(plainWasm, plain{
 			"selector": plainAll, "targetRef": plainAll, "targetRefs": plainAll, "match": plainAll, "phase": nil, "priority": nil, "wasm": plainWasm,
 		}),

@@ -30,8 +30,13 @@ type Input struct {
 	// Plugin is the last valid version; nil when there never was one.
 	Plugin *chandler.Plugin
 	// Target is the release that is being put in force; nil before the first.
-	Target  *chandler.Release
+	Target *chandler.Release
+	// Meant is the release that the resource means, where that is another: it was taken
+	// back, or is not to be.
+	Meant   *chandler.Release
 	Resolve Resolve
+	// Rollout is where the plugin's rollout is; nil: Target is for everyone.
+	Rollout *chandler.Rollout
 	// Denied: there is no release, and proxies refuse requests meanwhile.
 	Denied bool
 	// Withheld: what was not tried in the version of Envoy that a proxy runs is not
@@ -58,6 +63,21 @@ type Proxy struct {
 	Connected bool
 	// State is nil before the node said anything.
 	State *chandler.AttachmentState
+	// Nothing: it is to have nothing of the plugin now. Wants is the release that it is
+	// to have; nil: Input.Target.
+	Nothing bool
+	Wants   *chandler.Release
+}
+
+// wants is the release that a proxy is to have; nil: none.
+func (p *Proxy) wants(in *Input) *chandler.Release {
+	switch {
+	case p.Nothing:
+		return nil
+	case p.Wants != nil:
+		return p.Wants
+	}
+	return in.Target
 }
 
 const maxMessage = 1 << 10 // bytes of a condition's message
@@ -71,6 +91,7 @@ func Join(in Input) chandler.Status {
 		NextTry:            in.Resolve.NextTry,
 		Problems:           slices.Concat(in.Problems, in.Against),
 		Warnings:           warnings(in),
+		Rollout:            in.Rollout,
 	}
 	t := tally(in, &s)
 	accepted := accepted(s.Problems)
@@ -176,16 +197,17 @@ type counts struct {
 // connected, or have no listener for the plugin, are shown and not desired.
 func tally(in Input, s *chandler.Status) counts {
 	var t counts
-	for _, p := range in.Proxies {
+	proxies := slices.Clone(in.Proxies)
+	slices.SortFunc(proxies, func(a, b Proxy) int { return strings.Compare(a.Node.ID(), b.Node.ID()) })
+	for _, p := range proxies {
 		s.Proxies = append(s.Proxies, line(in, p))
 	}
-	slices.SortFunc(s.Proxies, func(a, b chandler.ProxyStatus) int {
-		return strings.Compare(a.Namespace+"/"+a.Node, b.Namespace+"/"+b.Node)
-	})
 	for i := range s.Proxies {
-		p := &s.Proxies[i]
-		current := in.Target != nil && p.Release == in.Target.ID
+		p, wants := &s.Proxies[i], proxies[i].wants(&in)
+		current := wants != nil && p.Release == wants.ID
 		switch {
+		case proxies[i].Nothing:
+			continue // it says what it has all the same
 		case !p.Connected:
 			t.away++
 			continue
@@ -194,14 +216,14 @@ func tally(in Input, s *chandler.Status) counts {
 			continue
 		}
 		s.Desired++
-		if in.Withheld && in.Target != nil && !current && !in.Target.FitFor(p.EnvoyVersion) {
+		if in.Withheld && wants != nil && !current && !wants.FitFor(p.EnvoyVersion) {
 			t.untried++
 		}
 		switch {
 		case !current:
 		case p.Reason == chandler.CodeEnvoyDown:
 			t.stopped = first(t.stopped, p)
-		case p.State == chandler.StateInForce && p.InForce == in.Target.ID:
+		case p.State == chandler.StateInForce && p.InForce == wants.ID:
 			s.InForce++
 			if p.Reason == chandler.CodeVMTrap {
 				t.trapped = first(t.trapped, p)
@@ -259,13 +281,17 @@ func accepted(problems []chandler.Problem) chandler.Condition {
 
 func resolved(in Input) chandler.Condition {
 	c := chandler.Condition{Type: chandler.ConditionResolvedRefs}
+	meant := in.Meant
+	if meant == nil {
+		meant = in.Target
+	}
 	switch {
 	case in.Plugin == nil:
 		c.Status, c.Reason, c.Message = chandler.Unknown, chandler.CodeInvalid, "there is nothing to resolve before the resource is valid"
 	case in.Resolve.Problem != nil:
 		c.Status, c.Reason, c.Message = chandler.False, in.Resolve.Problem.Code, in.Resolve.Problem.Error()
-	case in.Target != nil && in.Target.UID == in.Plugin.UID && in.Target.Generation == in.Plugin.Generation:
-		c.Status, c.Reason, c.Message = chandler.True, chandler.CodeResolved, describe(in.Target)
+	case meant != nil && meant.UID == in.Plugin.UID && meant.Generation == in.Plugin.Generation:
+		c.Status, c.Reason, c.Message = chandler.True, chandler.CodeResolved, describe(meant)
 	case len(in.Against) > 0:
 		c.Status, c.Reason, c.Message = chandler.Unknown, in.Against[0].Code, "nothing is fetched of what the operator's policy does not allow"
 	default:
@@ -344,7 +370,12 @@ func programmed(in Input, s *chandler.Status, t counts, accepted, resolved chand
 		return c
 	}
 	share := fmt.Sprintf("in force on %d of %s", s.InForce, proxies(s.Desired))
-	switch {
+	switch why, said := steered(in.Rollout); {
+	case why != "":
+		c.Reason, c.Message = why, said+"; "+share
+		if t.failing != nil {
+			c.Message += "; " + tell(t.failing)
+		}
 	case s.Desired == 0 && t.unmatched > 0:
 		c.Status, c.Reason, c.Message = chandler.Unknown, chandler.CodeNoListener, fmt.Sprintf("%s selected, with no listener that the plugin matches", proxies(t.unmatched))
 	case s.Desired == 0:

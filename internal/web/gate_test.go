@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
@@ -189,19 +190,25 @@ func manifests(t *testing.T, list string) string {
 // Every procedure of the service has a rule, and what has none is for nobody.
 func TestEveryProcedureHasARule(t *testing.T) {
 	t.Parallel()
-	methods := chandlerv1.File_chandler_v1_admin_proto.Services().ByName("Admin").Methods()
-	for i := range methods.Len() {
-		m := methods.Get(i)
-		name := "/chandler.v1.Admin/" + string(m.Name())
-		if _, ok := rules[name]; !ok {
-			t.Errorf("%s has no rule: say in rules.go who may call it", name)
-		}
-		if m.IsStreamingServer() || m.IsStreamingClient() {
-			t.Errorf("%s is a stream, which no rule is kept for", name)
+	procedures := 0
+	for _, service := range []protoreflect.ServiceDescriptor{
+		chandlerv1.File_chandler_v1_admin_proto.Services().ByName("Admin"), chandlerv1.File_chandler_v1_fleet_proto.Services().ByName("Fleet"),
+	} {
+		methods := service.Methods()
+		procedures += methods.Len()
+		for i := range methods.Len() {
+			m := methods.Get(i)
+			name := "/" + string(service.FullName()) + "/" + string(m.Name())
+			if _, ok := rules[name]; !ok {
+				t.Errorf("%s has no rule: say in rules.go who may call it", name)
+			}
+			if m.IsStreamingServer() || m.IsStreamingClient() {
+				t.Errorf("%s is a stream, which no rule is kept for", name)
+			}
 		}
 	}
-	if len(rules) != methods.Len() {
-		t.Errorf("%d rules for %d procedures", len(rules), methods.Len())
+	if len(rules) != procedures {
+		t.Errorf("%d rules for %d procedures", len(rules), procedures)
 	}
 	all := &caller{name: "root", known: true, own: true}
 	if _, err := permit(t.Context(), all, "/chandler.v1.Admin/New", nil); err == nil {
@@ -556,7 +563,7 @@ func TestRefusalsAreFewLines(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
 	now := time.Unix(1_700_000_000, 0)
-	i := &interceptor{log: slog.New(slog.NewTextHandler(&log, nil)), now: func() time.Time { return now }}
+	i := &interceptor{log: slog.New(slog.NewTextHandler(&log, nil)), now: func() time.Time { return now }, emit: func(chandler.Event) {}}
 	for range 1000 {
 		i.refused(&caller{}, access.Edit, errors.New("no"))
 	}

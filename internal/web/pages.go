@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 	"chandler.dev/chandler/internal/access"
 	"chandler.dev/chandler/internal/dashboard"
 )
@@ -33,7 +34,8 @@ const (
 func (g *gate) pages(mux *http.ServeMux) {
 	s := newSessions(g)
 	d := dashboard.New(dashboard.Config{
-		Fleet: g.cfg.Fleet, Rollouts: g.cfg.Rollouts, Imports: g.cfg.Imports, SignIn: s, Now: g.cfg.Now, Log: g.cfg.Log,
+		Fleet: g.cfg.Control, Rollouts: g.cfg.Rollouts, Imports: g.cfg.Imports, SignIn: s, Now: g.cfg.Now, Log: g.cfg.Log,
+		Steers: rules[chandlerv1connect.RolloutsSteerProcedure].verb,
 		Viewer: func(ctx context.Context) dashboard.Viewer { return viewer{callerOf(ctx)} },
 		Refused: func(r *http.Request, v access.Verb, why error) {
 			g.rules.refused(callerOf(r.Context()), v, why)

@@ -18,29 +18,24 @@ import (
 	"chandler.dev/chandler/internal/dashboard"
 )
 
-// fakeFleet is what the dashboard shows.
-type fakeFleet struct{ fakeControl }
-
-func (fakeFleet) Proxies() []control.ProxyView { return nil }
-func (fakeFleet) Changed() <-chan struct{}     { return nil }
-
-func (fakeFleet) Events(uint64) ([]chandler.Event, <-chan struct{}) { return nil, nil }
+// rolling is the interface, under a name that its own method does not have.
+type rolling = Rollouts
 
 // fakeRollouts remembers who steered.
-type fakeRollouts struct{ by atomic.Value }
+type fakeRollouts struct {
+	rolling
+	by atomic.Value
+}
 
-func (f *fakeRollouts) Rollouts(context.Context) ([]dashboard.Rollout, error) {
+func (f *fakeRollouts) Rollouts(context.Context) ([]control.RolloutView, error) {
 	key := chandler.Key{Kind: chandler.KindWasmPlugin, Namespace: "edge", Name: "a"}
-	return []dashboard.Rollout{{Rollout: chandler.Rollout{Key: key, State: chandler.RolloutPaused}}}, nil
+	return []control.RolloutView{{Rollout: chandler.Rollout{Key: key, State: chandler.RolloutPaused}}}, nil
 }
 
-func (f *fakeRollouts) Steer(_ context.Context, o dashboard.Order) error {
+func (f *fakeRollouts) Steer(_ context.Context, o control.Steering) (control.RolloutView, error) {
 	f.by.Store(string(o.Verb) + " by " + o.By)
-	return nil
+	return control.RolloutView{}, nil
 }
-
-func (f *fakeRollouts) Disable(context.Context, chandler.Key, chandler.Disablement) error { return nil }
-func (f *fakeRollouts) Enable(context.Context, chandler.Key, chandler.Disablement) error  { return nil }
 
 // browser asks as one does, and keeps cookies.
 type browser struct {
@@ -106,14 +101,14 @@ func TestDashboard(t *testing.T) {
 	var gone, late atomic.Bool
 	start := time.Now()
 	rollouts := &fakeRollouts{}
-	plane := fakeControl{views: []control.ObjectView{configured("edge", "a"), configured("shop", "b")}}
+	plane := fakeControl{journal: &journal{}, views: []control.ObjectView{configured("edge", "a"), configured("shop", "b")}}
 	s := serve(t, Config{
-		UID: os.Getuid(), Control: plane, Fleet: fakeFleet{plane}, Rollouts: rollouts,
+		UID: os.Getuid(), Control: plane, Rollouts: rollouts,
 		Grants: func() []access.Grant {
 			if gone.Load() {
 				return nil
 			}
-			return []access.Grant{tokenOf("olga", access.Operator, "edge"), tokenOf("vic", access.Viewer, "*")}
+			return []access.Grant{tokenOf("olga", access.Admin, "edge"), tokenOf("vic", access.Viewer, "*")}
 		},
 		Now: func() time.Time {
 			if late.Load() {
@@ -145,7 +140,7 @@ func TestDashboard(t *testing.T) {
 			t.Errorf("%s: %+v", name, c)
 		}
 	}
-	if code, text, _ := b.ask(http.MethodGet, button, nil, nil); code != http.StatusForbidden || !strings.Contains(text, "vic may not steer") {
+	if code, text, _ := b.ask(http.MethodGet, button, nil, nil); code != http.StatusForbidden || !strings.Contains(text, "vic may not") {
 		t.Errorf("a button of vic: %d", code)
 	}
 	b.signIn("olga")
@@ -206,7 +201,7 @@ func TestDashboard(t *testing.T) {
 // another page does.
 func TestVisits(t *testing.T) {
 	t.Parallel()
-	s := serve(t, Config{UID: os.Getuid(), Control: fakeControl{}, Fleet: fakeFleet{}, Hosts: []string{"control.example"}})
+	s := serve(t, Config{UID: os.Getuid(), Control: fakeControl{journal: &journal{}}, Hosts: []string{"control.example"}})
 	visit := func(more ...string) map[string]string {
 		h := map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 		for i := 0; i < len(more); i += 2 {
@@ -239,7 +234,7 @@ func TestVisits(t *testing.T) {
 // TestStreamsEnd: a page that follows does not hold the server up when it ends.
 func TestStreamsEnd(t *testing.T) {
 	t.Parallel()
-	s := serve(t, Config{UID: os.Getuid(), Control: fakeControl{}, Fleet: fakeFleet{}})
+	s := serve(t, Config{UID: os.Getuid(), Control: fakeControl{journal: &journal{}}})
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.addr+dashboard.Root+"live", nil)
 	if err != nil {
 		t.Fatal(err)

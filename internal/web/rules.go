@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -35,6 +36,17 @@ var rules = map[string]rule{
 	chandlerv1connect.AdminCreateNodeTokenProcedure: {access.Enrol, ofNodes},
 	chandlerv1connect.AdminListNodesProcedure:       {access.Enrol, ofNodes},
 	chandlerv1connect.AdminRevokeNodeProcedure:      {access.Enrol, ofNodes},
+
+	chandlerv1connect.RolloutsListRolloutsProcedure: {access.List, nil},
+	chandlerv1connect.RolloutsSteerProcedure:        {access.Edit, steeredRef},
+	chandlerv1connect.RolloutsDisableProcedure:      {access.Edit, steeredRef},
+	chandlerv1connect.RolloutsEnableProcedure:       {access.Edit, steeredRef},
+
+	chandlerv1connect.FleetListProxiesProcedure: {access.List, nil},
+	chandlerv1connect.FleetExplainProcedure:     {access.List, explained},
+	chandlerv1connect.FleetPreviewProcedure:     {access.Edit, applied},
+	chandlerv1connect.FleetListEventsProcedure:  {access.List, nil},
+	chandlerv1connect.FleetGetSetupProcedure:    {access.Debug, everywhere},
 }
 
 // ofNodes is the namespace that a request about nodes names; without one it is about
@@ -49,18 +61,34 @@ func ofNodes(request any) []string {
 // applied are the namespaces of a manifest. A document that names nothing that can
 // be made out is of none, and is refused for it later.
 func applied(request any) []string {
-	req, ok := request.(*chandlerv1.ApplyRequest)
+	req, ok := request.(interface {
+		GetManifest() []byte
+		GetNamespace() string
+	})
 	if !ok {
-		return nil
+		return []string{access.Everywhere}
 	}
 	var all []string
-	for _, doc := range source.Decode(req.Manifest, req.Namespace) {
+	for _, doc := range source.Decode(req.GetManifest(), req.GetNamespace()) {
 		if doc.Namespace != "" {
 			all = append(all, doc.Namespace)
 		}
 	}
 	return all
 }
+
+// explained are the namespaces of a plugin and of a proxy: whoever may not see the one
+// or the other learns nothing of how they are to each other.
+func explained(request any) []string {
+	req, ok := request.(*chandlerv1.ExplainRequest)
+	if !ok {
+		return []string{access.Everywhere}
+	}
+	namespace, _, _ := strings.Cut(req.Node, "/")
+	return []string{req.GetRef().GetNamespace(), namespace}
+}
+
+func everywhere(any) []string { return []string{access.Everywhere} }
 
 func deleted(request any) []string {
 	req, ok := request.(*chandlerv1.DeleteRequest)
@@ -76,8 +104,9 @@ func deleted(request any) []string {
 
 // interceptor keeps the rules, and writes down what was changed.
 type interceptor struct {
-	log *slog.Logger
-	now func() time.Time
+	log  *slog.Logger
+	now  func() time.Time
+	emit func(chandler.Event)
 
 	mu     sync.Mutex
 	logged time.Time
@@ -94,7 +123,7 @@ func (i *interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 			return nil, err
 		}
 		res, err := next(ctx, req)
-		if verb != access.List && verb != access.Read {
+		if verb != access.List && verb != access.Read && req.Spec().IdempotencyLevel != connect.IdempotencyNoSideEffects {
 			i.changed(c, verb, req, res, err)
 		}
 		return res, err
@@ -158,6 +187,11 @@ func (i *interceptor) refused(c *caller, verb access.Verb, err error) {
 	quiet := i.quiet
 	i.logged, i.quiet = now, 0
 	i.mu.Unlock()
+	message := fmt.Sprintf("%s from %s may not %s: %s", c.name, c.from, cmp.Or(string(verb), "ask"), err)
+	if quiet > 0 {
+		message += fmt.Sprintf(" (and %d more before)", quiet)
+	}
+	i.emit(chandler.Event{Reason: chandler.EventDenied, Warning: true, Message: message, By: c.name})
 	i.log.Warn("a request to the admin port is refused", "who", c.name, "from", c.from, "does", verb, "reason", err.Error(), "not_logged_before", quiet)
 }
 
@@ -187,7 +221,12 @@ func (i *interceptor) changed(c *caller, verb access.Verb, req connect.AnyReques
 		if r, ok := req.Any().(interface{ GetName() string }); ok {
 			object += r.GetName()
 		}
+		if r, ok := req.Any().(interface{ GetRef() *chandlerv1.ObjectRef }); ok {
+			object = r.GetRef().GetKind() + " " + r.GetRef().GetNamespace() + "/" + r.GetRef().GetName()
+			log = log.With(spoken(req.Any())...)
+		}
 		log.Info("changed", "object", chandler.Printable(object, 512), "verb", verb)
+		i.tell(c, req.Any(), res.Any())
 		return
 	}
 	all := results.GetResults()
@@ -203,8 +242,62 @@ func (i *interceptor) changed(c *caller, verb access.Verb, req connect.AnyReques
 		object := "none that can be made out"
 		if ref := r.GetRef(); ref.GetName() != "" {
 			object = chandler.Printable(ref.GetKind()+" "+ref.GetNamespace()+"/"+ref.GetName(), 512)
+			i.tellSecret(c, r)
 		}
 		log.Info("changed", "object", object,
 			"result", strings.ToLower(strings.TrimPrefix(r.Action.String(), "ACTION_")), "generation", r.Generation, "problems", strings.Join(slices.Compact(codes), ","))
 	}
+}
+
+// tellSecret tells of a change of a secret. Of plugins the control plane tells itself,
+// as it sees all changes of those, whoever makes them.
+func (i *interceptor) tellSecret(c *caller, r *chandlerv1.ObjectResult) {
+	if r.Ref.Kind != source.KindSecret {
+		return
+	}
+	e := chandler.Event{Key: chandler.Key{Kind: r.Ref.Kind, Namespace: r.Ref.Namespace, Name: r.Ref.Name}, By: c.name}
+	switch r.Action {
+	case chandlerv1.Action_ACTION_CREATED:
+		e.Reason, e.Message = chandler.EventApplied, "created"
+	case chandlerv1.Action_ACTION_CONFIGURED:
+		e.Reason, e.Message = chandler.EventApplied, "changed"
+	case chandlerv1.Action_ACTION_DELETED:
+		e.Reason, e.Message = chandler.EventDeleted, "deleted"
+	default:
+		return
+	}
+	i.emit(e)
+}
+
+// tell tells of what was done about machines.
+func (i *interceptor) tell(c *caller, request, answer any) {
+	switch req := request.(type) {
+	case *chandlerv1.CreateNodeTokenRequest:
+		id := ""
+		if res, ok := answer.(*chandlerv1.CreateNodeTokenResponse); ok {
+			id = res.Id
+		}
+		i.emit(chandler.Event{Node: req.Namespace + "/" + cmp.Or(req.Name, "*"), Reason: chandler.EventTokenMade, By: c.name, Message: "token " + id + " was made, with which a machine is enrolled"})
+	case *chandlerv1.RevokeNodeRequest:
+		i.emit(chandler.Event{Node: req.Namespace + "/" + req.Name, Reason: chandler.EventRevoked, Warning: true, By: c.name, Message: "the machine is revoked"})
+	}
+}
+
+// spoken is what an order says, for the log.
+func spoken(request any) []any {
+	var said []any
+	if r, ok := request.(*chandlerv1.SteerRequest); ok {
+		said = append(said, "order", string(verbs[r.Verb]), "release", chandler.Printable(r.Release, 64), "why", chandler.Printable(r.Why, maxWhy))
+	}
+	if r, ok := request.(interface {
+		GetNode() string
+		GetLabels() map[string]string
+	}); ok {
+		d := chandler.Disablement{Node: r.GetNode(), Labels: r.GetLabels()}
+		said = append(said, "proxies", chandler.Printable(cmp.Or(d.Target(), "all"), 512))
+	}
+	if r, ok := request.(interface{ GetReason() string }); ok {
+		said = append(said, "why", chandler.Printable(r.GetReason(), maxWhy))
+	}
+	return said
 }

@@ -26,7 +26,6 @@ import (
 	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 	"chandler.dev/chandler/internal/access"
 	"chandler.dev/chandler/internal/control"
-	"chandler.dev/chandler/internal/dashboard"
 	"chandler.dev/chandler/internal/schema"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/wire"
@@ -46,12 +45,17 @@ type Config struct {
 	// Nodes are the machines that are enrolled; nil: none are.
 	Nodes   Nodes
 	Metrics prometheus.Gatherer
+	// Rollouts tells how far a change of a plugin has come; nil: changes go to everyone
+	// at once.
+	Rollouts Rollouts
+	// Admit tells what the operator's policy has against a plugin; nil: nothing.
+	Admit func(*chandler.Plugin) []chandler.Problem
+	// Setup says how this control plane was set up, without secrets; nil: nobody does.
+	Setup func() *chandlerv1.GetSetupResponse
 
-	// Fleet is what the dashboard shows; nil: there is none. Rollouts and Imports are as
-	// in its Config.
-	Fleet    dashboard.Fleet
-	Rollouts dashboard.Rollouts
-	Imports  func(chandler.ModuleDigest) ([]string, bool)
+	// Imports gives what a module wants of its host, for the dashboard; false: that is
+	// not known here. nil: it never is.
+	Imports func(chandler.ModuleDigest) ([]string, bool)
 
 	// UID is the user who, beside root, may do all over a socket (ListenSocket).
 	UID int
@@ -76,16 +80,32 @@ type Config struct {
 type Control interface {
 	// Objects gives the objects with their status, read at one moment.
 	Objects(ctx context.Context) ([]control.ObjectView, error)
+	// Changed gives a channel that is closed when Objects, Proxies or rollouts may say
+	// something else.
+	Changed() <-chan struct{}
 	// Broken gives the files in which the source could not make out everything.
 	Broken() []source.Broken
 	// Ready tells why agents are not answered yet; nil when they are.
 	Ready() error
+
+	// Proxies gives all proxies that are known, by namespace and name.
+	Proxies() []control.ProxyView
+	// RootNamespace is that whose plugins are for all, and Withholds tells whether
+	// releases are kept from Envoys in which nobody tried them.
+	RootNamespace() string
+	Withholds() bool
+
+	// Events gives those behind one, oldest first, and what is closed with the next.
+	Events(after uint64) ([]chandler.Event, <-chan struct{})
+	Emit(chandler.Event)
+	// Acting has events of changes to these plugins say who made them, until it is over.
+	Acting(who string, keys []chandler.Key) (over func())
 }
 
 // Handler gives the handler of the admin port, for Serve.
 //
 //	/dashboard/            the dashboard, to which / leads
-//	/chandler.v1.Admin/    the API
+//	/chandler.v1.Admin/    the API, with /chandler.v1.Fleet/ and /chandler.v1.Rollouts/
 //	/healthz/live, /ready  health
 //	/metrics               Prometheus
 //	/debug/pprof/          when Config.Debug
@@ -96,11 +116,18 @@ func Handler(cfg Config) http.Handler {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	rules := &interceptor{log: cfg.Log, now: cfg.Now}
+	rules := &interceptor{log: cfg.Log, now: cfg.Now, emit: cfg.Control.Emit}
 	g := &gate{cfg: cfg, rules: rules, words: connect.NewErrorWriter()}
 	mux := http.NewServeMux()
-	path, api := chandlerv1connect.NewAdminHandler(&admin{cfg}, connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(rules))
+	options := connect.WithHandlerOptions(connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(rules))
+	path, api := chandlerv1connect.NewAdminHandler(&admin{cfg}, options)
 	mux.Handle(path, g.known(api))
+	path, api = chandlerv1connect.NewFleetHandler(&fleet{cfg}, options)
+	mux.Handle(path, g.known(api))
+	if cfg.Rollouts != nil {
+		path, api = chandlerv1connect.NewRolloutsHandler(&rollouts{cfg}, options)
+		mux.Handle(path, g.known(api))
+	}
 	mux.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "live") })
 	mux.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, _ *http.Request) {
 		if err := cfg.Control.Ready(); err != nil {
@@ -110,9 +137,7 @@ func Handler(cfg Config) http.Handler {
 		fmt.Fprintln(w, "ready")
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{}))
-	if cfg.Fleet != nil {
-		g.pages(mux)
-	}
+	g.pages(mux)
 	if cfg.Debug {
 		mux.Handle("/debug/pprof/", g.profiles())
 	}
@@ -135,6 +160,9 @@ func (a *admin) Apply(ctx context.Context, req *connect.Request[chandlerv1.Apply
 	if err != nil {
 		return nil, err
 	}
+	if !req.Msg.DryRun {
+		defer a.cfg.Control.Acting(callerOf(ctx).name, keysOf(req.Msg.Manifest, req.Msg.Namespace))()
+	}
 	results, err := editor.Apply(ctx, source.ApplyRequest{
 		Manifest: req.Msg.Manifest, DryRun: req.Msg.DryRun, Namespace: req.Msg.Namespace,
 	})
@@ -154,6 +182,7 @@ func (a *admin) Delete(ctx context.Context, req *connect.Request[chandlerv1.Dele
 	for _, ref := range req.Msg.Refs {
 		keys = append(keys, chandler.Key{Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name})
 	}
+	defer a.cfg.Control.Acting(callerOf(ctx).name, keys)()
 	results, err := editor.Delete(ctx, keys)
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInternal, err)
@@ -185,35 +214,17 @@ func (a *admin) List(ctx context.Context, req *connect.Request[chandlerv1.ListRe
 // shown leaves out the objects that a caller may not see, and of the others the
 // values of configuration that they may not read.
 func (c *caller) shown(ctx context.Context, objects []*chandlerv1.Object) ([]*chandlerv1.Object, error) {
-	type ask struct {
-		verb      access.Verb
-		namespace string
-	}
-	answers := map[ask]bool{}
-	allowed := func(v access.Verb, namespace string) (ok bool, err error) {
-		for _, n := range []string{access.Everywhere, namespace} {
-			a := ask{v, n}
-			if _, known := answers[a]; !known {
-				if answers[a], err = c.allowed(ctx, v, n); err != nil {
-					return false, err
-				}
-			}
-			if answers[a] {
-				return true, nil
-			}
-		}
-		return false, nil
-	}
+	answers := answers{c: c, known: map[question]bool{}}
 	var shown []*chandlerv1.Object
 	for _, o := range objects {
-		see, err := allowed(access.List, o.Ref.Namespace)
+		see, err := answers.may(ctx, access.List, o.Ref.Namespace)
 		if err != nil {
 			return nil, err
 		}
 		if !see {
 			continue
 		}
-		read, err := allowed(access.Read, o.Ref.Namespace)
+		read, err := answers.may(ctx, access.Read, o.Ref.Namespace)
 		if err != nil {
 			return nil, err
 		}
@@ -254,6 +265,9 @@ func objectToProto(v *control.ObjectView, req *chandlerv1.ListRequest) *chandler
 	m := &chandlerv1.Object{
 		Ref: refToProto(o.Key), Uid: o.UID, Generation: o.Generation, Created: timestamppb.New(o.Created),
 		Labels: o.Labels, Manifest: o.Manifest, Origin: o.Origin, Status: wire.StatusToProto(&v.Status, req.Proxies),
+	}
+	for i := range m.Status.Proxies {
+		m.Status.Proxies[i].Digest = digestIn(v, v.Status.Proxies[i].InForce)
 	}
 	if v.Hidden != nil {
 		m.Manifest, m.Hidden = source.Hide(o.Manifest, v.Hidden)

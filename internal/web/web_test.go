@@ -6,7 +6,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,11 +23,53 @@ type fakeControl struct {
 	views  []control.ObjectView
 	broken []source.Broken
 	err    error
+
+	proxies []control.ProxyView
+	journal *journal
 }
 
 func (f fakeControl) Objects(context.Context) ([]control.ObjectView, error) { return f.views, f.err }
 func (f fakeControl) Broken() []source.Broken                               { return f.broken }
 func (f fakeControl) Ready() error                                          { return f.err }
+
+func (f fakeControl) Changed() <-chan struct{}     { return nil }
+func (f fakeControl) Proxies() []control.ProxyView { return f.proxies }
+func (f fakeControl) RootNamespace() string        { return "istio-system" }
+func (f fakeControl) Withholds() bool              { return false }
+
+// journal is what was emitted, and who was acting.
+type journal struct {
+	mu     sync.Mutex
+	events []chandler.Event
+	acting []string
+}
+
+func (f fakeControl) Events(after uint64) ([]chandler.Event, <-chan struct{}) {
+	f.journal.mu.Lock()
+	defer f.journal.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(f.journal.events), func(e chandler.Event) bool { return e.ID <= after }), nil
+}
+
+func (f fakeControl) Emit(e chandler.Event) {
+	if f.journal == nil {
+		return
+	}
+	f.journal.mu.Lock()
+	defer f.journal.mu.Unlock()
+	e.ID = uint64(len(f.journal.events) + 1)
+	f.journal.events = append(f.journal.events, e)
+}
+
+func (f fakeControl) Acting(who string, keys []chandler.Key) func() {
+	if f.journal != nil {
+		f.journal.mu.Lock()
+		defer f.journal.mu.Unlock()
+		for _, key := range keys {
+			f.journal.acting = append(f.journal.acting, who+" "+key.String())
+		}
+	}
+	return func() {}
+}
 
 func view(kind, namespace, name string) control.ObjectView {
 	return control.ObjectView{

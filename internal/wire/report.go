@@ -34,11 +34,14 @@ type Report struct {
 	Full    bool
 	States  []chandler.AttachmentState
 	Removed []chandler.Key
+	// Facts are nil where nothing is said of them, and Traffic is empty.
+	Facts   *chandler.Facts
+	Traffic []chandler.Traffic
 }
 
 // ReportToProto translates a report for the wire.
 func ReportToProto(r Report) *chandlerv1.ReportRequest {
-	m := &chandlerv1.ReportRequest{Sequence: r.Sequence, Full: r.Full}
+	m := &chandlerv1.ReportRequest{Sequence: r.Sequence, Full: r.Full, Facts: FactsToProto(r.Facts), Traffic: TrafficToProto(r.Traffic)}
 	if r.Node != nil {
 		m.Node = NodeToProto(*r.Node)
 	}
@@ -85,7 +88,9 @@ func ReportFromProto(m *chandlerv1.ReportRequest) (Report, error) {
 		}
 		r.Removed = append(r.Removed, k)
 	}
-	return r, nil
+	var err error
+	r.Facts, r.Traffic, err = said(m)
+	return r, err
 }
 
 // Relayed is one node as its control plane knows it.
@@ -93,11 +98,16 @@ type Relayed struct {
 	Node      chandler.Node
 	Connected bool
 	States    []chandler.AttachmentState
+	Facts     *chandler.Facts
+	Traffic   []chandler.Traffic
 }
 
 // RelayToProto translates a node for another control plane.
 func RelayToProto(r Relayed) *chandlerv1.RelayRequest {
-	m := &chandlerv1.RelayRequest{Node: NodeToProto(r.Node), Connected: r.Connected}
+	m := &chandlerv1.RelayRequest{
+		Node: NodeToProto(r.Node), Connected: r.Connected,
+		Facts: FactsToProto(r.Facts), Traffic: TrafficToProto(r.Traffic),
+	}
 	for _, s := range r.States {
 		m.States = append(m.States, StateToProto(s))
 	}
@@ -121,7 +131,8 @@ func RelayFromProto(m *chandlerv1.RelayRequest) (Relayed, error) {
 		}
 		r.States = append(r.States, st)
 	}
-	return r, nil
+	r.Facts, r.Traffic, err = said(m)
+	return r, err
 }
 
 // StateToProto translates what an agent says of one plugin. The message is cut

@@ -68,6 +68,9 @@ func encodeResolved(r *chandler.Release) *chandlerv1.Resolved {
 	return m
 }
 
+// ProxyStatusToProto translates a proxy's line in the status of a plugin.
+func ProxyStatusToProto(p *chandler.ProxyStatus) *chandlerv1.ProxyStatus { return encodeProxy(p) }
+
 func encodeProxy(p *chandler.ProxyStatus) *chandlerv1.ProxyStatus {
 	return &chandlerv1.ProxyStatus{
 		Node:      p.Node,
@@ -84,6 +87,7 @@ func encodeProxy(p *chandler.ProxyStatus) *chandlerv1.ProxyStatus {
 
 		AgentVersion: p.AgentVersion,
 		EnvoyVersion: p.EnvoyVersion,
+		StandIn:      string(p.StandIn),
 	}
 }
 

@@ -1337,8 +1337,12 @@ type ProxyStatus struct {
 	// False: the node is not connected; what is shown is the last it said.
 	Connected bool `protobuf:"varint,11,opt,name=connected,proto3" json:"connected,omitempty"`
 	// What the node's agent says it is, and of which Envoy.
-	AgentVersion  string `protobuf:"bytes,12,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
-	EnvoyVersion  string `protobuf:"bytes,13,opt,name=envoy_version,json=envoyVersion,proto3" json:"envoy_version,omitempty"`
+	AgentVersion string `protobuf:"bytes,12,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	EnvoyVersion string `protobuf:"bytes,13,opt,name=envoy_version,json=envoyVersion,proto3" json:"envoy_version,omitempty"`
+	// Of the module in force; empty: there is none, or it is not known.
+	Digest string `protobuf:"bytes,14,opt,name=digest,proto3" json:"digest,omitempty"`
+	// What stands in for the plugin while nothing is in force: "pass" or "deny".
+	StandIn       string `protobuf:"bytes,15,opt,name=stand_in,json=standIn,proto3" json:"stand_in,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1460,6 +1464,20 @@ func (x *ProxyStatus) GetAgentVersion() string {
 func (x *ProxyStatus) GetEnvoyVersion() string {
 	if x != nil {
 		return x.EnvoyVersion
+	}
+	return ""
+}
+
+func (x *ProxyStatus) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ProxyStatus) GetStandIn() string {
+	if x != nil {
+		return x.StandIn
 	}
 	return ""
 }
@@ -2122,7 +2140,7 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\vdescription\x18\x03 \x01(\tR\vdescription\x12\x1a\n" +
 	"\brequired\x18\x04 \x01(\bR\brequired\x12\x1d\n" +
 	"\n" +
-	"write_only\x18\x05 \x01(\bR\twriteOnly\"\xa7\x03\n" +
+	"write_only\x18\x05 \x01(\bR\twriteOnly\"\xda\x03\n" +
 	"\vProxyStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x14\n" +
@@ -2137,7 +2155,9 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1c\n" +
 	"\tconnected\x18\v \x01(\bR\tconnected\x12#\n" +
 	"\ragent_version\x18\f \x01(\tR\fagentVersion\x12#\n" +
-	"\renvoy_version\x18\r \x01(\tR\fenvoyVersion\"\xfb\x01\n" +
+	"\renvoy_version\x18\r \x01(\tR\fenvoyVersion\x12\x16\n" +
+	"\x06digest\x18\x0e \x01(\tR\x06digest\x12\x19\n" +
+	"\bstand_in\x18\x0f \x01(\tR\astandIn\"\xfb\x01\n" +
 	"\x16CreateNodeTokenRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12G\n" +

@@ -1037,6 +1037,129 @@ func (x *Event) GetBy() string {
 	return ""
 }
 
+type GetSetupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSetupRequest) Reset() {
+	*x = GetSetupRequest{}
+	mi := &file_chandler_v1_fleet_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSetupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSetupRequest) ProtoMessage() {}
+
+func (x *GetSetupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_fleet_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSetupRequest.ProtoReflect.Descriptor instead.
+func (*GetSetupRequest) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{15}
+}
+
+type GetSetupResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Version   string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	GoVersion string                 `protobuf:"bytes,2,opt,name=go_version,json=goVersion,proto3" json:"go_version,omitempty"`
+	// For instance "linux/amd64".
+	Platform string                 `protobuf:"bytes,3,opt,name=platform,proto3" json:"platform,omitempty"`
+	Started  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started,proto3" json:"started,omitempty"`
+	// The flags that were given, "--name=value".
+	Flags []string `protobuf:"bytes,5,rep,name=flags,proto3" json:"flags,omitempty"`
+	// The operator's file, with the hashes of tokens replaced.
+	Config        string `protobuf:"bytes,6,opt,name=config,proto3" json:"config,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSetupResponse) Reset() {
+	*x = GetSetupResponse{}
+	mi := &file_chandler_v1_fleet_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSetupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSetupResponse) ProtoMessage() {}
+
+func (x *GetSetupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_fleet_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSetupResponse.ProtoReflect.Descriptor instead.
+func (*GetSetupResponse) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *GetSetupResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *GetSetupResponse) GetGoVersion() string {
+	if x != nil {
+		return x.GoVersion
+	}
+	return ""
+}
+
+func (x *GetSetupResponse) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *GetSetupResponse) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *GetSetupResponse) GetFlags() []string {
+	if x != nil {
+		return x.Flags
+	}
+	return nil
+}
+
+func (x *GetSetupResponse) GetConfig() string {
+	if x != nil {
+		return x.Config
+	}
+	return ""
+}
+
 var File_chandler_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_chandler_v1_fleet_proto_rawDesc = "" +
@@ -1120,13 +1243,23 @@ const file_chandler_v1_fleet_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
 	"\awarning\x18\x06 \x01(\bR\awarning\x12\x18\n" +
 	"\amessage\x18\a \x01(\tR\amessage\x12\x0e\n" +
-	"\x02by\x18\b \x01(\tR\x02by2\xc8\x02\n" +
+	"\x02by\x18\b \x01(\tR\x02by\"\x11\n" +
+	"\x0fGetSetupRequest\"\xcb\x01\n" +
+	"\x10GetSetupResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
+	"\n" +
+	"go_version\x18\x02 \x01(\tR\tgoVersion\x12\x1a\n" +
+	"\bplatform\x18\x03 \x01(\tR\bplatform\x124\n" +
+	"\astarted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x14\n" +
+	"\x05flags\x18\x05 \x03(\tR\x05flags\x12\x16\n" +
+	"\x06config\x18\x06 \x01(\tR\x06config2\x96\x03\n" +
 	"\x05Fleet\x12U\n" +
 	"\vListProxies\x12\x1f.chandler.v1.ListProxiesRequest\x1a .chandler.v1.ListProxiesResponse\"\x03\x90\x02\x01\x12I\n" +
 	"\aExplain\x12\x1b.chandler.v1.ExplainRequest\x1a\x1c.chandler.v1.ExplainResponse\"\x03\x90\x02\x01\x12I\n" +
 	"\aPreview\x12\x1b.chandler.v1.PreviewRequest\x1a\x1c.chandler.v1.PreviewResponse\"\x03\x90\x02\x01\x12R\n" +
 	"\n" +
-	"ListEvents\x12\x1e.chandler.v1.ListEventsRequest\x1a\x1f.chandler.v1.ListEventsResponse\"\x03\x90\x02\x01B2Z0chandler.dev/chandler/api/chandler/v1;chandlerv1b\x06proto3"
+	"ListEvents\x12\x1e.chandler.v1.ListEventsRequest\x1a\x1f.chandler.v1.ListEventsResponse\"\x03\x90\x02\x01\x12L\n" +
+	"\bGetSetup\x12\x1c.chandler.v1.GetSetupRequest\x1a\x1d.chandler.v1.GetSetupResponse\"\x03\x90\x02\x01B2Z0chandler.dev/chandler/api/chandler/v1;chandlerv1b\x06proto3"
 
 var (
 	file_chandler_v1_fleet_proto_rawDescOnce sync.Once
@@ -1140,7 +1273,7 @@ func file_chandler_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_chandler_v1_fleet_proto_rawDescData
 }
 
-var file_chandler_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_chandler_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_chandler_v1_fleet_proto_goTypes = []any{
 	(*ListProxiesRequest)(nil),    // 0: chandler.v1.ListProxiesRequest
 	(*ListProxiesResponse)(nil),   // 1: chandler.v1.ListProxiesResponse
@@ -1157,47 +1290,52 @@ var file_chandler_v1_fleet_proto_goTypes = []any{
 	(*ListEventsRequest)(nil),     // 12: chandler.v1.ListEventsRequest
 	(*ListEventsResponse)(nil),    // 13: chandler.v1.ListEventsResponse
 	(*Event)(nil),                 // 14: chandler.v1.Event
-	nil,                           // 15: chandler.v1.ListProxiesRequest.LabelsEntry
-	nil,                           // 16: chandler.v1.Proxy.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*Facts)(nil),                 // 18: chandler.v1.Facts
-	(*ObjectRef)(nil),             // 19: chandler.v1.ObjectRef
-	(*ProxyStatus)(nil),           // 20: chandler.v1.ProxyStatus
-	(*ObjectResult)(nil),          // 21: chandler.v1.ObjectResult
+	(*GetSetupRequest)(nil),       // 15: chandler.v1.GetSetupRequest
+	(*GetSetupResponse)(nil),      // 16: chandler.v1.GetSetupResponse
+	nil,                           // 17: chandler.v1.ListProxiesRequest.LabelsEntry
+	nil,                           // 18: chandler.v1.Proxy.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*Facts)(nil),                 // 20: chandler.v1.Facts
+	(*ObjectRef)(nil),             // 21: chandler.v1.ObjectRef
+	(*ProxyStatus)(nil),           // 22: chandler.v1.ProxyStatus
+	(*ObjectResult)(nil),          // 23: chandler.v1.ObjectResult
 }
 var file_chandler_v1_fleet_proto_depIdxs = []int32{
-	15, // 0: chandler.v1.ListProxiesRequest.labels:type_name -> chandler.v1.ListProxiesRequest.LabelsEntry
+	17, // 0: chandler.v1.ListProxiesRequest.labels:type_name -> chandler.v1.ListProxiesRequest.LabelsEntry
 	2,  // 1: chandler.v1.ListProxiesResponse.proxies:type_name -> chandler.v1.Proxy
-	16, // 2: chandler.v1.Proxy.labels:type_name -> chandler.v1.Proxy.LabelsEntry
-	17, // 3: chandler.v1.Proxy.since:type_name -> google.protobuf.Timestamp
-	18, // 4: chandler.v1.Proxy.facts:type_name -> chandler.v1.Facts
+	18, // 2: chandler.v1.Proxy.labels:type_name -> chandler.v1.Proxy.LabelsEntry
+	19, // 3: chandler.v1.Proxy.since:type_name -> google.protobuf.Timestamp
+	20, // 4: chandler.v1.Proxy.facts:type_name -> chandler.v1.Facts
 	3,  // 5: chandler.v1.Proxy.plugins:type_name -> chandler.v1.ProxyPlugin
-	19, // 6: chandler.v1.ProxyPlugin.ref:type_name -> chandler.v1.ObjectRef
-	20, // 7: chandler.v1.ProxyPlugin.status:type_name -> chandler.v1.ProxyStatus
-	19, // 8: chandler.v1.ExplainRequest.ref:type_name -> chandler.v1.ObjectRef
+	21, // 6: chandler.v1.ProxyPlugin.ref:type_name -> chandler.v1.ObjectRef
+	22, // 7: chandler.v1.ProxyPlugin.status:type_name -> chandler.v1.ProxyStatus
+	21, // 8: chandler.v1.ExplainRequest.ref:type_name -> chandler.v1.ObjectRef
 	6,  // 9: chandler.v1.ExplainResponse.checks:type_name -> chandler.v1.Check
 	9,  // 10: chandler.v1.PreviewResponse.objects:type_name -> chandler.v1.ObjectPreview
-	21, // 11: chandler.v1.ObjectPreview.result:type_name -> chandler.v1.ObjectResult
+	23, // 11: chandler.v1.ObjectPreview.result:type_name -> chandler.v1.ObjectResult
 	10, // 12: chandler.v1.ObjectPreview.proxies:type_name -> chandler.v1.ProxyPreview
 	11, // 13: chandler.v1.ProxyPreview.slots:type_name -> chandler.v1.SlotPreview
-	19, // 14: chandler.v1.SlotPreview.before:type_name -> chandler.v1.ObjectRef
-	19, // 15: chandler.v1.SlotPreview.after:type_name -> chandler.v1.ObjectRef
+	21, // 14: chandler.v1.SlotPreview.before:type_name -> chandler.v1.ObjectRef
+	21, // 15: chandler.v1.SlotPreview.after:type_name -> chandler.v1.ObjectRef
 	14, // 16: chandler.v1.ListEventsResponse.events:type_name -> chandler.v1.Event
-	17, // 17: chandler.v1.Event.at:type_name -> google.protobuf.Timestamp
-	19, // 18: chandler.v1.Event.ref:type_name -> chandler.v1.ObjectRef
-	0,  // 19: chandler.v1.Fleet.ListProxies:input_type -> chandler.v1.ListProxiesRequest
-	4,  // 20: chandler.v1.Fleet.Explain:input_type -> chandler.v1.ExplainRequest
-	7,  // 21: chandler.v1.Fleet.Preview:input_type -> chandler.v1.PreviewRequest
-	12, // 22: chandler.v1.Fleet.ListEvents:input_type -> chandler.v1.ListEventsRequest
-	1,  // 23: chandler.v1.Fleet.ListProxies:output_type -> chandler.v1.ListProxiesResponse
-	5,  // 24: chandler.v1.Fleet.Explain:output_type -> chandler.v1.ExplainResponse
-	8,  // 25: chandler.v1.Fleet.Preview:output_type -> chandler.v1.PreviewResponse
-	13, // 26: chandler.v1.Fleet.ListEvents:output_type -> chandler.v1.ListEventsResponse
-	23, // [23:27] is the sub-list for method output_type
-	19, // [19:23] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	19, // 17: chandler.v1.Event.at:type_name -> google.protobuf.Timestamp
+	21, // 18: chandler.v1.Event.ref:type_name -> chandler.v1.ObjectRef
+	19, // 19: chandler.v1.GetSetupResponse.started:type_name -> google.protobuf.Timestamp
+	0,  // 20: chandler.v1.Fleet.ListProxies:input_type -> chandler.v1.ListProxiesRequest
+	4,  // 21: chandler.v1.Fleet.Explain:input_type -> chandler.v1.ExplainRequest
+	7,  // 22: chandler.v1.Fleet.Preview:input_type -> chandler.v1.PreviewRequest
+	12, // 23: chandler.v1.Fleet.ListEvents:input_type -> chandler.v1.ListEventsRequest
+	15, // 24: chandler.v1.Fleet.GetSetup:input_type -> chandler.v1.GetSetupRequest
+	1,  // 25: chandler.v1.Fleet.ListProxies:output_type -> chandler.v1.ListProxiesResponse
+	5,  // 26: chandler.v1.Fleet.Explain:output_type -> chandler.v1.ExplainResponse
+	8,  // 27: chandler.v1.Fleet.Preview:output_type -> chandler.v1.PreviewResponse
+	13, // 28: chandler.v1.Fleet.ListEvents:output_type -> chandler.v1.ListEventsResponse
+	16, // 29: chandler.v1.Fleet.GetSetup:output_type -> chandler.v1.GetSetupResponse
+	25, // [25:30] is the sub-list for method output_type
+	20, // [20:25] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_chandler_v1_fleet_proto_init() }
@@ -1213,7 +1351,7 @@ func file_chandler_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_chandler_v1_fleet_proto_rawDesc), len(file_chandler_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -41,6 +41,8 @@ const (
 	FleetPreviewProcedure = "/chandler.v1.Fleet/Preview"
 	// FleetListEventsProcedure is the fully-qualified name of the Fleet's ListEvents RPC.
 	FleetListEventsProcedure = "/chandler.v1.Fleet/ListEvents"
+	// FleetGetSetupProcedure is the fully-qualified name of the Fleet's GetSetup RPC.
+	FleetGetSetupProcedure = "/chandler.v1.Fleet/GetSetup"
 )
 
 // FleetClient is a client for the chandler.v1.Fleet service.
@@ -51,6 +53,8 @@ type FleetClient interface {
 	// Preview says what applying a manifest would change, and changes nothing.
 	Preview(context.Context, *connect.Request[v1.PreviewRequest]) (*connect.Response[v1.PreviewResponse], error)
 	ListEvents(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error)
+	// GetSetup says how the control plane was set up, for reports of faults.
+	GetSetup(context.Context, *connect.Request[v1.GetSetupRequest]) (*connect.Response[v1.GetSetupResponse], error)
 }
 
 // NewFleetClient constructs a client for the chandler.v1.Fleet service. By default, it uses the
@@ -92,6 +96,13 @@ func NewFleetClient(httpClient connect.HTTPClient, baseURL string, opts ...conne
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		getSetup: connect.NewClient[v1.GetSetupRequest, v1.GetSetupResponse](
+			httpClient,
+			baseURL+FleetGetSetupProcedure,
+			connect.WithSchema(fleetMethods.ByName("GetSetup")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -101,6 +112,7 @@ type fleetClient struct {
 	explain     *connect.Client[v1.ExplainRequest, v1.ExplainResponse]
 	preview     *connect.Client[v1.PreviewRequest, v1.PreviewResponse]
 	listEvents  *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
+	getSetup    *connect.Client[v1.GetSetupRequest, v1.GetSetupResponse]
 }
 
 // ListProxies calls chandler.v1.Fleet.ListProxies.
@@ -123,6 +135,11 @@ func (c *fleetClient) ListEvents(ctx context.Context, req *connect.Request[v1.Li
 	return c.listEvents.CallUnary(ctx, req)
 }
 
+// GetSetup calls chandler.v1.Fleet.GetSetup.
+func (c *fleetClient) GetSetup(ctx context.Context, req *connect.Request[v1.GetSetupRequest]) (*connect.Response[v1.GetSetupResponse], error) {
+	return c.getSetup.CallUnary(ctx, req)
+}
+
 // FleetHandler is an implementation of the chandler.v1.Fleet service.
 type FleetHandler interface {
 	ListProxies(context.Context, *connect.Request[v1.ListProxiesRequest]) (*connect.Response[v1.ListProxiesResponse], error)
@@ -131,6 +148,8 @@ type FleetHandler interface {
 	// Preview says what applying a manifest would change, and changes nothing.
 	Preview(context.Context, *connect.Request[v1.PreviewRequest]) (*connect.Response[v1.PreviewResponse], error)
 	ListEvents(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error)
+	// GetSetup says how the control plane was set up, for reports of faults.
+	GetSetup(context.Context, *connect.Request[v1.GetSetupRequest]) (*connect.Response[v1.GetSetupResponse], error)
 }
 
 // NewFleetHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -168,6 +187,13 @@ func NewFleetHandler(svc FleetHandler, opts ...connect.HandlerOption) (string, h
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	fleetGetSetupHandler := connect.NewUnaryHandler(
+		FleetGetSetupProcedure,
+		svc.GetSetup,
+		connect.WithSchema(fleetMethods.ByName("GetSetup")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/chandler.v1.Fleet/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case FleetListProxiesProcedure:
@@ -178,6 +204,8 @@ func NewFleetHandler(svc FleetHandler, opts ...connect.HandlerOption) (string, h
 			fleetPreviewHandler.ServeHTTP(w, r)
 		case FleetListEventsProcedure:
 			fleetListEventsHandler.ServeHTTP(w, r)
+		case FleetGetSetupProcedure:
+			fleetGetSetupHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -201,4 +229,8 @@ func (UnimplementedFleetHandler) Preview(context.Context, *connect.Request[v1.Pr
 
 func (UnimplementedFleetHandler) ListEvents(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("chandler.v1.Fleet.ListEvents is not implemented"))
+}
+
+func (UnimplementedFleetHandler) GetSetup(context.Context, *connect.Request[v1.GetSetupRequest]) (*connect.Response[v1.GetSetupResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("chandler.v1.Fleet.GetSetup is not implemented"))
 }

@@ -1,0 +1,137 @@
+package control
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/assign"
+	"chandler.dev/chandler/internal/rollout"
+)
+
+// plan says how a change of a plugin comes to its proxies; nil: to all at once.
+func (c *Control) plan(p *chandler.Plugin) *chandler.RolloutPlan {
+	switch {
+	case p == nil:
+		return nil
+	case p.Rollout != nil:
+		return p.Rollout
+	case c.cfg.Rollouts != nil:
+		return c.cfg.Rollouts(p)
+	}
+	return nil
+}
+
+// gauges is what was measured last of rollouts that are under way, by uid.
+type gauges map[string][]chandler.Measure
+
+func gaugesOf(all map[string]watched) *gauges {
+	g := make(gauges, len(all))
+	for uid, w := range all {
+		g[uid] = w.measures
+	}
+	return &g
+}
+
+func (g *gauges) of(uid string) []chandler.Measure {
+	if g == nil {
+		return nil
+	}
+	return (*g)[uid]
+}
+
+// RolloutView is a rollout with its plugin's releases.
+type RolloutView struct {
+	chandler.Rollout
+	// Releases are those that are recorded, the oldest first.
+	Releases []*chandler.Release
+	// Gone: the resource is there no more, and the plugin is being taken out.
+	Gone bool
+}
+
+// Rollouts gives the rollouts of all plugins that have a record, by their keys, read at
+// one moment. What is measured only the replica that leads knows. It fails as long as
+// Ready does.
+func (c *Control) Rollouts(context.Context) ([]RolloutView, error) {
+	p := c.published.Load()
+	if p == nil {
+		return nil, c.Ready()
+	}
+	members := c.fleet.list()
+	var views []RolloutView
+	for _, e := range p.entries {
+		if e.course.rollout.UID != "" {
+			views = append(views, c.rollout(e, members, false))
+		}
+	}
+	for _, e := range p.ghosts {
+		views = append(views, c.rollout(e, members, true))
+	}
+	slices.SortStableFunc(views, func(a, b RolloutView) int { return a.Key.Compare(b.Key) })
+	return views, nil
+}
+
+// Rollout gives where a plugin's rollout is, and whether its release has come to a node;
+// not ok: there is no more to say than that everyone is to have the newest release.
+func (c *Control) Rollout(key chandler.Key, n chandler.Node) (r chandler.Rollout, chosen, ok bool) {
+	e, gone, err := c.find(key)
+	if err != nil || e.plan == nil && !e.course.rollout.Steered() {
+		return r, false, false
+	}
+	return c.rollout(e, c.fleet.list(), gone).Rollout, e.chosen(n), true
+}
+
+// rollout is the view of one entry.
+func (c *Control) rollout(e *entry, members []member, gone bool) RolloutView {
+	ro := &e.course.rollout
+	v := RolloutView{Gone: gone, Releases: e.history, Rollout: chandler.Rollout{
+		Key: ro.Key, UID: ro.UID, Generation: ro.Generation, State: chandler.RolloutHealthy,
+		From: ro.Release, To: ro.Release, Plan: e.plan, Since: ro.UpdatedAt,
+		Pinned: ro.Pinned, Disabled: ro.Disabled, History: ro.History,
+	}}
+	if v.Plan != nil {
+		v.Step = len(v.Plan.Steps)
+	}
+	switch st := ro.Stage; {
+	case st != nil:
+		plan := st.Plan
+		v.From, v.Plan, v.Step, v.State, v.Since, v.Next = st.Base.Release, &plan, max(st.Step, 0), st.Phase, st.Since, st.Due()
+		v.Reason, v.Message, v.Gates = st.Reason, st.Message, c.gauges.Load().of(ro.UID)
+		if st.Step == unbegun {
+			v.Next = time.Time{}
+		}
+	case ro.Pinned:
+		v.State, v.Reason = chandler.RolloutPaused, chandler.CodePinned
+		v.Message = "held at " + releaseText(ro.Release) + " by an undo"
+	case ro.Failure != nil:
+		v.State, v.Reason, v.Message, v.Gates = chandler.RolloutDegraded, ro.Failure.Reason, ro.Failure.Message, ro.Failure.Gates
+	}
+	c.countRollout(&v, e, members)
+	return v
+}
+
+// countRollout counts the connected proxies that a rollout is about.
+func (c *Control) countRollout(v *RolloutView, e *entry, members []member) {
+	root := c.cfg.RootNamespace
+	for i := range members {
+		m := &members[i]
+		if !m.connected || !e.concerns(m.node, root) || e.disabled(m.node) != nil {
+			continue
+		}
+		v.Proxies++
+		if !e.chosen(m.node) {
+			continue
+		}
+		v.Chosen++
+		p := rollout.Proxy{}
+		said, told := m.states[e.object.Key]
+		var to chandler.ReleaseID
+		if e.target != nil && !e.nothing && assign.Selects(e.whom, m.node, root) {
+			to = e.target.ID
+		}
+		if p.Read(to, e.course.sequence, said, told && said.UID == e.object.UID); p.InForce {
+			v.Updated++
+		}
+	}
+}

@@ -1,0 +1,52 @@
+package status
+
+import (
+	"fmt"
+	"strings"
+
+	"chandler.dev/chandler"
+)
+
+// steered says why not everyone has, or is to have, what the resource means, although
+// that is known; an empty code: everyone is.
+func steered(r *chandler.Rollout) (chandler.Code, string) {
+	switch {
+	case r == nil:
+		return "", ""
+	case len(r.Disabled) > 0:
+		return chandler.CodeDisabled, disabled(r.Disabled)
+	case r.Pinned:
+		return chandler.CodePinned, "an earlier release is held until the resource is changed, or somebody unpins it"
+	case r.State == chandler.RolloutDegraded && r.Reason == chandler.CodeRolloutAborted:
+		return chandler.CodeRolloutAborted, "the release was taken back by an order: " + r.Message
+	case r.State == chandler.RolloutDegraded:
+		return chandler.CodeRolloutFailed, "the release was taken back: " + r.Message
+	case r.State == chandler.RolloutPaused:
+		return chandler.CodeRolloutPaused, step(r) + " waits for somebody's word: " + r.Message
+	case r.State == chandler.RolloutProgressing:
+		return chandler.CodeRolloutProgressing, step(r)
+	}
+	return "", ""
+}
+
+// step says where a rollout is.
+func step(r *chandler.Rollout) string {
+	steps := len(r.Plan.Steps)
+	at := min(r.Step+1, steps)
+	return fmt.Sprintf("step %d of %d (%s), in force on %d of the %d chosen of %s",
+		at, steps, r.Plan.Steps[at-1], r.Updated, r.Chosen, proxies(r.Proxies))
+}
+
+// disabled says by which orders a plugin is taken out.
+func disabled(orders []chandler.Disablement) string {
+	var all []string
+	for i := range orders {
+		d := &orders[i]
+		where := "everywhere"
+		if d.Node != "" || len(d.Labels) > 0 {
+			where = "on " + d.Target()
+		}
+		all = append(all, fmt.Sprintf("taken out %s by %s: %s", where, d.By, d.Reason))
+	}
+	return strings.Join(all, "; ")
+}
