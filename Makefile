@@ -71,7 +71,6 @@ fuzz: ## every fuzz target for 20 s, two at a time; make fuzz FOR=5m ONLY=FuzzUn
 
 test-browser: ## the dashboard in a real browser; screenshots in .run/screenshots, or SHOTS=DIR
 	@sh tools/chromium.sh
-	go vet -tags browser ./internal/dashboard
 	go test -tags browser -run '^TestBrowser' -count 1 -timeout 10m ./internal/dashboard -screenshots "$(or $(SHOTS),$(CURDIR)/.run/screenshots)"
 
 updates: tools ## 1,000 updates of a gateway under load; none is noticed
@@ -85,8 +84,8 @@ soak: tools ## random faults under load: for a day, or make soak FOR=1h
 
 lint: ## gofmt, go vet, staticcheck, generated files up to date
 	@out=$$(gofmt -l .) && if [ -n "$$out" ]; then echo "not gofmt'd:"; echo "$$out"; exit 1; fi
-	for m in $(MODULES); do go -C "$$m" vet -tags faults ./... || exit 1; done
-	go tool -modfile=tools/go.mod staticcheck -tags faults ./...
+	for m in $(MODULES); do go -C "$$m" vet -tags faults,browser ./... || exit 1; done
+	go tool -modfile=tools/go.mod staticcheck -tags faults,browser ./...
 	cd plugins/basicauth && go tool -modfile=../../tools/go.mod staticcheck ./...
 	go -C tools run ./protogen -check ../api
 

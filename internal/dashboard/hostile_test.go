@@ -151,7 +151,8 @@ func FuzzHostile(f *testing.F) {
 	})
 }
 
-// canaries are values that only some may see.
+// TestWhoSeesWhat: configuration is for those who may read it, and what is write-only for
+// nobody.
 func TestWhoSeesWhat(t *testing.T) {
 	t.Parallel()
 	f := told(t, 12, 6)
@@ -170,6 +171,9 @@ func TestWhoSeesWhat(t *testing.T) {
 				if strings.Contains(text, v) != c.reads {
 					t.Errorf("%s on %s: %q is seen: %t", c.who.name, path, v, !c.reads)
 				}
+			}
+			if compared := strings.Contains(text, "<del>") && strings.Contains(text, "guests"); compared != (c.reads && path == diff) {
+				t.Errorf("%s on %s: what changed is seen: %t", c.who.name, path, compared)
 			}
 			for _, v := range []string{"a:b", "a:old"} {
 				if strings.Contains(text, v) {

@@ -1,6 +1,7 @@
 package dashboard
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"net/http"
@@ -241,5 +242,35 @@ func TestMapIsBounded(t *testing.T) {
 	code, text := get(t, New(configOf(scene(maxMapped+70, 2), admin)), Root+"matrix")
 	if code != http.StatusOK || !strings.Contains(text, "70 more proxies have no place") || len(text) > 1<<20 {
 		t.Errorf("%d, %d bytes", code, len(text))
+	}
+}
+
+// TestStreamOutlivesTheServersTimes: what a server allows a request counts for no stream.
+func TestStreamOutlivesTheServersTimes(t *testing.T) {
+	t.Parallel()
+	f := told(t, 4, 4)
+	srv := httptest.NewUnstartedServer(New(configOf(f, admin)))
+	const most = 300 * time.Millisecond
+	srv.Config.ReadTimeout, srv.Config.WriteTimeout = most, most
+	srv.Start()
+	defer srv.Close()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+Root+"live", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	resp, err := srv.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	for time.Since(began) < 3*most {
+		if !lines.Scan() {
+			t.Fatalf("the stream ended after %v: %v", time.Since(began), lines.Err())
+		}
+		if strings.HasPrefix(lines.Text(), "data: ") {
+			f.set(0, 0, chandler.StateReady, "", "")
+		}
 	}
 }
