@@ -29,6 +29,8 @@ type Fleet interface {
 	// others, so it is not to be changed.
 	Objects(ctx context.Context) ([]control.ObjectView, error)
 	Proxies() []control.ProxyView
+	// RootNamespace is that whose plugins are for all.
+	RootNamespace() string
 	// Broken gives the files in which the source could not make out everything.
 	Broken() []source.Broken
 	// Events gives those behind one, oldest first, and a channel that is closed when

@@ -56,6 +56,8 @@ func (f *fakeFleet) Proxies() []control.ProxyView {
 	return append([]control.ProxyView(nil), f.proxies...)
 }
 
+func (f *fakeFleet) RootNamespace() string { return "istio-system" }
+
 func (f *fakeFleet) Broken() []source.Broken { return f.broken }
 
 func (f *fakeFleet) Events(uint64) ([]chandler.Event, <-chan struct{}) {
@@ -343,6 +345,11 @@ func told(t testing.TB, proxies, plugins int) *fakeFleet {
 	healthy(2, func(r *chandler.Rollout) {
 		r.Disabled = []chandler.Disablement{{Reason: "adds a header that breaks the shop", By: "ada", At: noon.Add(-10 * time.Minute)}}
 	})
+	if len(f.objects) > 2 { // what is taken out is spoken of no more, but by one proxy
+		headers := &f.objects[2]
+		headers.Status.Proxies = headers.Status.Proxies[:1]
+		headers.Status.InForce, headers.Status.Desired = 0, 0
+	}
 	healthy(3, func(*chandler.Rollout) {})
 	if len(f.objects) > 4 {
 		geo := &f.objects[4]

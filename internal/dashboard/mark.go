@@ -15,6 +15,7 @@ const (
 	inForce                  // the release that is to be
 	inForceOther             // another release of the plugin: the one before, for instance
 	onItsWay                 // pending, being fetched, or ready
+	faulting                 // in force, and its VM failed while serving
 	rejected                 // by Envoy
 	failed
 	unmatched
@@ -32,7 +33,7 @@ type legend struct {
 }
 
 // letters has that of each mark, in the order of their numbers.
-const letters = "-fowrxuta"
+const letters = "-fowvrxuta"
 
 // legends are all marks, in the order in which they are listed.
 func legends() []legend {
@@ -40,6 +41,7 @@ func legends() []legend {
 		{inForce, "f", "force", "In force", "the release that is to be decides requests"},
 		{inForceOther, "o", "other", "Other release", "another release of the plugin decides requests"},
 		{onItsWay, "w", "way", "On its way", "pending, being fetched, or about to be acknowledged"},
+		{faulting, "v", "faulting", "Faulting", "in force, and its VM failed while serving"},
 		{rejected, "r", "rejected", "Rejected", "Envoy refused it"},
 		{failed, "x", "failed", "Failed", "it cannot be fetched, or cannot be done there"},
 		{takenOut, "t", "out", "Taken out", "disabled, or bypassed on the machine"},
@@ -58,7 +60,7 @@ func (m mark) legend() legend {
 }
 
 // failing tells whether somebody should look.
-func (m mark) failing() bool { return m == rejected || m == failed }
+func (m mark) failing() bool { return m == rejected || m == failed || m == faulting }
 
 // counts are how many proxies have a mark.
 type counts [marks]int
@@ -91,25 +93,30 @@ func (c counts) sentence() string {
 	return strings.Join(parts, ", ")
 }
 
-// markOf judges a line of a plugin's status.
-func markOf(p *plugin, line *chandler.ProxyStatus, of *proxy) mark {
+// markOf judges a line of a plugin's status; nil: there is none. What a proxy says
+// that it has is not taken out, whoever ordered so.
+func markOf(p *plugin, line *chandler.ProxyStatus, of *proxy, disabled bool) mark {
 	switch {
 	case of != nil && of.bypasses(p.Key):
 		return takenOut
-	case p.disabledOn(of):
+	case line == nil && disabled:
 		return takenOut
 	case line == nil:
 		return notSelected
 	case !line.Connected:
 		return away
+	case disabled && line.InForce == "":
+		return takenOut
 	case line.State == chandler.StateRejected:
 		return rejected
-	case line.State == chandler.StateFailed:
+	case line.State == chandler.StateFailed || line.Reason == chandler.CodeEnvoyDown:
 		return failed
 	case line.State == chandler.StateUnmatched:
 		return unmatched
-	case line.State != chandler.StateInForce:
+	case line.State != chandler.StateInForce || disabled:
 		return onItsWay
+	case line.Reason == chandler.CodeVMTrap:
+		return faulting
 	case p.Status.Release != nil && line.InForce != p.Status.Release.ID:
 		return inForceOther
 	}

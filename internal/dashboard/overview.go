@@ -48,7 +48,7 @@ func (p *plugin) State() verdict {
 		v.Word, v.Class, v.Reason, v.Message = "Pinned", "way", r.Reason, r.Message
 	case r != nil && r.State == chandler.RolloutPaused:
 		v.Word, v.Class, v.Reason, v.Message = "Paused", "way", r.Reason, r.Message
-	case p.Counts[rejected]+p.Counts[failed] > 0:
+	case p.Counts[rejected]+p.Counts[failed]+p.Counts[faulting] > 0:
 		v.Word, v.Class = "Failing", "rejected"
 	case r != nil && r.State == chandler.RolloutProgressing:
 		v.Word, v.Class = "Progressing", "way"

@@ -96,7 +96,7 @@ func (c *pluginContent) proxies() {
 	for i := range c.Status.Proxies {
 		s := &c.Status.Proxies[i]
 		id := s.Namespace + "/" + s.Node
-		l := line{Node: id, Legend: markOf(c.plugin, s, nil).legend(), ProxyStatus: s}
+		l := line{Node: id, Legend: markOf(c.plugin, s, nil, false).legend(), ProxyStatus: s}
 		for on, at := range c.lines {
 			if at == s {
 				l.Legend = c.marks[on].legend()
@@ -123,7 +123,7 @@ func (c *pluginContent) proxies() {
 }
 
 func (c *pluginContent) urgency(m mark) int {
-	return slices.Index([]mark{rejected, failed, takenOut, onItsWay, inForceOther, away, unmatched, inForce, notSelected}, m)
+	return slices.Index([]mark{rejected, failed, faulting, takenOut, onItsWay, inForceOther, away, unmatched, inForce, notSelected}, m)
 }
 
 // release fills in what is known of the release that is to be in force.
@@ -211,9 +211,11 @@ func (p *plugin) recorded(id chandler.ReleaseID) (chandler.Release, bool) {
 	if r := p.Status.Release; r != nil && r.ID == id {
 		return *r, true
 	}
-	for _, r := range p.releases {
-		if r.ID == id {
-			return *r, true
+	for _, all := range [][]*chandler.Release{p.releases, p.History} {
+		for _, r := range all {
+			if r.ID == id {
+				return *r, true
+			}
 		}
 	}
 	return chandler.Release{}, false

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/assign"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/source"
 )
@@ -60,14 +61,9 @@ func (p *proxy) bypasses(key chandler.Key) bool {
 }
 
 // disabledOn tells whether an order keeps the plugin, which would be for a proxy, off it.
-func (p *plugin) disabledOn(of *proxy) bool {
-	if of == nil || p.Rollout == nil || p.Plugin == nil {
-		return false
-	}
-	if p.lines[of.index] == nil && p.Namespace != of.Namespace {
-		return false
-	}
-	return slices.ContainsFunc(p.Rollout.Disabled, func(d chandler.Disablement) bool { return d.Holds(of.Node) })
+func (p *plugin) disabledOn(of *proxy, root string) bool {
+	return p.Rollout != nil && p.Plugin != nil && len(p.Rollout.Disabled) > 0 && assign.Selects(p.Plugin, of.Node, root) &&
+		slices.ContainsFunc(p.Rollout.Disabled, func(d chandler.Disablement) bool { return d.Holds(of.Node) })
 }
 
 // board takes snapshots and keeps the last one.
@@ -107,7 +103,7 @@ func (b *board) look(ctx context.Context) (*snapshot, error) {
 		}
 	}
 	s.broken = b.cfg.Fleet.Broken()
-	s.fill(views, b.cfg.Fleet.Proxies(), rollouts)
+	s.fill(views, b.cfg.Fleet.Proxies(), rollouts, b.cfg.Fleet.RootNamespace())
 	b.count++
 	s.version = fmt.Sprintf("%s-%d", b.mark, b.count)
 	b.last = s
@@ -144,7 +140,7 @@ func rest(ctx context.Context, d time.Duration) error {
 }
 
 // fill joins what is known of plugins with the proxies.
-func (s *snapshot) fill(views []control.ObjectView, proxies []control.ProxyView, rollouts []control.RolloutView) {
+func (s *snapshot) fill(views []control.ObjectView, proxies []control.ProxyView, rollouts []control.RolloutView, root string) {
 	s.byKey = make(map[chandler.Key]*plugin, len(views))
 	s.byNode = make(map[string]*proxy, len(proxies))
 	for i := range proxies {
@@ -164,7 +160,7 @@ func (s *snapshot) fill(views []control.ObjectView, proxies []control.ProxyView,
 		p.Rollout, p.releases = &r.Rollout, r.Releases
 	}
 	for _, p := range s.plugins {
-		p.count(s)
+		p.count(s, root)
 	}
 	slices.SortFunc(s.plugins, func(a, b *plugin) int { return a.Key.Compare(b.Key) })
 }
@@ -176,7 +172,7 @@ func (s *snapshot) add(p *plugin) *plugin {
 }
 
 // count finds how a plugin fares on each proxy.
-func (p *plugin) count(s *snapshot) {
+func (p *plugin) count(s *snapshot, root string) {
 	p.marks, p.lines = make([]mark, len(s.proxies)), make([]*chandler.ProxyStatus, len(s.proxies))
 	next := 0 // lines and proxies are mostly in the same order
 	for n := range p.Status.Proxies {
@@ -190,7 +186,7 @@ func (p *plugin) count(s *snapshot) {
 		}
 	}
 	for _, on := range s.proxies {
-		m := markOf(p, p.lines[on.index], on)
+		m := markOf(p, p.lines[on.index], on, p.disabledOn(on, root))
 		if _, has := on.States[p.Key]; has && p.Gone {
 			m = onItsWay // out
 		}

@@ -76,6 +76,8 @@ func (m mark) shape(x, y int) string {
 		return "M" + half(x*2+1) + " " + half(y*2+1) + "l6 6m0-6l-6 6"
 	case failed: // a triangle, point up
 		return "M" + half(x*2+7) + " " + strconv.Itoa(y) + "l3.5 7h-7z"
+	case faulting: // a full diamond
+		return "M" + half(x*2+7) + " " + strconv.Itoa(y) + "l3.5 3.5l-3.5 3.5l-3.5-3.5z"
 	case takenOut: // a diamond, as a line
 		return "M" + half(x*2+7) + " " + half(y*2+1) + "l3 3l-3 3l-3-3z"
 	case unmatched: // a dot

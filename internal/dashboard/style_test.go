@@ -8,6 +8,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/control"
+	"chandler.dev/chandler/internal/source"
 )
 
 var token = regexp.MustCompile(`--([a-z-]+): #([0-9a-f]{6});`)
@@ -163,5 +167,45 @@ func TestLegible(t *testing.T) {
 	}
 	if got, hid := legible(nil, [][]string{{}}); got != "" || hid {
 		t.Errorf("no configuration: %q", got)
+	}
+}
+
+// TestMarks: a mark claims nothing that a proxy does not say itself.
+func TestMarks(t *testing.T) {
+	t.Parallel()
+	key := chandler.Key{Kind: chandler.KindWasmPlugin, Namespace: "n", Name: "a"}
+	p := &plugin{ObjectView: &control.ObjectView{Object: source.Object{Key: key}, Status: chandler.Status{Release: &chandler.Release{ID: "new"}}}}
+	plain := &proxy{}
+	bypassing := &proxy{ProxyView: control.ProxyView{Facts: &chandler.Facts{Bypassed: []chandler.Bypass{{Key: key}}}}}
+	line := func(state chandler.State, inForce chandler.ReleaseID, reason chandler.Code, away bool) *chandler.ProxyStatus {
+		return &chandler.ProxyStatus{Connected: !away, AttachmentState: chandler.AttachmentState{Key: key, State: state, Release: "new", InForce: inForce, Reason: reason}}
+	}
+	for _, c := range []struct {
+		name     string
+		line     *chandler.ProxyStatus
+		on       *proxy
+		disabled bool
+		want     mark
+	}{
+		{"nothing", nil, plain, false, notSelected},
+		{"in force", line(chandler.StateInForce, "new", "", false), plain, false, inForce},
+		{"the one before", line(chandler.StateInForce, "old", "", false), plain, false, inForceOther},
+		{"the one before, and the new one is fetched", line(chandler.StateFetching, "old", "", false), plain, false, onItsWay},
+		{"ready", line(chandler.StateReady, "", "", false), plain, false, onItsWay},
+		{"no Envoy", line(chandler.StateInForce, "new", chandler.CodeEnvoyDown, false), plain, false, failed},
+		{"faults", line(chandler.StateInForce, "new", chandler.CodeVMTrap, false), plain, false, faulting},
+		{"refused", line(chandler.StateRejected, "old", "X", false), plain, false, rejected},
+		{"failed", line(chandler.StateFailed, "", "X", false), plain, false, failed},
+		{"no listener", line(chandler.StateUnmatched, "", "", false), plain, false, unmatched},
+		{"away", line(chandler.StateInForce, "new", "", true), plain, false, away},
+		{"disabled and gone", nil, plain, true, takenOut},
+		{"disabled and empty", line(chandler.StatePending, "", "", false), plain, true, takenOut},
+		{"disabled and still there", line(chandler.StateInForce, "new", "", false), plain, true, onItsWay},
+		{"disabled and away", line(chandler.StateInForce, "new", "", true), plain, true, away},
+		{"bypassed", line(chandler.StatePending, "", "", false), bypassing, false, takenOut},
+	} {
+		if got := markOf(p, c.line, c.on, c.disabled); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got.legend().Word, c.want.legend().Word)
+		}
 	}
 }
