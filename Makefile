@@ -24,7 +24,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-authors authors plugins test-plugins e2e-kube generate cross bench clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-authors authors test-rules plugins test-plugins e2e-kube generate cross bench clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -65,6 +65,10 @@ REFUSING = $(shell grep -rl --include='*_test.go' --exclude-dir='.[!.]*' '^func 
 refusals: tools ## the table of bad inputs: each refused, with its code, bounded
 	@echo "the tests of refusals run" >&2
 	go test -run '^TestRefuse_' -timeout 10m -json $(REFUSING) | go run ./test/refusals
+
+test-rules: tools-promtool ## alert rules and dashboard, with promtool
+	go vet -tags promtool ./deploy
+	go test -tags promtool -count 1 -timeout 5m -run '^(TestPromtool|TestRules|TestGrafana)$$' ./deploy
 
 fuzz: ## every fuzz target for 20 s, two at a time; make fuzz FOR=5m ONLY=FuzzUnpack
 	@sh tools/fuzz.sh $(or $(FOR),20s) $(ONLY)
@@ -112,6 +116,9 @@ tools-kube: ## kube-apiserver, etcd, kubectl and helm in .tools, built once (min
 
 tools-cosign: ## cosign in .tools, built once (minutes)
 	@sh tools/cosign.sh
+
+tools-promtool: ## promtool in .tools, built once (minutes)
+	@sh tools/promtool.sh
 
 tools-authors: ## the compilers of plugins in .tools/authors, from package registries (minutes, once)
 	@sh tools/toolchains.sh

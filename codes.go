@@ -178,6 +178,7 @@ const (
 	CodeNoProxies      Code = "NoProxies"      // nothing selects it
 	CodeRejected       Code = "Rejected"       // Envoy refused it
 	CodeVMTrap         Code = "VMTrap"         // faults while serving
+	CodeBypassed       Code = "Bypassed"       // taken out by somebody on the proxy's machine
 	CodeStale          Code = "Stale"          // the last known, its source is away
 	CodeEnvoyDown      Code = "EnvoyDown"      // no live Envoy beside the agent
 	CodeInternal       Code = "Internal"       // ours; please report

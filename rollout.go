@@ -139,6 +139,13 @@ const (
 	GateLatency     Gate = "latency" // p99
 )
 
+// Gates gives them all, in the order in which they are told.
+func Gates() []Gate {
+	return []Gate{
+		GateInForce, GateRejections, GateTraps, GateSuccess, GateRedirect, GateClientError, GateServerError, GateLatency,
+	}
+}
+
 // GateResult is what became of a gate.
 type GateResult string
 

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"chandler.dev/chandler"
@@ -41,6 +42,7 @@ type serveFlags struct {
 	enrol                  enrolFlags
 	admin                  adminFlags
 	kube                   kubeFlags
+	traceEndpoint          string
 }
 
 func serveCommand(e *env) *cobra.Command {
@@ -79,6 +81,7 @@ docker's configuration (DOCKER_CONFIG), and the pull secrets beside the plugins.
 	f.enrol.add(flags)
 	f.admin.add(flags)
 	f.kube.add(flags)
+	flags.StringVar(&f.traceEndpoint, "trace-endpoint", "", "collector of traces that speaks OTLP over HTTP, for example http://127.0.0.1:4318; each change of a plugin is a trace, from apply to in force everywhere")
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
@@ -126,17 +129,22 @@ func (e *env) serve(ctx context.Context, f serveFlags, given []string) error {
 		return err
 	}
 	defer vetter.Close()
-	plane, inCluster, shown, err := newControl(f, data, op, modules, vetter, metrics, log)
+	traces, end, err := openTraces(f.traceEndpoint, metrics, log)
 	if err != nil {
 		return err
 	}
-	shown.Metrics, shown.Setup = metrics, op.setup(given, time.Now())
+	defer end()
+	plane, inCluster, shown, err := newControl(f, data, op, modules, vetter, traces, metrics, log)
+	if err != nil {
+		return err
+	}
+	shown.Metrics, shown.Tracer, shown.Setup = metrics, traces, op.setup(given, time.Now())
 	return e.run(ctx, f, data, op, plane, inCluster, shown, log)
 }
 
 // newControl puts the control plane together, and says what of it the admin port
 // shows; the cluster is nil without --kube. The listener it opens is closed by the control plane's Run.
-func newControl(f serveFlags, data string, op *operator, modules *store.Store, vetter *vet.Vetter, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, *cluster, web.Config, error) {
+func newControl(f serveFlags, data string, op *operator, modules *store.Store, vetter *vet.Vetter, traces trace.Tracer, metrics *prometheus.Registry, log *slog.Logger) (*control.Control, *cluster, web.Config, error) {
 	f.fetch.strict = op.strict
 	client, err := f.fetch.open(log)
 	if err != nil {
@@ -154,7 +162,7 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		Vetter:   vetter,
 		Gate:     op.gate(op.file.Load()), RequireEnvoyVersions: op.requireVersions,
 		Rollouts:      func(p *chandler.Plugin) *chandler.RolloutPlan { return op.file.Load().RolloutFor(p) },
-		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Scrub: f.scrub, Registerer: metrics, Log: log,
+		RootNamespace: f.rootNamespace, FetchDeadline: f.fetchDeadline, Scrub: f.scrub, Tracer: traces, Registerer: metrics, Log: log,
 	}
 	var shown web.Config
 	var reviewer identity.Reviewer

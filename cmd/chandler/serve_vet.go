@@ -54,6 +54,9 @@ func (f *vetFlags) open(ctx context.Context, dir string, metrics prometheus.Regi
 	trials := promauto.With(metrics).NewCounterVec(prometheus.CounterOpts{
 		Name: "chandler_vet_envoys_total", Help: "Trials in Envoys, by whether one that was kept gave the verdict (kept, started).",
 	}, []string{"envoy"})
+	for _, envoy := range []string{"kept", "started"} {
+		trials.WithLabelValues(envoy) // there from the start
+	}
 	cfg := sandbox.Config{Dir: dir, Time: f.timeout, Memory: int64(f.memory), Warm: f.warm, Judged: func(kept bool) {
 		if kept {
 			trials.WithLabelValues("kept").Inc()

@@ -25,7 +25,6 @@ import (
 	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/store"
-	"chandler.dev/chandler/internal/wire"
 	"chandler.dev/chandler/internal/xds/envoyads"
 )
 
@@ -120,11 +119,15 @@ type Agent struct {
 	inbox    chan message
 	// leases keep modules on disk that a composition names or may name.
 	leases map[chandler.ModuleDigest]*store.Lease
+	// bypasses are looked at by watchBypasses once that runs.
+	bypasses bypassDir
 	// unsaved is the last good set that could not be written; due again at saveAt.
 	unsaved *SaveLastGood
 	saveAt  time.Time
 	// assignedAt is when a plugin's newest version came, until it is pushed.
 	assignedAt map[chandler.Key]time.Time
+	// attaching are the newest versions, until they are in force.
+	attaching map[chandler.Key]attaching
 	// logMark is the place in Envoy's log behind which stands what Envoy says of
 	// the push that is under way.
 	logMark atomic.Int64
@@ -153,8 +156,9 @@ type view struct {
 	report  []chandler.AttachmentState
 	unready []string
 	envoy   EnvoyStatus
-	// pushing: a push awaits Envoy's answer; reloads: see State.Reloads.
-	pushing, reloads bool
+	facts   *chandler.Facts // never changed
+	// pushing: a push awaits Envoy's answer; counted: see State.Counted.
+	pushing, counted bool
 }
 
 // New checks the configuration. It starts nothing and writes nothing.
@@ -205,6 +209,7 @@ func New(cfg Config) (*Agent, error) {
 		relistings: make(chan listenersFile, 1),
 		leases:     map[chandler.ModuleDigest]*store.Lease{},
 		assignedAt: map[chandler.Key]time.Time{},
+		attaching:  map[chandler.Key]attaching{},
 	}, nil
 }
 
@@ -278,7 +283,7 @@ func (a *Agent) run(ctx context.Context, socket string) error {
 		known[v.Key.String()] = v.Version
 	}
 	a.known.Store(&known)
-	a.reporter = &reporter{node: wire.NodeToProto(a.cfg.Node), changed: make(chan struct{}, 1)}
+	a.reporter = newReporter(a.cfg.Node)
 	a.loader = newLoader(a.store, a.cfg, a.metrics)
 	defer a.loader.close()
 
@@ -346,6 +351,8 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket str
 	}
 	g.Go(func() error { a.envoyLog.run(ctx); return nil })
 	g.Go(func() error { a.watchTraps(ctx); return nil })
+	g.Go(func() error { a.watchTraffic(ctx); return nil })
+	g.Go(func() error { a.watchBypasses(ctx); return nil })
 	a.followListeners(ctx, g)
 	g.Go(func() error {
 		a.store.Scrub(ctx, a.cfg.Scrub, func(d chandler.ModuleDigest) { a.send(ctx, message{event: Lost{Digest: d}}) })
@@ -452,6 +459,7 @@ func (a *Agent) step(ctx context.Context, m message) {
 		a.save(*a.unsaved, now)
 	}
 	a.releaseUnused()
+	a.attached(now)
 	a.publish()
 }
 
@@ -463,6 +471,7 @@ func (a *Agent) observe(ev Event, now time.Time) {
 			a.log.Warn("store is over its limit", "error", err)
 		}
 	case Assigned:
+		a.attaches(ev, now)
 		for _, v := range ev.Changed {
 			a.assignedAt[v.Key] = now
 		}
@@ -540,12 +549,13 @@ func (a *Agent) releaseUnused() {
 // publish shows the state to the control plane, the metrics and the admin page.
 func (a *Agent) publish() {
 	a.discreet.Store(a.state.Discreet())
-	report := a.state.Report()
-	a.reporter.set(report)
+	report, facts := a.state.Report(), a.facts()
+	a.reporter.set(report, facts)
 	a.metrics.states(report)
+	a.metrics.bypassed.Set(float64(len(facts.Bypassed)))
 	v := &view{
-		unready: a.state.Readiness(), report: []chandler.AttachmentState{},
-		pushing: a.state.Pushing(), reloads: a.state.Reloads(), envoy: a.envoyStatus(),
+		unready: a.state.Readiness(), report: []chandler.AttachmentState{}, facts: facts,
+		pushing: a.state.Pushing(), counted: a.state.Counted(), envoy: a.envoyStatus(),
 	}
 	for _, key := range a.state.sortedKeys() {
 		if st, ok := report[key]; ok {
@@ -583,7 +593,7 @@ func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 			a.log.Warn("envoy refused a composition", "slot", ev.Slot, "message", ev.Message, "reason", reason)
 		}
 		if slot, ok := attach.ParseSlot(ev.Slot); ok {
-			a.metrics.nacks.WithLabelValues(cmp.Or(string(slot.Phase), "UNSPECIFIED")).Inc()
+			a.metrics.nacks.WithLabelValues(cmp.Or(string(slot.Phase), unspecified)).Inc()
 		}
 		a.send(ctx, message{event: Nacked{Slot: ev.Slot, Version: ev.Version, Message: ev.Message, Reason: reason}})
 	}

@@ -65,7 +65,7 @@ func (s *State) usable(v *Version) bool {
 // choose decides what stands for a plugin: a version, a stand-in in its place,
 // or nothing. It is the table of BEHAVIOUR 7.
 func (s *State) choose(p *plugin) (member, bool) {
-	if p.want == nil || !s.belongs(p.want) {
+	if p.want == nil || !s.belongs(p.want) || s.bypasses(p) {
 		return member{}, false
 	}
 	if v := s.chooseVersion(p); v != nil {
@@ -205,7 +205,7 @@ func (s *State) keeps(sl *slot, now time.Time) (until time.Time, ok bool) {
 		return time.Time{}, false
 	}
 	for _, p := range s.plugins {
-		if p.good == nil || p.want == nil || !sl.Holds(&p.good.Attachment) {
+		if p.good == nil || p.want == nil || !sl.Holds(&p.good.Attachment) || s.bypasses(p) {
 			continue
 		}
 		l := s.loads[source(p.good)]
@@ -235,7 +235,7 @@ func (s *State) keeps(sl *slot, now time.Time) (until time.Time, ok bool) {
 // stays until the control plane has told what is wanted, and then until the
 // modules of that are read from disk, with an end.
 func (s *State) ahead(sl *slot, next *composition, now time.Time) (until time.Time, ok bool) {
-	if !s.left || sl.acked != nil || sl.runs == "" || sl.runs == next.version {
+	if !s.left || sl.acked != nil || sl.runs == "" || sl.runs == next.version || s.bypassesIn(sl) {
 		return time.Time{}, false
 	}
 	if !s.heard {
@@ -262,7 +262,7 @@ func (s *State) onlyLost(sl *slot, next *composition) bool {
 	for _, key := range changes(sl.acked, next.members) {
 		old, runs := sl.acked.members[key]
 		p := s.plugins[key]
-		if !runs || old.standIn != chandler.StandInNone || p == nil || p.want == nil || p.good == nil || p.good.Version != old.version.Version {
+		if !runs || old.standIn != chandler.StandInNone || p == nil || p.want == nil || s.bypasses(p) || p.good == nil || p.good.Version != old.version.Version {
 			return false
 		}
 		if l := s.loads[source(p.good)]; l == nil || l.ready || l.lost.IsZero() {

@@ -834,15 +834,15 @@ func TestContract_Intervals(t *testing.T) {
 func TestContract_TrapsAreReported(t *testing.T) {
 	p, a := serving(t), version("a", strategy(chandler.FailReload))
 	p.assign(a)
-	if p.s.Reloads() {
+	if p.s.Counted() {
 		t.Error("Envoy would be asked about a plugin that is not in force")
 	}
 	p.loaded(a)
 	p.ackAll()
-	if !p.s.Reloads() {
+	if !p.s.Counted() {
 		t.Error("Envoy would not be asked")
 	}
-	p.step(Trapped{Counts: map[chandler.Key]uint64{a.Key: 2}})
+	p.step(Trapped{Counts: map[chandler.Key]VMFaults{a.Key: {Reloads: 2}}})
 	st := p.wantState(a, chandler.StateInForce, "release-a", chandler.StandInNone, chandler.CodeVMTrap)
 	if st.VMTraps != 2 {
 		t.Errorf("%d traps are reported", st.VMTraps)
@@ -851,6 +851,6 @@ func TestContract_TrapsAreReported(t *testing.T) {
 		t.Errorf("it wakes at %v", wake)
 	}
 	p.pass(trapMemory)
-	p.step(Trapped{Counts: map[chandler.Key]uint64{a.Key: 2}})
+	p.step(Trapped{Counts: map[chandler.Key]VMFaults{a.Key: {Reloads: 2}}})
 	p.wantState(a, chandler.StateInForce, "release-a", chandler.StandInNone, "")
 }

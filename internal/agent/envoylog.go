@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -42,6 +43,8 @@ type envoyLog struct {
 	partial []byte
 	lines   []string // the last ones, at least logLinesKept
 	count   int64    // lines seen in all
+
+	faults atomic.Int64 // lines about faults of VMs
 }
 
 // run copies new lines on until ctx ends, then once more.
@@ -119,6 +122,9 @@ func (l *envoyLog) take(b []byte) {
 			l.lines = slices.Clone(l.lines[len(l.lines)-logLinesKept:])
 		}
 		l.count++
+		if isFault(l.lines[len(l.lines)-1]) {
+			l.faults.Add(1)
+		}
 		b = b[i+1:]
 	}
 }

@@ -25,6 +25,8 @@ type metrics struct {
 	listings    prometheus.Counter
 	restarts    prometheus.Counter
 	connected   prometheus.Gauge
+	bypassed    prometheus.Gauge
+	attached    *prometheus.HistogramVec
 	traps       *prometheus.CounterVec
 	trapped     map[chandler.Key]uint64 // what traps has counted
 }
@@ -34,6 +36,24 @@ const (
 	conversionSuccess          = "success"
 	conversionFetchFailure     = "fetch_failure"
 	conversionUnmarshalFailure = "unmarshal_failure"
+)
+
+// Values of the label result of istio_agent_wasm_remote_fetch_count.
+const (
+	fetchSuccess  = "success"
+	fetchDownload = "download_failure"
+	fetchManifest = "manifest_failure"
+	fetchChecksum = "checksum_mismatched"
+	fetchNoModule = "fetch_failure"
+)
+
+// unspecified is the value of the label phase of a plugin that names none.
+const unspecified = "UNSPECIFIED"
+
+// Values of the label kind of chandler_agent_attach_duration_seconds.
+const (
+	attachedModule = "module"
+	attachedConfig = "config"
 )
 
 func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
@@ -59,21 +79,51 @@ func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
 			Name: "chandler_agent_envoy_restarts_total", Help: "Envoys started anew after one that ended by itself."}),
 		connected: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "chandler_agent_control_connected", Help: "1 while there is a stream to a control plane."}),
+		bypassed: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "chandler_agent_bypassed", Help: "Plugins that somebody took out on this machine."}),
+		attached: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "chandler_agent_attach_duration_seconds", Help: "From an assignment to its being in force: of another module, or of another configuration alone.",
+			Buckets: prometheus.ExponentialBuckets(0.004, 2, 16)}, []string{"kind"}),
 	}
 	m.trapped = map[chandler.Key]uint64{}
 	m.traps = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "chandler_agent_plugin_vm_traps_total", Help: "VMs that Envoy made anew after a fault while serving."}, []string{"namespace", "name"})
+		Name: "chandler_agent_plugin_vm_traps_total", Help: "Faults of plugins' VMs while serving, as far as Envoy tells of which plugin."}, []string{"namespace", "name"})
 	entries := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "istio_agent_wasm_cache_entries", Help: "Modules in the local store."},
 		func() float64 { n, _ := modules.Stats(); return float64(n) })
 	bytes := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "chandler_agent_store_bytes", Help: "Bytes of the modules in the local store."},
 		func() float64 { _, b := modules.Stats(); return float64(b) })
-	reg.MustRegister(m.lookups, m.fetches, m.conversions, m.duration, m.attachments, m.nacks, m.retries, m.listings, m.restarts, m.connected, m.traps, entries, bytes)
+	limit := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "chandler_agent_store_limit_bytes", Help: "How many bytes the local store may take."},
+		func() float64 { return float64(modules.MaxBytes) })
+	evictions := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "chandler_agent_store_evictions_total", Help: "Modules dropped from the local store for want of room."},
+		func() float64 { return float64(modules.Evictions()) })
+	reg.MustRegister(m.lookups, m.fetches, m.conversions, m.duration, m.attachments, m.nacks, m.retries, m.listings, m.restarts, m.connected, m.traps,
+		m.bypassed, m.attached, entries, bytes, limit, evictions)
+	m.begin()
+	return m
+}
+
+// begin makes the series whose labels are known, so that they are there from the start.
+func (m *metrics) begin() {
+	for _, kind := range []string{attachedModule, attachedConfig} {
+		m.attached.WithLabelValues(kind)
+	}
 	for _, hit := range []string{"true", "false"} {
 		m.lookups.WithLabelValues(hit)
 	}
-	return m
+	for _, result := range []string{fetchSuccess, fetchDownload, fetchManifest, fetchChecksum, fetchNoModule} {
+		m.fetches.WithLabelValues(result)
+	}
+	for _, result := range []string{conversionSuccess, conversionFetchFailure, conversionUnmarshalFailure} {
+		m.conversions.WithLabelValues(result)
+	}
+	for _, phase := range []string{"AUTHN", "AUTHZ", "STATS", unspecified} {
+		m.nacks.WithLabelValues(phase)
+	}
+	m.states(nil)
 }
 
 func (m *metrics) lookup(hit bool) {
@@ -86,14 +136,14 @@ func (m *metrics) lookup(hit bool) {
 
 // fetched counts a fetch by how it ended.
 func (m *metrics) fetched(err error) {
-	result := "success"
+	result := fetchSuccess
 	var problem *chandler.Problem
 	switch {
 	case err == nil:
 	case errors.As(err, &problem):
 		result = fetchResult(problem.Code)
 	default:
-		result = "download_failure"
+		result = fetchDownload
 	}
 	m.fetches.WithLabelValues(result).Inc()
 }
@@ -105,13 +155,13 @@ func fetchResult(code chandler.Code) string {
 	}
 	switch {
 	case code == chandler.CodeDigestMismatch:
-		return "checksum_mismatched"
+		return fetchChecksum
 	case begins("Manifest", "Index", "Desc", "ConfigBlob"):
-		return "manifest_failure"
+		return fetchManifest
 	case begins("Layer", "Tar", "Wasm", "ModuleTooLarge"):
-		return "fetch_failure"
+		return fetchNoModule
 	}
-	return "download_failure"
+	return fetchDownload
 }
 
 // converted counts an attachment that became Envoy configuration.

@@ -25,6 +25,8 @@ func (s *State) pluginState(p *plugin) chandler.State {
 		return chandler.StatePending
 	case !s.belongs(v):
 		return chandler.StateUnmatched
+	case s.bypasses(p):
+		return chandler.StateFailed
 	case s.inForce(v):
 		return chandler.StateInForce
 	case p.rejected == v.Version:
@@ -76,7 +78,7 @@ func (s *State) reportOf(p *plugin) chandler.AttachmentState {
 	case chandler.StateInForce:
 		if !p.trapped.IsZero() {
 			st.Reason = chandler.CodeVMTrap
-			st.Message = fmt.Sprintf("its VM failed while serving; Envoy made a new one %d times", p.traps)
+			st.Message = fmt.Sprintf("its VM failed while serving, %d times so far", p.traps)
 		} else if s.hasOwnSlot(v) {
 			st.Message = fmt.Sprintf("it has a slot of its own in the listeners and decides for connections made since it came; to attach it drained those before (%d times so far)", p.drains)
 		}
@@ -87,6 +89,12 @@ func (s *State) reportOf(p *plugin) chandler.AttachmentState {
 		st.Reason, st.Message, st.Attempt, st.NextTry = p.reason, p.message, p.attempt, p.nextTry
 	case chandler.StateFailed, chandler.StateFetching:
 		s.reportLoad(p, &st)
+	}
+	if b, ok := s.bypassed[v.Key]; ok && p.state == chandler.StateFailed {
+		st.Reason, st.Message, st.Attempt, st.NextTry = chandler.CodeBypassed, bypassWords(b), 0, time.Time{}
+		if st.InForce == "" && st.StandIn == chandler.StandInNone {
+			st.StandIn = chandler.StandInPass
+		}
 	}
 	if s.envoy == "" {
 		st.Reason, st.Message = chandler.CodeEnvoyDown, cmp.Or(s.down.Message, "Envoy is not running")
@@ -161,11 +169,11 @@ func (s *State) Readiness() []string {
 	return why
 }
 
-// Reloads tells whether a plugin is in force whose VM Envoy makes anew when it
-// fails.
-func (s *State) Reloads() bool {
+// Counted tells whether a plugin is in force whose VM Envoy makes anew, and counts,
+// when it fails.
+func (s *State) Counted() bool {
 	for _, p := range s.plugins {
-		if p.good != nil && p.good.FailStrategy == chandler.FailReload {
+		if p.good != nil && p.good.FailStrategy != chandler.FailOpen && source(p.good) != (Source{}) {
 			return true
 		}
 	}

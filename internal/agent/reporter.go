@@ -5,6 +5,8 @@ import (
 	"maps"
 	"reflect"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -13,6 +15,9 @@ import (
 	"chandler.dev/chandler/internal/wire"
 )
 
+// factsPause is between two messages in which only facts are told.
+const factsPause = time.Second
+
 // reporter tells the control plane what is true here: everything at connect,
 // then what changed. One message is under way at a time, so that a slow control
 // plane gets the newest state and no queue builds up.
@@ -20,18 +25,58 @@ type reporter struct {
 	mu      sync.Mutex
 	node    *chandlerv1.Node
 	states  map[chandler.Key]chandler.AttachmentState
+	facts   *chandler.Facts // never changed
+	traffic []chandler.Traffic
 	changed chan struct{} // capacity 1
+
+	// interval is how often traffic is to be told, zero: not at all; asked, of
+	// capacity 1, says that it changed.
+	interval atomic.Int64
+	asked    chan struct{}
+}
+
+func newReporter(node chandler.Node) *reporter {
+	return &reporter{node: wire.NodeToProto(node), changed: make(chan struct{}, 1), asked: make(chan struct{}, 1)}
+}
+
+// signal leaves a word in a channel of capacity 1.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
 // set gives the state to report.
-func (r *reporter) set(states map[chandler.Key]chandler.AttachmentState) {
+func (r *reporter) set(states map[chandler.Key]chandler.AttachmentState, facts *chandler.Facts) {
 	r.mu.Lock()
-	r.states = states
+	r.states, r.facts = states, facts
 	r.mu.Unlock()
-	select {
-	case r.changed <- struct{}{}:
-	default:
+	signal(r.changed)
+}
+
+// count gives the traffic to tell next.
+func (r *reporter) count(traffic []chandler.Traffic) {
+	r.mu.Lock()
+	r.traffic = traffic
+	r.mu.Unlock()
+	signal(r.changed)
+}
+
+// every is how often traffic is to be told; zero: not at all.
+func (r *reporter) every() time.Duration { return time.Duration(r.interval.Load()) }
+
+// ask notes how often that is.
+func (r *reporter) ask(interval time.Duration) {
+	if r.interval.Swap(int64(interval)) != int64(interval) {
+		signal(r.asked)
 	}
+}
+
+// answer is one of the control plane's, or the stream's end.
+type answer struct {
+	resp *chandlerv1.ReportResponse
+	err  error
 }
 
 // run reports over conn until ctx ends or the stream does, and tells why it did.
@@ -42,52 +87,83 @@ func (r *reporter) run(ctx context.Context, conn *grpc.ClientConn) error {
 		cancel()
 		return err
 	}
-	answers := make(chan error) // nil: an acknowledgement; else the stream's end
+	answers := make(chan answer)
 	var receiving sync.WaitGroup
 	receiving.Go(func() { receive(ctx, stream, answers) })
 	defer receiving.Wait()
 	defer cancel()
+	defer r.ask(0)
 
-	sent := map[chandler.Key]chandler.AttachmentState{}
+	sent := said{states: map[chandler.Key]chandler.AttachmentState{}}
 	for sequence := uint64(1); ; {
-		states := r.current()
-		msg := difference(sent, states)
-		if sequence == 1 {
-			msg.Node, msg.Full = r.node, true
-		}
-		if msg.Full || len(msg.States)+len(msg.Removed) > 0 {
+		now := r.current()
+		msg, later := sent.difference(now, sequence == 1)
+		if msg != nil {
 			msg.Sequence = sequence
+			if sequence == 1 {
+				msg.Node = r.node
+			}
 			_ = stream.Send(msg) // if it failed, the stream's end says why
-			if err := await(ctx, answers); err != nil {
+			if err := r.await(ctx, answers, sequence); err != nil {
 				return err
 			}
-			sent = states
+			sent.note(now, msg)
 			sequence++
+		}
+		var again <-chan time.Time
+		if later > 0 {
+			again = time.After(later)
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case err := <-answers:
-			if err != nil {
+		case a := <-answers:
+			if err := r.heard(a); err != nil {
 				return err
 			}
 		case <-r.changed:
+		case <-again:
 		}
 	}
 }
 
-func (r *reporter) current() map[chandler.Key]chandler.AttachmentState {
+// current is what is to be said. Traffic is said once.
+func (r *reporter) current() said {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return maps.Clone(r.states)
+	now := said{states: maps.Clone(r.states), facts: r.facts, traffic: r.traffic}
+	r.traffic = nil
+	return now
+}
+
+// heard takes an answer in: some only say how often traffic is to be told.
+func (r *reporter) heard(a answer) error {
+	if a.err == nil {
+		r.ask(wire.IntervalFromProto(a.resp.GetTrafficInterval()))
+	}
+	return a.err
+}
+
+// await waits for the acknowledgement of a message.
+func (r *reporter) await(ctx context.Context, answers <-chan answer, sequence uint64) error {
+	for {
+		select {
+		case a := <-answers:
+			if err := r.heard(a); err != nil || a.resp.GetSequence() >= sequence {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // receive passes on what the control plane answers, until the stream ends.
-func receive(ctx context.Context, stream grpc.BidiStreamingClient[chandlerv1.ReportRequest, chandlerv1.ReportResponse], answers chan<- error) {
+func receive(ctx context.Context, stream grpc.BidiStreamingClient[chandlerv1.ReportRequest, chandlerv1.ReportResponse], answers chan<- answer) {
 	for {
-		_, err := stream.Recv()
+		resp, err := stream.Recv()
 		select {
-		case answers <- err:
+		case answers <- answer{resp, err}:
 		case <-ctx.Done():
 			return
 		}
@@ -97,27 +173,45 @@ func receive(ctx context.Context, stream grpc.BidiStreamingClient[chandlerv1.Rep
 	}
 }
 
-func await(ctx context.Context, answers <-chan error) error {
-	select {
-	case err := <-answers:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+// said is what is true here, or what was told of it.
+type said struct {
+	states  map[chandler.Key]chandler.AttachmentState
+	facts   *chandler.Facts
+	factsAt time.Time
+	traffic []chandler.Traffic
 }
 
-// difference is what turns one set of states into another.
-func difference(from, to map[chandler.Key]chandler.AttachmentState) *chandlerv1.ReportRequest {
-	msg := &chandlerv1.ReportRequest{}
-	for key, st := range to {
-		if old, ok := from[key]; !ok || !reflect.DeepEqual(old, st) {
+// difference is the message that turns what was said into what is true, in full if it
+// is the first; nil: there is none, or not before a while, which it gives.
+func (s *said) difference(now said, full bool) (msg *chandlerv1.ReportRequest, later time.Duration) {
+	msg = &chandlerv1.ReportRequest{Full: full, Traffic: wire.TrafficToProto(now.traffic)}
+	for key, st := range now.states {
+		if old, ok := s.states[key]; !ok || !reflect.DeepEqual(old, st) {
 			msg.States = append(msg.States, wire.StateToProto(st))
 		}
 	}
-	for key := range from {
-		if _, ok := to[key]; !ok {
+	for key := range s.states {
+		if _, ok := now.states[key]; !ok {
 			msg.Removed = append(msg.Removed, key.String())
 		}
 	}
-	return msg
+	something := full || len(msg.States)+len(msg.Removed)+len(msg.Traffic) > 0
+	if now.facts != nil && !reflect.DeepEqual(s.facts, now.facts) {
+		if later = factsPause - time.Since(s.factsAt); something || later <= 0 {
+			msg.Facts = wire.FactsToProto(now.facts)
+			something, later = true, 0
+		}
+	}
+	if !something {
+		return nil, later
+	}
+	return msg, 0
+}
+
+// note keeps what a message said.
+func (s *said) note(now said, msg *chandlerv1.ReportRequest) {
+	s.states = now.states
+	if msg.Facts != nil {
+		s.facts, s.factsAt = now.facts, time.Now()
+	}
 }

@@ -136,6 +136,10 @@ func (a *Agent) takeEnvoy(ctx context.Context, serve func() error) error {
 		Slots: a.derived.Slots, Sites: a.derived.Sites, Listed: listed, Running: a.adopted, Shut: !a.adopted && len(a.derived.Slots) == 0,
 		HostEnv: a.cfg.HostEnv, Features: a.cfg.Node.Features, Jitter: rand.Float64,
 	})
+	a.bypasses = bypassDir{dir: a.cfg.Data, log: a.log}
+	if orders, changed := a.bypasses.look(); changed {
+		a.step(ctx, message{event: Bypassed{Plugins: orders}})
+	}
 	if a.adopted {
 		a.step(ctx, message{event: a.lastGood})
 		return nil

@@ -104,6 +104,9 @@ type State struct {
 	relistAt  time.Time
 	shut      bool // there are no listeners yet
 
+	// bypassed are plugins that somebody on this machine took out.
+	bypassed map[chandler.Key]chandler.Bypass
+
 	dirty   bool     // the last good set must be written
 	denying []string // versions that the written set says are denied
 }
@@ -129,10 +132,9 @@ type plugin struct {
 	rejects   uint64
 	failCount uint64
 	traps     uint64
-	// trapsBefore are those in Envoys that have ended.
-	trapsBefore uint64
-	trapped     time.Time // when traps grew
-	drains      uint64    // changes of the listeners for it
+	vms       vmFaults
+	trapped   time.Time // when traps grew
+	drains    uint64    // changes of the listeners for it
 }
 
 // refusal is what Envoy said when it refused a plugin. It does so in words only once:
@@ -161,6 +163,7 @@ type composition struct {
 	version string
 	config  *corev3.TypedExtensionConfig
 	members map[chandler.Key]member
+	told    []chandler.SlotMember // see list
 }
 
 // member is what stands in a composition for a plugin.
@@ -257,8 +260,11 @@ type (
 	Nacked struct{ Slot, Version, Message, Reason string }
 	// Lost tells that the file of a module is gone from the disk, or corrupt.
 	Lost struct{ Digest chandler.ModuleDigest }
-	// Trapped tells how often plugins' VMs failed in all, as far as that is known.
-	Trapped struct{ Counts map[chandler.Key]uint64 }
+	// Trapped tells what Envoy has counted of plugins' VMs that failed.
+	Trapped struct{ Counts map[chandler.Key]VMFaults }
+	// Bypassed gives all the plugins that are taken out on this machine, in place of
+	// those before.
+	Bypassed struct{ Plugins []chandler.Bypass }
 	// Tick tells that time has passed.
 	Tick struct{}
 )
@@ -277,6 +283,7 @@ func (Acked) isEvent()            {}
 func (Nacked) isEvent()           {}
 func (Lost) isEvent()             {}
 func (Trapped) isEvent()          {}
+func (Bypassed) isEvent()         {}
 func (Tick) isEvent()             {}
 
 // LoadError says why a module is not on disk.

@@ -46,11 +46,9 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 			}
 		}
 	case Trapped:
-		for key, n := range ev.Counts {
-			if p := s.plugins[key]; p != nil && p.trapsBefore+n > p.traps {
-				p.traps, p.trapped = p.trapsBefore+n, now
-			}
-		}
+		s.trapped(ev, now)
+	case Bypassed:
+		s.bypass(ev.Plugins)
 	case Tick:
 	}
 	return append(effects, s.settle(now)...)
@@ -381,7 +379,7 @@ func (s *State) promote() {
 			p.good = nil // it is meant for other traffic now
 			s.dirty = true
 		}
-		allGood = allGood && (p.good == nil || s.inForce(p.good))
+		allGood = allGood && (p.good == nil || s.inForce(p.good) || s.bypasses(p))
 	}
 	if allGood && s.goodEnvoy != s.envoy {
 		s.goodEnvoy = s.envoy

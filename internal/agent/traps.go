@@ -8,28 +8,41 @@ import (
 	"chandler.dev/chandler"
 )
 
-// Envoy counts, plugin by plugin, the VMs that it made anew after a fault, which
-// it does under FAIL_RELOAD. Of a VM that stays dead it counts nothing that could
-// be told to be of one plugin, and its log does not name it (1.40).
+// Envoy counts, plugin by plugin, the VMs that it made anew after a fault: under
+// FAIL_RELOAD, and so under FAIL_CLOSE, which is composed as one with a back-off of a
+// minute. Of a VM that stays dead, as under FAIL_OPEN, it counts nothing that could be
+// told to be of one plugin, and its log does not name it (1.40).
 
-// trapInterval is how often Envoy is asked, when a plugin is in force that it
-// would make anew.
-const trapInterval = 5 * time.Second
+// How often Envoy is asked, when a plugin is in force that it would make anew: often
+// for some time after its log told of a fault, as it counts with the next request only;
+// else seldom, as the log may be off.
+const (
+	trapInterval = 5 * time.Second
+	trapSeldom   = 30 * time.Second
+	trapFollow   = 2 * time.Minute
+)
 
 // watchTraps asks until ctx ends. It leaves Envoy alone while a push is under
 // way, as its admin interface waits for that.
 func (a *Agent) watchTraps(ctx context.Context) {
 	tick := time.NewTicker(trapInterval)
 	defer tick.Stop()
-	for {
+	var asked, faulted time.Time
+	for faults := int64(0); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if v := a.view.Load(); v == nil || v.pushing || !v.reloads {
+		now := time.Now()
+		if n := a.envoyLog.faults.Load(); n != faults {
+			faults, faulted = n, now
+		}
+		v := a.view.Load()
+		if v == nil || v.pushing || !v.counted || now.Sub(asked) < trapSeldom && now.Sub(faulted) > trapFollow {
 			continue
 		}
+		asked = now
 		poll, cancel := context.WithTimeout(ctx, trapInterval)
 		counts, err := a.envoyAdmin.traps(poll)
 		cancel()
@@ -39,9 +52,60 @@ func (a *Agent) watchTraps(ctx context.Context) {
 	}
 }
 
-// traps tells of which plugins' VMs Envoy had to make new ones, and how often.
-func (c *adminClient) traps(ctx context.Context) (map[chandler.Key]uint64, error) {
-	stats, err := c.stats(ctx, `^wasm\..*\.vm_reload_(success|failure)$`)
+// VMFaults is what Envoy has counted of one plugin since it began: VMs that it made
+// anew, and requests that it refused as it was too soon for that.
+type VMFaults struct{ Reloads, Refused uint64 }
+
+// vmFaults finds faults in those counts: one before each reload, and one since the last
+// reload if requests were refused.
+type vmFaults struct {
+	seen VMFaults
+	dead *Version // whose fault is counted, but not its reload; nil: none
+}
+
+// grown tells how many faults are new, of a plugin with a version in force.
+func (f *vmFaults) grown(seen VMFaults, inForce *Version) uint64 {
+	if seen.Reloads < f.seen.Reloads || seen.Refused < f.seen.Refused {
+		*f = vmFaults{} // another Envoy
+	}
+	reloads, refused := seen.Reloads-f.seen.Reloads, seen.Refused-f.seen.Refused
+	f.seen = seen
+	switch {
+	case reloads > 0 && f.dead != nil:
+		f.dead = nil
+		return reloads - 1
+	case reloads > 0:
+		return reloads
+	case refused > 0 && inForce != nil && f.dead != inForce:
+		f.dead = inForce
+		return 1
+	}
+	return 0
+}
+
+// trapped counts faults against their plugins.
+func (s *State) trapped(ev Trapped, now time.Time) {
+	for key, seen := range ev.Counts {
+		p := s.plugins[key]
+		if p == nil {
+			continue
+		}
+		if n := p.vms.grown(seen, p.good); n > 0 {
+			p.traps, p.trapped = p.traps+n, now
+		}
+	}
+}
+
+// isFault tells whether a line of Envoy's log is about a fault of some plugin's VM while
+// it served.
+func isFault(line string) bool {
+	_, text, ok := strings.Cut(line, "[wasm]")
+	return ok && strings.Contains(text, "Function: proxy_on_") && strings.Contains(text, " failed: ")
+}
+
+// traps asks Envoy what it has counted of plugins whose VMs failed.
+func (c *adminClient) traps(ctx context.Context) (map[chandler.Key]VMFaults, error) {
+	stats, err := c.stats(ctx, `^wasm\..*\.vm_reload_(success|failure|backoff)$`)
 	if err != nil {
 		return nil, err
 	}
@@ -49,17 +113,25 @@ func (c *adminClient) traps(ctx context.Context) (map[chandler.Key]uint64, error
 }
 
 // countTraps adds up what statistics of the form wasm.PLUGIN.vm_reload_... say.
-func countTraps(stats map[string]int64) map[chandler.Key]uint64 {
-	counts := map[chandler.Key]uint64{}
+func countTraps(stats map[string]int64) map[chandler.Key]VMFaults {
+	counts := map[chandler.Key]VMFaults{}
 	for name, value := range stats {
 		plugin, ok := strings.CutPrefix(name, "wasm.")
 		end := strings.LastIndexByte(plugin, '.')
 		if !ok || end < 0 || value <= 0 {
 			continue
 		}
-		if key, ok := chandler.ParseKey(plugin[:end]); ok {
-			counts[key] += uint64(value)
+		key, ok := chandler.ParseKey(plugin[:end])
+		if !ok {
+			continue
 		}
+		n := counts[key]
+		if strings.HasSuffix(plugin, "_backoff") {
+			n.Refused += uint64(value)
+		} else {
+			n.Reloads += uint64(value)
+		}
+		counts[key] = n
 	}
 	return counts
 }

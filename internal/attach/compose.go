@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filterchainv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
@@ -15,6 +16,7 @@ import (
 	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"chandler.dev/chandler"
@@ -171,7 +173,7 @@ func (m Member) plugin() *wasmv3.PluginConfig {
 		plugin.Configuration = packed(wrapperspb.String(text(string(a.Config))))
 	}
 	if plugin.FailurePolicy == wasmv3.FailurePolicy_FAIL_RELOAD {
-		plugin.ReloadConfig = &wasmv3.ReloadConfig{} // Envoy's own back-off, one second
+		plugin.ReloadConfig = reload(a.FailStrategy)
 	}
 	if len(a.Capabilities) > 0 {
 		allowed := make(map[string]*wasmv3.SanitizationConfig, len(a.Capabilities))
@@ -211,14 +213,26 @@ func (m Member) environment() *wasmv3.EnvironmentVariables {
 	return &wasmv3.EnvironmentVariables{KeyValues: values}
 }
 
+// failurePolicy is FAIL_RELOAD for FAIL_CLOSE too: requests are refused while the VM is
+// dead under both, but under Envoy's FAIL_CLOSED it stays dead until something is
+// pushed, and nothing tells which plugin's it is. Reloads are counted by plugin.
 func failurePolicy(s chandler.FailStrategy) wasmv3.FailurePolicy {
-	switch s {
-	case chandler.FailOpen:
+	if s == chandler.FailOpen {
 		return wasmv3.FailurePolicy_FAIL_OPEN
-	case chandler.FailReload:
-		return wasmv3.FailurePolicy_FAIL_RELOAD
 	}
-	return wasmv3.FailurePolicy_FAIL_CLOSED
+	return wasmv3.FailurePolicy_FAIL_RELOAD
+}
+
+// closedFor is how long a VM that was made anew under FAIL_CLOSE is not made anew again.
+const closedFor = time.Minute
+
+// reload says how often a VM is made anew, at most: under FAIL_RELOAD by Envoy's own
+// back-off, which is a second.
+func reload(s chandler.FailStrategy) *wasmv3.ReloadConfig {
+	if s == chandler.FailReload {
+		return &wasmv3.ReloadConfig{}
+	}
+	return &wasmv3.ReloadConfig{Backoff: &corev3.BackoffStrategy{BaseInterval: durationpb.New(closedFor), MaxInterval: durationpb.New(2 * closedFor)}}
 }
 
 // text makes a string fit for a message, which holds only UTF-8: a variable of

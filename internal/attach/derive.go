@@ -58,6 +58,8 @@ type Derived struct {
 	// Sites are where slots of one plugin can enter, distinct and in order; see
 	// ListenersWith.
 	Sites []Site
+	// Layout are the listeners with their places, in the order of the user's file.
+	Layout []Listener
 	// Admin is where Envoy's admin interface listens.
 	Admin Admin
 	// AgentCluster is the name of the cluster that was added for the agent.
@@ -158,6 +160,7 @@ func (d *Derived) readListeners(version string) error {
 	d.Warnings = append(d.Warnings, e.warnings...)
 	d.Slots = slices.SortedFunc(maps.Keys(e.slots), Slot.Compare)
 	d.Sites = slices.SortedFunc(maps.Keys(e.sites), Site.Compare)
+	d.Layout = e.layout
 	if !slices.ContainsFunc(d.Sites, func(s Site) bool { return !s.Network }) && len(d.Slots) == 0 {
 		d.warn("no listener has an HTTP connection manager: no HTTP plugin can run here")
 	}

@@ -34,6 +34,7 @@ type editor struct {
 
 	slots    map[Slot]bool // the shared ones that it put in
 	sites    map[Site]bool
+	layout   []Listener
 	udp      bool                // of the listener at hand
 	read     map[*yaml.Node]bool // connection managers that have got theirs
 	warnings []string
@@ -72,6 +73,9 @@ func (e *editor) listener(l item) error {
 	}
 	if chain != nil {
 		chains = append(chains, item{chain, sub(l.path, "default_filter_chain")})
+	}
+	if err := e.enter(l, mode, port); err != nil {
+		return err
 	}
 	e.read = map[*yaml.Node]bool{}
 	for _, c := range chains {
@@ -113,6 +117,9 @@ func (e *editor) filterChain(c item, mode chandler.Mode, port uint32) error {
 		}
 		terminal = i
 		e.read[hcm.Node] = true
+		if err := e.counted(hcm, mode, port); err != nil {
+			return err
+		}
 		if err := e.connectionManager(hcm, mode, port); err != nil {
 			return err
 		}
@@ -126,7 +133,7 @@ func (e *editor) filterChain(c item, mode chandler.Mode, port uint32) error {
 // networkFilters puts the slots of NETWORK plugins before a chain's connection
 // manager or terminal filter, in the order of their phases.
 func (e *editor) networkFilters(c item, filters []item, terminal int, site Site) error {
-	e.sites[site] = true
+	e.site(site)
 	list := newSequence()
 	for i, f := range filters {
 		if i == terminal {
@@ -269,12 +276,12 @@ func (e *editor) chain(m item, name string, mode chandler.Mode, port uint32) err
 			}
 			if e.shared {
 				slot := Slot{Phase: phase, Mode: mode, Port: port}
-				e.slots[slot] = true
+				e.slot(slot)
 				list.Content = append(list.Content, slotFilter(slot))
 				continue
 			}
 			site := Site{mode, port, false}
-			e.sites[site] = true
+			e.site(site)
 			list.Content = append(list.Content, e.ownFilters(site, phase)...)
 		}
 		list.Content = append(list.Content, f.Node)

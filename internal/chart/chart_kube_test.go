@@ -130,7 +130,7 @@ func applied(t *testing.T, c *kube.Cluster) {
 			t.Fatal(err)
 		}
 		// The Prometheus operator is not there.
-		manifests, _, err := Render(Options{Release: "chandler", Namespace: "chandler-system", Values: [][]byte{values}, Set: []string{"serviceMonitor.enabled=false"}})
+		manifests, _, err := Render(Options{Release: "chandler", Namespace: "chandler-system", Values: [][]byte{values}, Set: []string{"serviceMonitor.enabled=false", "prometheusRule.enabled=false"}})
 		if err != nil {
 			t.Fatal(err)
 		}

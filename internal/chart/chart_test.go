@@ -15,20 +15,22 @@ import (
 	yaml "go.yaml.in/yaml/v3"
 )
 
-var update = flag.Bool("update", false, "write testdata/*.golden, and the chart's copy of the definitions")
+var update = flag.Bool("update", false, "write testdata/*.golden, and the chart's copies of other files")
 
-// The chart holds a copy of the definitions, as Helm reads nothing outside of it.
-func TestDefinitions(t *testing.T) {
+// The chart holds copies of the definitions and of the alert rules, as Helm reads nothing
+// outside of it.
+func TestCopies(t *testing.T) {
 	files, err := filepath.Glob("../../deploy/crds/*.yaml")
 	if err != nil || len(files) != 2 {
 		t.Fatalf("%v, %v", files, err)
 	}
-	for _, file := range files {
+	for _, file := range append(files, "../../deploy/prometheus/chandler.rules.yaml") {
 		want, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		name := filepath.Join("../../deploy/helm/chandler/definitions", filepath.Base(file))
+		folder := map[string]string{"crds": "definitions", "prometheus": "monitoring"}[filepath.Base(filepath.Dir(file))]
+		name := filepath.Join("../../deploy/helm/chandler", folder, filepath.Base(file))
 		if *update {
 			if err := os.WriteFile(name, want, 0o644); err != nil {
 				t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -97,6 +98,8 @@ type Config struct {
 	// other. Their Records are a record.Watcher. Nil: there is only this one.
 	Election Election
 	Peers    *Peers
+	// Tracer gets a trace of every change of a plugin; nil: nobody does.
+	Tracer trace.Tracer
 	// Registerer takes the metrics; nil keeps them to ourselves.
 	Registerer prometheus.Registerer
 	// Now is the clock, time.Now when nil. Waiting goes by the real one.
@@ -106,19 +109,20 @@ type Config struct {
 
 // Control is a control plane. New starts nothing; Run does.
 type Control struct {
-	cfg     Config
-	log     *slog.Logger
-	metrics *metrics
-	fleet   *fleet
-	server  *deltaserver.Server
-	board   board
-	journal journal
-	hands   hands
-	told    map[string]*told // by entry; the loop's
-	schemas *schemas
-	office  office
-	begun   time.Time   // Run
-	lowered atomic.Bool // this replica is cut off
+	cfg      Config
+	log      *slog.Logger
+	metrics  *metrics
+	fleet    *fleet
+	server   *deltaserver.Server
+	board    board
+	journal  journal
+	hands    hands
+	told     map[string]*told // by entry; guarded by board.round
+	schemas  *schemas
+	office   office
+	journeys *journeys
+	begun    time.Time   // Run
+	lowered  atomic.Bool // this replica is cut off
 
 	published atomic.Pointer[publication]     // nil before the first snapshot
 	gauges    atomic.Pointer[gauges]          // what was measured last; nil: nothing
@@ -171,8 +175,9 @@ func New(cfg Config) (*Control, error) {
 		missing:   make(chan chandler.ModuleDigest, 16),
 	}
 	c.schemas = &schemas{store: cfg.Store, known: map[chandler.SchemaDigest]compiled{}}
-	c.board.transitions, c.told = map[string]chandler.Status{}, map[string]*told{}
+	c.board.transitions, c.board.standings, c.told = map[string]chandler.Status{}, map[string]standing{}, map[string]*told{}
 	c.journal.now = cfg.Now
+	c.journeys = newJourneys(cfg.Tracer, cfg.Now)
 	c.metrics = newMetrics(c)
 	if cfg.Registerer != nil {
 		if err := c.metrics.register(cfg.Registerer); err != nil {
@@ -233,6 +238,9 @@ func (c *Control) Run(ctx context.Context) error {
 		return c.cfg.Source.Run(gctx, func(s source.Snapshot) { c.deliver(gctx, s) })
 	})
 	g.Go(func() error { return l.run(gctx) })
+	if c.cfg.Tracer != nil {
+		g.Go(func() error { c.follow(gctx); return nil })
+	}
 	if c.cfg.Recheck > 0 {
 		g.Go(func() error { c.server.Recheck(gctx, c.cfg.Recheck); return nil })
 	}
@@ -321,8 +329,10 @@ func (c *Control) authenticate(ctx context.Context, claimed *chandlerv1.Node) (c
 }
 
 // board keeps the last status of every plugin, for the times at which its
-// conditions changed.
+// conditions changed, and for metrics.
 type board struct {
+	round       sync.Mutex // one transit at a time
 	mu          sync.Mutex
 	transitions map[string]chandler.Status // by uid; without proxies
+	standings   map[string]standing
 }

@@ -321,3 +321,26 @@ func (f *fleet) size() int {
 	defer f.mu.Unlock()
 	return f.online
 }
+
+// away is how many nodes are remembered that are not connected.
+func (f *fleet) away() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.members) - f.online
+}
+
+// bypassed counts the connected proxies on which a plugin is taken out by hand.
+func (f *fleet) bypassed() map[named]int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	counts := map[named]int{}
+	for _, m := range f.members {
+		if m.facts == nil || !m.online() {
+			continue
+		}
+		for _, b := range m.facts.Bypassed {
+			counts[named{b.Namespace, b.Name}]++
+		}
+	}
+	return counts
+}

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
 	"golang.org/x/sync/errgroup"
 
 	"chandler.dev/chandler"
@@ -259,7 +260,7 @@ func (l *loop) launch(ctx context.Context, j *job) {
 		if j.restore != "" {
 			o.lease, o.err = l.c.restore(ctx, j)
 		} else {
-			o.err = l.c.resolve(ctx, j, &o)
+			o.err = l.c.resolve(l.c.journeys.carry(ctx, j.plugin), j, &o)
 		}
 		l.c.outcomes <- o // has room for all jobs
 	}()
@@ -267,7 +268,7 @@ func (l *loop) launch(ctx context.Context, j *job) {
 
 // resolve finds out what a plugin means, has it judged and vetted, and records it. The
 // records are on disk before any agent hears of them.
-func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
+func (c *Control) resolve(ctx context.Context, j *job, o *outcome) (err error) {
 	creds, err := j.secrets.credentials(j.plugin)
 	if err != nil {
 		return err
@@ -285,14 +286,18 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 		}
 	}
 	if j.gate != nil {
-		verdicts, err := j.gate.Trust(ctx, j.plugin, &r, creds)
+		verify, done := c.journeys.step(ctx, "verify")
+		verdicts, err := j.gate.Trust(verify, j.plugin, &r, creds)
+		done(err)
 		if err != nil {
 			o.against = j.have != nil && j.have.ID == r.ID
 			return err
 		}
 		r.Verdicts = append(r.Verdicts, verdicts...)
 	}
-	if err := c.conform(ctx, j, &r, o); err != nil {
+	conform, done := c.journeys.step(ctx, "conform")
+	err = c.conform(conform, j, &r, o)
+	if done(err); err != nil {
 		return err
 	}
 	if j.have != nil && j.have.ID == r.ID {
@@ -302,6 +307,8 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) error {
 	if err := c.vet(ctx, j, &r, o); err != nil {
 		return err
 	}
+	ctx, done = c.journeys.step(ctx, "record")
+	defer func() { done(err) }()
 	o.release = r
 	if j.rollout != nil && j.rollout.Meant() == r.ID && j.rollout.Revision != 0 {
 		o.rollout = j.rollout // only the release's own record is not here yet, or lost
@@ -342,8 +349,10 @@ func (c *Control) meaning(ctx context.Context, j *job, creds *fetch.Credentials)
 		})
 	} else {
 		began := time.Now()
+		ctx, done := c.journeys.step(ctx, "resolve", attribute.String("chandler.registry", c.metrics.registry(j.plugin)))
 		r, err = c.cfg.Resolver.Resolve(ctx, resolve.Request{Plugin: j.plugin, Have: j.have, Credentials: creds, ConfigFrom: j.secrets.versions(j.plugin)})
 		c.metrics.resolved(j.plugin, time.Since(began), err)
+		done(err)
 	}
 	if err != nil {
 		return r, err
@@ -376,7 +385,9 @@ func (c *Control) vet(ctx context.Context, j *job, r *chandler.Release, o *outco
 	case c.parked <- struct{}{}:
 	default: // the loop will look anyway
 	}
+	ctx, done := c.journeys.step(ctx, "vet")
 	verdicts, err := c.cfg.Vetter.Vet(ctx, req)
+	done(err)
 	switch {
 	case err != nil && (r.SecretConfig || len(r.ConfigFrom) > 0):
 		return kept(err)

@@ -258,6 +258,9 @@ func (l *loop) taken(s source.Snapshot) {
 	for uid := range l.rollouts {
 		l.consider(uid)
 	}
+	l.c.journeys.seen(s, func(uid string, generation int64) bool {
+		return !l.c.leads() || l.rollouts[uid].Generation >= generation
+	})
 }
 
 // locked is what a lock file says of a plugin's url.

@@ -1,13 +1,13 @@
 package control
 
 import (
-	"context"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/xds/deltaserver"
 )
 
 // RejectsTypeURL is the label under which refusals by a proxy are counted, as
@@ -42,7 +42,7 @@ func newMetrics(c *Control) *metrics {
 		rejects: rejects.WithLabelValues(RejectsTypeURL),
 		resolves: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "chandler_resolve_total",
-			Help: "Tries to find out what a plugin means, by outcome (success, failure) and registry.",
+			Help: "Tries to find out what a plugin means, by outcome (success, failure) and registry: its host, none for Lua and files, other for those behind the first hundred.",
 		}, []string{"result", "registry"}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "chandler_resolve_duration_seconds", Help: "Time of such a try, download included.",
@@ -67,11 +67,36 @@ func newMetrics(c *Control) *metrics {
 		}, []string{"gate"}),
 		registries: map[string]bool{},
 	}
-	agents := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "chandler_agents", Help: "Connected agents.",
-	}, func() float64 { return float64(c.fleet.size()) })
-	m.collectors = []prometheus.Collector{rejects, m.resolves, m.duration, m.push, m.assigned, m.sent, m.asked, m.failures, agents, newPluginCollector(c)}
+	for _, result := range []string{"success", "failure"} {
+		m.resolves.WithLabelValues(result, "none") // there from the start
+	}
+	for _, g := range chandler.Gates() {
+		m.failures.WithLabelValues(string(g))
+	}
+	for _, what := range []deltaserver.Asked{deltaserver.AskedAll, deltaserver.AskedOwn, deltaserver.AskedOther} {
+		m.asked.WithLabelValues(string(what))
+	}
+	m.collectors = append([]prometheus.Collector{rejects, m.resolves, m.duration, m.push, m.assigned, m.sent, m.asked, m.failures, newPluginCollector(c)}, levels(c)...)
 	return m
+}
+
+// levels are looked up when they are asked for.
+func levels(c *Control) []prometheus.Collector {
+	gauge := func(name, help string, value func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value)
+	}
+	return []prometheus.Collector{
+		gauge("chandler_agents", "Connected agents.", func() float64 { return float64(c.fleet.size()) }),
+		gauge("chandler_agents_disconnected", "Agents that were connected within a day and are not now.", func() float64 { return float64(c.fleet.away()) }),
+		gauge("chandler_leader", "1 while this control plane resolves plugins and moves rollouts; of several replicas one does.", func() float64 {
+			return float64(one(c.leads()))
+		}),
+		gauge("chandler_store_bytes", "Bytes of the modules in the control plane's store.", func() float64 {
+			_, bytes := c.cfg.Store.Stats()
+			return float64(bytes)
+		}),
+		gauge("chandler_store_limit_bytes", "How many bytes the control plane's store may take.", func() float64 { return float64(c.cfg.Store.MaxBytes) }),
+	}
 }
 
 func (m *metrics) register(r prometheus.Registerer) error {
@@ -114,70 +139,4 @@ func (m *metrics) registry(p *chandler.Plugin) string {
 	}
 	m.registries[host] = true
 	return host
-}
-
-// pluginCollector gives what the status says of every plugin, when it is asked.
-type pluginCollector struct {
-	c                *Control
-	proxies, release *prometheus.Desc
-}
-
-func newPluginCollector(c *Control) *pluginCollector {
-	return &pluginCollector{
-		c: c,
-		proxies: prometheus.NewDesc("chandler_plugin_proxies",
-			"Proxies that a plugin is for, by what they say of it.", []string{"namespace", "name", "state"}, nil),
-		release: prometheus.NewDesc("chandler_plugin_release_info",
-			"The release of a plugin that is being put in force.", []string{"namespace", "name", "release", "digest"}, nil),
-	}
-}
-
-// Describe implements prometheus.Collector.
-func (p *pluginCollector) Describe(ch chan<- *prometheus.Desc) {
-	ch <- p.proxies
-	ch <- p.release
-}
-
-// Collect implements prometheus.Collector. Two kinds of one name count together.
-func (p *pluginCollector) Collect(ch chan<- prometheus.Metric) {
-	views, err := p.c.Objects(context.Background())
-	if err != nil {
-		return // nothing is known yet
-	}
-	type name struct{ namespace, name string }
-	counts := map[name]map[string]int{}
-	for i := range views {
-		v := &views[i]
-		n := name{v.Namespace, v.Name}
-		if counts[n] == nil {
-			counts[n] = map[string]int{"desired": 0, "fetching": 0, "ready": 0, "in_force": 0, "rejected": 0, "failed": 0}
-		}
-		count(counts[n], &v.Status)
-		if r := v.Status.Release; r != nil {
-			digest := ""
-			if r.Program.Module != nil {
-				digest = string(r.Program.Module.Digest)
-			}
-			ch <- prometheus.MustNewConstMetric(p.release, prometheus.GaugeValue, 1, n.namespace, n.name, string(r.ID), digest)
-		}
-	}
-	for n, states := range counts {
-		for state, count := range states {
-			ch <- prometheus.MustNewConstMetric(p.proxies, prometheus.GaugeValue, float64(count), n.namespace, n.name, state)
-		}
-	}
-}
-
-func count(into map[string]int, s *chandler.Status) {
-	into["desired"] += s.Desired
-	into["in_force"] += s.InForce
-	states := map[chandler.State]string{
-		chandler.StateFetching: "fetching", chandler.StateReady: "ready",
-		chandler.StateRejected: "rejected", chandler.StateFailed: "failed",
-	}
-	for i := range s.Proxies {
-		if state, ok := states[s.Proxies[i].State]; ok && s.Proxies[i].Connected {
-			into[state]++
-		}
-	}
 }

@@ -95,6 +95,7 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 	}
 	s := status.Join(in)
 	c.board.transitions[e.id()] = chandler.Status{Conditions: s.Conditions}
+	c.board.standings[e.id()] = standingOf(&s)
 	return s
 }
 
@@ -116,11 +117,14 @@ func (c *Control) proxy(e *entry, m *member) (status.Proxy, bool) {
 func (e *entry) id() string { return e.object.Key.String() + " " + e.object.UID }
 
 // transit dates the conditions of the plugins about which something was said,
-// so that their times do not depend on somebody asking.
+// so that their times do not depend on somebody asking, and counts them. When it
+// returns all that was said before is in the board.
 func (c *Control) transit() {
+	c.board.round.Lock()
+	defer c.board.round.Unlock()
 	c.tellTurns()
-	p := c.published.Load()
 	all, some := c.fleet.takeDirty()
+	p := c.published.Load() // after that: what is published next is said again
 	if p == nil || !all && len(some) == 0 {
 		return
 	}
@@ -138,7 +142,16 @@ func (c *Control) transit() {
 	for id := range c.board.transitions {
 		if !there[id] {
 			delete(c.board.transitions, id)
+			delete(c.board.standings, id)
 		}
 	}
 	maps.DeleteFunc(c.told, func(id string, _ *told) bool { return !there[id] })
+}
+
+// standing gives what is counted of a plugin.
+func (b *board) standing(id string) (standing, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	st, ok := b.standings[id]
+	return st, ok
 }

@@ -128,6 +128,9 @@ func New(cfg Config) *Authenticator {
 	a := &Authenticator{cfg: cfg, refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "chandler_agents_refused_total", Help: "Times that somebody on the agents' port could not show who they are, by gRPC code.",
 	}, []string{"code"})}
+	for _, code := range []codes.Code{codes.Unauthenticated, codes.PermissionDenied} {
+		a.refused.WithLabelValues(code.String()) // there from the start
+	}
 	a.SetRules(cfg.Rules)
 	return a
 }

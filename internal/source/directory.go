@@ -66,8 +66,9 @@ type Directory struct {
 	files   map[string]*file
 	unread  map[string]chandler.Problem
 	lock    *lockState
-	last    *Snapshot // delivered
-	dirty   bool      // a write failed
+	last    *Snapshot       // delivered
+	dirty   bool            // a write failed
+	cause   context.Context // of the call that is being done
 	deliver func(Snapshot)
 }
 
@@ -238,7 +239,9 @@ func (d *Directory) settle(now time.Time, drop map[chandler.Key]bool) time.Durat
 	if d.last == nil || !reflect.DeepEqual(*d.last, p.snapshot) {
 		d.tell(p.snapshot.Broken)
 		d.last = &p.snapshot
-		d.deliver(p.snapshot)
+		told := p.snapshot
+		told.Cause = d.cause
+		d.deliver(told)
 	}
 	if p.next.IsZero() {
 		return 0

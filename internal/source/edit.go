@@ -29,7 +29,12 @@ func (d *Directory) Delete(ctx context.Context, keys []chandler.Key) ([]Result, 
 
 // ask has Run do something between its own rounds.
 func (d *Directory) ask(ctx context.Context, do func() []Result) ([]Result, error) {
-	r := request{do, make(chan []Result, 1)}
+	caused := func() []Result {
+		d.cause = ctx
+		defer func() { d.cause = nil }()
+		return do()
+	}
+	r := request{caused, make(chan []Result, 1)}
 	select {
 	case d.requests <- r:
 	case <-ctx.Done():

@@ -75,6 +75,9 @@ type Snapshot struct {
 	// Broken are the files, or documents of files, that cannot be taken for any
 	// object. The last good objects of such a file stay.
 	Broken []Broken
+	// Cause is the context of the call of an Editor that made it so; nil: it was found
+	// so.
+	Cause context.Context
 }
 
 // Object is a resource: its newest text, and the plugin that is to be in force.

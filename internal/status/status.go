@@ -8,6 +8,7 @@
 package status
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -197,8 +198,11 @@ type counts struct {
 // connected, or have no listener for the plugin, are shown and not desired.
 func tally(in Input, s *chandler.Status) counts {
 	var t counts
+	s.Proxies = slices.Grow(s.Proxies, len(in.Proxies))
 	proxies := slices.Clone(in.Proxies)
-	slices.SortFunc(proxies, func(a, b Proxy) int { return strings.Compare(a.Node.ID(), b.Node.ID()) })
+	slices.SortFunc(proxies, func(a, b Proxy) int {
+		return cmp.Or(strings.Compare(a.Node.Namespace, b.Node.Namespace), strings.Compare(a.Node.Name, b.Node.Name))
+	})
 	for _, p := range proxies {
 		s.Proxies = append(s.Proxies, line(in, p))
 	}

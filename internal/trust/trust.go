@@ -87,11 +87,15 @@ func New(cfg Config) *Verifier {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	checks := promauto.With(cfg.Registerer).NewCounterVec(prometheus.CounterOpts{
+		Name: "chandler_signature_checks_total",
+		Help: "Questions whether a module is signed as demanded, by what came of them: good, known (as before), refused, or unknown (the registry does not say).",
+	}, []string{"result"})
+	for _, result := range []string{"good", "known", "refused", "unknown"} {
+		checks.WithLabelValues(result) // there from the start
+	}
 	return &Verifier{
-		cfg: cfg, shelf: shelf{durable.OS(), cfg.Dir},
-		checks: promauto.With(cfg.Registerer).NewCounterVec(prometheus.CounterOpts{
-			Name: "chandler_signature_checks_total", Help: "Questions whether a module is signed as demanded, by what came of them.",
-		}, []string{"result"}),
+		cfg: cfg, shelf: shelf{durable.OS(), cfg.Dir}, checks: checks,
 		verdicts: newRecent[string, Evidence](maxVerdicts), known: newRecent[subject, fetch.Signatures](maxKnown),
 	}
 }

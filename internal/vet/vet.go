@@ -89,8 +89,11 @@ func New(cfg Config) *Vetter {
 	f := promauto.With(cfg.Registerer)
 	v := &Vetter{
 		cfg: cfg, turns: newTurns(cfg.Trials), known: map[trial]*chandler.Problem{}, long: map[trial]bool{}, under: map[trial]chan struct{}{},
-		trials:   f.NewCounterVec(prometheus.CounterOpts{Name: "chandler_vet_total", Help: "Trials of plugins, by what came of them."}, []string{"result"}),
+		trials:   f.NewCounterVec(prometheus.CounterOpts{Name: "chandler_vet_total", Help: "Trials of plugins, by what came of them: accepted, failed (nothing is known), or the code of what there is against the plugin."}, []string{"result"}),
 		duration: f.NewHistogram(prometheus.HistogramOpts{Name: "chandler_vet_duration_seconds", Help: "How long trials took.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16)}),
+	}
+	for _, result := range []string{"accepted", "failed"} {
+		v.trials.WithLabelValues(result) // there from the start
 	}
 	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "chandler_vet_waiting", Help: "Trials that wait for their turn."},
 		func() float64 { return float64(v.turns.queued()) })

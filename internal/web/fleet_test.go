@@ -183,9 +183,12 @@ func TestExplainIsForThoseWhoSeeBoth(t *testing.T) {
 
 // steps is a rollout that has come to one proxy.
 type steps struct {
-	rolling
+	unasked
 	to string
 }
+
+// unasked is what nobody asks a fake.
+type unasked interface{ Rollouts }
 
 func (s steps) Rollout(_ chandler.Key, n chandler.Node) (chandler.Rollout, bool, bool) {
 	return chandler.Rollout{From: "old", To: "r-all", State: chandler.RolloutProgressing}, n.ID() == s.to, true

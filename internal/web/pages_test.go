@@ -18,12 +18,9 @@ import (
 	"chandler.dev/chandler/internal/dashboard"
 )
 
-// rolling is the interface, under a name that its own method does not have.
-type rolling = Rollouts
-
 // fakeRollouts remembers who steered.
 type fakeRollouts struct {
-	rolling
+	unasked
 	by atomic.Value
 }
 
@@ -108,7 +105,7 @@ func TestDashboard(t *testing.T) {
 			if gone.Load() {
 				return nil
 			}
-			return []access.Grant{tokenOf("olga", access.Admin, "edge"), tokenOf("vic", access.Viewer, "*")}
+			return []access.Grant{tokenOf("olga", access.Operator, "edge"), tokenOf("vic", access.Viewer, "*")}
 		},
 		Now: func() time.Time {
 			if late.Load() {
@@ -140,7 +137,7 @@ func TestDashboard(t *testing.T) {
 			t.Errorf("%s: %+v", name, c)
 		}
 	}
-	if code, text, _ := b.ask(http.MethodGet, button, nil, nil); code != http.StatusForbidden || !strings.Contains(text, "vic may not") {
+	if code, text, _ := b.ask(http.MethodGet, button, nil, nil); code != http.StatusForbidden || !strings.Contains(text, "vic may not steer") {
 		t.Errorf("a button of vic: %d", code)
 	}
 	b.signIn("olga")

@@ -19,6 +19,9 @@ import (
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"chandler.dev/chandler"
@@ -45,6 +48,9 @@ type Config struct {
 	// Nodes are the machines that are enrolled; nil: none are.
 	Nodes   Nodes
 	Metrics prometheus.Gatherer
+	// Tracer gets a trace of every apply, within that of the caller if they say one
+	// (traceparent); nil: nobody does.
+	Tracer trace.Tracer
 	// Rollouts tells how far a change of a plugin has come; nil: changes go to everyone
 	// at once.
 	Rollouts Rollouts
@@ -116,6 +122,9 @@ func Handler(cfg Config) http.Handler {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Tracer == nil {
+		cfg.Tracer = noop.Tracer{}
+	}
 	rules := &interceptor{log: cfg.Log, now: cfg.Now, emit: cfg.Control.Emit}
 	g := &gate{cfg: cfg, rules: rules, words: connect.NewErrorWriter()}
 	mux := http.NewServeMux()
@@ -163,6 +172,8 @@ func (a *admin) Apply(ctx context.Context, req *connect.Request[chandlerv1.Apply
 	if !req.Msg.DryRun {
 		defer a.cfg.Control.Acting(callerOf(ctx).name, keysOf(req.Msg.Manifest, req.Msg.Namespace))()
 	}
+	ctx, span := a.cfg.Tracer.Start(propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(req.Header())), "apply")
+	defer span.End()
 	results, err := editor.Apply(ctx, source.ApplyRequest{
 		Manifest: req.Msg.Manifest, DryRun: req.Msg.DryRun, Namespace: req.Msg.Namespace,
 	})
