@@ -105,7 +105,7 @@ func TestDashboard(t *testing.T) {
 			if gone.Load() {
 				return nil
 			}
-			return []access.Grant{tokenOf("olga", access.Operator, "edge"), tokenOf("vic", access.Viewer, "*")}
+			return []access.Grant{tokenOf("olga", access.Admin, "edge"), tokenOf("vic", access.Viewer, "*")}
 		},
 		Now: func() time.Time {
 			if late.Load() {
@@ -137,7 +137,7 @@ func TestDashboard(t *testing.T) {
 			t.Errorf("%s: %+v", name, c)
 		}
 	}
-	if code, text, _ := b.ask(http.MethodGet, button, nil, nil); code != http.StatusForbidden || !strings.Contains(text, "vic may not steer") {
+	if code, text, _ := b.ask(http.MethodGet, button, nil, nil); code != http.StatusForbidden || !strings.Contains(text, "vic may not") {
 		t.Errorf("a button of vic: %d", code)
 	}
 	b.signIn("olga")
