@@ -336,10 +336,14 @@ func (f *fleet) bypassed() map[named]int {
 	defer f.mu.Unlock()
 	counts := map[named]int{}
 	for _, m := range f.members {
-		if m.facts == nil || !m.online() {
+		facts := m.facts
+		if !m.connected && m.relayed != nil {
+			facts = m.relayed.facts
+		}
+		if facts == nil || !m.online() {
 			continue
 		}
-		for _, b := range m.facts.Bypassed {
+		for _, b := range facts.Bypassed {
 			counts[named{b.Namespace, b.Name}]++
 		}
 	}
