@@ -126,6 +126,8 @@ func subcommand(args, environ []string, stdout, stderr io.Writer) (code int, ok 
 	switch args[0] {
 	case "store":
 		return runStore(c, args[1:]), true
+	case "bypass":
+		return runBypass(c, args[1:]), true
 	case "status":
 		return runStatus(c, args[1:]), true
 	}

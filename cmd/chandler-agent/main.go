@@ -5,7 +5,7 @@
 //
 // Every flag can also be given as a variable: --control is
 // CHANDLER_AGENT_CONTROL. It is no control plane; see chandler serve for that.
-// chandler-agent status and chandler-agent store look at an agent on this machine.
+// chandler-agent status, bypass and store are for an agent on this machine.
 package main
 
 import (
@@ -107,6 +107,7 @@ const usage = `chandler-agent runs Envoy and keeps its plugins.
 Usage:
   chandler-agent [flags] -- ENVOY ARGUMENTS
   chandler-agent status                          what the running agent has in force
+  chandler-agent bypass NAME --reason WHY        take a plugin out on this machine, whatever the control plane says
   chandler-agent store ls|verify|trim|import     the modules it keeps on disk
 
 The Envoy arguments are those you would give to envoy; they must name a

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -10,8 +11,9 @@ import (
 	"chandler.dev/chandler/internal/agent"
 )
 
-const statusUsage = `chandler-agent status asks the running agent what is in force. It ends with 3 when
-something that should be is not, and with 1 when no agent answers.
+const statusUsage = `chandler-agent status asks the running agent what is in force, and what stands in
+each slot. It ends with 3 when something that should be in force is not or a plugin
+is taken out by hand, and with 1 when no agent answers.
 
 Usage:
   chandler-agent status
@@ -78,7 +80,14 @@ func (c console) status(st *agent.Status) error {
 		fmt.Fprintf(w, "Control\tnot connected; %s: %s\n", text(k.Address), text(k.Error))
 	}
 	fmt.Fprintf(w, "Store\t%d modules, %s of %s\n", st.Store.Modules, size(st.Store.Bytes), size(st.Store.Max))
-	if err := w.Flush(); err != nil || len(st.Plugins) == 0 {
+	for i, b := range st.Bypassed {
+		fmt.Fprintf(w, "%s\t%s/%s (%s) is taken out on this machine since %s: %s\n", [2]string{"BYPASSED", ""}[min(i, 1)],
+			text(b.Namespace), text(b.Name), text(b.Kind), b.At.Format(time.RFC3339), text(b.Reason))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if err := c.slots(st, text); err != nil || len(st.Plugins) == 0 {
 		return err
 	}
 	fmt.Fprintln(w, "\nNAMESPACE\tNAME\tKIND\tGENERATION\tSTATE\tINSTEAD\tREASON")
@@ -86,6 +95,49 @@ func (c console) status(st *agent.Status) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", text(p.Namespace), text(p.Name), text(p.Kind), p.Generation, text(string(p.State)), instead(p), reason(p, text))
 	}
 	return w.Flush()
+}
+
+// slots prints what stands in the listeners.
+func (c console) slots(st *agent.Status, text func(string) string) error {
+	if len(st.Listeners) == 0 {
+		return nil
+	}
+	w := tabwriter.NewWriter(c.stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "\nLISTENER\tADDRESS\tMODE\tSLOT\tPLUGINS, IN ORDER")
+	for _, l := range st.Listeners {
+		where := fmt.Sprintf("%s\t%s\t%s", text(l.Name), text(cmp.Or(l.Address, "-")), text(string(l.Mode)))
+		empty := true
+		for _, s := range l.Slots {
+			if len(s.Members) == 0 {
+				continue
+			}
+			var members []string
+			for _, m := range s.Members {
+				members = append(members, text(m.Namespace+"/"+m.Name)+" "+stands(m))
+			}
+			slot := string(cmp.Or(s.Phase, "UNSPECIFIED"))
+			if s.Type == chandler.Network {
+				slot += " (network)"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\n", where, text(slot), strings.Join(members, ", "))
+			empty = false
+		}
+		if empty {
+			fmt.Fprintf(w, "%s\t-\t-\n", where)
+		}
+	}
+	return w.Flush()
+}
+
+// stands tells what stands for a plugin in its slot.
+func stands(m agent.MemberStatus) string {
+	switch m.StandIn {
+	case chandler.StandInDeny:
+		return "(denied)"
+	case chandler.StandInPass:
+		return "(left out)"
+	}
+	return chandler.Printable(m.Release.Short(), 64)
 }
 
 // instead tells what decides requests when it is not what should.

@@ -218,3 +218,9 @@ func (a *Agent) watchBypasses(ctx context.Context) {
 		}
 	}
 }
+
+// IsDirectory tells whether an agent has run on a directory.
+func IsDirectory(dir string) bool {
+	st, err := os.Stat(filepath.Join(dir, "envoy"))
+	return err == nil && st.IsDir()
+}

@@ -842,7 +842,7 @@ func TestContract_TrapsAreReported(t *testing.T) {
 	if !p.s.Counted() {
 		t.Error("Envoy would not be asked")
 	}
-	p.step(Trapped{Counts: map[chandler.Key]uint64{a.Key: 2}})
+	p.step(Trapped{Counts: map[chandler.Key]VMFaults{a.Key: {Reloads: 2}}})
 	st := p.wantState(a, chandler.StateInForce, "release-a", chandler.StandInNone, chandler.CodeVMTrap)
 	if st.VMTraps != 2 {
 		t.Errorf("%d traps are reported", st.VMTraps)
@@ -851,6 +851,6 @@ func TestContract_TrapsAreReported(t *testing.T) {
 		t.Errorf("it wakes at %v", wake)
 	}
 	p.pass(trapMemory)
-	p.step(Trapped{Counts: map[chandler.Key]uint64{a.Key: 2}})
+	p.step(Trapped{Counts: map[chandler.Key]VMFaults{a.Key: {Reloads: 2}}})
 	p.wantState(a, chandler.StateInForce, "release-a", chandler.StandInNone, "")
 }

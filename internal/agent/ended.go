@@ -32,7 +32,7 @@ func (s *State) envoyEnded(ev EnvoyEnded, now time.Time) {
 		}
 	}
 	for _, p := range s.plugins {
-		p.trapsBefore = p.traps // the next one counts from zero
+		p.vms = vmFaults{} // the next one counts from zero
 	}
 }
 

@@ -57,7 +57,7 @@ func TestFault_F43_StateKeepsMonotonicTime(t *testing.T) {
 	step(ListenersOpen{})
 	step(Nacked{Slot: pushed.Slot, Version: pushed.Version, Message: "Unable to create Wasm plugin " + bad.Key.String()})
 	step(Acked{Slot: pushed.Slot, Version: pushed.Version})
-	step(Trapped{Counts: map[chandler.Key]uint64{good.Key: 3}})
+	step(Trapped{Counts: map[chandler.Key]VMFaults{good.Key: {Reloads: 3}}})
 	step(Lost{Digest: source(&good).Digest})
 	step(EnvoyEnded{Message: "gone", Next: time.Now().Add(time.Second)})
 	step(Tick{})

@@ -127,7 +127,7 @@ func FuzzTraps(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		var sum, most uint64
 		for _, n := range countTraps(readStats(text)) {
-			sum += n
+			sum += n.Reloads + n.Refused
 		}
 		for _, n := range readStats(text) {
 			most += uint64(max(n, 0))
@@ -138,6 +138,23 @@ func FuzzTraps(f *testing.F) {
 		for key := range countTraps(readStats(text)) {
 			if back, ok := chandler.ParseKey(key.String()); !ok || back != key || !strings.Contains(text, "wasm."+key.String()+".") {
 				t.Fatalf("%+v is no plugin of %q", key, text)
+			}
+		}
+	})
+}
+
+// FuzzAnswers: whatever is among Envoy's statistics, what is counted was said.
+func FuzzAnswers(f *testing.F) {
+	f.Add("http.a.b.downstream_rq_2xx: 5\nhttp.a.b.downstream_rq_time: B0.5(0,3) B1.8e+06(0,2)\n")
+	f.Add("http.downstream_rq_9xx: 5\nhttp.a.downstream_rq_time: B(,) B1(1) B-1(0,1) BNaN(0,2) No recorded values\nhttp.a.downstream_rq_: 1")
+	f.Fuzz(func(t *testing.T, text string) {
+		for prefix, a := range readAnswers(text) {
+			if a != (chandler.Answers{}) && !strings.Contains(text, "http."+prefix+".downstream_rq_") {
+				t.Fatalf("%+v is not of %q", a, text)
+			}
+			again, ok := minus(plus(a, a), a)
+			if ok && again != a {
+				t.Fatalf("%+v became %+v", a, again)
 			}
 		}
 	})

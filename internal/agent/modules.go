@@ -149,15 +149,14 @@ func (a *Agent) trimStore(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, report)
 }
 
-// lastGoodModules tells which modules the last good set in data needs, and for
-// which plugins. It changes nothing. A set that cannot be read is an error: what
-// it needs is not known then.
-func lastGoodModules(data string) (map[chandler.ModuleDigest]map[chandler.Key]bool, error) {
+// readLastGood reads the last good set in data and changes nothing. Where there is none
+// it is empty.
+func readLastGood(data string) (lastGoodFile, error) {
+	var file lastGoodFile
 	b, err := durable.Read(durable.OS(), lastGoodPath(data), lastGoodLimit)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return file, nil
 	}
-	var file lastGoodFile
 	if err == nil {
 		err = json.Unmarshal(b, &file)
 	}
@@ -165,7 +164,31 @@ func lastGoodModules(data string) (map[chandler.ModuleDigest]map[chandler.Key]bo
 		err = fmt.Errorf("its format is %d", file.Format)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the last good set in %s cannot be read: %w", chandler.Quote(data), err)
+		return file, fmt.Errorf("the last good set in %s cannot be read: %w", chandler.Quote(data), err)
+	}
+	return file, nil
+}
+
+// KnownPlugins gives the plugins of the last good set in data, as far as it can be read.
+func KnownPlugins(data string) []chandler.Key {
+	file, err := readLastGood(data)
+	if err != nil {
+		return nil
+	}
+	var known []chandler.Key
+	for _, v := range slices.Concat(file.Versions, file.Denied) {
+		known = append(known, v.Key)
+	}
+	return known
+}
+
+// lastGoodModules tells which modules the last good set in data needs, and for
+// which plugins. It changes nothing. A set that cannot be read is an error: what
+// it needs is not known then.
+func lastGoodModules(data string) (map[chandler.ModuleDigest]map[chandler.Key]bool, error) {
+	file, err := readLastGood(data)
+	if err != nil {
+		return nil, err
 	}
 	users := map[chandler.ModuleDigest]map[chandler.Key]bool{}
 	for _, v := range slices.Concat(file.Versions, file.Denied) {

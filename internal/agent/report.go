@@ -78,7 +78,7 @@ func (s *State) reportOf(p *plugin) chandler.AttachmentState {
 	case chandler.StateInForce:
 		if !p.trapped.IsZero() {
 			st.Reason = chandler.CodeVMTrap
-			st.Message = fmt.Sprintf("its VM failed while serving; Envoy made a new one %d times", p.traps)
+			st.Message = fmt.Sprintf("its VM failed while serving, %d times so far", p.traps)
 		} else if s.hasOwnSlot(v) {
 			st.Message = fmt.Sprintf("it has a slot of its own in the listeners and decides for connections made since it came; to attach it drained those before (%d times so far)", p.drains)
 		}

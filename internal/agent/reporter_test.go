@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
@@ -20,8 +21,9 @@ import (
 // when it is acknowledged, or with what the stream ends.
 type clerk struct {
 	chandlerv1.UnimplementedReportsServer
-	reports chan *chandlerv1.ReportRequest
-	answers chan error
+	reports  chan *chandlerv1.ReportRequest
+	answers  chan error
+	interval time.Duration // that it asks for
 }
 
 func (c *clerk) Report(stream grpc.BidiStreamingServer[chandlerv1.ReportRequest, chandlerv1.ReportResponse]) error {
@@ -43,7 +45,13 @@ func (c *clerk) Report(stream grpc.BidiStreamingServer[chandlerv1.ReportRequest,
 		case <-stream.Context().Done():
 			return stream.Context().Err()
 		}
-		if err := stream.Send(&chandlerv1.ReportResponse{Sequence: req.Sequence}); err != nil {
+		// What it asks for it says first, by itself.
+		if c.interval > 0 {
+			if err := stream.Send(&chandlerv1.ReportResponse{TrafficInterval: durationpb.New(c.interval)}); err != nil {
+				return err
+			}
+		}
+		if err := stream.Send(&chandlerv1.ReportResponse{Sequence: req.Sequence, TrafficInterval: durationpb.New(c.interval)}); err != nil {
 			return err
 		}
 	}
@@ -242,5 +250,69 @@ func TestReporterEndsWhileItWaits(t *testing.T) {
 	cancel()
 	if err := r.wantEnd(); !errors.Is(err, context.Canceled) {
 		t.Errorf("it ends with %v", err)
+	}
+}
+
+// Facts go with the first report, and with others at once; alone they wait for their
+// time.
+func TestReporterTellsFacts(t *testing.T) {
+	leakFree(t)
+	r := newReporting(t)
+	facts := func(n int) *chandler.Facts { return &chandler.Facts{Store: chandler.StoreUse{Modules: n}} }
+	r.set(states(map[string]string{"a": "1"}), facts(1))
+	cancel := r.run()
+	first := r.report()
+	if first.GetFacts().GetStoreModules() != 1 || !first.Full {
+		t.Errorf("the first report: %v", first)
+	}
+	r.answer(nil)
+	began := time.Now()
+
+	r.set(states(map[string]string{"a": "2"}), facts(2))
+	if req := r.report(); req.GetFacts().GetStoreModules() != 2 || len(req.States) != 1 {
+		t.Errorf("with a state: %v", req)
+	}
+	r.answer(nil)
+	r.set(states(map[string]string{"a": "3"}), facts(2))
+	if req := r.report(); req.Facts != nil {
+		t.Errorf("they did not change: %v", req)
+	}
+	r.answer(nil)
+	r.set(states(map[string]string{"a": "3"}), facts(3))
+	r.set(states(map[string]string{"a": "3"}), facts(4))
+	if req := r.report(); req.GetFacts().GetStoreModules() != 4 || len(req.States) != 0 || time.Since(began) < factsPause {
+		t.Errorf("alone, after %s: %v", time.Since(began), req)
+	}
+	r.answer(nil)
+	r.count([]chandler.Traffic{{Mode: chandler.ModeServer, Port: 80, Epoch: "e"}})
+	if req := r.report(); len(req.Traffic) != 1 || req.Facts != nil {
+		t.Errorf("traffic: %v", req)
+	}
+	r.answer(nil)
+	cancel()
+	_ = r.wantEnd()
+}
+
+// What is asked for ends with the stream.
+func TestReporterHearsTheInterval(t *testing.T) {
+	leakFree(t)
+	r := newReporting(t)
+	r.clerk.interval = 3 * time.Second
+	r.set(nil, nil)
+	cancel := r.run()
+	r.report()
+	r.answer(nil)
+	select {
+	case <-r.asked:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it did not hear")
+	}
+	if got := r.every(); got != 3*time.Second {
+		t.Errorf("every %v", got)
+	}
+	cancel()
+	_ = r.wantEnd()
+	if got := r.every(); got != 0 {
+		t.Errorf("every %v, without a stream", got)
 	}
 }

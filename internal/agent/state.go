@@ -132,10 +132,9 @@ type plugin struct {
 	rejects   uint64
 	failCount uint64
 	traps     uint64
-	// trapsBefore are those in Envoys that have ended.
-	trapsBefore uint64
-	trapped     time.Time // when traps grew
-	drains      uint64    // changes of the listeners for it
+	vms       vmFaults
+	trapped   time.Time // when traps grew
+	drains    uint64    // changes of the listeners for it
 }
 
 // refusal is what Envoy said when it refused a plugin. It does so in words only once:
@@ -261,8 +260,8 @@ type (
 	Nacked struct{ Slot, Version, Message, Reason string }
 	// Lost tells that the file of a module is gone from the disk, or corrupt.
 	Lost struct{ Digest chandler.ModuleDigest }
-	// Trapped tells how often plugins' VMs failed in all, as far as that is known.
-	Trapped struct{ Counts map[chandler.Key]uint64 }
+	// Trapped tells what Envoy has counted of plugins' VMs that failed.
+	Trapped struct{ Counts map[chandler.Key]VMFaults }
 	// Bypassed gives all the plugins that are taken out on this machine, in place of
 	// those before.
 	Bypassed struct{ Plugins []chandler.Bypass }

@@ -16,11 +16,19 @@ type Status struct {
 	Control ControlStatus  `json:"control"`
 	Store   StoreStatus    `json:"store"`
 	Plugins []PluginStatus `json:"plugins"`
+	// Slots: HTTP plugins come and go in slots; false: in the listeners.
+	Slots     bool             `json:"slots"`
+	Listeners []ListenerStatus `json:"listeners"`
+	// Bypassed are the plugins that somebody took out on this machine.
+	Bypassed []BypassStatus `json:"bypassed,omitempty"`
 }
 
-// OK tells whether everything that concerns this proxy is in force and it may get
-// traffic. That the control plane is away harms nothing.
+// OK tells whether everything that concerns this proxy is in force, nothing is taken
+// out by hand, and it may get traffic. That the control plane is away harms nothing.
 func (s *Status) OK() bool {
+	if len(s.Bypassed) > 0 {
+		return false
+	}
 	for _, p := range s.Plugins {
 		if p.State != chandler.StateInForce && p.State != chandler.StateUnmatched {
 			return false
@@ -73,9 +81,62 @@ type PluginStatus struct {
 	Since      time.Time          `json:"since,omitzero"`
 }
 
+// ListenerStatus tells of one listener.
+type ListenerStatus struct {
+	Name    string        `json:"name"`
+	Address string        `json:"address,omitempty"`
+	Port    uint32        `json:"port,omitzero"`
+	Mode    chandler.Mode `json:"mode"`
+	Slots   []SlotStatus  `json:"slots"`
+}
+
+// SlotStatus tells of one slot; its members are in the order in which requests meet
+// them, as Envoy acknowledged them.
+type SlotStatus struct {
+	Name    string              `json:"name"`
+	Type    chandler.FilterType `json:"type"`
+	Phase   chandler.Phase      `json:"phase"`
+	Members []MemberStatus      `json:"members"`
+}
+
+// MemberStatus tells what stands for a plugin in a slot: a release or a stand-in.
+type MemberStatus struct {
+	Kind      string             `json:"kind"`
+	Namespace string             `json:"namespace"`
+	Name      string             `json:"name"`
+	Release   chandler.ReleaseID `json:"release,omitempty"`
+	StandIn   chandler.StandIn   `json:"standIn,omitempty"`
+}
+
+// BypassStatus tells of one plugin that is taken out on this machine.
+type BypassStatus struct {
+	Kind      string    `json:"kind"`
+	Namespace string    `json:"namespace"`
+	Name      string    `json:"name"`
+	Reason    string    `json:"reason"`
+	At        time.Time `json:"at"`
+}
+
+// listenersOf is facts as they are shown.
+func listenersOf(f *chandler.Facts) []ListenerStatus {
+	list := make([]ListenerStatus, 0, len(f.Listeners))
+	for _, l := range f.Listeners {
+		ls := ListenerStatus{Name: l.Name, Address: l.Address, Port: l.Port, Mode: l.Mode, Slots: []SlotStatus{}}
+		for _, s := range l.Slots {
+			ss := SlotStatus{Name: s.Name, Type: s.Type, Phase: s.Phase, Members: []MemberStatus{}}
+			for _, m := range s.Members {
+				ss.Members = append(ss.Members, MemberStatus{m.Kind, m.Namespace, m.Name, m.Release, m.StandIn})
+			}
+			ls.Slots = append(ls.Slots, ss)
+		}
+		list = append(list, ls)
+	}
+	return list
+}
+
 // status is safe to call from any goroutine.
 func (a *Agent) status() *Status {
-	st := &Status{Node: a.cfg.Node.Namespace + "/" + a.cfg.Node.Name, Version: a.cfg.Node.AgentVersion, Unready: a.unready(), Plugins: []PluginStatus{}}
+	st := &Status{Node: a.cfg.Node.Namespace + "/" + a.cfg.Node.Name, Version: a.cfg.Node.AgentVersion, Unready: a.unready(), Plugins: []PluginStatus{}, Listeners: []ListenerStatus{}}
 	st.Ready = len(st.Unready) == 0
 	st.Store.Modules, st.Store.Bytes = a.store.Stats()
 	st.Store.Max = a.store.MaxBytes
@@ -86,7 +147,10 @@ func (a *Agent) status() *Status {
 	if v == nil {
 		return st
 	}
-	st.Envoy = v.envoy
+	st.Envoy, st.Slots, st.Listeners = v.envoy, v.facts.Slots, listenersOf(v.facts)
+	for _, b := range v.facts.Bypassed {
+		st.Bypassed = append(st.Bypassed, BypassStatus{b.Kind, b.Namespace, b.Name, b.Reason, b.At})
+	}
 	for _, p := range v.report {
 		st.Plugins = append(st.Plugins, PluginStatus{
 			Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Generation: p.Generation, State: p.State, Release: p.Release, InForce: p.InForce,

@@ -46,11 +46,7 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 			}
 		}
 	case Trapped:
-		for key, n := range ev.Counts {
-			if p := s.plugins[key]; p != nil && p.trapsBefore+n > p.traps {
-				p.traps, p.trapped = p.trapsBefore+n, now
-			}
-		}
+		s.trapped(ev, now)
 	case Bypassed:
 		s.bypass(ev.Plugins)
 	case Tick:

@@ -31,6 +31,9 @@ type rig struct {
 	saved   SaveLastGood
 	bad     map[string]bool // versions that Envoy refuses
 	broken  map[string]bool // versions whose module cannot be had
+	// out are plugins that are taken out, back those that no longer are since the last
+	// time that all was answered.
+	out, back map[chandler.Key]bool
 }
 
 // content is what a pushed composition holds.
@@ -48,6 +51,7 @@ func newRig(t *rapid.T) *rig {
 		},
 		pushed: map[string]Push{}, inForce: map[string]*Push{}, refused: map[string]string{},
 		content: map[string]*content{}, loads: map[Source]bool{}, bad: map[string]bool{}, broken: map[string]bool{},
+		out: map[chandler.Key]bool{}, back: map[chandler.Key]bool{},
 	}
 	r.s = NewState(Settings{Slots: r.slots, Features: []string{chandler.FeatureHTTP}})
 	return r
@@ -152,6 +156,9 @@ func (r *rig) check() {
 			}
 			some = true
 		}
+		if r.out[key] || r.back[key] {
+			continue
+		}
 		if !some && r.s.belongs(p.good) && p.standIn == chandler.StandInNone && len(r.inForce) == len(r.slots) {
 			r.t.Fatalf("%v was good and nothing of it is in force", key)
 		}
@@ -240,10 +247,26 @@ func TestStepModel(t *testing.T) {
 			"restart": func(t *rapid.T) {
 				r.restart(rapid.SampledFrom([]string{"envoy-1", "envoy-2"}).Draw(t, "binary"))
 			},
+			"bypass": func(t *rapid.T) { r.bypass(rapid.SampledFrom(keys).Draw(t, "key")) },
 			"end":    func(*rapid.T) { r.end() },
 			"settle": func(*rapid.T) { r.quiesce(); r.checkSettled() },
 		})
 	})
+}
+
+// bypass takes a plugin out, or no longer.
+func (r *rig) bypass(key chandler.Key) {
+	if r.out[key] {
+		delete(r.out, key)
+		r.back[key] = true
+	} else {
+		r.out[key] = true
+	}
+	var orders []chandler.Bypass
+	for key := range r.out {
+		orders = append(orders, chandler.Bypass{Key: key, Reason: "it burns"})
+	}
+	r.step(Bypassed{Plugins: orders})
 }
 
 func (r *rig) assign(t *rapid.T, key chandler.Key, sequence uint64) {
@@ -314,6 +337,7 @@ func (r *rig) end() {
 
 // checkSettled holds what must be true once everything was answered.
 func (r *rig) checkSettled() {
+	clear(r.back)
 	for key, p := range r.s.plugins {
 		if p.want == nil {
 			r.t.Fatalf("%v was removed and is remembered", key)
@@ -321,6 +345,15 @@ func (r *rig) checkSettled() {
 		loadable := !r.broken[string(p.want.Program.Module.Digest)]
 		state := p.state
 		switch {
+		case r.out[key]:
+			for slot, m := range r.running(key) {
+				if m.standIn != chandler.StandInPass {
+					r.t.Fatalf("%v is taken out, %s has it (%s)", key, slot, m.standIn)
+				}
+			}
+			if st := r.s.Report()[key]; state != chandler.StateFailed || st.Reason != chandler.CodeBypassed {
+				r.t.Fatalf("%v is taken out: %+v", key, st)
+			}
 		case r.bad[p.want.Version] && loadable:
 			if state != chandler.StateRejected {
 				r.t.Fatalf("%v is bad and %s", key, state)

@@ -189,9 +189,9 @@ func TestTrapsOfSeveralEnvoys(t *testing.T) {
 	p := serving(t)
 	key := chandler.Key{Kind: "WasmPlugin", Namespace: "ns", Name: "a"}
 	p.step(Assigned{Changed: []Version{{Version: "1", Attachment: chandler.Attachment{Key: key, UID: "u", Sequence: 1}}}})
-	p.step(Trapped{Counts: map[chandler.Key]uint64{key: 3}})
+	p.step(Trapped{Counts: map[chandler.Key]VMFaults{key: {Reloads: 3}}})
 	p.step(EnvoyEnded{Message: "gone"})
-	p.step(Trapped{Counts: map[chandler.Key]uint64{key: 1}})
+	p.step(Trapped{Counts: map[chandler.Key]VMFaults{key: {Reloads: 1}}})
 	if n := p.s.Report()[key].VMTraps; n != 4 {
 		t.Errorf("%d faults, want 4", n)
 	}

@@ -60,11 +60,11 @@ func newMeter(layout []attach.Listener) *meter {
 	m := &meter{}
 	var names []string
 	for _, l := range layout {
-		for _, manager := range l.Managers {
-			if p := m.place(manager.Mode, manager.Port); p != nil && !slices.Contains(p.stats, manager.Stats) {
-				p.stats = append(p.stats, manager.Stats)
+		for _, c := range l.Counted {
+			if p := m.place(c.Mode, c.Port); p != nil && !slices.Contains(p.stats, c.Stats) {
+				p.stats = append(p.stats, c.Stats)
 			}
-			if name := regexp.QuoteMeta(manager.Stats); !slices.Contains(names, name) {
+			if name := regexp.QuoteMeta(c.Stats); !slices.Contains(names, name) {
 				names = append(names, name)
 			}
 		}

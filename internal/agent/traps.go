@@ -14,7 +14,7 @@ import (
 // told to be of one plugin, and its log does not name it (1.40).
 
 // How often Envoy is asked, when a plugin is in force that it would make anew: often
-// for some time after its log told of a fault, as it counts only with a later request;
+// for some time after its log told of a fault, as it counts with the next request only;
 // else seldom, as the log may be off.
 const (
 	trapInterval = 5 * time.Second
@@ -52,6 +52,50 @@ func (a *Agent) watchTraps(ctx context.Context) {
 	}
 }
 
+// VMFaults is what Envoy has counted of one plugin since it began: VMs that it made
+// anew, and requests that it refused as it was too soon for that.
+type VMFaults struct{ Reloads, Refused uint64 }
+
+// vmFaults finds faults in those counts: one before each reload, and one since the last
+// reload if requests were refused.
+type vmFaults struct {
+	seen VMFaults
+	dead *Version // whose fault is counted, but not its reload; nil: none
+}
+
+// grown tells how many faults are new, of a plugin with a version in force.
+func (f *vmFaults) grown(seen VMFaults, inForce *Version) uint64 {
+	if seen.Reloads < f.seen.Reloads || seen.Refused < f.seen.Refused {
+		*f = vmFaults{} // another Envoy
+	}
+	reloads, refused := seen.Reloads-f.seen.Reloads, seen.Refused-f.seen.Refused
+	f.seen = seen
+	switch {
+	case reloads > 0 && f.dead != nil:
+		f.dead = nil
+		return reloads - 1
+	case reloads > 0:
+		return reloads
+	case refused > 0 && inForce != nil && f.dead != inForce:
+		f.dead = inForce
+		return 1
+	}
+	return 0
+}
+
+// trapped counts faults against their plugins.
+func (s *State) trapped(ev Trapped, now time.Time) {
+	for key, seen := range ev.Counts {
+		p := s.plugins[key]
+		if p == nil {
+			continue
+		}
+		if n := p.vms.grown(seen, p.good); n > 0 {
+			p.traps, p.trapped = p.traps+n, now
+		}
+	}
+}
+
 // isFault tells whether a line of Envoy's log is about a fault of some plugin's VM while
 // it served.
 func isFault(line string) bool {
@@ -59,9 +103,9 @@ func isFault(line string) bool {
 	return ok && strings.Contains(text, "Function: proxy_on_") && strings.Contains(text, " failed: ")
 }
 
-// traps tells of which plugins' VMs Envoy had to make new ones, and how often.
-func (c *adminClient) traps(ctx context.Context) (map[chandler.Key]uint64, error) {
-	stats, err := c.stats(ctx, `^wasm\..*\.vm_reload_(success|failure)$`)
+// traps asks Envoy what it has counted of plugins whose VMs failed.
+func (c *adminClient) traps(ctx context.Context) (map[chandler.Key]VMFaults, error) {
+	stats, err := c.stats(ctx, `^wasm\..*\.vm_reload_(success|failure|backoff)$`)
 	if err != nil {
 		return nil, err
 	}
@@ -69,17 +113,25 @@ func (c *adminClient) traps(ctx context.Context) (map[chandler.Key]uint64, error
 }
 
 // countTraps adds up what statistics of the form wasm.PLUGIN.vm_reload_... say.
-func countTraps(stats map[string]int64) map[chandler.Key]uint64 {
-	counts := map[chandler.Key]uint64{}
+func countTraps(stats map[string]int64) map[chandler.Key]VMFaults {
+	counts := map[chandler.Key]VMFaults{}
 	for name, value := range stats {
 		plugin, ok := strings.CutPrefix(name, "wasm.")
 		end := strings.LastIndexByte(plugin, '.')
 		if !ok || end < 0 || value <= 0 {
 			continue
 		}
-		if key, ok := chandler.ParseKey(plugin[:end]); ok {
-			counts[key] += uint64(value)
+		key, ok := chandler.ParseKey(plugin[:end])
+		if !ok {
+			continue
 		}
+		n := counts[key]
+		if strings.HasSuffix(plugin, "_backoff") {
+			n.Refused += uint64(value)
+		} else {
+			n.Reloads += uint64(value)
+		}
+		counts[key] = n
 	}
 	return counts
 }

@@ -74,10 +74,10 @@ func TestTrapsOfTheRealEnvoy(t *testing.T) {
 		if err != nil {
 			t.Fatalf("it never counts: %v", err)
 		}
-		if counts[closed] != 0 {
+		if counts[closed] != (VMFaults{}) {
 			t.Error("Envoy counts by plugin what stays dead: report it")
 		}
-		if counts[reload] > 0 {
+		if counts[reload].Reloads > 0 {
 			return
 		}
 	}
@@ -101,7 +101,7 @@ func wantStatus(t *testing.T, socket string, want int) {
 
 // Envoy is asked slowly, and never while a push is under way.
 func TestWatchTraps(t *testing.T) {
-	stats := "wasm.WasmPlugin/ns/a.b.vm_reload_success: 2\nwasm.WasmPlugin/ns/a.b.vm_reload_failure: 1\nwasm.WasmPlugin/ns/c.vm_reload_success: 0\nwasm.else.vm_reload_success: 5\n"
+	stats := "wasm.WasmPlugin/ns/a.b.vm_reload_success: 2\nwasm.WasmPlugin/ns/a.b.vm_reload_failure: 1\nwasm.WasmPlugin/ns/c.vm_reload_success: 0\nwasm.WasmPlugin/ns/a.b.vm_reload_backoff: 9\nwasm.else.vm_reload_success: 5\n"
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
 		a := &Agent{inbox: make(chan message, 1), envoyLog: &envoyLog{}, envoyAdmin: &adminClient{base: "http://envoy", http: http.Client{
@@ -123,7 +123,7 @@ func TestWatchTraps(t *testing.T) {
 		began := time.Now()
 		m := <-a.inbox
 		counts := m.event.(Trapped).Counts
-		if len(counts) != 1 || counts[chandler.Key{Kind: "WasmPlugin", Namespace: "ns", Name: "a.b"}] != 3 {
+		if len(counts) != 1 || counts[chandler.Key{Kind: "WasmPlugin", Namespace: "ns", Name: "a.b"}] != (VMFaults{Reloads: 3, Refused: 9}) {
 			t.Errorf("counted: %v", counts)
 		}
 		if time.Since(began) > trapInterval {
@@ -139,4 +139,33 @@ type roundTrip func(*http.Request) string
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(f(r))), Request: r}, nil
+}
+
+// A fault is counted once: when requests are refused for it, or when the VM is made
+// anew, whatever comes first.
+func TestFaultsAreCountedOnce(t *testing.T) {
+	t.Parallel()
+	one, two := &Version{}, &Version{}
+	var f vmFaults
+	total := uint64(0)
+	for i, c := range []struct {
+		seen    VMFaults
+		inForce *Version
+		want    uint64
+	}{
+		{VMFaults{}, one, 0},
+		{VMFaults{0, 3}, one, 1},  // dead
+		{VMFaults{0, 9}, one, 1},  // still
+		{VMFaults{1, 9}, one, 1},  // made anew
+		{VMFaults{1, 10}, one, 2}, // dead again
+		{VMFaults{1, 10}, two, 2}, // another version
+		{VMFaults{1, 11}, two, 3}, // which dies, too
+		{VMFaults{4, 11}, two, 5}, // made anew three times
+		{VMFaults{4, 12}, nil, 5}, // nothing in force
+		{VMFaults{2, 0}, two, 7},  // another Envoy
+	} {
+		if total += f.grown(c.seen, c.inForce); total != c.want {
+			t.Errorf("%d: %d faults, want %d", i, total, c.want)
+		}
+	}
 }

@@ -18,12 +18,12 @@ type Listener struct {
 	// once and in the order of its chains.
 	Slots []Slot
 	Sites []Site
-	// Managers are its connection managers.
-	Managers []Manager
+	// Counted are its connection managers, as Envoy counts what they do.
+	Counted []Counted
 }
 
-// Manager is what a connection manager is known by in Envoy's statistics.
-type Manager struct {
+// Counted is what a connection manager is known by in Envoy's statistics.
+type Counted struct {
 	// Stats begins their names, behind "http.".
 	Stats string
 	Mode  chandler.Mode
@@ -116,9 +116,9 @@ func (e *editor) counted(hcm item, mode chandler.Mode, port uint32) error {
 		return err
 	}
 	// As Envoy makes a text fit for the name of a statistic.
-	m := Manager{strings.NewReplacer("://", "_", ":/", "_", ":", "_", "\x00", "_").Replace(prefix), mode, port}
-	if l := &e.layout[len(e.layout)-1]; m.Stats != "" && !slices.Contains(l.Managers, m) {
-		l.Managers = append(l.Managers, m)
+	m := Counted{strings.NewReplacer("://", "_", ":/", "_", ":", "_", "\x00", "_").Replace(prefix), mode, port}
+	if l := &e.layout[len(e.layout)-1]; m.Stats != "" && !slices.Contains(l.Counted, m) {
+		l.Counted = append(l.Counted, m)
 	}
 	return nil
 }

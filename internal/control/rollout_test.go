@@ -31,6 +31,12 @@ type actor struct {
 	counted chandler.Answers
 	seen    map[chandler.ReleaseID]bool // what it ever was given
 	had     chandler.ReleaseID          // in force
+	newest  map[chandler.Key]assigned
+}
+
+type assigned struct {
+	uid      string
+	sequence uint64
 }
 
 // stage is a control plane with actors.
@@ -55,7 +61,7 @@ func on(t *testing.T, n int, test func(*testing.T, *stage)) {
 
 // enter has another actor join.
 func (s *stage) enter(n chandler.Node) *actor {
-	a := &actor{agent: s.join(n), seen: map[chandler.ReleaseID]bool{}, answers: fine}
+	a := &actor{agent: s.join(n), seen: map[chandler.ReleaseID]bool{}, newest: map[chandler.Key]assigned{}, answers: fine}
 	s.actors = append(s.actors, a)
 	a.begin()
 	return a
@@ -140,7 +146,17 @@ func (a *actor) states() map[chandler.Key]chandler.AttachmentState {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	out, had := map[chandler.Key]chandler.AttachmentState{}, chandler.ReleaseID("")
+	for key, before := range a.newest {
+		if _, ok := attached[key.String()]; !ok {
+			before.sequence = 0 // what is taken out begins anew
+			a.newest[key] = before
+		}
+	}
 	for _, att := range attached {
+		if before := a.newest[att.Key]; before.uid == att.UID && att.Sequence < before.sequence {
+			a.t.Errorf("%s was given sequence %d after %d", a.node.Name, att.Sequence, before.sequence)
+		}
+		a.newest[att.Key] = assigned{att.UID, att.Sequence}
 		st := stateOf(att, chandler.StateInForce, 0)
 		if a.seen[att.Release] = true; a.verdict != nil {
 			st = a.verdict(att)

@@ -170,7 +170,7 @@ func (f *Fleet) on(p *Proxy, before, after *held, same bool) ProxyEffect {
 		return e
 	}
 	if p.Facts == nil || len(p.Facts.Listeners) == 0 {
-		e.Change = change(was, is, same, false)
+		e.Change = change(was, is, same, was && !sameOrder(&before.told, &after.told)) // in which slots, nobody knows
 		return e
 	}
 	had, has, moved := false, false, false

@@ -3,6 +3,7 @@ package wire
 import (
 	"encoding/json"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/proto"
@@ -37,6 +38,15 @@ func FuzzReport(f *testing.F) {
 		Node: &chandler.Node{Name: "n", Namespace: "ns", Labels: map[string]string{"a": "b"}}, Sequence: 1, Full: true,
 		States:  []chandler.AttachmentState{{Key: chandler.Key{Kind: "WasmPlugin", Namespace: "a", Name: "b"}, State: chandler.StateRejected, Reason: "Rejected", Message: "\x1b[1m"}},
 		Removed: []chandler.Key{{Kind: "WasmPlugin", Namespace: "a", Name: "c"}},
+		Facts: &chandler.Facts{
+			Slots: true, More: true, Store: chandler.StoreUse{Modules: 1, Bytes: 2, Limit: 3},
+			Listeners: []chandler.Listener{{Name: "in", Address: "0.0.0.0:80", Port: 80, Mode: chandler.ModeServer, Slots: []chandler.Slot{{
+				Name: "chandler/authn/server/80", Type: chandler.HTTP, Phase: chandler.PhaseAuthn,
+				Members: []chandler.SlotMember{{Key: chandler.Key{Kind: "WasmPlugin", Namespace: "a", Name: "b"}, StandIn: chandler.StandInDeny}},
+			}}}},
+			Bypassed: []chandler.Bypass{{Key: chandler.Key{Kind: "WasmPlugin", Namespace: "a", Name: "b"}, Reason: "\x1b why", At: time.Unix(1, 0)}},
+		},
+		Traffic: []chandler.Traffic{{Mode: chandler.ModeServer, Port: 80, Epoch: "e", Now: chandler.Answers{Classes: [5]uint64{1, 2}}}},
 	}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var m chandlerv1.ReportRequest
@@ -54,6 +64,9 @@ func FuzzReport(f *testing.F) {
 			if len(s.Message) > MaxMessage || len(s.Reason) > 64 {
 				t.Fatalf("%+v", s)
 			}
+		}
+		if f := r.Facts; f != nil && (len(f.Listeners) > MaxListeners || len(f.Bypassed) > maxList) || len(r.Traffic) > MaxTraffic {
+			t.Fatalf("%+v", r)
 		}
 		again, err := ReportFromProto(ReportToProto(r))
 		if err != nil {

@@ -201,6 +201,8 @@ func TestReportRoundTrip(t *testing.T) {
 			Full:     rapid.Bool().Draw(t, "full"),
 			States:   listOf(genState).Draw(t, "states"),
 			Removed:  listOf(genKey).Draw(t, "removed"),
+			Facts:    genFacts.Draw(t, "facts"),
+			Traffic:  genTraffic.Draw(t, "traffic"),
 		}
 		if rapid.Bool().Draw(t, "with node") {
 			want.Node = &node
@@ -211,6 +213,14 @@ func TestReportRoundTrip(t *testing.T) {
 		}
 		if g, w := mustJSON(t, got), mustJSON(t, want); g != w {
 			t.Fatalf("came back as\n%s, sent\n%s", g, w)
+		}
+		relayed := Relayed{Node: node, Connected: true, States: want.States, Facts: want.Facts, Traffic: want.Traffic}
+		back, err := RelayFromProto(remarshal(t, RelayToProto(relayed)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if g, w := mustJSON(t, back), mustJSON(t, relayed); g != w {
+			t.Fatalf("relayed as\n%s, sent\n%s", g, w)
 		}
 	})
 }
