@@ -23,9 +23,12 @@ func local(t *testing.T, stdin []byte, args ...string) (code int, stdout, stderr
 	t.Helper()
 	var out, errs bytes.Buffer
 	c := console{env: map[string]string{}, stdin: bytes.NewReader(stdin), stdout: &out, stderr: &errs}
-	if args[0] == "store" {
+	switch args[0] {
+	case "store":
 		code = runStore(c, args[1:])
-	} else {
+	case "bypass":
+		code = runBypass(c, args[1:])
+	default:
 		code = runStatus(c, args[1:])
 	}
 	return code, out.String(), errs.String()
@@ -182,6 +185,16 @@ func TestStatus(t *testing.T) {
 			0, []string{"1.40.0, pid 17", "connected to c:1", "1 modules, 1.5 KiB of 1.0 GiB", "InForce"}},
 		{"one fails", agent.Status{Ready: true, Envoy: agent.EnvoyStatus{PID: 17}, Plugins: []agent.PluginStatus{in, out}},
 			3, []string{"Failed", "the version before", "FetchFailed: no [2Jroute (attempt 4, next try in ", "not connected"}},
+		{"what stands in slots", agent.Status{Ready: true, Envoy: agent.EnvoyStatus{PID: 17}, Plugins: []agent.PluginStatus{in}, Listeners: []agent.ListenerStatus{
+			{Name: "web\x1b", Address: "0.0.0.0:80", Mode: chandler.ModeServer, Slots: []agent.SlotStatus{
+				{Type: chandler.HTTP, Phase: chandler.PhaseAuthn, Members: []agent.MemberStatus{{Namespace: "ns", Name: "b", Release: "0123456789abcdef"}, {Namespace: "ns", Name: "a", StandIn: chandler.StandInDeny}}},
+				{Type: chandler.HTTP, Phase: chandler.PhaseStats},
+				{Type: chandler.Network, Members: []agent.MemberStatus{{Namespace: "ns", Name: "c", StandIn: chandler.StandInPass}}},
+			}},
+			{Name: "idle", Mode: chandler.ModeClient},
+		}}, 0, []string{"web", "AUTHN                  ns/b 0123456789ab, ns/a (denied)", "UNSPECIFIED (network)  ns/c (left out)", "idle      -           CLIENT  -"}},
+		{"taken out by hand", agent.Status{Ready: true, Envoy: agent.EnvoyStatus{PID: 17}, Bypassed: []agent.BypassStatus{{Kind: "WasmPlugin", Namespace: "ns", Name: "x", Reason: "it\x1b burns"}}},
+			3, []string{"BYPASSED  ns/x (WasmPlugin) is taken out on this machine", "it  burns"}},
 		{"no Envoy", agent.Status{Unready: []string{"envoy is not running"}, Envoy: agent.EnvoyStatus{Version: "1.40.0", Down: "signal 9", NextTry: time.Now().Add(time.Hour)}},
 			3, []string{"1.40.0 is not running: signal 9, next try in"}},
 	} {
@@ -221,12 +234,18 @@ func TestMistakesOfCommands(t *testing.T) {
 		{[]string{"store", "--data", "x"}, 2, "give ls"},
 		{[]string{"status", "now"}, 2, "no arguments"},
 		{[]string{"status", "--data", "x"}, 2, "data"},
+		{[]string{"bypass", "a", "b", "--reason", "x"}, 2, "one plugin"},
+		{[]string{"bypass", "a"}, 2, "--reason"},
+		{[]string{"bypass", "a", "--reason", "x", "--undo"}, 2, "--reason"},
+		{[]string{"bypass", "--undo"}, 2, "which plugin"},
+		{[]string{"bypass", "a", "--reason", strings.Repeat("x", 2000)}, 2, "limit"},
+		{[]string{"bypass", "a", "--reason", "x", "--data", "/nonexistent"}, 1, "not the directory of an agent"},
 	} {
 		if code, out, errs := local(t, nil, c.args...); code != c.code || out != "" || !strings.Contains(errs, c.want) {
 			t.Errorf("%v: %d %q %q, want %d and %q", c.args, code, out, errs, c.code, c.want)
 		}
 	}
-	for _, args := range [][]string{{"store", "--help"}, {"store", "trim", "-h"}, {"status", "--help"}} {
+	for _, args := range [][]string{{"store", "--help"}, {"store", "trim", "-h"}, {"status", "--help"}, {"bypass", "--help"}} {
 		if code, out, errs := local(t, nil, args...); code != 0 || !strings.Contains(out, "Usage:") || !strings.Contains(out, "-admin") || errs != "" {
 			t.Errorf("%v: %d %q %q", args, code, out, errs)
 		}

@@ -75,6 +75,8 @@ func TestScript(t *testing.T) {
 			"retry": retry,
 			"logs":  logs,
 			"move":  move,
+			"proxy": proxyInScript,
+			"code":  code,
 		},
 	})
 }

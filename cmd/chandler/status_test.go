@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -61,6 +62,68 @@ func TestStatusWatch(t *testing.T) {
 	}
 	if strings.Join(rows, " ") != "0/1 1/1" {
 		t.Errorf("it showed %v", rows)
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// On a terminal a watch shows the newest alone, in a pipe one below the other.
+func TestNextLook(t *testing.T) {
+	t.Parallel()
+	var screen, out strings.Builder
+	e := &env{screen: &screen, stdout: &out}
+	e.nextLook(true)
+	e.nextLook(false)
+	if screen.String() != "\x1b[H\x1b[2J\x1b[H\x1b[2J" || out.Len() > 0 {
+		t.Errorf("%q %q", screen.String(), out.String())
+	}
+	e.screen = nil
+	e.nextLook(true)
+	e.nextLook(false)
+	if out.String() != "\n" {
+		t.Errorf("%q", out.String())
+	}
+}
+
+// telling has one more event at each look.
+type telling struct {
+	chandlerv1connect.UnimplementedFleetHandler
+	looks atomic.Uint64
+	after atomic.Uint64
+}
+
+func (s *telling) ListEvents(_ context.Context, req *connect.Request[chandlerv1.ListEventsRequest]) (*connect.Response[chandlerv1.ListEventsResponse], error) {
+	id := s.looks.Add(1)
+	s.after.Store(req.Msg.After)
+	return connect.NewResponse(&chandlerv1.ListEventsResponse{Events: []*chandlerv1.Event{{Id: id, Reason: "Applied", Message: fmt.Sprint("event ", id)}}}), nil
+}
+
+// A watch of events goes on behind the last that it has shown.
+func TestEventsWatch(t *testing.T) {
+	t.Parallel()
+	s := &telling{}
+	_, handler := chandlerv1connect.NewFleetHandler(s)
+	srv := httptest.NewServer(handler)
+	defer srv.Close()
+	r, w := io.Pipe()
+	e := &env{getenv: func(string) string { return "" }, stdout: w, stderr: io.Discard}
+	root := rootCommand(e)
+	root.SetArgs([]string{"events", "-w", "--server", srv.URL})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- root.ExecuteContext(ctx) }()
+	var lines []string
+	for scan := bufio.NewScanner(r); len(lines) < 3 && scan.Scan(); {
+		lines = append(lines, scan.Text())
+	}
+	cancel()
+	go func() { _, _ = io.Copy(io.Discard, r) }() // what it still has to say
+	err := <-done
+	w.Close()
+	if err != nil {
+		t.Errorf("interrupted, it ended with %v", err)
+	}
+	if len(lines) != 3 || !strings.HasPrefix(lines[0], "TIME") || !strings.HasSuffix(lines[1], "event 1") || !strings.HasSuffix(lines[2], "event 2") || s.after.Load() == 0 {
+		t.Errorf("it showed %q, after %d", lines, s.after.Load())
 	}
 	http.DefaultClient.CloseIdleConnections()
 }

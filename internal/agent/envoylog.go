@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -44,7 +43,7 @@ type envoyLog struct {
 	lines   []string // the last ones, at least logLinesKept
 	count   int64    // lines seen in all
 
-	faults atomic.Int64 // lines about faults of VMs
+	faults faultLog
 }
 
 // run copies new lines on until ctx ends, then once more.
@@ -122,9 +121,7 @@ func (l *envoyLog) take(b []byte) {
 			l.lines = slices.Clone(l.lines[len(l.lines)-logLinesKept:])
 		}
 		l.count++
-		if isFault(l.lines[len(l.lines)-1]) {
-			l.faults.Add(1)
-		}
+		l.faults.take(l.lines[len(l.lines)-1])
 		b = b[i+1:]
 	}
 }

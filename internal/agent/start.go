@@ -134,7 +134,8 @@ func (a *Agent) takeEnvoy(ctx context.Context, serve func() error) error {
 	}
 	a.state = NewState(Settings{
 		Slots: a.derived.Slots, Sites: a.derived.Sites, Listed: listed, Running: a.adopted, Shut: !a.adopted && len(a.derived.Slots) == 0,
-		HostEnv: a.cfg.HostEnv, Features: a.cfg.Node.Features, Jitter: rand.Float64,
+		OwnModules: bytes.Contains(a.derived.Listeners, []byte(".wasm.")) || bytes.Contains(a.derived.Bootstrap, []byte(".wasm.")),
+		HostEnv:    a.cfg.HostEnv, Features: a.cfg.Node.Features, Jitter: rand.Float64,
 	})
 	a.bypasses = bypassDir{dir: a.cfg.Data, log: a.log}
 	if orders, changed := a.bypasses.look(); changed {

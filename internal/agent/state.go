@@ -38,6 +38,8 @@ type Settings struct {
 	// Envoy that is Running. Shut: there are no listeners yet, until WriteListeners.
 	Listed        []attach.Slot
 	Running, Shut bool
+	// OwnModules: the user's configuration may run modules of its own.
+	OwnModules bool
 	// HostEnv are the agent's own environment variables, for plugins that copy
 	// one.
 	HostEnv map[string]string
@@ -107,8 +109,9 @@ type State struct {
 	// bypassed are plugins that somebody on this machine took out.
 	bypassed map[chandler.Key]chandler.Bypass
 
-	dirty   bool     // the last good set must be written
-	denying []string // versions that the written set says are denied
+	faults  loggedFaults // that are counted
+	dirty   bool         // the last good set must be written
+	denying []string     // versions that the written set says are denied
 }
 
 // plugin is one assigned plugin.
@@ -260,8 +263,12 @@ type (
 	Nacked struct{ Slot, Version, Message, Reason string }
 	// Lost tells that the file of a module is gone from the disk, or corrupt.
 	Lost struct{ Digest chandler.ModuleDigest }
-	// Trapped tells what Envoy has counted of plugins' VMs that failed.
-	Trapped struct{ Counts map[chandler.Key]VMFaults }
+	// Trapped tells what Envoy has counted of plugins' VMs that failed, and what its log
+	// told of them.
+	Trapped struct {
+		Counts map[chandler.Key]VMFaults
+		Logged loggedFaults
+	}
 	// Bypassed gives all the plugins that are taken out on this machine, in place of
 	// those before.
 	Bypassed struct{ Plugins []chandler.Bypass }

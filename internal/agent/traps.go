@@ -11,7 +11,7 @@ import (
 // Envoy counts, plugin by plugin, the VMs that it made anew after a fault: under
 // FAIL_RELOAD, and so under FAIL_CLOSE, which is composed as one with a back-off of a
 // minute. Of a VM that stays dead, as under FAIL_OPEN, it counts nothing that could be
-// told to be of one plugin, and its log does not name it (1.40).
+// told to be of one plugin (1.40); there its log is read (faultLog).
 
 // How often Envoy is asked, when a plugin is in force that it would make anew: often
 // for some time after its log told of a fault, as it counts with the next request only;
@@ -22,32 +22,36 @@ const (
 	trapFollow   = 2 * time.Minute
 )
 
-// watchTraps asks until ctx ends. It leaves Envoy alone while a push is under
-// way, as its admin interface waits for that.
+// watchTraps tells of faults until ctx ends. It leaves Envoy alone while a push is
+// under way, as its admin interface waits for that.
 func (a *Agent) watchTraps(ctx context.Context) {
 	tick := time.NewTicker(trapInterval)
 	defer tick.Stop()
 	var asked, faulted time.Time
-	for faults := int64(0); ; {
+	var told loggedFaults
+	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		now := time.Now()
-		if n := a.envoyLog.faults.Load(); n != faults {
-			faults, faulted = n, now
-		}
 		v := a.view.Load()
-		if v == nil || v.pushing || !v.counted || now.Sub(asked) < trapSeldom && now.Sub(faulted) > trapFollow {
+		if v == nil || v.pushing {
 			continue
 		}
-		asked = now
-		poll, cancel := context.WithTimeout(ctx, trapInterval)
-		counts, err := a.envoyAdmin.traps(poll)
-		cancel()
-		if err == nil && len(counts) > 0 {
-			a.send(ctx, message{event: Trapped{Counts: counts}})
+		now, ev := time.Now(), Trapped{Logged: a.envoyLog.faulted()}
+		if !ev.Logged.equal(told) {
+			faulted = now
+		}
+		if v.counted && (now.Sub(asked) >= trapSeldom || now.Sub(faulted) <= trapFollow) {
+			asked = now
+			poll, cancel := context.WithTimeout(ctx, trapInterval)
+			ev.Counts, _ = a.envoyAdmin.traps(poll) // else at the next look
+			cancel()
+		}
+		if len(ev.Counts) > 0 || !ev.Logged.equal(told) {
+			told = ev.Logged
+			a.send(ctx, message{event: ev})
 		}
 	}
 }
@@ -85,6 +89,7 @@ func (f *vmFaults) grown(seen VMFaults, inForce *Version) uint64 {
 
 // trapped counts faults against their plugins.
 func (s *State) trapped(ev Trapped, now time.Time) {
+	s.logged(ev.Logged, now)
 	for key, seen := range ev.Counts {
 		p := s.plugins[key]
 		if p == nil {
@@ -96,20 +101,45 @@ func (s *State) trapped(ev Trapped, now time.Time) {
 	}
 }
 
-// isFault tells whether a line of Envoy's log is about a fault of some plugin's VM while
-// it served.
-func isFault(line string) bool {
-	_, text, ok := strings.Cut(line, "[wasm]")
-	return ok && strings.Contains(text, "Function: proxy_on_") && strings.Contains(text, " failed: ")
+// logged counts the faults of the log against plugins that Envoy does not count itself:
+// those that it names, and those without a name if there is only one plugin whose they
+// can be.
+func (s *State) logged(now loggedFaults, at time.Time) {
+	count := func(p *plugin, n uint64) {
+		if n > 0 && p != nil && p.good != nil && p.good.FailStrategy == chandler.FailOpen {
+			p.traps, p.trapped = p.traps+n, at
+		}
+	}
+	for key, n := range now.named {
+		count(s.plugins[key], n-s.faults.named[key])
+	}
+	count(s.onlyModule(), now.unnamed-s.faults.unnamed)
+	s.faults = now
+}
+
+// onlyModule is the plugin that alone runs a module in this Envoy; nil when there are
+// several, or may be of the user's own.
+func (s *State) onlyModule() *plugin {
+	var only *plugin
+	for _, p := range s.plugins {
+		switch {
+		case p.good == nil || source(p.good) == Source{}:
+		case only != nil:
+			return nil
+		default:
+			only = p
+		}
+	}
+	if s.set.OwnModules {
+		return nil
+	}
+	return only
 }
 
 // traps asks Envoy what it has counted of plugins whose VMs failed.
 func (c *adminClient) traps(ctx context.Context) (map[chandler.Key]VMFaults, error) {
 	stats, err := c.stats(ctx, `^wasm\..*\.vm_reload_(success|failure|backoff)$`)
-	if err != nil {
-		return nil, err
-	}
-	return countTraps(stats), nil
+	return countTraps(stats), err
 }
 
 // countTraps adds up what statistics of the form wasm.PLUGIN.vm_reload_... say.

@@ -169,3 +169,66 @@ func TestFaultsAreCountedOnce(t *testing.T) {
 		}
 	}
 }
+
+// Envoy 1.40's own lines about a Go plugin that panics under FAIL_OPEN, and others.
+func TestFaultsInTheLog(t *testing.T) {
+	t.Parallel()
+	const (
+		head  = "[2026-11-28 10:37:34.788][4983]"
+		other = "[2026-11-28 10:37:34.788][4984]"
+		said  = "[error][wasm] [source/extensions/common/wasm/context.cc:1157] wasm log WasmPlugin/ns/"
+		fails = "[error][wasm] [source/extensions/common/wasm/wasm_vm.cc:38] Function: proxy_on_request_headers failed: Uncaught RuntimeError: unreachable"
+	)
+	key := func(name string) chandler.Key {
+		return chandler.Key{Kind: "WasmPlugin", Namespace: "ns", Name: name}
+	}
+	for what, c := range map[string]struct {
+		lines   []string
+		named   map[chandler.Key]uint64
+		unnamed uint64
+	}{
+		"Go": {[]string{head + said + "a WasmPlugin/ns/a: panic: ", head + said + "a WasmPlugin/ns/a: assignment to entry in nil map", head + said + "a WasmPlugin/ns/a: ",
+			head + fails, "Proxy-Wasm plugin in-VM backtrace:", "  0:  0x12f016 - runtime.abort"}, map[chandler.Key]uint64{key("a"): 1}, 0},
+		"Rust":                 {[]string{head + said + "r: panicked at 'boom', src/lib.rs:7:1", head + fails}, map[chandler.Key]uint64{key("r"): 1}, 0},
+		"no words":             {[]string{head + fails, head + fails}, nil, 2},
+		"ordinary words":       {[]string{head + said + "a: no such user", head + fails}, nil, 1},
+		"of another plugin":    {[]string{head + said + "a: panic: ", head + said + "b: hello", head + fails}, nil, 1},
+		"of another thread":    {[]string{other + said + "a: panic: ", head + fails}, nil, 1},
+		"threads between":      {[]string{head + said + "a: panic: ", other + said + "b: panic: ", head + fails, other + fails}, map[chandler.Key]uint64{key("a"): 1, key("b"): 1}, 0},
+		"something between":    {[]string{head + said + "a: panic: ", head + "[info][main] [x.cc:1] else", head + fails}, nil, 1},
+		"as it is configured":  {[]string{head + strings.Replace(fails, "proxy_on_request_headers", "proxy_validate_configuration", 1)}, nil, 0},
+		"a plugin pretends to": {[]string{head + said + "a: panic: Function: proxy_on_tick failed: no", head + said + "a: [x][1][error][wasm] [y] Function: proxy_on_tick failed: no"}, nil, 0},
+	} {
+		l := &envoyLog{}
+		l.take([]byte(strings.Join(c.lines, "\n") + "\n"))
+		if got := l.faulted(); !got.equal(loggedFaults{c.named, c.unnamed}) {
+			t.Errorf("%s: %+v, want %v and %d", what, got, c.named, c.unnamed)
+		}
+	}
+}
+
+// Of the log counts only what nobody else counts, and of no name only what can be of
+// one plugin alone.
+func TestLoggedFaultsAreNotGuessed(t *testing.T) {
+	t.Parallel()
+	p, open, shut := serving(t), version("a", strategy(chandler.FailOpen)), version("b", strategy(chandler.FailClose))
+	logged := func(n uint64, named map[chandler.Key]uint64, wantOpen, wantShut uint64) {
+		t.Helper()
+		p.step(Trapped{Logged: loggedFaults{named, n}})
+		r := p.s.Report()
+		if r[open.Key].VMTraps != wantOpen || r[shut.Key].VMTraps != wantShut {
+			t.Errorf("%d and %d traps, want %d and %d", r[open.Key].VMTraps, r[shut.Key].VMTraps, wantOpen, wantShut)
+		}
+	}
+	p.assign(open)
+	p.loaded(open)
+	p.ackAll()
+	logged(2, nil, 2, 0)
+	logged(2, nil, 2, 0)
+	logged(2, map[chandler.Key]uint64{open.Key: 3}, 5, 0)
+	p.assign(shut)
+	p.loaded(shut)
+	p.ackAll()
+	logged(9, map[chandler.Key]uint64{open.Key: 3, shut.Key: 4}, 5, 0)
+	p.wantState(open, chandler.StateInForce, string(open.Release), chandler.StandInNone, chandler.CodeVMTrap)
+}

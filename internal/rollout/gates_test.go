@@ -14,12 +14,8 @@ import (
 func answers(n, redirect, client, server, late int, slow time.Duration) (a chandler.Answers) {
 	a.Classes[2], a.Classes[3], a.Classes[4] = uint64(n*redirect/100), uint64(n*client/100), uint64(n*server/100)
 	a.Classes[1] = uint64(n) - a.Classes[2] - a.Classes[3] - a.Classes[4]
-	at := 0
-	for bounds := chandler.LatencyBounds(); at < len(bounds) && slow > bounds[at]; {
-		at++
-	}
 	a.Latency[3] = uint64(n - n*late/100)
-	a.Latency[at] += uint64(n * late / 100)
+	a.Latency[bucket(slow)] += uint64(n * late / 100)
 	return a
 }
 

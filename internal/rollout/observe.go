@@ -1,9 +1,7 @@
 package rollout
 
 import (
-	"hash/fnv"
 	"slices"
-	"strconv"
 	"time"
 
 	"chandler.dev/chandler"
@@ -186,18 +184,29 @@ func (s *Side) take(proxies []*Proxy, now time.Time, lag time.Duration) {
 // identity gives a proxy's group, and a number that is another one when its counters
 // began anew. The numbers of a group's members are added up, in any order.
 func identity(p *Proxy) (group int, who uint64) {
-	who = hash(p.ID())
-	group = int(who % groups)
-	for _, t := range p.Traffic {
-		who += hash(p.ID() + "\x00" + string(t.Mode) + "\x00" + strconv.FormatUint(uint64(t.Port), 10) + "\x00" + t.Epoch)
+	id := fnv(offset).with(p.Namespace).with(p.Name)
+	who = uint64(id)
+	for i := range p.Traffic {
+		t := &p.Traffic[i]
+		who += uint64((id ^ fnv(t.Port)).with(string(t.Mode)).with(t.Epoch))
 	}
-	return group, who
+	return int(id % groups), who
 }
 
-func hash(s string) uint64 {
-	h := fnv.New64a()
-	h.Write([]byte(s))
-	return h.Sum64()
+// fnv is the hash FNV-1a of what it was made with.
+type fnv uint64
+
+const (
+	offset = 14695981039346656037
+	prime  = 1099511628211
+)
+
+// with takes a text in, and its end.
+func (h fnv) with(s string) fnv {
+	for i := range len(s) {
+		h = (h ^ fnv(s[i])) * prime
+	}
+	return (h ^ 0xff) * prime
 }
 
 // add adds answers.

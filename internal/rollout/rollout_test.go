@@ -111,7 +111,7 @@ func TestSmallFleets(t *testing.T) {
 func TestEmptyFleet(t *testing.T) {
 	t.Parallel()
 	f := newFleet(0, good, good)
-	s, d, _ := f.run(t, rollout.Begin(plan(t, "50%", "10s"), f.observed(), f.now), time.Hour)
+	s, d, _ := f.run(t, rollout.Begin(plan(t, "50%", "10s"), f.observed(), f.now), 5*time.Minute)
 	if d != rollout.Stay || s.Step != 0 {
 		t.Fatalf("%s %+v", d, s)
 	}
@@ -161,7 +161,7 @@ func TestReunion(t *testing.T) {
 // what is counted was there.
 func TestCountersBeginAnew(t *testing.T) {
 	t.Parallel()
-	f := newFleet(80, good, good) // of which some share a group
+	f := newFleet(60, good, good) // of which some share a group
 	f.rps = 2
 	s := rollout.Begin(plan(t, "50%", "10m"), f.observed(), f.now)
 	var chosen, others uint64
@@ -283,10 +283,9 @@ func TestNetwork(t *testing.T) {
 	}
 }
 
-// The record of a rollout is small however large the fleet, and a look at it quick.
-func TestLargeFleet(t *testing.T) {
-	t.Parallel()
-	var o rollout.Observed
+// large is what is observed of ten thousand proxies that have answered a lot.
+func large() rollout.Observed {
+	o := rollout.Observed{UID: "uid", Type: chandler.HTTP}
 	for i := range 10_000 {
 		p := rollout.Proxy{Node: chandler.Node{Namespace: "default", Name: fmt.Sprintf("proxy-with-a-long-name-%d", i)}, Connected: true, InForce: true, Traps: 1 << 40}
 		for port := range 4 {
@@ -301,6 +300,13 @@ func TestLargeFleet(t *testing.T) {
 		}
 		o.Proxies = append(o.Proxies, p)
 	}
+	return o
+}
+
+// The record of a rollout is small however large the fleet.
+func TestLargeFleet(t *testing.T) {
+	t.Parallel()
+	o := large()
 	s := rollout.Begin(plan(t, "50%", "1m"), o, start)
 	for i := range 20 {
 		s, _, _ = rollout.Next(s, o, start.Add(time.Duration(i)*time.Second))
@@ -308,6 +314,15 @@ func TestLargeFleet(t *testing.T) {
 	b, err := json.Marshal(s)
 	if err != nil || len(b) > 32<<10 {
 		t.Errorf("%d bytes, %v", len(b), err)
+	}
+}
+
+// BenchmarkNext is one look at a rollout to ten thousand proxies of four ports each.
+func BenchmarkNext(b *testing.B) {
+	o := large()
+	s := rollout.Begin(plan(b, "50%", "1m"), o, start)
+	for b.Loop() {
+		s, _, _ = rollout.Next(s, o, start.Add(30*time.Second))
 	}
 }
 

@@ -35,7 +35,7 @@ func inForce(namespace, name string, on ...chandler.Node) control.ObjectView {
 	v.Plugin.UID, v.Plugin.Generation = v.UID, 1
 	v.Status = chandler.Status{Release: release, Conditions: []chandler.Condition{{Type: chandler.ConditionResolvedRefs, Status: chandler.True, Message: "fine"}}}
 	for _, n := range on {
-		v.Status.Proxies = append(v.Status.Proxies, chandler.ProxyStatus{Node: n.Name, Namespace: n.Namespace, Connected: true, AttachmentState: stateIn(key, release.ID)})
+		v.Status.Proxies = append(v.Status.Proxies, chandler.ProxyStatus{Node: n.Name, Namespace: n.Namespace, Connected: true, Wanted: release.ID, AttachmentState: stateIn(key, release.ID)})
 	}
 	return v
 }
@@ -182,7 +182,13 @@ func TestExplainIsForThoseWhoSeeBoth(t *testing.T) {
 }
 
 // steps is a rollout that has come to one proxy.
-type steps struct{ to string }
+type steps struct {
+	unasked
+	to string
+}
+
+// unasked is what nobody asks a fake.
+type unasked interface{ Rollouts }
 
 func (s steps) Rollout(_ chandler.Key, n chandler.Node) (chandler.Rollout, bool, bool) {
 	return chandler.Rollout{From: "old", To: "r-all", State: chandler.RolloutProgressing}, n.ID() == s.to, true
@@ -192,7 +198,7 @@ func TestExplainKnowsRollouts(t *testing.T) {
 	t.Parallel()
 	f := aFleet()
 	f.proxies[1].Facts.Bypassed = nil
-	s := serve(t, Config{UID: os.Getuid(), Control: f, Rollouts: steps{"shop/n2"}, Grants: granted(tokenOf("root", access.Admin, "*"))})
+	s := serve(t, Config{UID: os.Getuid(), Control: f, Rollouts: steps{to: "shop/n2"}, Grants: granted(tokenOf("root", access.Admin, "*"))})
 	var why chandlerv1.ExplainResponse
 	s.get("root", "Explain", `{"ref": {"namespace": "istio-system", "name": "all"}, "node": "edge/n1"}`, &why)
 	if last := why.Checks[len(why.Checks)-1]; last.Name != "rollout" || last.Holds || !strings.Contains(why.Verdict, "it keeps release old") {

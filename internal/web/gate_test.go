@@ -193,6 +193,7 @@ func TestEveryProcedureHasARule(t *testing.T) {
 	procedures := 0
 	for _, service := range []protoreflect.ServiceDescriptor{
 		chandlerv1.File_chandler_v1_admin_proto.Services().ByName("Admin"), chandlerv1.File_chandler_v1_fleet_proto.Services().ByName("Fleet"),
+		chandlerv1.File_chandler_v1_rollout_proto.Services().ByName("Rollouts"),
 	} {
 		methods := service.Methods()
 		procedures += methods.Len()

@@ -60,17 +60,23 @@ type plane struct {
 	source     edits
 	target     string
 	generation int64
+	plan       *chandler.RolloutPlan // of what is applied; nil: to all at once
 }
 
 var key = chandler.Key{Kind: chandler.KindWasmPlugin, Namespace: "istio-system", Name: "auth"}
 
 func newPlane(t testing.TB) *plane {
 	t.Helper()
-	s, err := store.Open(store.Config{Dir: t.TempDir()})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return newPlaneOn(t, l)
+}
+
+func newPlaneOn(t testing.TB, l net.Listener) *plane {
+	t.Helper()
+	s, err := store.Open(store.Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +113,7 @@ func (p *plane) apply(n int) chandler.ReleaseID {
 	ref, _ := chandler.ParseReference("oci://reg.example/auth:v1")
 	o := source.Object{Key: key, UID: "uid", Created: time.Unix(1000, 0), Generation: p.generation}
 	o.Plugin = &chandler.Plugin{
-		Key: key, UID: o.UID, Generation: o.Generation, Created: o.Created, Type: chandler.HTTP, Phase: chandler.PhaseAuthn,
+		Key: key, UID: o.UID, Generation: o.Generation, Created: o.Created, Type: chandler.HTTP, Phase: chandler.PhaseAuthn, Rollout: p.plan,
 		Wasm: &chandler.Wasm{URL: "oci://reg.example/auth:v1", Reference: ref, FailStrategy: chandler.FailClose, Config: fmt.Appendf(nil, `{"n":%d}`, n)},
 	}
 	p.source <- source.Snapshot{Objects: []source.Object{o}}
