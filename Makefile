@@ -24,7 +24,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-authors authors test-rules plugins test-plugins e2e-kube generate cross bench clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-authors authors test-rules plugins test-plugins e2e-kube generate cross bench clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,10 @@ test-rules: tools-promtool ## alert rules and dashboard, with promtool
 fuzz: ## every fuzz target for 20 s, two at a time; make fuzz FOR=5m ONLY=FuzzUnpack
 	@sh tools/fuzz.sh $(or $(FOR),20s) $(ONLY)
 
+test-browser: ## the dashboard in a real browser; screenshots in .run/screenshots, or SHOTS=DIR
+	@sh tools/chromium.sh
+	go test -tags browser -run '^TestBrowser' -count 1 -timeout 10m ./internal/dashboard -screenshots "$(or $(SHOTS),$(CURDIR)/.run/screenshots)"
+
 updates: tools ## 1,000 updates of a gateway under load; none is noticed
 	go test ./test/e2e -run '^TestUpdates$$' -count 1 -timeout 15m -v -updates 1000
 
@@ -84,8 +88,8 @@ soak: tools ## random faults under load: for a day, or make soak FOR=1h
 
 lint: ## gofmt, go vet, staticcheck, generated files up to date
 	@out=$$(gofmt -l .) && if [ -n "$$out" ]; then echo "not gofmt'd:"; echo "$$out"; exit 1; fi
-	for m in $(MODULES); do go -C "$$m" vet -tags faults ./... || exit 1; done
-	go tool -modfile=tools/go.mod staticcheck -tags faults ./...
+	for m in $(MODULES); do go -C "$$m" vet -tags faults,browser ./... || exit 1; done
+	go tool -modfile=tools/go.mod staticcheck -tags faults,browser ./...
 	cd plugins/basicauth && go tool -modfile=../../tools/go.mod staticcheck ./...
 	go -C tools run ./protogen -check ../api
 

@@ -123,5 +123,9 @@ type ProxyStatus struct {
 	Connected bool
 	// AgentVersion and EnvoyVersion are what the agent says of itself.
 	AgentVersion, EnvoyVersion string
+	// Wanted is the release that it is to have; empty: there is none yet. Nothing: it is
+	// to have none now.
+	Wanted  ReleaseID `json:",omitempty"`
+	Nothing bool      `json:",omitempty"`
 	AttachmentState
 }

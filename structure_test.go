@@ -98,6 +98,12 @@ var imports = []rule{
 	},
 	{
 		in:     []string{"..."},
+		except: []string{"internal/telemetry"},
+		never:  []string{"go.opentelemetry.io/otel/sdk/...", "go.opentelemetry.io/otel/exporters/..."},
+		why:    "one package sends traces; the others know the plain interface",
+	},
+	{
+		in:     []string{"..."},
 		except: []string{"cmd/chandler"},
 		never:  []string{"github.com/spf13/..."},
 		why:    "flags are the business of commands",
@@ -121,7 +127,7 @@ var dependencies = []rule{
 		in: []string{"cmd/chandler-agent"},
 		never: []string{
 			"k8s.io/...", "sigs.k8s.io/...", "istio.io/...", "github.com/sigstore/...", "github.com/tetratelabs/wazero/...",
-			"github.com/spf13/...", "connectrpc.com/...", "github.com/envoyproxy/go-control-plane/pkg/...",
+			"github.com/spf13/...", "connectrpc.com/...", "github.com/envoyproxy/go-control-plane/pkg/...", "go.opentelemetry.io/...",
 		},
 		why: "the agent runs beside every Envoy and must stay small",
 	},

@@ -261,7 +261,7 @@ const (
 var passing = map[string]bool{
 	string(chandler.CodeFetchFailed): true, string(chandler.CodeFetchShort): true,
 	string(chandler.CodeControlUnreachable): true, string(chandler.CodeDeadlinePassed): true, string(chandler.CodeResolving): true,
-	string(chandler.CodeProgressing): true, string(chandler.CodeEnvoyDown): true,
+	string(chandler.CodeProgressing): true, string(chandler.CodeEnvoyDown): true, string(chandler.CodeRolloutProgressing): true,
 }
 
 // judgeStatus tells whether a generation has come to an end, and which.

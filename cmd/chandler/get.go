@@ -216,11 +216,25 @@ func statusDocument(st *chandlerv1.Status) map[string]any {
 	if st.GetAttempt() > 0 {
 		own["attempt"], own["nextTry"] = st.Attempt, stamp(st.NextTry)
 	}
+	if r := st.GetRollout(); r != nil {
+		own["rollout"] = rolloutDocument(r)
+	}
 	own["failures"] = proxyDocuments(st.GetFailures())
 	if len(st.GetProxies()) > 0 {
 		own["proxyStates"] = proxyDocuments(st.Proxies)
 	}
 	return map[string]any{"observedGeneration": st.GetObservedGeneration(), "conditions": conditions, "chandler": own}
+}
+
+func rolloutDocument(r *chandlerv1.RolloutSummary) map[string]any {
+	doc := map[string]any{"state": r.State, "disabled": r.Disabled}
+	if r.Step > 0 {
+		doc["step"] = fmt.Sprintf("%d/%d", r.Step, r.Steps)
+	}
+	if r.Pinned {
+		doc["pinned"] = true
+	}
+	return told(doc)
 }
 
 func proxyDocuments(proxies []*chandlerv1.ProxyStatus) []map[string]any {

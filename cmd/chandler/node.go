@@ -21,7 +21,8 @@ import (
 
 func nodeCommand(e *env) *cobra.Command {
 	cmd := e.oneNodeCommand()
-	if e.plugin {
+	if e.plugin { // machines of a cluster are not enrolled
+		cmd.Short = "What is attached to a proxy, in which order"
 		return cmd
 	}
 	token := &cobra.Command{

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/spf13/cobra"
 	yaml "go.yaml.in/yaml/v3"
 )
 
@@ -47,6 +46,11 @@ func TestOperatorsCommands(t *testing.T) {
 			}
 		}
 	}
+	for _, wrong := range []string{"chandler stats", "chandler rollout promot x", "chandler disable x --because y"} {
+		if understood(wrong) == nil {
+			t.Errorf("%s is understood", wrong)
+		}
+	}
 }
 
 // understood tells whether a command would begin.
@@ -64,8 +68,8 @@ func understood(command string) error {
 	if err := cmd.ParseFlags(rest); err != nil {
 		return err
 	}
-	if cmd.HasSubCommands() && len(cmd.Flags().Args()) > 0 && cmd.Args == nil {
-		return cobra.NoArgs(cmd, cmd.Flags().Args())
+	if cmd.HasSubCommands() { // whose name might be misspelt
+		return cmd.ValidateArgs(cmd.Flags().Args())
 	}
 	return nil
 }

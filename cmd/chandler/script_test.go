@@ -15,9 +15,11 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/testenv/registry"
+	"chandler.dev/chandler/internal/testenv/swarm"
 )
 
 func TestMain(m *testing.M) {
@@ -75,10 +77,32 @@ func TestScript(t *testing.T) {
 			"retry": retry,
 			"logs":  logs,
 			"move":  move,
+			"swarm": swarmInScript,
 			"proxy": proxyInScript,
 			"code":  code,
 		},
 	})
+}
+
+// swarmInScript has agents join, default/agent-0 and so on: "swarm 5". Whatever denies
+// with 503 denies everything there.
+func swarmInScript(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	bad := chandler.Digest[chandler.ModuleDigest](module.Deny(503))
+	agents := swarm.New(swarm.Config{
+		Target: "passthrough:///" + ts.Getenv("LISTEN"), Agents: n, Rate: 200, History: time.Hour,
+		Conduct: func(_ chandler.Node, a *chandler.Attachment) swarm.Conduct {
+			if m := a.Program.Module; m != nil && m.Digest == bad {
+				return swarm.Conduct{Answers: swarm.Denies()}
+			}
+			return swarm.Conduct{}
+		},
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- agents.Run(ctx) }()
+	ts.Defer(func() { cancel(); <-done })
 }
 
 // move has the tag plugin:TAG mean a module that denies with a status.

@@ -208,6 +208,7 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		return nil, nil, shown, err
 	}
 	shown.Control, shown.Rollouts, shown.Grants, shown.Admit = plane, plane, op.grants, op.admit
+	shown.Imports = importsOf(modules)
 	return plane, inCluster, shown, nil
 }
 

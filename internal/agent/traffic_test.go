@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -105,10 +106,10 @@ func TestMeter(t *testing.T) {
 // never while a push is under way.
 func TestWatchTraffic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		asked := 0
+		var asked atomic.Int64
 		a := &Agent{reporter: newReporter(chandler.Node{}), envoyAdmin: &adminClient{base: "http://envoy", http: http.Client{
 			Transport: roundTrip(func(r *http.Request) string {
-				if asked++; !strings.Contains(r.URL.RawQuery, "histogram_buckets=disjoint") {
+				if asked.Add(1); !strings.Contains(r.URL.RawQuery, "histogram_buckets=disjoint") {
 					t.Errorf("asked for %s", r.URL.RawQuery)
 				}
 				return "http.in.downstream_rq_2xx: 3\n"
@@ -119,10 +120,10 @@ func TestWatchTraffic(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); a.watchTraffic(ctx) }()
 		in := func(d time.Duration) int {
-			before := asked
+			before := asked.Load()
 			time.Sleep(d) // of the bubble's clock
 			synctest.Wait()
-			return asked - before
+			return int(asked.Load() - before)
 		}
 		told := func() bool { return a.reporter.current().traffic != nil }
 

@@ -119,7 +119,8 @@ func (c *Control) tell(e *entry, s *chandler.Status) {
 	}
 	t := c.told[e.id()]
 	if t == nil || t.release != e.target.ID {
-		t = &told{release: e.target.ID, inForce: !e.target.ResolvedAt.After(c.begun), reasons: map[chandler.Code]bool{}}
+		known := t != nil
+		t = &told{release: e.target.ID, inForce: !known && !e.target.ResolvedAt.After(c.begun), reasons: map[chandler.Code]bool{}}
 		c.told[e.id()] = t
 	}
 	everywhere := s.Desired > 0 && s.InForce == s.Desired && e.course.rollout.Stage == nil
@@ -208,5 +209,70 @@ func (c *Control) tellProxies(ids []string, reason chandler.EventReason, warning
 	}
 	for _, id := range ids {
 		c.Emit(chandler.Event{Node: id, Reason: reason, Warning: warning, Message: what})
+	}
+}
+
+// bypasses gives why plugins are taken out on machines themselves, by node; false when
+// nobody said anything since the last call. Of who is away the last is taken.
+func (f *fleet) bypasses() (map[chandler.Key]map[string]string, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.retold {
+		return nil, false
+	}
+	f.retold = false
+	all := map[chandler.Key]map[string]string{}
+	for id, m := range f.members {
+		facts := m.facts
+		if !m.connected && m.relayed != nil {
+			facts = m.relayed.facts
+		}
+		if facts == nil {
+			continue
+		}
+		for _, b := range facts.Bypassed {
+			if all[b.Key] == nil {
+				all[b.Key] = map[string]string{}
+			}
+			all[b.Key][id] = b.Reason
+		}
+	}
+	return all, true
+}
+
+// tellBypasses tells where plugins were taken out by hand, and put back.
+func (c *Control) tellBypasses() {
+	now, news := c.fleet.bypasses()
+	if !news {
+		return
+	}
+	before := c.byHand
+	c.byHand = now
+	for _, key := range slices.SortedFunc(maps.Keys(now), chandler.Key.Compare) {
+		c.tellHand(key, onlyIn(now[key], before[key]), true, "taken out on the machine itself: ", now[key])
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(before), chandler.Key.Compare) {
+		c.tellHand(key, onlyIn(before[key], now[key]), false, "put back on the machine itself", nil)
+	}
+}
+
+// onlyIn gives the names that are in one map and not in another.
+func onlyIn(in, not map[string]string) []string {
+	var only []string
+	for _, id := range slices.Sorted(maps.Keys(in)) {
+		if _, ok := not[id]; !ok {
+			only = append(only, id)
+		}
+	}
+	return only
+}
+
+func (c *Control) tellHand(key chandler.Key, ids []string, warning bool, what string, why map[string]string) {
+	if len(ids) > oneByOne {
+		c.Emit(chandler.Event{Key: key, Reason: chandler.EventBypassed, Warning: warning, Message: fmt.Sprintf("%s%s (%s and %d more proxies)", what, why[ids[0]], strings.Join(ids[:oneByOne], ", "), len(ids)-oneByOne)})
+		return
+	}
+	for _, id := range ids {
+		c.Emit(chandler.Event{Key: key, Node: id, Reason: chandler.EventBypassed, Warning: warning, Message: what + why[id]})
 	}
 }

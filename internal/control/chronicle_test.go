@@ -187,3 +187,24 @@ func TestEventsOfAPolicy(t *testing.T) {
 	r.deliver()
 	r.happens(chandler.EventNotResolved, 2)
 }
+
+// A plugin that is taken out on a machine, and put back, is told once each.
+func TestEventsOfABypass(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.deliver()
+	str := r.join(gateway).report()
+	key := chandler.Key{Kind: chandler.KindWasmPlugin, Namespace: "istio-system", Name: "auth"}
+	facts := func(sequence uint64, bypassed ...chandler.Bypass) {
+		t.Helper()
+		if err := say(t, str, wire.Report{Node: &gateway, Sequence: sequence, Full: sequence == 1, Facts: &chandler.Facts{Bypassed: bypassed}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	facts(1)
+	facts(2, chandler.Bypass{Key: key, Reason: "it hangs"})
+	says(t, r.happens(chandler.EventBypassed, 1), "", "istio-system/gw", true, "taken out on the machine itself: it hangs")
+	facts(3, chandler.Bypass{Key: key, Reason: "it hangs"})
+	facts(4)
+	says(t, r.happens(chandler.EventBypassed, 2), "", "istio-system/gw", false, "put back")
+}

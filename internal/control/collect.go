@@ -30,7 +30,7 @@ func (l *loop) collect(ctx context.Context) {
 	var old rubbish
 	for uid, ro := range l.rollouts {
 		if l.byUID[uid] == nil && l.jobs[resolveID(uid)] == nil && !l.isGhost(uid) && !l.remembered(uid, now) {
-			old.rollouts = append(old.rollouts, ro)
+			old.rollouts = append(old.rollouts, *ro)
 		}
 	}
 	for uid, ids := range l.history {
@@ -38,7 +38,7 @@ func (l *loop) collect(ctx context.Context) {
 		if l.byUID[uid] == nil && l.jobs[resolveID(uid)] == nil && !l.isGhost(uid) {
 			keep = 0
 		}
-		ro, more := l.rollouts[uid], len(ids)-keep
+		ro, more := l.at(uid), len(ids)-keep
 		for _, id := range ids {
 			if more > 0 && (keep == 0 || !ro.Remembers(id)) {
 				old.releases = append(old.releases, l.releases[id])
@@ -75,12 +75,12 @@ func (l *loop) swept(done rubbish) {
 	l.collecting = false
 	for _, ro := range done.rollouts {
 		l.rolloutLost(ro)
-		if l.rollouts[ro.UID].UID == "" {
+		if l.at(ro.UID).UID == "" {
 			delete(l.gone, ro.UID)
 		}
 	}
 	for _, r := range done.releases {
-		if ro := l.rollouts[r.UID]; !ro.Names(r.ID) || l.byUID[r.UID] == nil {
+		if ro := l.at(r.UID); !ro.Names(r.ID) || l.byUID[r.UID] == nil {
 			l.forgetRelease(r)
 		}
 	}

@@ -103,8 +103,7 @@ func (l *loop) forgetConfigs() {
 		if r == nil || l.byUID[r.UID] == nil && !l.isGhost(r.UID) {
 			return true
 		}
-		ro := l.rollouts[r.UID]
-		return !ro.Names(id)
+		return !l.at(r.UID).Names(id)
 	})
 }
 

@@ -109,15 +109,17 @@ type Config struct {
 
 // Control is a control plane. New starts nothing; Run does.
 type Control struct {
-	cfg      Config
-	log      *slog.Logger
-	metrics  *metrics
-	fleet    *fleet
-	server   *deltaserver.Server
-	board    board
-	journal  journal
-	hands    hands
-	told     map[string]*told // by entry; guarded by board.round
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	fleet   *fleet
+	server  *deltaserver.Server
+	board   board
+	journal journal
+	hands   hands
+	// told and byHand are what was told of; transit's.
+	told     map[string]*told                   // by entry
+	byHand   map[chandler.Key]map[string]string // why plugins are taken out on machines, by node
 	schemas  *schemas
 	office   office
 	journeys *journeys

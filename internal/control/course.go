@@ -161,14 +161,3 @@ func leaving(ro record.Rollout, kept record.Kept, now time.Time) record.Rollout 
 	ro.Pinned, ro.Bad = false, nil
 	return bound(ro, goal{}, &kept.Plan, now)
 }
-
-// returned is that the resource of a plugin that was being taken out is there again:
-// everyone has it back.
-func returned(ro record.Rollout, now time.Time) record.Rollout {
-	base := ro.Previous
-	scope := ro.Scope
-	if ro.Stage != nil {
-		base, scope = ro.Stage.Base.Release, ro.Stage.Base.Scope
-	}
-	return bound(ro, goal{release: base, generation: ro.Generation, scope: scope, why: "the resource is there again"}, nil, now)
-}

@@ -32,7 +32,8 @@ type fleet struct {
 	allDirty bool
 	changed  chan struct{} // closed when something is said; nil: nobody waits for it
 
-	turns map[string]bool // whether it was connected, of whom came or went; see takeTurns
+	turns  map[string]bool // whether it was connected, of whom came or went; see takeTurns
+	retold bool            // somebody told facts since the last look at them
 	// news are ids of our agents that the leader is to hear of, and whether of their
 	// traffic too; nil: nobody is.
 	news  map[string]bool
@@ -210,7 +211,7 @@ func (f *fleet) take(r *reporter, rep wire.Report) error {
 	f.count(m.states, states)
 	r.sequence, m.states = rep.Sequence, states
 	if rep.Full || rep.Facts != nil {
-		m.facts = shared(rep.Facts, states)
+		m.facts, f.retold = shared(rep.Facts, states), true
 	}
 	if len(rep.Traffic) > 0 {
 		m.traffic, m.trafficAt = rep.Traffic, f.now()
@@ -335,10 +336,14 @@ func (f *fleet) bypassed() map[named]int {
 	defer f.mu.Unlock()
 	counts := map[named]int{}
 	for _, m := range f.members {
-		if m.facts == nil || !m.online() {
+		facts := m.facts
+		if !m.connected && m.relayed != nil {
+			facts = m.relayed.facts
+		}
+		if facts == nil || !m.online() {
 			continue
 		}
-		for _, b := range m.facts.Bypassed {
+		for _, b := range facts.Bypassed {
 			counts[named{b.Namespace, b.Name}]++
 		}
 	}

@@ -30,8 +30,8 @@ func (l *loop) parted(was map[string]*chandler.Plugin) {
 
 // ghost gives what is kept of a plugin that is gone and is still in force somewhere.
 func (l *loop) ghost(uid string) (record.Kept, bool) {
-	ro, ok := l.rollouts[uid]
-	if !ok || l.byUID[uid] != nil || ro.Release == "" && ro.Stage == nil || l.names[ro.Key] {
+	ro := l.at(uid)
+	if ro.UID == "" || l.byUID[uid] != nil || ro.Release == "" && ro.Stage == nil || l.names[ro.Key] {
 		return record.Kept{}, false
 	}
 	if ro.Kept != nil {
@@ -51,6 +51,9 @@ func (l *loop) isGhost(uid string) bool {
 func (l *loop) ghosts() []*entry {
 	var all []*entry
 	for uid, ro := range l.rollouts {
+		if l.byUID[uid] != nil {
+			continue
+		}
 		kept, ok := l.ghost(uid)
 		if !ok {
 			continue

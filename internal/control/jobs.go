@@ -203,7 +203,7 @@ func (r *room) has(j *job) bool {
 // behind tells whether another replica has seen a newer generation of a plugin than
 // this one, which must not take its record back then.
 func (l *loop) behind(o *source.Object) bool {
-	return l.c.cfg.Election != nil && o.Plugin != nil && l.rollouts[o.UID].Generation > o.Plugin.Generation
+	return l.c.cfg.Election != nil && o.Plugin != nil && l.at(o.UID).Generation > o.Plugin.Generation
 }
 
 // need is something that has to be in the store, and the release that it is of.
@@ -215,7 +215,7 @@ type need struct {
 // needs gives what has to be in the store for a plugin: the modules that agents may ask
 // for, of the release that its rollout is at and of the others, and the schema of the
 // former.
-func (l *loop) needs(o *source.Object) (all [4]need, n int) {
+func (l *loop) needs(o *source.Object) (all [3]need, n int) {
 	if o.Plugin == nil {
 		return all, 0
 	}
@@ -224,26 +224,23 @@ func (l *loop) needs(o *source.Object) (all [4]need, n int) {
 			all[n], n = need{d, r}, n+1
 		}
 	}
-	c := l.course(o.UID, nil)
-	if t := c.target; t != nil && t.Program.Module != nil {
-		add(t.Program.Module.Digest, t)
-		if t.Schema != nil {
-			add(chandler.ModuleDigest(t.Schema.Digest), t)
+	target, other := l.target(o.UID), l.other(o.UID)
+	if target != nil && target.Program.Module != nil {
+		add(target.Program.Module.Digest, target)
+		if target.Schema != nil {
+			add(chandler.ModuleDigest(target.Schema.Digest), target)
 		}
 	}
-	if c.standby != nil {
-		add(c.standby.Digest, c.spare)
-	}
-	if c.others != nil && c.others.target != nil && c.others.target.Program.Module != nil {
-		add(c.others.target.Program.Module.Digest, c.others.target)
+	if other != nil && other.Program.Module != nil && (target != nil || l.at(o.UID).Stage != nil) {
+		add(other.Program.Module.Digest, other)
 	}
 	return all, n
 }
 
 func (l *loop) newJob(id string, o *source.Object, have *chandler.Release) *job {
 	j := &job{id: id, plugin: o.Plugin, have: have, secrets: l.snapshot.Secrets, gate: l.gate}
-	if ro, ok := l.rollouts[o.UID]; ok {
-		j.rollout, j.before = &ro, l.known(o.UID, everyones(&ro).Release)
+	if ro := l.rollouts[o.UID]; ro != nil {
+		j.rollout, j.before = ro, l.known(o.UID, everyones(ro).Release)
 	}
 	return j
 }

@@ -33,8 +33,9 @@ type loop struct {
 	entries  map[chandler.Key]*entry // of the last publication
 	stale    map[chandler.Key]bool   // entries to make anew
 
-	rollouts map[string]record.Rollout // by uid
-	ahead    map[string]record.Rollout // by uid; their releases are yet to come
+	rollouts map[string]*record.Rollout // by uid; see keep
+	none     record.Rollout             // stands for those that there are not
+	ahead    map[string]record.Rollout  // by uid; their releases are yet to come
 	releases map[chandler.ReleaseID]*chandler.Release
 	configs  map[chandler.ReleaseID][]byte   // with secrets in them; see config
 	history  map[string][]chandler.ReleaseID // by uid, oldest first
@@ -73,7 +74,7 @@ func (c *Control) load(ctx context.Context) (*loop, error) {
 		names:    map[chandler.Key]bool{},
 		entries:  map[chandler.Key]*entry{},
 		stale:    map[chandler.Key]bool{},
-		rollouts: map[string]record.Rollout{},
+		rollouts: map[string]*record.Rollout{},
 		ahead:    map[string]record.Rollout{},
 		releases: map[chandler.ReleaseID]*chandler.Release{},
 		configs:  map[chandler.ReleaseID][]byte{},
@@ -175,8 +176,8 @@ func (l *loop) run(ctx context.Context) error {
 		}
 		next := l.start(ctx)
 		l.collect(ctx)
-		if l.advance(ctx) {
-			pulse.Reset(beat)
+		if pause := l.advance(ctx); pause > 0 {
+			pulse.Reset(pause)
 		}
 		if len(l.stale) > 0 || len(taken) > 0 {
 			next = max(0, time.Until(l.quiet))
@@ -259,7 +260,7 @@ func (l *loop) taken(s source.Snapshot) {
 		l.consider(uid)
 	}
 	l.c.journeys.seen(s, func(uid string, generation int64) bool {
-		return !l.c.leads() || l.rollouts[uid].Generation >= generation
+		return !l.c.leads() || l.at(uid).Generation >= generation
 	})
 }
 
@@ -282,10 +283,29 @@ func (l *loop) known(uid string, id chandler.ReleaseID) *chandler.Release {
 	return nil
 }
 
+// at is where the rollout of a plugin is; one that there is not has no uid. It is not to
+// be changed.
+func (l *loop) at(uid string) *record.Rollout {
+	if ro := l.rollouts[uid]; ro != nil {
+		return ro
+	}
+	return &l.none
+}
+
+// other is the release of those that are not chosen, while a rollout is under way, and
+// else the one before; nil: none.
+func (l *loop) other(uid string) *chandler.Release {
+	ro := l.at(uid)
+	if ro.Stage != nil {
+		return l.known(uid, ro.Stage.Base.Release)
+	}
+	return l.known(uid, ro.Previous)
+}
+
 // target is the release that a plugin's rollout is at, or the one before when the
 // record of that was lost; nil when there is none.
 func (l *loop) target(uid string) *chandler.Release {
-	ro := l.rollouts[uid]
+	ro := l.at(uid)
 	if r := l.known(uid, ro.Release); r != nil || ro.Release == "" {
 		return r
 	}
@@ -295,7 +315,7 @@ func (l *loop) target(uid string) *chandler.Release {
 // meant is the release that a plugin's resource means, also where another is to be in
 // force.
 func (l *loop) meant(uid string) *chandler.Release {
-	if ro := l.rollouts[uid]; ro.Wanted != nil {
+	if ro := l.at(uid); ro.Wanted != nil {
 		return l.known(uid, ro.Wanted.Release)
 	}
 	return l.target(uid)
@@ -306,19 +326,19 @@ func (l *loop) meant(uid string) *chandler.Release {
 // the plugin is for. Of the module that a change to the other side would need, or an undo,
 // those who do not run it have the bytes stand by.
 func (l *loop) course(uid string, plan *chandler.RolloutPlan) course {
-	ro := l.rollouts[uid]
+	ro := l.at(uid)
 	scope := ro.Scope
 	if plan == nil && !ro.Held() {
 		scope = nil
 	}
 	c := course{rollout: ro, side: l.side(l.target(uid), ro.Sequence, scope)}
 	c.nothing = ro.Release == "" && ro.Sequence > 0
-	before := l.known(uid, ro.Previous)
+	before := l.other(uid)
 	if st := ro.Stage; st != nil {
-		others := l.side(l.known(uid, st.Base.Release), st.Base.Sequence, st.Base.Scope)
+		others := l.side(before, st.Base.Sequence, st.Base.Scope)
 		others.nothing = st.Base.Release == ""
 		others.standBy(c.target)
-		c.others, before = &others, others.target
+		c.others = &others
 	}
 	c.standBy(before)
 	return c
@@ -336,7 +356,7 @@ func (s *side) standBy(other *chandler.Release) {
 		return
 	}
 	if m := s.target.Program.Module; m == nil || m.Digest != other.Program.Module.Digest {
-		s.standby, s.spare = other.Program.Module, other
+		s.standby = other.Program.Module
 	}
 }
 

@@ -123,6 +123,7 @@ func (c *Control) transit() {
 	c.board.round.Lock()
 	defer c.board.round.Unlock()
 	c.tellTurns()
+	c.tellBypasses()
 	all, some := c.fleet.takeDirty()
 	p := c.published.Load() // after that: what is published next is said again
 	if p == nil || !all && len(some) == 0 {

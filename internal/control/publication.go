@@ -63,10 +63,10 @@ type making struct {
 
 // course is where a plugin's rollout is.
 type course struct {
-	side                    // of whoever is chosen, or of everyone
-	others   *side          // of the rest, where a rollout is under way
-	rollout  record.Rollout // as it is recorded; its zero value: not at all
-	detached bool           // the release is taken out
+	side                     // of whoever is chosen, or of everyone
+	others   *side           // of the rest, where a rollout is under way
+	rollout  *record.Rollout // as it is recorded; without a uid: not at all
+	detached bool            // the release is taken out
 }
 
 // side is what some of the proxies are to have.
@@ -76,9 +76,8 @@ type side struct {
 	config   []byte            // with the secrets that the target's is from; nil: from none
 	withheld bool              // they are not to be had
 	sequence uint64
-	scope    *record.Scope     // nil: whom the resource says
-	standby  *chandler.Module  // what a change to the other side would need; nil: nothing else
-	spare    *chandler.Release // that standby is of
+	scope    *record.Scope    // nil: whom the resource says
+	standby  *chandler.Module // what a change to the other side would need; nil: nothing else
 }
 
 // newEntry joins an object with its rollout. before is its entry in the last

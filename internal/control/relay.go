@@ -64,7 +64,7 @@ func (f *fleet) relayed(from *relay, r wire.Relayed) error {
 	if len(r.Traffic) == 0 && m.relayed != nil {
 		now.traffic, now.trafficAt = m.relayed.traffic, m.relayed.trafficAt
 	}
-	m.relayed = now
+	m.relayed, f.retold = now, true
 	f.askRelay(from, r.Node)
 	f.turned(m, before)
 	return nil

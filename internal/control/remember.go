@@ -24,13 +24,13 @@ func pin(r chandler.Release) *chandler.Release {
 // pinned finds what a plugin without a release once was resolved to: by its own
 // rollout, whose releases were lost, or by the last that bore its key and is gone.
 func (l *loop) pinned(k chandler.Key, uid string) *chandler.Release {
-	if p := l.rollouts[uid].Pin; p != nil {
+	if p := l.at(uid).Pin; p != nil {
 		return p
 	}
 	var last record.Rollout
 	for id := range l.gone {
-		if ro := l.rollouts[id]; ro.Key == k && ro.UpdatedAt.After(last.UpdatedAt) {
-			last = ro
+		if ro := l.at(id); ro.Key == k && ro.UpdatedAt.After(last.UpdatedAt) {
+			last = *ro
 		}
 	}
 	return last.Pin
@@ -64,9 +64,9 @@ func (l *loop) missed() {
 // nobody took its place, and it went not long ago.
 func (l *loop) remembered(uid string, now time.Time) bool {
 	went, ok := l.gone[uid]
-	if !ok || now.Sub(went) >= l.c.cfg.Remember || l.rollouts[uid].Pin == nil {
+	if !ok || now.Sub(went) >= l.c.cfg.Remember || l.at(uid).Pin == nil {
 		return false
 	}
-	e := l.entries[l.rollouts[uid].Key]
+	e := l.entries[l.at(uid).Key]
 	return e == nil || e.object.UID == uid || e.target == nil
 }

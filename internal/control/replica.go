@@ -184,10 +184,10 @@ func (l *loop) moved(ro record.Rollout) {
 // keep takes a rollout record in, unless it is older than the one that is known.
 func (l *loop) keep(ro record.Rollout) {
 	known, ok := l.rollouts[ro.UID]
-	if ok && (older(&ro, &known) || ro.Sequence == known.Sequence && ro.Revision == known.Revision && ro.Revision != 0) {
+	if ok && (older(&ro, known) || ro.Sequence == known.Sequence && ro.Revision == known.Revision && ro.Revision != 0) {
 		return
 	}
-	l.rollouts[ro.UID] = ro
+	l.rollouts[ro.UID] = &ro
 	l.stale[ro.Key] = true
 	l.consider(ro.UID)
 }
@@ -211,8 +211,9 @@ func (l *loop) rolloutLost(ro record.Rollout) {
 		l.stale[ro.Key] = true
 		l.consider(ro.UID)
 	case known.Sequence == ro.Sequence:
-		known.Revision = 0
-		l.rollouts[ro.UID] = known
+		lost := *known
+		lost.Revision = 0
+		l.rollouts[ro.UID] = &lost
 	}
 }
 

@@ -136,6 +136,23 @@ func TestAnotherGenerationAfterRollback(t *testing.T) {
 	})
 }
 
+// A generation under which proxies do nothing else needs no steps.
+func TestNothingChangesAtOnce(t *testing.T) {
+	t.Parallel()
+	on(t, 4, func(t *testing.T, s *stage) {
+		plan := inSteps("1", "100%")
+		s.settled(plan)
+		before := s.rollout("auth").To
+		s.apply("auth", "oci://reg.example/auth:v1", plan)
+		s.within(3*time.Second, "everyone has the new release", func() bool {
+			r := s.rollout("auth")
+			return r.To != before && r.State == chandler.RolloutHealthy && s.saw(r.To) == 4
+		})
+		s.apply("auth", "oci://reg.example/auth:v1", func(p *chandler.Plugin) { plan(p); p.Wasm.Config = []byte(`{"a":1}`) })
+		s.within(3*time.Second, "a configuration goes in steps", func() bool { return s.rollout("auth").Chosen == 1 })
+	})
+}
+
 // A first release that does badly leaves nothing behind.
 func TestFirstReleaseIsTakenBack(t *testing.T) {
 	t.Parallel()

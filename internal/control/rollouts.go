@@ -84,7 +84,7 @@ func (c *Control) Rollout(key chandler.Key, n chandler.Node) (r chandler.Rollout
 
 // rollout is the view of one entry.
 func (c *Control) rollout(e *entry, members []member, gone bool) RolloutView {
-	ro := &e.course.rollout
+	ro := e.course.rollout
 	v := RolloutView{Gone: gone, Releases: e.history, Rollout: chandler.Rollout{
 		Key: ro.Key, UID: ro.UID, Generation: ro.Generation, State: chandler.RolloutHealthy,
 		From: ro.Release, To: ro.Release, Plan: e.plan, Since: ro.UpdatedAt,

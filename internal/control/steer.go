@@ -150,7 +150,6 @@ func without(all []chandler.Disablement, d *chandler.Disablement) []chandler.Dis
 
 // ordered tells of an order that was carried out.
 func (c *Control) ordered(key chandler.Key, what chandler.EventReason, by, message string) {
-	c.log.Info("an order", "plugin", key.String(), "who", by, "what", message)
 	c.Emit(chandler.Event{Key: key, Reason: what, By: by, Message: message, Warning: what == chandler.EventDisabled})
 }
 
@@ -188,7 +187,7 @@ func (c *Control) order(ctx context.Context, key chandler.Key, change func(order
 	if err != nil {
 		return record.Rollout{}, err
 	}
-	in := orderly{rollout: e.course.rollout, plan: e.plan, releases: e.history, gone: gone, now: c.cfg.Now().UTC()}
+	in := orderly{rollout: *e.course.rollout, plan: e.plan, releases: e.history, gone: gone, now: c.cfg.Now().UTC()}
 	for n := 1; ; n++ {
 		next, err := change(in)
 		if err != nil {
@@ -224,7 +223,7 @@ func (c *Control) goBy(ctx context.Context, ro record.Rollout) error {
 		if err != nil || e.object.UID != ro.UID {
 			return nil // there is nothing to wait for any more
 		}
-		if at := &e.course.rollout; at.Revision != 0 && !older(at, &ro) {
+		if at := e.course.rollout; at.Revision != 0 && !older(at, &ro) {
 			return nil
 		}
 		select {

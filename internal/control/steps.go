@@ -22,8 +22,9 @@ import (
 // memory, and a leader that comes anew begins from the record.
 
 const (
-	// beat is between two looks at the rollouts that are under way.
-	beat = time.Second
+	// beat is between two looks at the rollouts that are under way, and beatMin where a
+	// step is watched for seconds only.
+	beat, beatMin = time.Second, 200 * time.Millisecond
 	// rewrite is how often what was seen is recorded, though nothing follows from it.
 	rewrite = 30 * time.Second
 	// foreword is how long a rollout waits before its first step for proxies to say what
@@ -31,8 +32,10 @@ const (
 	foreword = 3 * time.Second
 	// empty is how long it waits for a proxy before it is over, as there is none.
 	empty = 10 * time.Second
-	// trafficEvery is how often proxies say what they answer, at most and at least.
-	trafficMin, trafficMax = time.Second, 5 * time.Second
+	// trafficMin and trafficMax bound how often proxies say what they answer, and fraction
+	// is how often of a plan's interval.
+	trafficMin, trafficMax = 500 * time.Millisecond, 5 * time.Second
+	fraction               = 8
 )
 
 // watched is a rollout that is under way, as this leader has seen it.
@@ -54,10 +57,10 @@ type moved struct {
 
 // consider notes whether a plugin's rollout has to be looked at.
 func (l *loop) consider(uid string) {
-	ro, ok := l.rollouts[uid]
+	ro := l.at(uid)
 	kept, ghost := l.ghost(uid)
 	switch {
-	case ok && ro.Stage != nil && (ghost || l.byUID[uid] != nil), ghost && !kept.Stays:
+	case ro.Stage != nil && (ghost || l.byUID[uid] != nil), ghost && !kept.Stays:
 		l.unsettled[uid] = true
 	default:
 		delete(l.unsettled, uid)
@@ -68,27 +71,37 @@ func (l *loop) consider(uid string) {
 // restless tells whether there is something to look at here.
 func (l *loop) restless() bool { return len(l.unsettled) > 0 && l.c.leads() }
 
-// advance looks at all rollouts that are under way, and tells whether there are any.
-func (l *loop) advance(ctx context.Context) bool {
+// advance looks at all rollouts that are under way, and gives when to look again; zero:
+// there are none.
+func (l *loop) advance(ctx context.Context) time.Duration {
 	l.ask()
 	if !l.restless() {
-		return false
+		return 0
+	}
+	pause := beat
+	for uid := range l.unsettled {
+		if st := l.at(uid).Stage; st != nil {
+			pause = min(pause, max(beatMin, st.Plan.Interval/fraction))
+		}
 	}
 	now := l.c.cfg.Now().UTC()
-	if !l.c.Authoritative() || now.Before(l.looked.Add(beat)) && !l.kicked {
-		return true
+	if wait := l.looked.Add(pause).Sub(now); wait > 0 && wait <= pause && !l.kicked {
+		return wait
+	}
+	if !l.c.Authoritative() {
+		return pause
 	}
 	l.looked, l.kicked = now, false
 	members := l.c.fleet.list()
 	for uid := range l.unsettled {
 		e := l.entryOf(uid)
-		if ro := l.rollouts[uid]; l.moving[uid] || e == nil || e.course.rollout.Revision != ro.Revision {
+		if ro := l.at(uid); l.moving[uid] || e == nil || e.course.rollout.Revision != ro.Revision {
 			continue // when that is over
 		}
 		l.step(ctx, e, members, now)
 	}
 	l.c.gauges.Store(gaugesOf(l.watching))
-	return true
+	return pause
 }
 
 // entryOf is a plugin's entry in the last publication, or its ghost's.
@@ -109,7 +122,7 @@ func (l *loop) entryOf(uid string) *entry {
 
 // step looks at one rollout.
 func (l *loop) step(ctx context.Context, e *entry, members []member, now time.Time) {
-	ro, uid := l.rollouts[e.object.UID], e.object.UID
+	ro, uid := *l.at(e.object.UID), e.object.UID
 	if ro.Stage == nil {
 		if kept, ok := l.ghost(uid); ok {
 			l.move(ctx, leaving(ro, kept, now), &chandler.Event{Reason: chandler.EventRolloutStarted, Message: "its resource is gone; it is taken out in steps"})
@@ -124,7 +137,8 @@ func (l *loop) step(ctx context.Context, e *entry, members []member, now time.Ti
 		w = watched{revision: ro.Revision, state: ro.Stage.State, written: now}
 	}
 	o := l.c.observed(e, members)
-	next, decision := w.state, rollout.Stay
+	var next rollout.State
+	var decision rollout.Decision
 	switch order := ro.Stage.Order; {
 	case w.state.Step == unbegun:
 		l.first(ctx, ro, o, now)
@@ -226,14 +240,14 @@ func releaseText(id chandler.ReleaseID) string {
 
 // move has a record moved beside the loop: no agent hears of it before it is written.
 func (l *loop) move(ctx context.Context, next record.Rollout, event *chandler.Event) {
-	old, w := l.rollouts[next.UID], l.watching[next.UID]
+	old, w := l.at(next.UID), l.watching[next.UID]
 	l.moving[next.UID] = true
 	if event != nil {
 		event.Key = next.Key
 	}
 	go func() {
 		m := moved{uid: next.UID, event: event}
-		m.stored, m.err = l.c.swapExactly(ctx, &old, next)
+		m.stored, m.err = l.c.swapExactly(ctx, old, next)
 		if m.err == nil && m.stored.Stage != nil {
 			m.seen = watched{revision: m.stored.Revision, state: m.stored.Stage.State, written: next.UpdatedAt, measures: w.measures}
 		}
@@ -340,7 +354,7 @@ func (l *loop) ask() {
 				continue
 			}
 			about = append(about, e)
-			interval = min(interval, max(trafficMin, e.course.rollout.Stage.Plan.Interval/4))
+			interval = min(interval, max(trafficMin, e.course.rollout.Stage.Plan.Interval/fraction))
 			text += fmt.Sprint(uid, " ", e.course.rollout.Revision, ";")
 		}
 	}

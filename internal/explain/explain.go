@@ -393,6 +393,9 @@ func (r *reasoning) match(c *Check) (bool, string) {
 			not = append(not, spell(l)+": "+why)
 		}
 	}
+	if f.More {
+		not = append(not, "others that its agent does not tell of")
+	}
 	if len(yes) == 0 {
 		return no(c, "it matches no listener; %s", some(not))
 	}

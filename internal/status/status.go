@@ -209,6 +209,9 @@ func tally(in Input, s *chandler.Status) counts {
 	for i := range s.Proxies {
 		p, wants := &s.Proxies[i], proxies[i].wants(&in)
 		current := wants != nil && p.Release == wants.ID
+		if p.Nothing = proxies[i].Nothing; wants != nil {
+			p.Wanted = wants.ID
+		}
 		switch {
 		case proxies[i].Nothing:
 			continue // it says what it has all the same

@@ -100,19 +100,20 @@ func proxyToProto(p *control.ProxyView, details bool, sees func(string) bool) *c
 		Namespace: p.Namespace, Name: p.Name, Labels: p.Labels, Connected: p.Connected, Since: moment(p.Since),
 		AgentVersion: p.AgentVersion, EnvoyVersion: p.EnvoyVersion, Features: p.Features,
 	}
-	if p.Facts != nil {
-		m.Facts = wire.FactsToProto(p.Facts)
-		m.Facts.Bypassed = slices.DeleteFunc(m.Facts.Bypassed, func(b *chandlerv1.Bypass) bool { return !sees(b.GetPlugin().GetNamespace()) })
-	}
-	if m.Facts == nil || details {
-		for _, l := range m.GetFacts().GetListeners() {
-			for _, s := range l.Slots {
-				s.Members = slices.DeleteFunc(s.Members, func(x *chandlerv1.SlotMember) bool { return !sees(x.GetPlugin().GetNamespace()) })
-			}
-		}
+	if p.Facts == nil {
 		return m
 	}
-	m.Facts.Listeners = nil
+	facts := *p.Facts
+	if !details {
+		facts.Listeners = nil
+	}
+	m.Facts = wire.FactsToProto(&facts)
+	m.Facts.Bypassed = slices.DeleteFunc(m.Facts.Bypassed, func(b *chandlerv1.Bypass) bool { return !sees(b.GetPlugin().GetNamespace()) })
+	for _, l := range m.Facts.Listeners {
+		for _, s := range l.Slots {
+			s.Members = slices.DeleteFunc(s.Members, func(x *chandlerv1.SlotMember) bool { return !sees(x.GetPlugin().GetNamespace()) })
+		}
+	}
 	return m
 }
 
@@ -121,8 +122,8 @@ func countPlugin(m *chandlerv1.Proxy, v *control.ObjectView, p *chandler.ProxySt
 	if details {
 		m.Plugins = append(m.Plugins, &chandlerv1.ProxyPlugin{Ref: refToProto(v.Key), Status: proxyStatusToProto(v, p)})
 	}
-	current := v.Status.Release != nil && p.Release == v.Status.Release.ID
-	if current && p.State == chandler.StateUnmatched {
+	current := p.Wanted != "" && p.Release == p.Wanted
+	if p.Nothing || current && p.State == chandler.StateUnmatched {
 		return
 	}
 	m.Desired++

@@ -35,7 +35,7 @@ func inForce(namespace, name string, on ...chandler.Node) control.ObjectView {
 	v.Plugin.UID, v.Plugin.Generation = v.UID, 1
 	v.Status = chandler.Status{Release: release, Conditions: []chandler.Condition{{Type: chandler.ConditionResolvedRefs, Status: chandler.True, Message: "fine"}}}
 	for _, n := range on {
-		v.Status.Proxies = append(v.Status.Proxies, chandler.ProxyStatus{Node: n.Name, Namespace: n.Namespace, Connected: true, AttachmentState: stateIn(key, release.ID)})
+		v.Status.Proxies = append(v.Status.Proxies, chandler.ProxyStatus{Node: n.Name, Namespace: n.Namespace, Connected: true, Wanted: release.ID, AttachmentState: stateIn(key, release.ID)})
 	}
 	return v
 }

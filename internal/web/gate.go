@@ -27,7 +27,7 @@ func (g *gate) addressed(next http.Handler) http.Handler {
 		anyName := socket || open(r) && !isLocal(r)
 		var err error
 		switch {
-		case !access.SameOrigin(r.Host, r.Header.Get("Origin"), r.Header.Get("Sec-Fetch-Site")):
+		case !visit(r) && !access.SameOrigin(r.Host, r.Header.Get("Origin"), r.Header.Get("Sec-Fetch-Site")):
 			err = errors.New("the request comes from a page of another server (its Origin)")
 		case !anyName && !access.Addressed(r.Host, localAddr(r), g.cfg.Hosts):
 			err = errors.New("the request is for a server of another name (its Host); if it is one of this server, say so with --admin-host")
@@ -80,18 +80,28 @@ func (g *gate) refuse(w http.ResponseWriter, r *http.Request, c *caller, verb ac
 		_ = g.words.Write(w, r, err) // the client is gone
 		return
 	}
-	status := http.StatusForbidden
+	status := statusOf(err)
+	if status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	}
+	http.Error(w, wordsOf(err), status)
+}
+
+func statusOf(err error) int {
 	switch connect.CodeOf(err) {
 	case connect.CodeUnauthenticated:
-		w.Header().Set("WWW-Authenticate", "Bearer")
-		status = http.StatusUnauthorized
+		return http.StatusUnauthorized
 	case connect.CodeUnavailable:
-		status = http.StatusServiceUnavailable
+		return http.StatusServiceUnavailable
 	}
-	text := err.Error()
+	return http.StatusForbidden
+}
+
+// wordsOf gives an error without its code.
+func wordsOf(err error) string {
 	var ce *connect.Error
 	if errors.As(err, &ce) {
-		text = ce.Message()
+		return ce.Message()
 	}
-	http.Error(w, text, status)
+	return err.Error()
 }

@@ -38,9 +38,13 @@ const (
 // Serve serves on all listeners until ctx ends, and closes them. Each has its own
 // limit of connections.
 func Serve(ctx context.Context, h http.Handler, log *slog.Logger, listeners ...net.Listener) error {
+	g, ctx := errgroup.WithContext(ctx)
 	srv := &http.Server{
 		Handler: h, MaxHeaderBytes: maxHeader, ErrorLog: stdlog.New(complaints{log}, "", 0),
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, WriteTimeout: answerTimeout, IdleTimeout: idleTimeout,
+		BaseContext: func(net.Listener) context.Context {
+			return context.WithValue(context.Background(), servingKey{}, ctx)
+		},
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if p, ok := c.(*peerConn); ok {
 				return context.WithValue(ctx, peerKey{}, p.peer)
@@ -48,7 +52,6 @@ func Serve(ctx context.Context, h http.Handler, log *slog.Logger, listeners ...n
 			return ctx
 		},
 	}
-	g, ctx := errgroup.WithContext(ctx)
 	for _, lis := range listeners {
 		g.Go(func() error {
 			if err := srv.Serve(lis); !errors.Is(err, http.ErrServerClosed) {

@@ -38,9 +38,9 @@ var rules = map[string]rule{
 	chandlerv1connect.AdminRevokeNodeProcedure:      {access.Enrol, ofNodes},
 
 	chandlerv1connect.RolloutsListRolloutsProcedure: {access.List, nil},
-	chandlerv1connect.RolloutsSteerProcedure:        {access.Edit, steeredRef},
-	chandlerv1connect.RolloutsDisableProcedure:      {access.Edit, steeredRef},
-	chandlerv1connect.RolloutsEnableProcedure:       {access.Edit, steeredRef},
+	chandlerv1connect.RolloutsSteerProcedure:        {access.Steer, steeredRef},
+	chandlerv1connect.RolloutsDisableProcedure:      {access.Steer, steeredRef},
+	chandlerv1connect.RolloutsEnableProcedure:       {access.Steer, steeredRef},
 
 	chandlerv1connect.FleetListProxiesProcedure: {access.List, nil},
 	chandlerv1connect.FleetExplainProcedure:     {access.List, explained},

@@ -1,6 +1,6 @@
 // Package web is the control plane's face for people and their tools: the admin
-// API over Connect (gRPC, gRPC-Web and JSON from one handler), health and
-// metrics.
+// API over Connect (gRPC, gRPC-Web and JSON from one handler), the dashboard, health
+// and metrics.
 //
 // It translates and bounds, and lets nobody see or do more than package access
 // allows (gate.go, rules.go). What an object means is the source's matter, what is
@@ -59,6 +59,10 @@ type Config struct {
 	// Setup says how this control plane was set up, without secrets; nil: nobody does.
 	Setup func() *chandlerv1.GetSetupResponse
 
+	// Imports gives what a module wants of its host, for the dashboard; false: that is
+	// not known here. nil: it never is.
+	Imports func(chandler.ModuleDigest) ([]string, bool)
+
 	// UID is the user who, beside root, may do all over a socket (ListenSocket).
 	UID int
 	// Grants are those of the operator's file as it is now; nil: there are none.
@@ -82,6 +86,9 @@ type Config struct {
 type Control interface {
 	// Objects gives the objects with their status, read at one moment.
 	Objects(ctx context.Context) ([]control.ObjectView, error)
+	// Changed gives a channel that is closed when Objects, Proxies or rollouts may say
+	// something else.
+	Changed() <-chan struct{}
 	// Broken gives the files in which the source could not make out everything.
 	Broken() []source.Broken
 	// Ready tells why agents are not answered yet; nil when they are.
@@ -103,6 +110,7 @@ type Control interface {
 
 // Handler gives the handler of the admin port, for Serve.
 //
+//	/dashboard/            the dashboard, to which / leads
 //	/chandler.v1.Admin/    the API, with /chandler.v1.Fleet/ and /chandler.v1.Rollouts/
 //	/healthz/live, /ready  health
 //	/metrics               Prometheus
@@ -138,6 +146,7 @@ func Handler(cfg Config) http.Handler {
 		fmt.Fprintln(w, "ready")
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{}))
+	g.pages(mux)
 	if cfg.Debug {
 		mux.Handle("/debug/pprof/", g.profiles())
 	}

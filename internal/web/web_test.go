@@ -32,6 +32,7 @@ func (f fakeControl) Objects(context.Context) ([]control.ObjectView, error) { re
 func (f fakeControl) Broken() []source.Broken                               { return f.broken }
 func (f fakeControl) Ready() error                                          { return f.err }
 
+func (f fakeControl) Changed() <-chan struct{}     { return nil }
 func (f fakeControl) Proxies() []control.ProxyView { return f.proxies }
 func (f fakeControl) RootNamespace() string        { return "istio-system" }
 func (f fakeControl) Withholds() bool              { return false }

@@ -47,3 +47,20 @@ func RolloutToProto(r *chandler.Rollout, releases []*chandler.Release) *chandler
 	}
 	return m
 }
+
+// encodeSummary is what a status tells of a rollout.
+func encodeSummary(r *chandler.Rollout) *chandlerv1.RolloutSummary {
+	if r == nil {
+		return nil
+	}
+	m := &chandlerv1.RolloutSummary{
+		State: string(r.State), Reason: string(r.Reason), Message: r.Message, Pinned: r.Pinned, Disabled: uint32(len(r.Disabled)),
+	}
+	if r.Plan != nil {
+		m.Steps = uint32(len(r.Plan.Steps))
+		if r.Step < len(r.Plan.Steps) {
+			m.Step = uint32(r.Step + 1)
+		}
+	}
+	return m
+}

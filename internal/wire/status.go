@@ -18,6 +18,7 @@ func StatusToProto(s *chandler.Status, proxies bool) *chandlerv1.Status {
 		Warnings:           ProblemsToProto(s.Warnings),
 		Attempt:            s.Attempt,
 		NextTry:            encodeTime(s.NextTry),
+		Rollout:            encodeSummary(s.Rollout),
 	}
 	for _, c := range s.Conditions {
 		m.Conditions = append(m.Conditions, &chandlerv1.Condition{

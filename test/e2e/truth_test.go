@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -39,8 +40,10 @@ const (
 
 // Plugins come, change, break and go, and Envoys, agents and the control plane are killed
 // and started again, while status is held against each Envoy's own dump of what it has:
-// it never claims in force what that has lacked for more than a second. (An agent that is
-// frozen while its Envoy dies can tell nobody; that is not among the faults.)
+// it never claims in force what that has lacked for more than a second. What is claimed in
+// two looks, one after the other, was claimed between them, when a dump shows what there is;
+// what comes and goes between two dumps is seen by neither. (An agent that is frozen while
+// its Envoy dies can tell nobody; that is not among the faults.)
 func TestStatusNeverClaimsWhatIsNot(t *testing.T) {
 	seed := cmp.Or(*truthSeed, uint64(time.Now().UnixNano()))
 	t.Logf("seed %d", seed)
@@ -83,6 +86,7 @@ type dumped struct {
 // dump is what an Envoy said it has: tags, "PLUGIN-VERSION".
 type dump struct {
 	at   time.Time // when it was asked
+	told time.Time // when it had answered
 	tags map[string]bool
 }
 
@@ -233,6 +237,7 @@ func (c *chaos) watch() (stop func()) {
 		envoy := p.envoyAdmin()
 		every(func(ctx context.Context) {
 			d := dump{at: time.Now(), tags: inDump(ctx, envoy)}
+			d.told = time.Now()
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			p.dumps = append(p.dumps, d)
@@ -336,13 +341,14 @@ func (c *chaos) judge() {
 			c.Errorf(format, args...)
 		}
 	}
-	for _, l := range c.looks {
+	for i, l := range c.looks {
 		if l.wrong != "" {
 			violate("%s: %s", l.told.Format(time.StampMilli), l.wrong)
 		}
 		for _, p := range c.proxies {
 			for _, name := range truthPlugins {
-				release, ok := l.claims[[2]string{p.name, name}]
+				at := [2]string{p.name, name}
+				release, ok := l.claims[at]
 				tag := c.tags[release]
 				switch {
 				case !ok:
@@ -352,8 +358,12 @@ func (c *chaos) judge() {
 					continue
 				}
 				claims++
-				if lacked := p.lacked(tag, l.asked); lacked > mayLack {
-					violate("%s: status claims %s in force on %s, whose Envoy has lacked it for %s", l.told.Format(time.StampMilli), tag, p.name, lacked.Round(time.Millisecond))
+				if i == 0 || c.looks[i-1].claims[at] != release {
+					continue
+				}
+				if lacked := p.lacked(tag, c.looks[i-1].told, l.asked); lacked > mayLack {
+					violate("%s: status claims %s in force on %s, whose Envoy has lacked it for %s: %s",
+						l.told.Format(time.StampMilli), tag, p.name, lacked.Round(time.Millisecond), c.around(p, tag, l.told))
 				}
 			}
 		}
@@ -377,22 +387,49 @@ func (c *chaos) judge() {
 	c.Logf("%d claims, %d of releases whose record was gone", claims, unknown)
 }
 
-// lacked is for how long a tag had not been in the dump when something was asked; 0 if it
-// may have come between two dumps.
-func (p *dumped) lacked(tag string, at time.Time) time.Duration {
-	since := p.dumps[0].at
+// lacked is for how long a tag had not been in the dump when a time ended, if a dump within
+// that time shows so.
+func (p *dumped) lacked(tag string, from, to time.Time) time.Duration {
+	last, shown := p.dumps[0].at, false
 	for _, d := range p.dumps {
 		switch {
-		case d.at.After(at):
-			if d.tags[tag] {
-				return 0
-			}
-			return at.Sub(since)
+		case d.told.After(to):
 		case d.tags[tag]:
-			since = d.at
+			last, shown = d.told, false
+		case d.at.After(from):
+			shown = true
 		}
 	}
-	return at.Sub(since)
+	if !shown {
+		return 0
+	}
+	return to.Sub(last)
+}
+
+// around tells what was seen in the second before and after a moment: dumps that have (+)
+// or lack (-) a tag, and looks at status that claim it (!) or not (.).
+func (c *chaos) around(p *dumped, tag string, at time.Time) string {
+	seen := map[time.Time]string{}
+	sign := func(holds bool, yes, no string) string {
+		if holds {
+			return yes
+		}
+		return no
+	}
+	name, _, _ := strings.Cut(tag, "-")
+	for _, d := range p.dumps {
+		seen[d.at] = sign(d.tags[tag], "+", "-")
+	}
+	for _, l := range c.looks {
+		seen[l.told] = sign(c.tags[l.claims[[2]string{p.name, name}]] == tag, "!", ".")
+	}
+	var b strings.Builder
+	for _, when := range slices.SortedFunc(maps.Keys(seen), time.Time.Compare) {
+		if d := when.Sub(at); d.Abs() < time.Second {
+			fmt.Fprintf(&b, " %d%s", d.Milliseconds(), seen[when])
+		}
+	}
+	return b.String()
 }
 
 // lags gives how long after the dump status said that something is in force, or is not
@@ -440,4 +477,32 @@ func (c *chaos) disturbed(node string, from, to time.Time) bool {
 	return slices.ContainsFunc(c.outages, func(o outage) bool {
 		return (o.node == "" || o.node == node) && o.begin.Before(to) && o.end.After(from)
 	})
+}
+
+// The judge of TestStatusNeverClaimsWhatIsNot condemns what was claimed after it was gone
+// for longer than a second, and nothing that may have been there.
+func TestTruthJudge(t *testing.T) {
+	t.Parallel()
+	begin := time.Now()
+	at := func(ms int) time.Time { return begin.Add(time.Duration(ms) * time.Millisecond) }
+	p := &dumped{}
+	for ms := 0; ms < 5000; ms += 100 {
+		p.dumps = append(p.dumps, dump{at: at(ms), told: at(ms + 10), tags: map[string]bool{"p-1": ms >= 1000 && ms < 2000}})
+	}
+	for what, c := range map[string]struct {
+		from, to int
+		lacked   bool
+	}{
+		"there":                    {1450, 1550, false},
+		"gone a moment ago":        {2450, 2550, false},
+		"gone for long":            {3450, 3550, true},
+		"never there yet":          {950, 1050, false}, // it came between
+		"not there":                {350, 450, false},  // for less than a second
+		"no dump between the two":  {3415, 3495, false},
+		"after a time without any": {4995, 5050, false},
+	} {
+		if lacked := p.lacked("p-1", at(c.from), at(c.to)); lacked > mayLack != c.lacked {
+			t.Errorf("%s: lacked for %s", what, lacked)
+		}
+	}
 }

@@ -833,8 +833,10 @@ type Status struct {
 	Problems []*Problem `protobuf:"bytes,9,rep,name=problems,proto3" json:"problems,omitempty"`
 	Warnings []*Problem `protobuf:"bytes,10,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// The next attempt of the control plane, when one is due.
-	NextTry       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=next_try,json=nextTry,proto3" json:"next_try,omitempty"`
-	Attempt       uint32                 `protobuf:"varint,12,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	NextTry *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=next_try,json=nextTry,proto3" json:"next_try,omitempty"`
+	Attempt uint32                 `protobuf:"varint,12,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Not set: everyone is to have the release. More is told by the service Rollouts.
+	Rollout       *RolloutSummary `protobuf:"bytes,13,opt,name=rollout,proto3" json:"rollout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -953,6 +955,108 @@ func (x *Status) GetAttempt() uint32 {
 	return 0
 }
 
+func (x *Status) GetRollout() *RolloutSummary {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+type RolloutSummary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "Healthy", "Progressing", "Paused" or "Degraded".
+	State string `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	// From 1, of so many; 0: none is under way.
+	Step    uint32 `protobuf:"varint,2,opt,name=step,proto3" json:"step,omitempty"`
+	Steps   uint32 `protobuf:"varint,3,opt,name=steps,proto3" json:"steps,omitempty"`
+	Reason  string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	Pinned  bool   `protobuf:"varint,6,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	// Orders that take the plugin out.
+	Disabled      uint32 `protobuf:"varint,7,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutSummary) Reset() {
+	*x = RolloutSummary{}
+	mi := &file_chandler_v1_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutSummary) ProtoMessage() {}
+
+func (x *RolloutSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutSummary.ProtoReflect.Descriptor instead.
+func (*RolloutSummary) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RolloutSummary) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *RolloutSummary) GetStep() uint32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *RolloutSummary) GetSteps() uint32 {
+	if x != nil {
+		return x.Steps
+	}
+	return 0
+}
+
+func (x *RolloutSummary) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RolloutSummary) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *RolloutSummary) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+func (x *RolloutSummary) GetDisabled() uint32 {
+	if x != nil {
+		return x.Disabled
+	}
+	return 0
+}
+
 type Condition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Type  string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
@@ -968,7 +1072,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[12]
+	mi := &file_chandler_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1084,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[12]
+	mi := &file_chandler_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1097,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Condition) GetType() string {
@@ -1056,7 +1160,7 @@ type Resolved struct {
 
 func (x *Resolved) Reset() {
 	*x = Resolved{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[13]
+	mi := &file_chandler_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1172,7 @@ func (x *Resolved) String() string {
 func (*Resolved) ProtoMessage() {}
 
 func (x *Resolved) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[13]
+	mi := &file_chandler_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1185,7 @@ func (x *Resolved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resolved.ProtoReflect.Descriptor instead.
 func (*Resolved) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Resolved) GetReference() string {
@@ -1165,7 +1269,7 @@ type ConfigSchema struct {
 
 func (x *ConfigSchema) Reset() {
 	*x = ConfigSchema{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[14]
+	mi := &file_chandler_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1177,7 +1281,7 @@ func (x *ConfigSchema) String() string {
 func (*ConfigSchema) ProtoMessage() {}
 
 func (x *ConfigSchema) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[14]
+	mi := &file_chandler_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1190,7 +1294,7 @@ func (x *ConfigSchema) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigSchema.ProtoReflect.Descriptor instead.
 func (*ConfigSchema) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ConfigSchema) GetDigest() string {
@@ -1259,7 +1363,7 @@ type ConfigProperty struct {
 
 func (x *ConfigProperty) Reset() {
 	*x = ConfigProperty{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[15]
+	mi := &file_chandler_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1375,7 @@ func (x *ConfigProperty) String() string {
 func (*ConfigProperty) ProtoMessage() {}
 
 func (x *ConfigProperty) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[15]
+	mi := &file_chandler_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1388,7 @@ func (x *ConfigProperty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigProperty.ProtoReflect.Descriptor instead.
 func (*ConfigProperty) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ConfigProperty) GetPath() string {
@@ -1349,7 +1453,7 @@ type ProxyStatus struct {
 
 func (x *ProxyStatus) Reset() {
 	*x = ProxyStatus{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[16]
+	mi := &file_chandler_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1465,7 @@ func (x *ProxyStatus) String() string {
 func (*ProxyStatus) ProtoMessage() {}
 
 func (x *ProxyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[16]
+	mi := &file_chandler_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1478,7 @@ func (x *ProxyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyStatus.ProtoReflect.Descriptor instead.
 func (*ProxyStatus) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ProxyStatus) GetNode() string {
@@ -1496,7 +1600,7 @@ type CreateNodeTokenRequest struct {
 
 func (x *CreateNodeTokenRequest) Reset() {
 	*x = CreateNodeTokenRequest{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[17]
+	mi := &file_chandler_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1612,7 @@ func (x *CreateNodeTokenRequest) String() string {
 func (*CreateNodeTokenRequest) ProtoMessage() {}
 
 func (x *CreateNodeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[17]
+	mi := &file_chandler_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1625,7 @@ func (x *CreateNodeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNodeTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateNodeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateNodeTokenRequest) GetNamespace() string {
@@ -1567,7 +1671,7 @@ type CreateNodeTokenResponse struct {
 
 func (x *CreateNodeTokenResponse) Reset() {
 	*x = CreateNodeTokenResponse{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[18]
+	mi := &file_chandler_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1683,7 @@ func (x *CreateNodeTokenResponse) String() string {
 func (*CreateNodeTokenResponse) ProtoMessage() {}
 
 func (x *CreateNodeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[18]
+	mi := &file_chandler_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1696,7 @@ func (x *CreateNodeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNodeTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateNodeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateNodeTokenResponse) GetToken() string {
@@ -1633,7 +1737,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[19]
+	mi := &file_chandler_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1749,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[19]
+	mi := &file_chandler_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1762,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListNodesRequest) GetNamespace() string {
@@ -1678,7 +1782,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[20]
+	mi := &file_chandler_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1794,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[20]
+	mi := &file_chandler_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1807,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListNodesResponse) GetNodes() []*EnrolledNode {
@@ -1741,7 +1845,7 @@ type EnrolledNode struct {
 
 func (x *EnrolledNode) Reset() {
 	*x = EnrolledNode{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[21]
+	mi := &file_chandler_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +1857,7 @@ func (x *EnrolledNode) String() string {
 func (*EnrolledNode) ProtoMessage() {}
 
 func (x *EnrolledNode) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[21]
+	mi := &file_chandler_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +1870,7 @@ func (x *EnrolledNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolledNode.ProtoReflect.Descriptor instead.
 func (*EnrolledNode) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *EnrolledNode) GetNamespace() string {
@@ -1850,7 +1954,7 @@ type NodeToken struct {
 
 func (x *NodeToken) Reset() {
 	*x = NodeToken{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[22]
+	mi := &file_chandler_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +1966,7 @@ func (x *NodeToken) String() string {
 func (*NodeToken) ProtoMessage() {}
 
 func (x *NodeToken) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[22]
+	mi := &file_chandler_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +1979,7 @@ func (x *NodeToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeToken.ProtoReflect.Descriptor instead.
 func (*NodeToken) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *NodeToken) GetId() string {
@@ -1944,7 +2048,7 @@ type RevokeNodeRequest struct {
 
 func (x *RevokeNodeRequest) Reset() {
 	*x = RevokeNodeRequest{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[23]
+	mi := &file_chandler_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1956,7 +2060,7 @@ func (x *RevokeNodeRequest) String() string {
 func (*RevokeNodeRequest) ProtoMessage() {}
 
 func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[23]
+	mi := &file_chandler_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1969,7 +2073,7 @@ func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RevokeNodeRequest) GetNamespace() string {
@@ -1994,7 +2098,7 @@ type RevokeNodeResponse struct {
 
 func (x *RevokeNodeResponse) Reset() {
 	*x = RevokeNodeResponse{}
-	mi := &file_chandler_v1_admin_proto_msgTypes[24]
+	mi := &file_chandler_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2006,7 +2110,7 @@ func (x *RevokeNodeResponse) String() string {
 func (*RevokeNodeResponse) ProtoMessage() {}
 
 func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_admin_proto_msgTypes[24]
+	mi := &file_chandler_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2019,7 +2123,7 @@ func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_chandler_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 var File_chandler_v1_admin_proto protoreflect.FileDescriptor
@@ -2089,7 +2193,7 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\x06hidden\x18\f \x01(\bR\x06hidden\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x90\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc7\x04\n" +
 	"\x06Status\x12/\n" +
 	"\x13observed_generation\x18\x01 \x01(\x03R\x12observedGeneration\x126\n" +
 	"\n" +
@@ -2105,7 +2209,16 @@ const file_chandler_v1_admin_proto_rawDesc = "" +
 	"\bwarnings\x18\n" +
 	" \x03(\v2\x14.chandler.v1.ProblemR\bwarnings\x125\n" +
 	"\bnext_try\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\anextTry\x12\x18\n" +
-	"\aattempt\x18\f \x01(\rR\aattempt\"\xdf\x01\n" +
+	"\aattempt\x18\f \x01(\rR\aattempt\x125\n" +
+	"\arollout\x18\r \x01(\v2\x1b.chandler.v1.RolloutSummaryR\arollout\"\xb6\x01\n" +
+	"\x0eRolloutSummary\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x12\n" +
+	"\x04step\x18\x02 \x01(\rR\x04step\x12\x14\n" +
+	"\x05steps\x18\x03 \x01(\rR\x05steps\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x16\n" +
+	"\x06pinned\x18\x06 \x01(\bR\x06pinned\x12\x1a\n" +
+	"\bdisabled\x18\a \x01(\rR\bdisabled\"\xdf\x01\n" +
 	"\tCondition\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x16\n" +
@@ -2236,7 +2349,7 @@ func file_chandler_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_chandler_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_chandler_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_chandler_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_chandler_v1_admin_proto_goTypes = []any{
 	(Action)(0),                     // 0: chandler.v1.Action
 	(*ObjectRef)(nil),               // 1: chandler.v1.ObjectRef
@@ -2251,26 +2364,27 @@ var file_chandler_v1_admin_proto_goTypes = []any{
 	(*BrokenFile)(nil),              // 10: chandler.v1.BrokenFile
 	(*Object)(nil),                  // 11: chandler.v1.Object
 	(*Status)(nil),                  // 12: chandler.v1.Status
-	(*Condition)(nil),               // 13: chandler.v1.Condition
-	(*Resolved)(nil),                // 14: chandler.v1.Resolved
-	(*ConfigSchema)(nil),            // 15: chandler.v1.ConfigSchema
-	(*ConfigProperty)(nil),          // 16: chandler.v1.ConfigProperty
-	(*ProxyStatus)(nil),             // 17: chandler.v1.ProxyStatus
-	(*CreateNodeTokenRequest)(nil),  // 18: chandler.v1.CreateNodeTokenRequest
-	(*CreateNodeTokenResponse)(nil), // 19: chandler.v1.CreateNodeTokenResponse
-	(*ListNodesRequest)(nil),        // 20: chandler.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 21: chandler.v1.ListNodesResponse
-	(*EnrolledNode)(nil),            // 22: chandler.v1.EnrolledNode
-	(*NodeToken)(nil),               // 23: chandler.v1.NodeToken
-	(*RevokeNodeRequest)(nil),       // 24: chandler.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),      // 25: chandler.v1.RevokeNodeResponse
-	nil,                             // 26: chandler.v1.ListRequest.LabelsEntry
-	nil,                             // 27: chandler.v1.Object.LabelsEntry
-	nil,                             // 28: chandler.v1.CreateNodeTokenRequest.LabelsEntry
-	nil,                             // 29: chandler.v1.EnrolledNode.LabelsEntry
-	nil,                             // 30: chandler.v1.NodeToken.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 31: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 32: google.protobuf.Duration
+	(*RolloutSummary)(nil),          // 13: chandler.v1.RolloutSummary
+	(*Condition)(nil),               // 14: chandler.v1.Condition
+	(*Resolved)(nil),                // 15: chandler.v1.Resolved
+	(*ConfigSchema)(nil),            // 16: chandler.v1.ConfigSchema
+	(*ConfigProperty)(nil),          // 17: chandler.v1.ConfigProperty
+	(*ProxyStatus)(nil),             // 18: chandler.v1.ProxyStatus
+	(*CreateNodeTokenRequest)(nil),  // 19: chandler.v1.CreateNodeTokenRequest
+	(*CreateNodeTokenResponse)(nil), // 20: chandler.v1.CreateNodeTokenResponse
+	(*ListNodesRequest)(nil),        // 21: chandler.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 22: chandler.v1.ListNodesResponse
+	(*EnrolledNode)(nil),            // 23: chandler.v1.EnrolledNode
+	(*NodeToken)(nil),               // 24: chandler.v1.NodeToken
+	(*RevokeNodeRequest)(nil),       // 25: chandler.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),      // 26: chandler.v1.RevokeNodeResponse
+	nil,                             // 27: chandler.v1.ListRequest.LabelsEntry
+	nil,                             // 28: chandler.v1.Object.LabelsEntry
+	nil,                             // 29: chandler.v1.CreateNodeTokenRequest.LabelsEntry
+	nil,                             // 30: chandler.v1.EnrolledNode.LabelsEntry
+	nil,                             // 31: chandler.v1.NodeToken.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 32: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 33: google.protobuf.Duration
 }
 var file_chandler_v1_admin_proto_depIdxs = []int32{
 	5,  // 0: chandler.v1.ApplyResponse.results:type_name -> chandler.v1.ObjectResult
@@ -2280,56 +2394,57 @@ var file_chandler_v1_admin_proto_depIdxs = []int32{
 	2,  // 4: chandler.v1.ObjectResult.warnings:type_name -> chandler.v1.Problem
 	1,  // 5: chandler.v1.DeleteRequest.refs:type_name -> chandler.v1.ObjectRef
 	5,  // 6: chandler.v1.DeleteResponse.results:type_name -> chandler.v1.ObjectResult
-	26, // 7: chandler.v1.ListRequest.labels:type_name -> chandler.v1.ListRequest.LabelsEntry
+	27, // 7: chandler.v1.ListRequest.labels:type_name -> chandler.v1.ListRequest.LabelsEntry
 	11, // 8: chandler.v1.ListResponse.objects:type_name -> chandler.v1.Object
 	10, // 9: chandler.v1.ListResponse.broken:type_name -> chandler.v1.BrokenFile
 	2,  // 10: chandler.v1.BrokenFile.problems:type_name -> chandler.v1.Problem
 	1,  // 11: chandler.v1.Object.ref:type_name -> chandler.v1.ObjectRef
-	31, // 12: chandler.v1.Object.created:type_name -> google.protobuf.Timestamp
-	27, // 13: chandler.v1.Object.labels:type_name -> chandler.v1.Object.LabelsEntry
+	32, // 12: chandler.v1.Object.created:type_name -> google.protobuf.Timestamp
+	28, // 13: chandler.v1.Object.labels:type_name -> chandler.v1.Object.LabelsEntry
 	12, // 14: chandler.v1.Object.status:type_name -> chandler.v1.Status
-	13, // 15: chandler.v1.Status.conditions:type_name -> chandler.v1.Condition
-	14, // 16: chandler.v1.Status.resolved:type_name -> chandler.v1.Resolved
-	17, // 17: chandler.v1.Status.failures:type_name -> chandler.v1.ProxyStatus
-	17, // 18: chandler.v1.Status.proxies:type_name -> chandler.v1.ProxyStatus
+	14, // 15: chandler.v1.Status.conditions:type_name -> chandler.v1.Condition
+	15, // 16: chandler.v1.Status.resolved:type_name -> chandler.v1.Resolved
+	18, // 17: chandler.v1.Status.failures:type_name -> chandler.v1.ProxyStatus
+	18, // 18: chandler.v1.Status.proxies:type_name -> chandler.v1.ProxyStatus
 	2,  // 19: chandler.v1.Status.problems:type_name -> chandler.v1.Problem
 	2,  // 20: chandler.v1.Status.warnings:type_name -> chandler.v1.Problem
-	31, // 21: chandler.v1.Status.next_try:type_name -> google.protobuf.Timestamp
-	31, // 22: chandler.v1.Condition.last_transition:type_name -> google.protobuf.Timestamp
-	31, // 23: chandler.v1.Resolved.at:type_name -> google.protobuf.Timestamp
-	15, // 24: chandler.v1.Resolved.schema:type_name -> chandler.v1.ConfigSchema
-	16, // 25: chandler.v1.ConfigSchema.properties:type_name -> chandler.v1.ConfigProperty
-	31, // 26: chandler.v1.ProxyStatus.next_try:type_name -> google.protobuf.Timestamp
-	31, // 27: chandler.v1.ProxyStatus.since:type_name -> google.protobuf.Timestamp
-	28, // 28: chandler.v1.CreateNodeTokenRequest.labels:type_name -> chandler.v1.CreateNodeTokenRequest.LabelsEntry
-	32, // 29: chandler.v1.CreateNodeTokenRequest.ttl:type_name -> google.protobuf.Duration
-	31, // 30: chandler.v1.CreateNodeTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	22, // 31: chandler.v1.ListNodesResponse.nodes:type_name -> chandler.v1.EnrolledNode
-	23, // 32: chandler.v1.ListNodesResponse.tokens:type_name -> chandler.v1.NodeToken
-	29, // 33: chandler.v1.EnrolledNode.labels:type_name -> chandler.v1.EnrolledNode.LabelsEntry
-	31, // 34: chandler.v1.EnrolledNode.enrolled:type_name -> google.protobuf.Timestamp
-	31, // 35: chandler.v1.EnrolledNode.expires:type_name -> google.protobuf.Timestamp
-	31, // 36: chandler.v1.EnrolledNode.revoked:type_name -> google.protobuf.Timestamp
-	30, // 37: chandler.v1.NodeToken.labels:type_name -> chandler.v1.NodeToken.LabelsEntry
-	31, // 38: chandler.v1.NodeToken.created:type_name -> google.protobuf.Timestamp
-	31, // 39: chandler.v1.NodeToken.expires:type_name -> google.protobuf.Timestamp
-	3,  // 40: chandler.v1.Admin.Apply:input_type -> chandler.v1.ApplyRequest
-	6,  // 41: chandler.v1.Admin.Delete:input_type -> chandler.v1.DeleteRequest
-	8,  // 42: chandler.v1.Admin.List:input_type -> chandler.v1.ListRequest
-	18, // 43: chandler.v1.Admin.CreateNodeToken:input_type -> chandler.v1.CreateNodeTokenRequest
-	20, // 44: chandler.v1.Admin.ListNodes:input_type -> chandler.v1.ListNodesRequest
-	24, // 45: chandler.v1.Admin.RevokeNode:input_type -> chandler.v1.RevokeNodeRequest
-	4,  // 46: chandler.v1.Admin.Apply:output_type -> chandler.v1.ApplyResponse
-	7,  // 47: chandler.v1.Admin.Delete:output_type -> chandler.v1.DeleteResponse
-	9,  // 48: chandler.v1.Admin.List:output_type -> chandler.v1.ListResponse
-	19, // 49: chandler.v1.Admin.CreateNodeToken:output_type -> chandler.v1.CreateNodeTokenResponse
-	21, // 50: chandler.v1.Admin.ListNodes:output_type -> chandler.v1.ListNodesResponse
-	25, // 51: chandler.v1.Admin.RevokeNode:output_type -> chandler.v1.RevokeNodeResponse
-	46, // [46:52] is the sub-list for method output_type
-	40, // [40:46] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	32, // 21: chandler.v1.Status.next_try:type_name -> google.protobuf.Timestamp
+	13, // 22: chandler.v1.Status.rollout:type_name -> chandler.v1.RolloutSummary
+	32, // 23: chandler.v1.Condition.last_transition:type_name -> google.protobuf.Timestamp
+	32, // 24: chandler.v1.Resolved.at:type_name -> google.protobuf.Timestamp
+	16, // 25: chandler.v1.Resolved.schema:type_name -> chandler.v1.ConfigSchema
+	17, // 26: chandler.v1.ConfigSchema.properties:type_name -> chandler.v1.ConfigProperty
+	32, // 27: chandler.v1.ProxyStatus.next_try:type_name -> google.protobuf.Timestamp
+	32, // 28: chandler.v1.ProxyStatus.since:type_name -> google.protobuf.Timestamp
+	29, // 29: chandler.v1.CreateNodeTokenRequest.labels:type_name -> chandler.v1.CreateNodeTokenRequest.LabelsEntry
+	33, // 30: chandler.v1.CreateNodeTokenRequest.ttl:type_name -> google.protobuf.Duration
+	32, // 31: chandler.v1.CreateNodeTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	23, // 32: chandler.v1.ListNodesResponse.nodes:type_name -> chandler.v1.EnrolledNode
+	24, // 33: chandler.v1.ListNodesResponse.tokens:type_name -> chandler.v1.NodeToken
+	30, // 34: chandler.v1.EnrolledNode.labels:type_name -> chandler.v1.EnrolledNode.LabelsEntry
+	32, // 35: chandler.v1.EnrolledNode.enrolled:type_name -> google.protobuf.Timestamp
+	32, // 36: chandler.v1.EnrolledNode.expires:type_name -> google.protobuf.Timestamp
+	32, // 37: chandler.v1.EnrolledNode.revoked:type_name -> google.protobuf.Timestamp
+	31, // 38: chandler.v1.NodeToken.labels:type_name -> chandler.v1.NodeToken.LabelsEntry
+	32, // 39: chandler.v1.NodeToken.created:type_name -> google.protobuf.Timestamp
+	32, // 40: chandler.v1.NodeToken.expires:type_name -> google.protobuf.Timestamp
+	3,  // 41: chandler.v1.Admin.Apply:input_type -> chandler.v1.ApplyRequest
+	6,  // 42: chandler.v1.Admin.Delete:input_type -> chandler.v1.DeleteRequest
+	8,  // 43: chandler.v1.Admin.List:input_type -> chandler.v1.ListRequest
+	19, // 44: chandler.v1.Admin.CreateNodeToken:input_type -> chandler.v1.CreateNodeTokenRequest
+	21, // 45: chandler.v1.Admin.ListNodes:input_type -> chandler.v1.ListNodesRequest
+	25, // 46: chandler.v1.Admin.RevokeNode:input_type -> chandler.v1.RevokeNodeRequest
+	4,  // 47: chandler.v1.Admin.Apply:output_type -> chandler.v1.ApplyResponse
+	7,  // 48: chandler.v1.Admin.Delete:output_type -> chandler.v1.DeleteResponse
+	9,  // 49: chandler.v1.Admin.List:output_type -> chandler.v1.ListResponse
+	20, // 50: chandler.v1.Admin.CreateNodeToken:output_type -> chandler.v1.CreateNodeTokenResponse
+	22, // 51: chandler.v1.Admin.ListNodes:output_type -> chandler.v1.ListNodesResponse
+	26, // 52: chandler.v1.Admin.RevokeNode:output_type -> chandler.v1.RevokeNodeResponse
+	47, // [47:53] is the sub-list for method output_type
+	41, // [41:47] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_chandler_v1_admin_proto_init() }
@@ -2343,7 +2458,7 @@ func file_chandler_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_chandler_v1_admin_proto_rawDesc), len(file_chandler_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -302,7 +302,7 @@ type Facts struct {
 	StoreLimit   uint64      `protobuf:"varint,5,opt,name=store_limit,json=storeLimit,proto3" json:"store_limit,omitempty"`
 	// Plugins that were taken out on the machine itself.
 	Bypassed []*Bypass `protobuf:"bytes,6,rep,name=bypassed,proto3" json:"bypassed,omitempty"`
-	// There are more listeners than are told of.
+	// There are more listeners, slots or members than are told of.
 	More          bool `protobuf:"varint,7,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

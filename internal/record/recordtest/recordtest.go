@@ -4,12 +4,14 @@ package recordtest
 
 import (
 	"errors"
+	"reflect"
 	"sync"
 	"testing"
 	"time"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/record"
+	"chandler.dev/chandler/internal/rollout"
 )
 
 // Release gives a release of one plugin of namespace "ns", its own for each
@@ -31,6 +33,7 @@ func Rollout(sequence uint64) record.Rollout {
 func TestStore(t *testing.T, open func(t *testing.T) record.Store) {
 	t.Run("releases", func(t *testing.T) { testReleases(t, open(t)) })
 	t.Run("rollouts", func(t *testing.T) { testRollouts(t, open(t)) })
+	t.Run("courses", func(t *testing.T) { testCourses(t, open(t)) })
 	t.Run("concurrent swaps", func(t *testing.T) { testConcurrentSwaps(t, open(t)) })
 }
 
@@ -63,6 +66,36 @@ func testReleases(t *testing.T, s record.Store) {
 	}
 	if got, _ := s.Releases(ctx); len(got) != 1 || got[0].ID != b.ID {
 		t.Errorf("after the deletion: %v", got)
+	}
+}
+
+// testCourses holds that all that a rollout's record says comes back.
+func testCourses(t *testing.T, s record.Store) {
+	at := time.Unix(1_700_000_000, 0).UTC()
+	full := Rollout(2)
+	full.Course = record.Course{
+		Scope:  &record.Scope{Selector: map[string]string{"a": "b"}, TargetRefs: []chandler.TargetRef{{Kind: "Service", Name: "s"}}},
+		Wanted: &record.Assigned{Release: Release(3).ID, Scope: &record.Scope{}},
+		Stage: &record.Stage{
+			Base: record.Assigned{Release: Release(1).ID, Sequence: 1}, Order: record.Promote,
+			State: rollout.State{
+				Plan: chandler.RolloutPlan{Steps: []chandler.RolloutStep{{Percent: 10}, {Percent: 100}}, Interval: time.Minute, OnFailure: chandler.OnFailurePause, Margins: rollout.DefaultMargins()},
+				Step: 1, Phase: chandler.RolloutPaused, Since: at, Choice: rollout.Everyone(), Reason: chandler.CodePaused, Message: "lunch",
+			},
+		},
+		Bad:      []chandler.ReleaseID{Release(3).ID},
+		Failure:  &record.Failure{Release: Release(3).ID, Reason: chandler.CodeGateFailed, Message: "m", Gates: []chandler.Measure{{Gate: chandler.GateTraps, Chosen: 3}}, At: at},
+		Pinned:   true,
+		Disabled: []chandler.Disablement{{Node: "ns/n", Reason: "r", By: "b", At: at}},
+		History:  []chandler.HistoricRelease{{Release: Release(2).ID, Generation: 2, Sequence: 2, At: at, Outcome: record.InForce}},
+		Kept:     &record.Kept{Created: at, FirstAttach: chandler.FirstAttachDeny, Stays: true},
+	}
+	stored, err := s.SwapRollout(t.Context(), nil, full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := only(t, s); !reflect.DeepEqual(got.Course, full.Course) || !reflect.DeepEqual(got.Course, stored.Course) {
+		t.Errorf("came back as %+v, want %+v", got.Course, full.Course)
 	}
 }
 

@@ -42,6 +42,26 @@ type details struct {
 	ResolvedAt     string                  `json:"resolvedAt,omitempty"`
 	Proxies        proxyCounts             `json:"proxies"`
 	Failures       []failure               `json:"failures,omitempty"`
+	Rollout        *rolloutJSON            `json:"rollout,omitempty"`
+}
+
+// rolloutJSON is where a rollout is.
+type rolloutJSON struct {
+	State    chandler.RolloutState `json:"state"`
+	Step     string                `json:"step,omitempty"` // as in 1/3
+	Pinned   bool                  `json:"pinned,omitempty"`
+	Disabled int                   `json:"disabled,omitempty"` // orders that take the plugin out
+}
+
+func newRolloutJSON(r *chandler.Rollout) *rolloutJSON {
+	if r == nil {
+		return nil
+	}
+	j := &rolloutJSON{State: r.State, Pinned: r.Pinned, Disabled: len(r.Disabled)}
+	if r.Plan != nil && r.Step < len(r.Plan.Steps) {
+		j.Step = fmt.Sprintf("%d/%d", r.Step+1, len(r.Plan.Steps))
+	}
+	return j
 }
 
 type proxyCounts struct {
@@ -68,6 +88,7 @@ func newStatusFields(s *chandler.Status) statusFields {
 	f := statusFields{ObservedGeneration: s.ObservedGeneration, Chandler: &details{
 		Ready:   fmt.Sprintf("%d/%d", s.InForce, s.Desired),
 		Proxies: proxyCounts{s.Desired, s.InForce, s.Failed},
+		Rollout: newRolloutJSON(s.Rollout),
 	}}
 	for _, c := range s.Conditions {
 		f.Conditions = append(f.Conditions, conditionJSON{
@@ -170,7 +191,7 @@ func (f *statusFields) condition(t chandler.ConditionType) conditionJSON {
 // something else will be true soon.
 func (f *statusFields) onItsWay() bool {
 	resolved, programmed := f.condition(chandler.ConditionResolvedRefs), f.condition(chandler.ConditionProgrammed)
-	return resolved.Reason == chandler.CodeResolving || programmed.Reason == chandler.CodeProgressing
+	return resolved.Reason == chandler.CodeResolving || programmed.Reason == chandler.CodeProgressing || programmed.Reason == chandler.CodeRolloutProgressing
 }
 
 // since gives f with the times at which conditions turned, where shown knows them: a

@@ -80,7 +80,7 @@ func (t *turns) learn(f *statusFields) {
 // somewhere; empty: it is, or is on its way.
 func failing(f *statusFields) string {
 	c := f.condition(chandler.ConditionProgrammed)
-	if c.Status != chandler.False || c.Reason == chandler.CodeProgressing || f.condition(chandler.ConditionAccepted).Status != chandler.True ||
+	if c.Status != chandler.False || c.Reason == chandler.CodeProgressing || c.Reason == chandler.CodeRolloutProgressing || f.condition(chandler.ConditionAccepted).Status != chandler.True ||
 		f.condition(chandler.ConditionResolvedRefs).Status != chandler.True {
 		return ""
 	}
