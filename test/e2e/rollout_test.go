@@ -290,6 +290,13 @@ func (f *fleet) tellsOfRollback(release, good string, bad, goodModule []byte) {
 		f.says(false, []string{"why", "p", "-n", "edge", "--node", "edge/" + name},
 			`^WasmPlugin edge/p is in force \(release `+good[:12]+`\) on edge/`+name+`: .*taken back: .*`+measured+`.*the proxy has release `+good[:12])
 	}
+	page := "http://" + f.admin + "/dashboard/rollouts/WasmPlugin/edge/p"
+	for _, pattern := range []string{`>Degraded</span>`, `<strong>GateFailed</strong> .*` + measured, `<code title="` + release + `">` + release[:12] + `</code>[^/]*</th>\n.*\n.*\n.*RolledBack`, `id="g-server-errors"`, `back to release ` + good[:12]} {
+		eventually(f.t, 20*time.Second, "the dashboard tells "+pattern, func() (bool, string) {
+			text := fetchText(f.t, page)
+			return regexp.MustCompile(pattern).MatchString(text), text
+		})
+	}
 }
 
 // A control plane that is killed in the middle of each step goes on where it was.
