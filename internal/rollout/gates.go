@@ -10,13 +10,14 @@ import (
 	"chandler.dev/chandler"
 )
 
-// measure looks at every gate.
+// measure looks at every gate. Who has heard of proxies for a moment only concludes
+// nothing from answers that it has not seen.
 func (s *State) measure(v view, now time.Time) []chandler.Measure {
 	measures := []chandler.Measure{s.inForce(v, now), refused(v), s.traps(v)}
 	if v.Type == chandler.Network && !v.listening {
 		return measures // what it is about does not answer HTTP
 	}
-	over, m := s.over(v, now), s.Plan.Margins
+	over, m := s.over(v, now) && !now.Before(v.Heard.Add(reunion)), s.Plan.Margins
 	for _, g := range []share{
 		{chandler.GateSuccess, 2, -1, m.Success},
 		{chandler.GateRedirect, 3, 1, m.Redirect},

@@ -61,7 +61,8 @@ const deadline = 2 * time.Minute
 
 // reunion is how long a control plane that has just begun, or has just been made the
 // leader, waits for the agents to come back before it concludes anything from their
-// absence; or the plan's interval, whichever is shorter.
+// absence; or the plan's interval, whichever is shorter. That too little was answered it
+// does not conclude sooner, however short the interval.
 const reunion = 30 * time.Second
 
 // Begin gives the rollout at its first step. What the chosen proxies answered before is

@@ -157,6 +157,46 @@ func TestReunion(t *testing.T) {
 	}
 }
 
+// A control plane that comes back in a step that is short waits until it has seen what
+// proxies answer; not for ever.
+func TestReunionOfAShortStep(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		silent int // seconds for which nobody says what it answers
+		want   rollout.Decision
+		after  time.Duration
+	}{
+		"they tell":  {10, rollout.Advance, 15 * time.Second},
+		"they don't": {60, rollout.Pause, 30 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(20, good, good)
+			s := rollout.Begin(plan(t, "10%,50%", "3s"), f.observed(), f.now)
+			f.pass(time.Second, s.Choice)
+			s, _, _ = rollout.Next(s, f.observed(), f.now)
+			usual := f.rps
+			f.rps, f.heard = 0, f.now
+			for second := 1; ; second++ {
+				if second > c.silent {
+					f.rps = max(usual, 100)
+				}
+				f.pass(time.Second, s.Choice)
+				next, d, _ := rollout.Next(s, f.observed(), f.now)
+				took := f.now.Sub(f.heard)
+				switch {
+				case d == rollout.Stay && took <= c.after:
+				case d == c.want && took <= c.after && (c.want != rollout.Pause || took == c.after):
+					return
+				default:
+					t.Fatalf("%s after %v: %s", d, took, next.Message)
+				}
+				s = next
+			}
+		})
+	}
+}
+
 // Counters that begin anew, proxies that come and go: what is lost is left out, and
 // what is counted was there.
 func TestCountersBeginAnew(t *testing.T) {
