@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/record"
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
@@ -35,7 +36,7 @@ func crowd(t testing.TB, proxies, plugins int) (reg *prometheus.Registry, say fu
 		uid := fmt.Sprint("u", i)
 		r := chandler.Release{Key: key, UID: uid, Generation: 1}.WithID()
 		p := &chandler.Plugin{Key: key, UID: uid, Generation: 1, Type: chandler.HTTP, Wasm: &chandler.Wasm{}}
-		e, err := newEntry(source.Object{Key: key, UID: uid, Generation: 1, Plugin: p}, course{side: side{target: &r, sequence: 1}}, ruling{}, resolve.Attempts{}, time.Second, nil)
+		e, err := newEntry(source.Object{Key: key, UID: uid, Generation: 1, Plugin: p}, course{side: side{target: &r, sequence: 1}, rollout: &record.Rollout{}}, ruling{}, resolve.Attempts{}, time.Second, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
