@@ -2,5 +2,10 @@
 
 package e2e
 
+import "time"
+
+// atOnce is within what time an order to take a plugin out is to take effect.
+const atOnce = 2 * time.Second
+
 // buildFlags of the commands under test.
 var buildFlags []string
