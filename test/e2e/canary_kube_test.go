@@ -33,7 +33,7 @@ type aviary struct {
 	t       *testing.T
 	cluster *cluster
 	gate    *strictGate
-	wire    *wire
+	wire    *wiretap
 	agent   *proxy
 	port    int
 	// name is of plugin and proxy, which everybody may see.
@@ -45,7 +45,7 @@ func newAviary(t *testing.T) *aviary {
 	c := newCluster(t)
 	a := &aviary{t: t, cluster: c, world: kubeWorld(t, c, "--log-level", "debug"), name: "harmless-canary"}
 	a.gate = newStrictGate(t, a.registry.Addr)
-	a.wire = newWire(t, a.listen)
+	a.wire = newWiretap(t, a.listen)
 	return a
 }
 

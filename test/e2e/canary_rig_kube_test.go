@@ -90,8 +90,8 @@ func (g *strictGate) serve(w http.ResponseWriter, r *http.Request, behind http.H
 	}
 }
 
-// wire stands between agents and a control plane, and keeps all that either says.
-type wire struct {
+// wiretap stands between agents and a control plane, and keeps all that either says.
+type wiretap struct {
 	addr string
 
 	mu   sync.Mutex
@@ -100,7 +100,7 @@ type wire struct {
 
 const maxSaid = 256 << 20
 
-func (w *wire) keep(b []byte) {
+func (w *wiretap) keep(b []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.said) < maxSaid {
@@ -108,7 +108,7 @@ func (w *wire) keep(b []byte) {
 	}
 }
 
-func (w *wire) all(t testing.TB) []byte {
+func (w *wiretap) all(t testing.TB) []byte {
 	t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -118,7 +118,7 @@ func (w *wire) all(t testing.TB) []byte {
 	return append([]byte(nil), w.said...)
 }
 
-func (w *wire) keepHeaders(md metadata.MD) {
+func (w *wiretap) keepHeaders(md metadata.MD) {
 	for name, values := range md {
 		w.keep([]byte(name + ": " + strings.Join(values, ", ")))
 	}
@@ -139,9 +139,9 @@ func (bytesCodec) Unmarshal(b mem.BufferSlice, v any) error {
 }
 
 // newWire listens for agents of the control plane at an address.
-func newWire(t testing.TB, control string) *wire {
+func newWiretap(t testing.TB, control string) *wiretap {
 	t.Helper()
-	w := &wire{}
+	w := &wiretap{}
 	conn, err := grpc.NewClient(control, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(bytesCodec{}), grpc.MaxCallRecvMsgSize(64<<20)))
 	if err != nil {
@@ -167,7 +167,7 @@ func newWire(t testing.TB, control string) *wire {
 }
 
 // carry hands a call on, and ends with it.
-func (w *wire) carry(conn *grpc.ClientConn, from grpc.ServerStream) error {
+func (w *wiretap) carry(conn *grpc.ClientConn, from grpc.ServerStream) error {
 	ctx, cancel := context.WithCancel(from.Context())
 	defer cancel()
 	method, ok := grpc.MethodFromServerStream(from)
