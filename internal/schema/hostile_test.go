@@ -71,7 +71,8 @@ func TestHostile(t *testing.T) {
 			if refused != c.unusable {
 				t.Errorf("of use: %v, want %v (%v)", !refused, !c.unusable, problem)
 			}
-			if took := time.Since(began); took > 10*time.Second {
+			// What is not bounded takes hours; a busy machine with the race detector, half a minute.
+			if took := time.Since(began); took > 3*time.Minute {
 				t.Errorf("it took %v", took)
 			}
 		})
