@@ -108,14 +108,14 @@ func (j *judgement) source() {
 	}
 	switch {
 	case lacking != "":
-		j.deny(chandler.CodePolicyDenied, j.field("url"), "pin it: "+origin(ref)+"@sha256:..., the field sha256, or chandler lock; a signature counts where the operator's file says whose (section signatures)",
-			"%s lacks what it must have: %s", origin(ref), lacking)
+		j.deny(chandler.CodePolicyDenied, j.field("url"), "pin it: "+ref.Origin()+"@sha256:..., the field sha256, or chandler lock; a signature counts where the operator's file says whose (section signatures)",
+			"%s lacks what it must have: %s", ref.Origin(), lacking)
 	case len(allowed) == 0:
 		j.deny(chandler.CodePolicyDenied, j.field("url"), "ask the operator to allow it (section registries)",
 			"modules for namespace %s may come from nowhere", j.plugin.Namespace)
 	default:
 		j.deny(chandler.CodePolicyDenied, j.field("url"), "push it to "+list(allowed)+", or ask the operator to allow it (section registries)",
-			"modules for namespace %s may not come from %s", j.plugin.Namespace, chandler.Quote(origin(ref)))
+			"modules for namespace %s may not come from %s", j.plugin.Namespace, chandler.Quote(ref.Origin()))
 	}
 }
 

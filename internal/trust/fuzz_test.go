@@ -84,7 +84,7 @@ func FuzzRule(f *testing.F) {
 			t.Fatalf("hash %q with %v", r.Hash(), problems)
 		}
 		for _, p := range r.Repositories {
-			if len(p) <= maxPattern && !strings.Contains(p, "*") && matches([]string{p}, name) && !strings.HasSuffix(p, name) && !strings.HasSuffix(name, strings.TrimPrefix(strings.TrimPrefix(p, "oci://"), "docker.io")) {
+			if !strings.Contains(p, "*") && chandler.MatchOrigin(p, name) && name != chandler.CanonicalOrigin(p) {
 				t.Fatalf("pattern %q matches %q", p, name)
 			}
 		}

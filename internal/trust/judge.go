@@ -87,7 +87,7 @@ func (r *Rule) isFor(ref chandler.Reference, named string) bool {
 	if p != nil {
 		return false
 	}
-	return is.Host == ref.Host && is.Repository == ref.Repository || matches(r.SignedAs, origin(is))
+	return is.Host == ref.Host && is.Repository == ref.Repository || matches(r.SignedAs, is)
 }
 
 // describe names the signer of a certificate.

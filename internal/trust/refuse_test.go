@@ -220,6 +220,7 @@ func TestRefuse_B85(t *testing.T) {
 		{trust.Rule{Keys: []string{key}, Timestamps: &one}, "trustedRoot", "timestamps needs a trusted root"},
 		{trust.Rule{Keys: []string{key}, Threshold: -1}, "threshold", "is out of range"},
 		{trust.Rule{Keys: []string{key}, Repositories: []string{""}}, "repositories[0]", "is none of a repository"},
+		{trust.Rule{Keys: []string{key}, Repositories: []string{"reg.example/team**"}}, "repositories[0]", "has ** where it cannot be"},
 		{trust.Rule{Keys: []string{key}, Name: "verificationKey"}, "name", "is none"},
 	} {
 		if c.rule.Name == "" {

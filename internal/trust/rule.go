@@ -5,8 +5,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"regexp"
 	"regexp/syntax"
+	"slices"
 	"strings"
 
 	"github.com/sigstore/sigstore-go/pkg/verify"
@@ -141,6 +141,8 @@ func (c *complaints) patterns(field string, patterns []string) {
 	for i, p := range patterns {
 		if p == "" || len(p) > maxPattern || strings.ContainsAny(p, " @") {
 			c.add(fmt.Sprintf("%s[%d]", field, i), "write registry/repository; * stands for one part, ** for any number", "pattern %s is none of a repository", chandler.Quote(p))
+		} else if !chandler.WholeParts(p) {
+			c.add(fmt.Sprintf("%s[%d]", field, i), "write ** between slashes, three times at most", "pattern %s has ** where it cannot be", chandler.Quote(p))
 		}
 	}
 }
@@ -215,40 +217,14 @@ func (c *complaints) thresholds() {
 // Applies tells whether the rule is about a plugin of namespace whose module is at
 // ref.
 func (r *Rule) Applies(namespace string, ref chandler.Reference) bool {
-	return (len(r.Namespaces) == 0 || matches(r.Namespaces, namespace)) &&
-		(len(r.Repositories) == 0 || matches(r.Repositories, origin(ref)))
+	return (len(r.Namespaces) == 0 || slices.ContainsFunc(r.Namespaces, func(p string) bool { return chandler.Glob(p, namespace) })) &&
+		(len(r.Repositories) == 0 || matches(r.Repositories, ref))
 }
 
-// origin is where a reference leads, as patterns are written.
-func origin(ref chandler.Reference) string {
-	if ref.Scheme == chandler.SchemeOCI {
-		return ref.Host + "/" + ref.Repository
-	}
-	path, _, _ := strings.Cut(ref.Path, "?")
-	return string(ref.Scheme) + "://" + ref.Host + path
-}
-
-func matches(patterns []string, name string) bool {
-	for _, p := range patterns {
-		if glob(p).MatchString(name) {
-			return true
-		}
-	}
-	return false
-}
-
-// glob gives a pattern as a regular expression: * is any characters of one part,
-// and a part ** any number of parts, none included.
-func glob(pattern string) *regexp.Regexp {
-	pattern = strings.TrimPrefix(pattern, "oci://")
-	if rest, ok := strings.CutPrefix(pattern, "docker.io/"); ok {
-		pattern = chandler.DefaultRegistry + "/" + rest
-	}
-	expr := regexp.QuoteMeta(pattern)
-	for _, r := range [][2]string{{`/\*\*/`, `/(?:.*/)?`}, {`\*\*`, `.*`}, {`\*`, `[^/]*`}} {
-		expr = strings.ReplaceAll(expr, r[0], r[1])
-	}
-	return regexp.MustCompile(`^(?s:` + expr + `)$`)
+// matches tells whether one of the patterns is that of where a reference leads.
+func matches(patterns []string, ref chandler.Reference) bool {
+	origin := ref.Origin()
+	return slices.ContainsFunc(patterns, func(p string) bool { return chandler.MatchOrigin(p, origin) })
 }
 
 // Hash is over what the rule demands, with what is in the files that it names. It
