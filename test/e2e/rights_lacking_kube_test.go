@@ -287,10 +287,10 @@ var liveRows = []lack{
 		having: func(w *lackWorld) { w.sees(w.tag()) },
 	},
 	{
-		rights: to("get", "controllerrevisions"), // a record that somebody else has touched is looked at
+		rights: to("get", "controllerrevisions"), // a record in the way of one is looked at
 		lacking: func(w *lackWorld) {
 			before := w.tag()
-			w.kubectl("", "annotate", "--overwrite", "controllerrevisions", "-n", "istio-system", "-l", "chandler.dev/record=rollout", "somebody=was-here-again")
+			w.hideRollouts()
 			w.edit()
 			w.shows("p", `cannot get resource "controllerrevisions"`, "grant it to the control plane's service account")
 			w.sees(before)

@@ -55,20 +55,28 @@ func keepUp(ctx context.Context, api dynamic.ResourceInterface, name string, awa
 // errUnwatched: it can be read, and not watched.
 var errUnwatched = errors.New("no right to watch")
 
+// errSilent: neither an answer nor a refusal came in time.
+var errSilent = errors.New("the API server does not answer")
+
 // keepUpOnce gets the object and what becomes of it during one watch. The watch
 // begins before the get, so that nothing falls between them.
 func keepUpOnce(ctx context.Context, api dynamic.ResourceInterface, name string, away *outage, tell func(*unstructured.Unstructured, error)) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	outer := ctx
+	ctx, cancel := context.WithCancelCause(outer)
+	defer cancel(nil)
+	late := time.AfterFunc(callTimeout, func() { cancel(errSilent) })
 	limit := int64(watchFor.Seconds())
 	w, watchErr := api.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String(), TimeoutSeconds: &limit})
 	if watchErr == nil {
 		defer w.Stop()
 	}
 	o, err := api.Get(ctx, name, metav1.GetOptions{})
+	late.Stop()
 	switch {
-	case ctx.Err() != nil:
+	case outer.Err() != nil:
 		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
 	case apierrors.IsNotFound(err):
 		o = nil
 	case err != nil:

@@ -334,6 +334,7 @@ func (s *Records) SwapRollout(ctx context.Context, old *record.Rollout, next rec
 			"metadata": map[string]any{
 				"resourceVersion": strconv.FormatUint(old.Revision, 10),
 				"annotations":     map[string]string{rolloutAnnotation: string(content)},
+				"labels":          map[string]string{recordLabel: rolloutRecord}, // if somebody took it away
 			},
 			"revision": min(next.Sequence, math.MaxInt64),
 		}); err != nil {

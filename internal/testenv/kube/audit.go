@@ -1,9 +1,10 @@
 package kube
 
 import (
-	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 )
@@ -45,16 +46,17 @@ func (c *Cluster) Requests() ([]Request, error) {
 	}
 	defer f.Close()
 	var requests []Request
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
+	for events := json.NewDecoder(f); ; {
 		var e struct {
 			Verb      string                                                            `json:"verb"`
 			User      struct{ Username string }                                         `json:"user"`
 			ObjectRef struct{ APIGroup, Resource, Subresource, Namespace, Name string } `json:"objectRef"`
 			Status    struct{ Code int }                                                `json:"responseStatus"`
 		}
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+		switch err := events.Decode(&e); {
+		case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF): // the last is being written
+			return requests, nil
+		case err != nil:
 			return nil, fmt.Errorf("audit log: %w", err)
 		}
 		r := Request{
@@ -66,5 +68,4 @@ func (c *Cluster) Requests() ([]Request, error) {
 		}
 		requests = append(requests, r)
 	}
-	return requests, lines.Err()
 }
