@@ -27,30 +27,44 @@ func (l *loop) collect(ctx context.Context) {
 	if l.collecting || now.Before(l.collectNext) || !l.c.leads() {
 		return
 	}
-	var old rubbish
-	for uid, ro := range l.rollouts {
-		if l.byUID[uid] == nil && l.jobs[resolveID(uid)] == nil && !l.isGhost(uid) && !l.remembered(uid, now) {
-			old.rollouts = append(old.rollouts, *ro)
-		}
-	}
-	for uid, ids := range l.history {
-		keep := keepReleases
-		if l.byUID[uid] == nil && l.jobs[resolveID(uid)] == nil && !l.isGhost(uid) {
-			keep = 0
-		}
-		ro, more := l.at(uid), len(ids)-keep
-		for _, id := range ids {
-			if more > 0 && (keep == 0 || !ro.Remembers(id)) {
-				old.releases = append(old.releases, l.releases[id])
-				more--
-			}
-		}
-	}
+	old := l.rubbish(now)
 	if len(old.rollouts) == 0 && len(old.releases) == 0 {
 		return
 	}
 	l.collecting = true
 	go func() { l.c.collected <- old.remove(ctx, l.c.cfg.Records) }() // has room for it
+}
+
+// rubbish finds what nothing needs any more, now.
+func (l *loop) rubbish(now time.Time) (old rubbish) {
+	needed := func(uid string) bool {
+		return l.byUID[uid] != nil || l.jobs[resolveID(uid)] != nil || l.isGhost(uid)
+	}
+	for uid, ro := range l.rollouts {
+		if !needed(uid) && !l.remembered(uid, now) {
+			old.rollouts = append(old.rollouts, *ro)
+		}
+	}
+	for uid, ids := range l.history {
+		if !needed(uid) {
+			old.releases = append(old.releases, l.recent(uid)...)
+			continue
+		}
+		ro, more := l.at(uid), len(ids)-keepReleases
+		for _, r := range l.recent(uid) {
+			if more > 0 && !ro.Remembers(r.ID) && !l.coming(ro, r) {
+				old.releases = append(old.releases, r)
+				more--
+			}
+		}
+	}
+	return old
+}
+
+// coming tells whether a release may be about to be named by its rollout: both are
+// written side by side, by this replica or another, and the release may be seen first.
+func (l *loop) coming(ro *record.Rollout, r *chandler.Release) bool {
+	return l.jobs[resolveID(r.UID)] != nil || !r.ResolvedAt.Before(ro.UpdatedAt)
 }
 
 // remove deletes one by one, until something cannot be deleted.

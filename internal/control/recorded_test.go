@@ -2,10 +2,13 @@ package control
 
 import (
 	"testing"
+	"time"
 
+	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/record"
 	"chandler.dev/chandler/internal/record/recordtest"
 	"chandler.dev/chandler/internal/resolve"
+	"chandler.dev/chandler/internal/source"
 )
 
 // A rollout record that is seen before the release it names changes nothing until
@@ -42,5 +45,46 @@ func TestRolloutAheadOfItsRelease(t *testing.T) {
 	l.recorded(record.Change{Rollout: &older})
 	if at := l.course("u", nil); at.sequence != 2 {
 		t.Errorf("an older one won: %+v", at)
+	}
+}
+
+// The releases that a rollout remembers are kept, and so is one that it does not name
+// yet, however many there are: its record may be seen before the rollout's. What was
+// passed over goes.
+func TestReleaseAheadOfItsRollout(t *testing.T) {
+	t.Parallel()
+	records := record.NewMemory()
+	c, err := New(Config{Records: records, Resolver: resolve.New(resolve.Config{})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := c.load(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := recordtest.Release(0).ResolvedAt
+	see := func(generation int) chandler.Release {
+		r := recordtest.Release(int64(generation))
+		r.ResolvedAt = began.Add(time.Duration(generation) * time.Minute)
+		l.recorded(record.Change{Release: &r})
+		return r
+	}
+	l.byUID["u"] = &source.Object{}
+	ro := recordtest.Rollout(1)
+	for n := range keepReleases {
+		r := see(n + 1)
+		ro.Sequence, ro.Release, ro.UpdatedAt, ro.Revision = uint64(n+1), r.ID, r.ResolvedAt.Add(time.Second), uint64(n+1)
+		ro.Note(chandler.HistoricRelease{Release: r.ID, At: ro.UpdatedAt})
+	}
+	l.recorded(record.Change{Rollout: &ro})
+	coming := see(keepReleases + 1)
+	if old := l.rubbish(began.Add(time.Hour)); len(old.releases) > 0 {
+		t.Errorf("generation %d is rubbish, of %d that are seen and %d that are remembered", old.releases[0].Generation, len(l.releases), len(ro.History))
+	}
+	ro.UpdatedAt = coming.ResolvedAt.Add(time.Second) // it went on, and elsewhere
+	ro.Revision++
+	l.recorded(record.Change{Rollout: &ro})
+	if old := l.rubbish(began.Add(time.Hour)); len(old.releases) != 1 || old.releases[0].ID != coming.ID {
+		t.Errorf("of what was passed over, %d are rubbish", len(old.releases))
 	}
 }
