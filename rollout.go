@@ -1,6 +1,8 @@
 package chandler
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -190,6 +192,33 @@ type Disablement struct {
 	Reason string
 	By     string
 	At     time.Time
+}
+
+// Bounds of whom an order is about: it is kept in a record, beside others.
+const (
+	maxOrderNode   = 512 // bytes
+	maxOrderLabels = 16
+	maxLabelKey    = 317 // bytes, as Kubernetes has it
+	maxLabelValue  = 63
+)
+
+// Check tells what is wrong with whom the order is about.
+func (d *Disablement) Check() error {
+	namespace, name, ok := strings.Cut(d.Node, "/")
+	switch {
+	case d.Node != "" && len(d.Labels) > 0:
+		return errors.New("an order is about one proxy or about labels, not about both")
+	case d.Node != "" && (!ok || namespace == "" || name == "" || strings.Contains(name, "/") || len(d.Node) > maxOrderNode):
+		return fmt.Errorf("%s is not the NAMESPACE/NAME of a proxy", Quote(d.Node))
+	case len(d.Labels) > maxOrderLabels:
+		return fmt.Errorf("%d labels, limit %d", len(d.Labels), maxOrderLabels)
+	}
+	for _, k := range slices.Sorted(maps.Keys(d.Labels)) {
+		if v := d.Labels[k]; k == "" || len(k) > maxLabelKey || len(v) > maxLabelValue {
+			return fmt.Errorf("%s is no label", Quote(k+"="+v))
+		}
+	}
+	return nil
 }
 
 // Target says in words whom the order is about; empty: everyone.

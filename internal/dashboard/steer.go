@@ -170,23 +170,18 @@ func says(err error) string {
 // disablement reads whom an order is about: "namespace/name", or labels.
 func disablement(form url.Values, why string) (d chandler.Disablement, problem string) {
 	d.Reason, d.Node = why, strings.TrimSpace(form.Get("node"))
-	labels := strings.TrimSpace(form.Get("labels"))
-	if d.Node != "" && labels != "" {
-		return d, "Name one proxy, or labels of proxies; not both."
-	}
-	if d.Node != "" && strings.Count(d.Node, "/") != 1 {
-		return d, "Name the proxy as NAMESPACE/NAME."
-	}
-	if labels == "" {
-		return d, ""
-	}
-	d.Labels = map[string]string{}
-	for part := range strings.SplitSeq(labels, ",") {
-		key, value, ok := strings.Cut(strings.TrimSpace(part), "=")
-		if !ok || key == "" {
-			return d, "Write labels as KEY=VALUE, with commas between."
+	if labels := strings.TrimSpace(form.Get("labels")); labels != "" {
+		d.Labels = map[string]string{}
+		for part := range strings.SplitSeq(labels, ",") {
+			key, value, ok := strings.Cut(strings.TrimSpace(part), "=")
+			if !ok {
+				return d, "Write labels as KEY=VALUE, with commas between."
+			}
+			d.Labels[key] = value
 		}
-		d.Labels[key] = value
+	}
+	if err := d.Check(); err != nil {
+		return d, "That cannot be ordered: " + err.Error() + "."
 	}
 	return d, ""
 }

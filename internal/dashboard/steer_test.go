@@ -88,6 +88,16 @@ func TestSteer(t *testing.T) {
 	if d.Reason != "it is broken" || d.By != "ada" || d.Labels["zone"] != "z1" || d.Labels["canary"] != "true" || d.At.IsZero() || d.Node != "" {
 		t.Errorf("%+v", d)
 	}
+	for name, value := range map[string]string{
+		"labels": "zone", "node": "gw-1", "labels ": strings.Repeat("a=b,", 16) + "x" + strings.Repeat("x", 400) + "=1", "node ": "a/" + strings.Repeat("b", 600),
+	} {
+		form := formOf(t, h, page+"/disable")
+		form.Set("why", "it is broken")
+		form.Set(strings.TrimSpace(name), value)
+		if code, _ := send(h, page+"/disable", form, nil); code != http.StatusConflict || len(f.disabled) != 1 {
+			t.Errorf("disable where %s is %.20s: %d", name, value, code)
+		}
+	}
 	off := rolloutPath(f.objects[2].Key)
 	if code, _ := send(h, off+"/enable", formOf(t, h, off+"/enable"), nil); code != http.StatusSeeOther || len(f.enabled) != 1 {
 		t.Errorf("enable: %d", code)

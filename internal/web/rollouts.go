@@ -32,10 +32,8 @@ type Rollouts interface {
 	Enable(context.Context, chandler.Key, chandler.Disablement) (control.RolloutView, error)
 }
 
-const (
-	maxWhy    = 512 // characters of a reason
-	maxLabels = 16  // of an order
-)
+// maxWhy bounds a reason, in characters.
+const maxWhy = 512
 
 // rollouts is the service of that name.
 type rollouts struct{ cfg Config }
@@ -128,19 +126,8 @@ func disablement(ctx context.Context, req interface {
 	GetLabels() map[string]string
 }) (chandler.Disablement, error) {
 	d := chandler.Disablement{Node: req.GetNode(), Labels: req.GetLabels(), By: callerOf(ctx).name}
-	namespace, name, ok := strings.Cut(d.Node, "/")
-	switch {
-	case d.Node != "" && len(d.Labels) > 0:
-		return d, connect.NewError(connect.CodeInvalidArgument, errors.New("an order is about one proxy (node) or about labels, not about both"))
-	case d.Node != "" && (!ok || namespace == "" || name == "" || strings.Contains(name, "/") || len(d.Node) > 512):
-		return d, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%s is not the NAMESPACE/NAME of a proxy", chandler.Quote(d.Node)))
-	case len(d.Labels) > maxLabels:
-		return d, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%d labels, limit %d", len(d.Labels), maxLabels))
-	}
-	for k, v := range d.Labels {
-		if k == "" || len(k) > 317 || len(v) > 63 {
-			return d, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%s is no label", chandler.Quote(k+"="+v)))
-		}
+	if err := d.Check(); err != nil {
+		return d, connect.NewError(connect.CodeInvalidArgument, err)
 	}
 	return d, nil
 }
