@@ -79,7 +79,7 @@ func (d *dashboard) plugin(v *view) (string, string, any, error) {
 		return "", "", nil, missing{"There is no such plugin, or you may not see it."}
 	}
 	c := pluginContent{
-		plugin: p, MayRead: v.sight.may(access.Read, key.Namespace),
+		plugin: p, MayRead: v.sight.May(access.Read, key.Namespace),
 		Conditions: p.Status.Conditions,
 		InMatrix:   asked{}.address(func(a *asked) { a.Plugin, a.View = key.Namespace+"/"+key.Name, "table" }),
 	}

@@ -126,7 +126,7 @@ func (d *dashboard) proxy(v *view) (string, string, any, error) {
 			c.Listeners = append(c.Listeners, v.listener(l))
 		}
 		for _, b := range f.Bypassed {
-			if v.sight.may(access.List, b.Namespace) {
+			if v.sight.May(access.List, b.Namespace) {
 				c.Bypassed = append(c.Bypassed, b)
 			}
 		}
@@ -150,7 +150,7 @@ func (v *view) listener(l chandler.Listener) listener {
 			}
 		}
 		for _, m := range s.Members {
-			one.Members = append(one.Members, member{m, v.sight.may(access.List, m.Namespace), v.byKey[m.Key] != nil})
+			one.Members = append(one.Members, member{m, v.sight.May(access.List, m.Namespace), v.byKey[m.Key] != nil})
 		}
 		out.Slots = append(out.Slots, one)
 	}
@@ -173,7 +173,7 @@ func (v *view) pluginsOf(p *proxy, into *counts) []pluginLine {
 		all = append(all, l)
 	}
 	for key, state := range p.States {
-		if one := v.byKey[key]; (one == nil || one.marks[p.index] == notSelected) && v.sight.may(access.List, key.Namespace) {
+		if one := v.byKey[key]; (one == nil || one.marks[p.index] == notSelected) && v.sight.May(access.List, key.Namespace) {
 			all = append(all, pluginLine{Key: key, There: one != nil, Legend: notSelected.legend(), AttachmentState: &state})
 		}
 	}

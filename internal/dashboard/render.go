@@ -96,8 +96,8 @@ func (d *dashboard) enter(w http.ResponseWriter, r *http.Request) (*view, bool) 
 	}
 	by := newSight(r.Context(), viewer)
 	part := whole.seen(by)
-	if by.err != nil {
-		d.wrong(w, r, http.StatusServiceUnavailable, by.err.Error())
+	if by.Err() != nil {
+		d.wrong(w, r, http.StatusServiceUnavailable, by.Err().Error())
 		return nil, false
 	}
 	return &view{snapshot: part, sight: by, query: r.URL.Query(), path: r.PathValue}, true
@@ -133,8 +133,8 @@ func (d *dashboard) shown(show showing) http.Handler {
 		name, title, content, err := show(v)
 		var gone missing
 		switch {
-		case v.sight.err != nil:
-			d.wrong(w, r, http.StatusServiceUnavailable, v.sight.err.Error())
+		case v.sight.Err() != nil:
+			d.wrong(w, r, http.StatusServiceUnavailable, v.sight.Err().Error())
 			return
 		case errors.As(err, &gone):
 			d.wrong(w, r, http.StatusNotFound, err.Error())

@@ -255,7 +255,7 @@ func (d *dashboard) rollout(v *view) (string, string, any, error) {
 	if p == nil {
 		return "", "", nil, missing{"There is no such plugin, or you may not see it."}
 	}
-	c := rolloutContent{plugin: p, MaySteer: d.cfg.Rollouts != nil && v.sight.may(d.cfg.Steers, key.Namespace), History: p.history()}
+	c := rolloutContent{plugin: p, MaySteer: d.cfg.Rollouts != nil && v.sight.May(d.cfg.Steers, key.Namespace), History: p.history()}
 	if r := p.Rollout; r != nil {
 		c.Steps, c.Gates = steps(r), gates(r)
 	}

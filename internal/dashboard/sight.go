@@ -10,43 +10,14 @@ import (
 	"chandler.dev/chandler/internal/access"
 )
 
-// sight is what one viewer may see and do, found out as it is asked for. It is one
-// request's.
+// sight is what one viewer may see and do.
 type sight struct {
-	viewer  Viewer
-	ctx     context.Context // it lives as long as its request
-	answers map[question]bool
-	err     error // the first; then nothing is allowed
-}
-
-type question struct {
-	verb      access.Verb
-	namespace string
+	viewer Viewer
+	*access.Sight
 }
 
 func newSight(ctx context.Context, v Viewer) *sight {
-	return &sight{viewer: v, ctx: ctx, answers: map[question]bool{}}
-}
-
-// may tells whether a verb is allowed in a namespace.
-func (s *sight) may(v access.Verb, namespace string) bool {
-	return s.asked(v, access.Everywhere) || s.asked(v, namespace)
-}
-
-// everywhere tells whether a verb is allowed in all namespaces.
-func (s *sight) everywhere(v access.Verb) bool { return s.asked(v, access.Everywhere) }
-
-func (s *sight) asked(v access.Verb, namespace string) bool {
-	q := question{v, namespace}
-	ok, known := s.answers[q]
-	if known || s.err != nil {
-		return ok && s.err == nil
-	}
-	if ok, s.err = s.viewer.Allowed(s.ctx, v, namespace); s.err != nil {
-		return false
-	}
-	s.answers[q] = ok
-	return ok
+	return &sight{v, access.NewSight(func(verb access.Verb, namespace string) (bool, error) { return v.Allowed(ctx, verb, namespace) })}
 }
 
 // mark sums up what is allowed of what is in a snapshot: who has the same sees the
@@ -55,12 +26,12 @@ func (s *sight) mark(of *snapshot, steers access.Verb) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%q %t", s.viewer.Name(), s.viewer.Known())
 	for _, v := range []access.Verb{access.List, access.Read, steers} {
-		if s.everywhere(v) {
+		if s.Everywhere(v) {
 			fmt.Fprintf(&b, " %s *", v)
 			continue
 		}
 		for _, n := range of.namespaces() {
-			if s.may(v, n) {
+			if s.May(v, n) {
 				fmt.Fprintf(&b, " %s %q", v, n)
 			}
 		}
@@ -89,17 +60,17 @@ func (s *snapshot) namespaces() []string {
 // namespaces that they may list, and what happened there. Of a plugin that is seen its
 // whole status is, as by the API.
 func (s *snapshot) seen(by *sight) *snapshot {
-	if by.everywhere(access.List) {
+	if by.Everywhere(access.List) {
 		return s
 	}
 	part := &snapshot{version: s.version, byKey: map[chandler.Key]*plugin{}, byNode: map[string]*proxy{}, rendered: s.rendered}
 	for _, p := range s.plugins {
-		if by.may(access.List, p.Namespace) {
+		if by.May(access.List, p.Namespace) {
 			part.plugins, part.byKey[p.Key] = append(part.plugins, p), p
 		}
 	}
 	for _, p := range s.proxies {
-		if by.may(access.List, p.Namespace) {
+		if by.May(access.List, p.Namespace) {
 			part.proxies, part.byNode[p.ID()] = append(part.proxies, p), p
 		}
 	}
@@ -108,7 +79,7 @@ func (s *snapshot) seen(by *sight) *snapshot {
 		if e.Key == (chandler.Key{}) {
 			namespace, _, _ = strings.Cut(e.Node, "/")
 		}
-		if namespace != "" && by.may(access.List, namespace) {
+		if namespace != "" && by.May(access.List, namespace) {
 			part.events = append(part.events, e)
 		}
 	}

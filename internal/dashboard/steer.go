@@ -59,10 +59,10 @@ func (d *dashboard) enterToSteer(w http.ResponseWriter, r *http.Request) (*view,
 		d.wrong(w, r, http.StatusNotFound, "There is no such plugin, or you may not see it.")
 		return nil, nil, action{}, false
 	}
-	may := v.sight.may(d.cfg.Steers, p.Namespace)
+	may := v.sight.May(d.cfg.Steers, p.Namespace)
 	switch viewer := v.sight.viewer; {
-	case v.sight.err != nil:
-		d.wrong(w, r, http.StatusServiceUnavailable, v.sight.err.Error())
+	case v.sight.Err() != nil:
+		d.wrong(w, r, http.StatusServiceUnavailable, v.sight.Err().Error())
 		return nil, nil, action{}, false
 	case !may && !viewer.Known():
 		d.turnAway(w, r, viewer)

@@ -187,32 +187,9 @@ func (c *caller) allowed(ctx context.Context, v access.Verb, namespace string) (
 	return ok, nil
 }
 
-// answers are what a caller may do, asked once each.
-type answers struct {
-	c     *caller
-	known map[question]bool
-}
-
-type question struct {
-	verb      access.Verb
-	namespace string
-}
-
-// may tells whether something is allowed in a namespace, as it is where it is allowed
-// everywhere.
-func (a *answers) may(ctx context.Context, v access.Verb, namespace string) (ok bool, err error) {
-	for _, n := range []string{access.Everywhere, namespace} {
-		q := question{v, n}
-		if _, known := a.known[q]; !known {
-			if a.known[q], err = a.c.allowed(ctx, v, n); err != nil {
-				return false, err
-			}
-		}
-		if a.known[q] {
-			return true, nil
-		}
-	}
-	return false, nil
+// sight is what a caller may do, for one request.
+func (c *caller) sight(ctx context.Context) *access.Sight {
+	return access.NewSight(func(v access.Verb, namespace string) (bool, error) { return c.allowed(ctx, v, namespace) })
 }
 
 // may refuses what a caller may not do, in words.

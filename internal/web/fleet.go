@@ -45,18 +45,18 @@ func (f *fleet) ListProxies(ctx context.Context, req *connect.Request[chandlerv1
 	if err != nil {
 		return nil, err
 	}
-	sees := seer{ctx: ctx, answers: answers{c: callerOf(ctx), known: map[question]bool{}}}
+	sight := callerOf(ctx).sight(ctx)
 	res := &chandlerv1.ListProxiesResponse{}
 	byNode := map[string]*chandlerv1.Proxy{}
 	for _, p := range f.cfg.Control.Proxies() {
-		if wantsProxy(req.Msg, p.Node) && sees.namespace(p.Namespace) {
-			m := proxyToProto(&p, req.Msg.Details, sees.namespace)
+		if wantsProxy(req.Msg, p.Node) && sight.May(access.List, p.Namespace) {
+			m := proxyToProto(&p, req.Msg.Details, sight)
 			res.Proxies, byNode[p.ID()] = append(res.Proxies, m), m
 		}
 	}
 	for i := range views {
 		v := &views[i]
-		if !sees.namespace(v.Namespace) {
+		if !sight.May(access.List, v.Namespace) {
 			continue
 		}
 		for j := range v.Status.Proxies {
@@ -66,7 +66,7 @@ func (f *fleet) ListProxies(ctx context.Context, req *connect.Request[chandlerv1
 			}
 		}
 	}
-	return connect.NewResponse(res), sees.err
+	return connect.NewResponse(res), sight.Err()
 }
 
 func wantsProxy(req *chandlerv1.ListProxiesRequest, n chandler.Node) bool {
@@ -81,21 +81,7 @@ func wantsProxy(req *chandlerv1.ListProxiesRequest, n chandler.Node) bool {
 	return true
 }
 
-// seer tells which namespaces somebody may see; err is the first that kept it from
-// finding out.
-type seer struct {
-	ctx     context.Context
-	answers answers
-	err     error
-}
-
-func (s *seer) namespace(n string) bool {
-	ok, err := s.answers.may(s.ctx, access.List, n)
-	s.err = cmp.Or(s.err, err)
-	return ok && err == nil
-}
-
-func proxyToProto(p *control.ProxyView, details bool, sees func(string) bool) *chandlerv1.Proxy {
+func proxyToProto(p *control.ProxyView, details bool, sight *access.Sight) *chandlerv1.Proxy {
 	m := &chandlerv1.Proxy{
 		Namespace: p.Namespace, Name: p.Name, Labels: p.Labels, Connected: p.Connected, Since: moment(p.Since),
 		AgentVersion: p.AgentVersion, EnvoyVersion: p.EnvoyVersion, Features: p.Features,
@@ -108,10 +94,10 @@ func proxyToProto(p *control.ProxyView, details bool, sees func(string) bool) *c
 		facts.Listeners = nil
 	}
 	m.Facts = wire.FactsToProto(&facts)
-	m.Facts.Bypassed = slices.DeleteFunc(m.Facts.Bypassed, func(b *chandlerv1.Bypass) bool { return !sees(b.GetPlugin().GetNamespace()) })
+	m.Facts.Bypassed = slices.DeleteFunc(m.Facts.Bypassed, func(b *chandlerv1.Bypass) bool { return !sight.May(access.List, b.GetPlugin().GetNamespace()) })
 	for _, l := range m.Facts.Listeners {
 		for _, s := range l.Slots {
-			s.Members = slices.DeleteFunc(s.Members, func(x *chandlerv1.SlotMember) bool { return !sees(x.GetPlugin().GetNamespace()) })
+			s.Members = slices.DeleteFunc(s.Members, func(x *chandlerv1.SlotMember) bool { return !sight.May(access.List, x.GetPlugin().GetNamespace()) })
 		}
 	}
 	return m
@@ -228,13 +214,9 @@ func (f *fleet) Preview(ctx context.Context, req *connect.Request[chandlerv1.Pre
 	p := newPreview(ctx, &f.cfg, views)
 	res := &chandlerv1.PreviewResponse{}
 	for i := range min(len(docs), len(results)) {
-		o, err := p.object(ctx, &docs[i], results[i], i < mostPreviewed)
-		if err != nil {
-			return nil, err
-		}
-		res.Objects = append(res.Objects, o)
+		res.Objects = append(res.Objects, p.object(&docs[i], results[i], i < mostPreviewed))
 	}
-	return connect.NewResponse(res), p.sees.err
+	return connect.NewResponse(res), p.sight.Err()
 }
 
 // results are what applying the manifest would say; where others keep the objects, what
@@ -272,16 +254,16 @@ func (f *fleet) results(ctx context.Context, req *chandlerv1.PreviewRequest, doc
 // namespaces that the caller may see; those about neither are for who may see all.
 func (f *fleet) ListEvents(ctx context.Context, req *connect.Request[chandlerv1.ListEventsRequest]) (*connect.Response[chandlerv1.ListEventsResponse], error) {
 	limit := int(min(cmp.Or(req.Msg.Limit, usualEvents), mostEvents))
-	sees := seer{ctx: ctx, answers: answers{c: callerOf(ctx), known: map[question]bool{}}}
+	sight := callerOf(ctx).sight(ctx)
 	all, _ := f.cfg.Control.Events(req.Msg.After)
 	res := &chandlerv1.ListEventsResponse{}
 	for i := len(all) - 1; i >= 0 && len(res.Events) < limit; i-- {
-		if e := &all[i]; wantsEvent(req.Msg, e) && sees.namespace(namespaceOf(e)) {
+		if e := &all[i]; wantsEvent(req.Msg, e) && sight.May(access.List, namespaceOf(e)) {
 			res.Events = append(res.Events, eventToProto(e))
 		}
 	}
 	slices.Reverse(res.Events)
-	return connect.NewResponse(res), sees.err
+	return connect.NewResponse(res), sight.Err()
 }
 
 func wantsEvent(req *chandlerv1.ListEventsRequest, e *chandler.Event) bool {

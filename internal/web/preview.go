@@ -18,7 +18,7 @@ import (
 type preview struct {
 	cfg   *Config
 	now   time.Time
-	sees  seer
+	sight *access.Sight
 	byKey map[chandler.Key]*control.ObjectView
 	fleet *explain.Fleet
 }
@@ -26,7 +26,7 @@ type preview struct {
 func newPreview(ctx context.Context, cfg *Config, views []control.ObjectView) *preview {
 	p := &preview{
 		cfg: cfg, now: cfg.Now(), byKey: map[chandler.Key]*control.ObjectView{},
-		sees: seer{ctx: ctx, answers: answers{c: callerOf(ctx), known: map[question]bool{}}},
+		sight: callerOf(ctx).sight(ctx),
 	}
 	objects := make([]explain.Object, 0, len(views))
 	for i := range views {
@@ -43,7 +43,7 @@ func newPreview(ctx context.Context, cfg *Config, views []control.ObjectView) *p
 	return p
 }
 
-func (p *preview) object(ctx context.Context, doc *source.Document, r source.Result, proxies bool) (*chandlerv1.ObjectPreview, error) {
+func (p *preview) object(doc *source.Document, r source.Result, proxies bool) *chandlerv1.ObjectPreview {
 	var against []chandler.Problem
 	if p.cfg.Admit != nil && doc.Plugin != nil {
 		against = p.cfg.Admit(doc.Plugin)
@@ -51,13 +51,9 @@ func (p *preview) object(ctx context.Context, doc *source.Document, r source.Res
 	r.Warnings = slices.Concat(r.Warnings, against)
 	o := &chandlerv1.ObjectPreview{Result: resultsToProto([]source.Result{r})[0]}
 	if doc.Plugin == nil || r.Action == source.Refused {
-		return o, nil
+		return o
 	}
-	read, err := p.sees.answers.may(ctx, access.Read, doc.Namespace)
-	if err != nil {
-		return nil, err
-	}
-	o.Diff = p.diff(doc, read)
+	o.Diff = p.diff(doc, p.sight.May(access.Read, doc.Namespace))
 	switch {
 	case len(against) > 0: // it will not get that far
 	case !proxies:
@@ -65,7 +61,7 @@ func (p *preview) object(ctx context.Context, doc *source.Document, r source.Res
 	default:
 		p.effects(o, doc)
 	}
-	return o, nil
+	return o
 }
 
 // diff is the change of the text. What the caller may not read is replaced, and so is
@@ -87,7 +83,7 @@ func (p *preview) diff(doc *source.Document, read bool) string {
 }
 
 func (p *preview) effects(o *chandlerv1.ObjectPreview, doc *source.Document) {
-	e := p.fleet.Apply(doc.Plugin, p.now, func(n chandler.Node) bool { return p.sees.namespace(n.Namespace) })
+	e := p.fleet.Apply(doc.Plugin, p.now, func(n chandler.Node) bool { return p.sight.May(access.List, n.Namespace) })
 	o.More = e.More
 	for _, one := range e.Proxies {
 		m := &chandlerv1.ProxyPreview{Node: one.Node, Change: string(one.Change)}
@@ -102,7 +98,7 @@ func (p *preview) effects(o *chandlerv1.ObjectPreview, doc *source.Document) {
 func (p *preview) refs(keys []chandler.Key) []*chandlerv1.ObjectRef {
 	refs := make([]*chandlerv1.ObjectRef, 0, len(keys))
 	for _, key := range keys {
-		if p.sees.namespace(key.Namespace) {
+		if p.sight.May(access.List, key.Namespace) {
 			refs = append(refs, refToProto(key))
 		}
 	}

@@ -44,22 +44,18 @@ func (s *rollouts) ListRollouts(ctx context.Context, req *connect.Request[chandl
 	if err != nil {
 		return nil, connect.NewError(connect.CodeUnavailable, err)
 	}
-	sees := answers{c: callerOf(ctx), known: map[question]bool{}}
+	sight := callerOf(ctx).sight(ctx)
 	res := &chandlerv1.ListRolloutsResponse{}
 	for i := range views {
 		v, m := &views[i], req.Msg
 		if m.Kind != "" && m.Kind != v.Kind || m.Namespace != "" && m.Namespace != v.Namespace || m.Name != "" && m.Name != v.Name {
 			continue
 		}
-		ok, err := sees.may(ctx, access.List, v.Namespace)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
+		if sight.May(access.List, v.Namespace) {
 			res.Rollouts = append(res.Rollouts, rolloutToProto(v))
 		}
 	}
-	return connect.NewResponse(res), nil
+	return connect.NewResponse(res), sight.Err()
 }
 
 // verbs are the orders by their names on the wire.

@@ -225,26 +225,18 @@ func (a *admin) List(ctx context.Context, req *connect.Request[chandlerv1.ListRe
 // shown leaves out the objects that a caller may not see, and of the others the
 // values of configuration that they may not read.
 func (c *caller) shown(ctx context.Context, objects []*chandlerv1.Object) ([]*chandlerv1.Object, error) {
-	answers := answers{c: c, known: map[question]bool{}}
+	sight := c.sight(ctx)
 	var shown []*chandlerv1.Object
 	for _, o := range objects {
-		see, err := answers.may(ctx, access.List, o.Ref.Namespace)
-		if err != nil {
-			return nil, err
-		}
-		if !see {
+		if !sight.May(access.List, o.Ref.Namespace) {
 			continue
 		}
-		read, err := answers.may(ctx, access.Read, o.Ref.Namespace)
-		if err != nil {
-			return nil, err
-		}
-		if !read {
+		if !sight.May(access.Read, o.Ref.Namespace) {
 			o.Manifest, o.Redacted = source.Redact(o.Manifest), true
 		}
 		shown = append(shown, o)
 	}
-	return shown, nil
+	return shown, sight.Err()
 }
 
 // Select gives what a request asks for of the objects, as the API gives them.
