@@ -3,60 +3,46 @@ package dashboard
 import (
 	"bytes"
 	"encoding/json"
-	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/rogpeppe/go-internal/diff"
 )
 
-// maxCompared bounds the lines of each text that is compared; of longer ones only the
-// beginning is.
-const maxCompared = 600
+// maxDiffLines bounds what is shown of a difference.
+const maxDiffLines = 600
 
 // diffLine is a line of two texts: of both, or with "-" of the first alone, with "+" of
-// the second.
+// the second. One with "…" stands for some that are the same.
 type diffLine struct{ Sign, Text string }
 
-// compare gives the lines of two texts, as the longest common subsequence has them.
+// compare gives what differs between two texts, with some lines around it.
 func compare(before, after string) (lines []diffLine, cut bool) {
-	a, b := split(before), split(after)
-	if len(a) > maxCompared || len(b) > maxCompared {
-		a, b, cut = a[:min(len(a), maxCompared)], b[:min(len(b), maxCompared)], true
-	}
-	common := make([][]int, len(a)+1) // of what is behind
-	for i := range common {
-		common[i] = make([]int, len(b)+1)
-	}
-	for i := len(a) - 1; i >= 0; i-- {
-		for j := len(b) - 1; j >= 0; j-- {
-			if a[i] == b[j] {
-				common[i][j] = common[i+1][j+1] + 1
-			} else {
-				common[i][j] = max(common[i+1][j], common[i][j+1])
-			}
-		}
-	}
-	i, j := 0, 0
-	for i < len(a) || j < len(b) {
+	unified := diff.Diff("", ended(before), "", ended(after))
+	for n, line := range strings.SplitAfter(string(unified), "\n") {
 		switch {
-		case i < len(a) && j < len(b) && a[i] == b[j]:
-			lines = append(lines, diffLine{"", a[i]})
-			i, j = i+1, j+1
-		case j == len(b) || i < len(a) && common[i+1][j] >= common[i][j+1]:
-			lines = append(lines, diffLine{"-", a[i]})
-			i++
-		default:
-			lines = append(lines, diffLine{"+", b[j]})
-			j++
+		case n < diffHead || line == "":
+			continue
+		case len(lines) == maxDiffLines:
+			return lines, true
+		case !strings.HasPrefix(line, "@@"):
+			lines = append(lines, diffLine{strings.TrimSpace(line[:1]), strings.TrimSuffix(line[1:], "\n")})
+		case len(lines) > 0 || !strings.HasPrefix(line, "@@ -1,") && !strings.HasPrefix(line, "@@ -0,"):
+			lines = append(lines, diffLine{"…", ""})
 		}
 	}
-	return lines, cut
+	return lines, false
 }
 
-func split(text string) []string {
-	if text == "" {
-		return nil
+// diffHead is how many lines of a unified diff name its files.
+const diffHead = 3
+
+// ended has a text end its last line, which counts for nothing.
+func ended(text string) []byte {
+	if text != "" && !strings.HasSuffix(text, "\n") {
+		text += "\n"
 	}
-	return strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	return []byte(text)
 }
 
 // concealed stands for a value that nobody is shown.
@@ -103,27 +89,4 @@ func conceal(v any, at []string) any {
 		}
 	}
 	return v
-}
-
-// differing leaves of a comparison what differs, with some lines around it.
-func differing(lines []diffLine, around int) []diffLine {
-	keep := make([]bool, len(lines))
-	for i, l := range lines {
-		if l.Sign == "" {
-			continue
-		}
-		for n := max(0, i-around); n < min(len(lines), i+around+1); n++ {
-			keep[n] = true
-		}
-	}
-	var out []diffLine
-	for i, l := range lines {
-		switch {
-		case keep[i]:
-			out = append(out, l)
-		case i > 0 && keep[i-1] || i == 0 && slices.Contains(keep, true):
-			out = append(out, diffLine{"…", ""})
-		}
-	}
-	return out
 }

@@ -241,8 +241,8 @@ func (c *pluginContent) difference(v *view) *difference {
 	if c.MayRead {
 		a, hid1 := c.text(&before)
 		b, hid2 := c.text(&after)
-		lines, cut := compare(a, b)
-		diff.Config, diff.Cut, diff.Hid = differing(lines, 3), cut, hid1 || hid2
+		diff.Config, diff.Cut = compare(a, b)
+		diff.Hid = hid1 || hid2
 	}
 	return diff
 }

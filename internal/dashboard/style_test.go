@@ -133,16 +133,21 @@ func TestCompare(t *testing.T) {
 		{"a\n", "", "-a|"},
 		{"a\nb\nc\n", "a\nx\nc\n", "a|-b|+x|c|"},
 		{"1\n2\n3\n4\n5\n6\n7\n8\nx\n", "1\n2\n3\n4\n5\n6\n7\n8\ny\n", "…|6|7|8|-x|+y|"},
-		{"a\nb\n", "a\nb\n", ""},
+		{"0\na\n1\n2\n3\n4\n5\n6\n7\n8\nx\n", "0\nb\n1\n2\n3\n4\n5\n6\n7\n8\ny\n", "0|-a|+b|1|2|3|…|6|7|8|-x|+y|"},
+		{"a\nb\n", "a\nb", ""},
+		{"-- a\n", "-- b\n", "--- a|+-- b|"},
 	} {
 		lines, cut := compare(c.before, c.after)
-		if got := write(differing(lines, 3)); got != c.want || cut {
+		if got := write(lines); got != c.want || cut {
 			t.Errorf("%q, %q: %s, want %s", c.before, c.after, got, c.want)
 		}
 	}
-	long := strings.Repeat("x\n", 2*maxCompared)
-	if lines, cut := compare(long, long+"y\n"); !cut || len(lines) != maxCompared {
-		t.Errorf("%d lines of long texts", len(lines))
+	if lines, cut := compare(strings.Repeat("x\n", 2*maxDiffLines), ""); !cut || len(lines) != maxDiffLines {
+		t.Errorf("%d lines of a long difference", len(lines))
+	}
+	long := strings.Repeat("x\n", 2*maxDiffLines)
+	if lines, cut := compare(long, long+"y\n"); cut || write(lines) != "…|x|x|x|+y|" {
+		t.Errorf("at the end of long texts: %s", write(lines))
 	}
 }
 
