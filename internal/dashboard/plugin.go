@@ -93,16 +93,17 @@ func (d *dashboard) plugin(v *view) (string, string, any, error) {
 
 // proxies sorts a plugin's lines: what fails first.
 func (c *pluginContent) proxies() {
+	known := make(map[*chandler.ProxyStatus]mark, len(c.lines))
+	for on, s := range c.lines {
+		known[s] = c.marks[on]
+	}
 	for i := range c.Status.Proxies {
 		s := &c.Status.Proxies[i]
-		id := s.Namespace + "/" + s.Node
-		l := line{Node: id, Legend: markOf(c.plugin, s, nil, false).legend(), ProxyStatus: s}
-		for on, at := range c.lines {
-			if at == s {
-				l.Legend = c.marks[on].legend()
-				break
-			}
+		m, ok := known[s]
+		if !ok { // the proxy itself is not known
+			m = markOf(c.plugin, s, nil, false)
 		}
+		l := line{Node: s.Namespace + "/" + s.Node, Legend: m.legend(), ProxyStatus: s}
 		c.Lines = append(c.Lines, l)
 		if l.Legend.mark.failing() {
 			c.Failing = append(c.Failing, l)

@@ -140,15 +140,23 @@ func (d *dashboard) shown(show showing) http.Handler {
 			d.wrong(w, r, http.StatusNotFound, err.Error())
 			return
 		}
-		body, err := d.render(name, d.frameOf(v, title, content))
-		if err != nil {
-			d.cfg.Log.Error("a page of the dashboard cannot be made", "error", err)
-			d.wrong(w, r, http.StatusInternalServerError, "The page cannot be made; the control plane's log says why.")
-			return
+		if body, ok := d.answer(w, r, http.StatusOK, name, d.frameOf(v, title, content)); ok {
+			v.rendered.put(theirs, body)
 		}
-		v.rendered.put(theirs, body)
-		write(w, r, http.StatusOK, body)
 	})
+}
+
+// answer renders a page and answers with it; false: it cannot be made, which has been
+// answered.
+func (d *dashboard) answer(w http.ResponseWriter, r *http.Request, status int, name string, f frame) ([]byte, bool) {
+	body, err := d.render(name, f)
+	if err != nil {
+		d.cfg.Log.Error("a page of the dashboard cannot be made", "error", err)
+		d.wrong(w, r, http.StatusInternalServerError, "The page cannot be made; the control plane's log says why.")
+		return nil, false
+	}
+	write(w, r, status, body)
+	return body, true
 }
 
 func (d *dashboard) frameOf(v *view, title string, content any) frame {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"html/template"
-	"maps"
 	"slices"
 	"strings"
 
@@ -35,19 +34,12 @@ type step struct {
 	At                bool
 }
 
-// StepWord writes a step as the annotation has it.
+// stepWord writes a step as the annotation has it, but for a bare number.
 func stepWord(s chandler.RolloutStep) string {
-	switch {
-	case s.Percent > 0:
-		return fmt.Sprintf("%d%%", s.Percent)
-	case s.Count > 0:
+	if s.Count > 0 {
 		return plural(s.Count, "proxy", "proxies")
 	}
-	var parts []string
-	for _, k := range slices.Sorted(maps.Keys(s.Labels)) {
-		parts = append(parts, k+"="+s.Labels[k])
-	}
-	return strings.Join(parts, ",")
+	return s.String()
 }
 
 // steps are those of the plan, with where the rollout is.

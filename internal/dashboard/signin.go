@@ -19,12 +19,7 @@ func (d *dashboard) askTokenAgain(w http.ResponseWriter, r *http.Request, status
 		d.wrong(w, r, http.StatusNotFound, "There is no such page.")
 		return
 	}
-	body, err := d.render("signin", d.frameFor(d.cfg.Viewer(r.Context()), "Sign in", signInContent{within(next), problem}))
-	if err != nil {
-		d.wrong(w, r, http.StatusInternalServerError, err.Error())
-		return
-	}
-	write(w, r, status, body)
+	d.answer(w, r, status, "signin", d.frameFor(d.cfg.Viewer(r.Context()), "Sign in", signInContent{within(next), problem}))
 }
 
 // signIn takes a token. A page of another server cannot make a browser do so.
@@ -52,18 +47,14 @@ func (d *dashboard) signOut(w http.ResponseWriter, r *http.Request) {
 
 // form reads a form about who somebody is.
 func (d *dashboard) form(w http.ResponseWriter, r *http.Request) (next string, ok bool) {
-	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
-	switch {
-	case d.cfg.SignIn == nil:
+	if d.cfg.SignIn == nil {
 		d.wrong(w, r, http.StatusNotFound, "There is no such page.")
-	case !access.SameOrigin(r.Host, r.Header.Get("Origin"), r.Header.Get("Sec-Fetch-Site")):
-		d.wrong(w, r, http.StatusForbidden, "The form comes from a page of another server.")
-	case r.ParseForm() != nil:
-		d.wrong(w, r, http.StatusBadRequest, "The form cannot be read.")
-	default:
-		return within(r.PostForm.Get("next")), true
+		return "", false
 	}
-	return "", false
+	if !d.readForm(w, r) {
+		return "", false
+	}
+	return within(r.PostForm.Get("next")), true
 }
 
 // within keeps an address within the dashboard.

@@ -96,26 +96,28 @@ func (d *dashboard) ask(w http.ResponseWriter, r *http.Request, v *view, p *plug
 			}
 		}
 	}
-	f := d.frameFor(v.sight.viewer, act.Word+" "+p.Name, c)
-	body, err := d.render("confirm", f)
-	if err != nil {
-		d.cfg.Log.Error("a page of the dashboard cannot be made", "error", err)
-		d.wrong(w, r, http.StatusInternalServerError, "The page cannot be made; the control plane's log says why.")
-		return
+	d.answer(w, r, status, "confirm", d.frameFor(v.sight.viewer, act.Word+" "+p.Name, c))
+}
+
+// readForm reads a form that a page of this server sent; false: it did not, which has
+// been answered.
+func (d *dashboard) readForm(w http.ResponseWriter, r *http.Request) bool {
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+	switch {
+	case !access.SameOrigin(r.Host, r.Header.Get("Origin"), r.Header.Get("Sec-Fetch-Site")):
+		d.wrong(w, r, http.StatusForbidden, "The form comes from a page of another server.")
+	case r.ParseForm() != nil:
+		d.wrong(w, r, http.StatusBadRequest, "The form cannot be read.")
+	default:
+		return true
 	}
-	write(w, r, status, body)
+	return false
 }
 
 // steer does what a form says, once: the form must be this server's own, of the one
 // who sends it, and about what they saw.
 func (d *dashboard) steer(w http.ResponseWriter, r *http.Request) {
-	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
-	if err := r.ParseForm(); err != nil {
-		d.wrong(w, r, http.StatusBadRequest, "The form cannot be read.")
-		return
-	}
-	if !access.SameOrigin(r.Host, r.Header.Get("Origin"), r.Header.Get("Sec-Fetch-Site")) {
-		d.wrong(w, r, http.StatusForbidden, "The form comes from a page of another server.")
+	if !d.readForm(w, r) {
 		return
 	}
 	v, p, act, ok := d.enterToSteer(w, r)
