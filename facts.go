@@ -14,6 +14,20 @@ type Facts struct {
 	Bypassed []Bypass
 }
 
+// Bypass gives the order by which a plugin is taken out on the machine itself; nil: there
+// is none, or, of nil Facts, nobody knows.
+func (f *Facts) Bypass(key Key) *Bypass {
+	if f == nil {
+		return nil
+	}
+	for i := range f.Bypassed {
+		if f.Bypassed[i].Key == key {
+			return &f.Bypassed[i]
+		}
+	}
+	return nil
+}
+
 // Listener is one of a proxy's, with what is attached to it.
 type Listener struct {
 	Name    string

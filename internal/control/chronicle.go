@@ -27,7 +27,7 @@ const (
 // hands are those who change plugins at this moment, by plugin.
 type hands struct {
 	mu sync.Mutex
-	of map[chandler.Key]string
+	of map[chandler.Key]*string // those who came last
 }
 
 // Acting notes who is about to apply or delete plugins, so that the events of that say
@@ -37,16 +37,18 @@ func (c *Control) Acting(who string, keys []chandler.Key) (done func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.of == nil {
-		h.of = map[chandler.Key]string{}
+		h.of = map[chandler.Key]*string{}
 	}
 	for _, key := range keys {
-		h.of[key] = who
+		h.of[key] = &who
 	}
 	return func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		for _, key := range keys {
-			delete(h.of, key)
+			if h.of[key] == &who {
+				delete(h.of, key)
+			}
 		}
 	}
 }
@@ -54,7 +56,10 @@ func (c *Control) Acting(who string, keys []chandler.Key) (done func()) {
 func (h *hands) who(key chandler.Key) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.of[key]
+	if who := h.of[key]; who != nil {
+		return *who
+	}
+	return ""
 }
 
 // tellTaken tells what is new, changed or gone since the snapshot before.
@@ -223,10 +228,7 @@ func (f *fleet) bypasses() (map[chandler.Key]map[string]string, bool) {
 	f.retold = false
 	all := map[chandler.Key]map[string]string{}
 	for id, m := range f.members {
-		facts := m.facts
-		if !m.connected && m.relayed != nil {
-			facts = m.relayed.facts
-		}
+		facts := m.seen().facts
 		if facts == nil {
 			continue
 		}

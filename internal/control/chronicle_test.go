@@ -58,7 +58,9 @@ func TestEvents(t *testing.T) {
 	a, b := r.join(gateway), r.join(other)
 
 	key := chandler.Key{Kind: chandler.KindWasmPlugin, Namespace: "istio-system", Name: "auth"}
+	earlier := r.Acting("ann", []chandler.Key{key})
 	over := r.Acting("jane", []chandler.Key{key})
+	earlier() // which takes nothing from who came after
 	r.apply("auth", "oci://reg.example/auth:v1", nil)
 	att := a.has("auth", runs(mod))
 	over()

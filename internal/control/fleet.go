@@ -62,6 +62,16 @@ func (m *member) online() bool {
 	return m.connected || m.relayed != nil && m.relayed.connected
 }
 
+// seen is a node as whichever replica says that it is connected to.
+func (m *member) seen() member {
+	seen := *m
+	if r := m.relayed; r != nil && !m.connected {
+		seen.node, seen.connected, seen.states, seen.facts = r.node, r.connected, r.states, r.facts
+		seen.traffic, seen.trafficAt = r.traffic, r.trafficAt
+	}
+	return seen
+}
+
 // reporter is one report stream.
 type reporter struct {
 	node chandler.Node
@@ -305,13 +315,7 @@ func (f *fleet) list() []member {
 	defer f.mu.Unlock()
 	members := make([]member, 0, len(f.members))
 	for _, m := range f.members {
-		seen := *m
-		if !m.connected && m.relayed != nil {
-			r := m.relayed
-			seen.node, seen.connected, seen.states, seen.facts = r.node, r.connected, r.states, r.facts
-			seen.traffic, seen.trafficAt = r.traffic, r.trafficAt
-		}
-		members = append(members, seen)
+		members = append(members, m.seen())
 	}
 	return members
 }
@@ -336,15 +340,10 @@ func (f *fleet) bypassed() map[named]int {
 	defer f.mu.Unlock()
 	counts := map[named]int{}
 	for _, m := range f.members {
-		facts := m.facts
-		if !m.connected && m.relayed != nil {
-			facts = m.relayed.facts
-		}
-		if facts == nil || !m.online() {
-			continue
-		}
-		for _, b := range facts.Bypassed {
-			counts[named{b.Namespace, b.Name}]++
+		if seen := m.seen(); seen.connected && seen.facts != nil {
+			for _, b := range seen.facts.Bypassed {
+				counts[named{b.Namespace, b.Name}]++
+			}
 		}
 	}
 	return counts

@@ -321,7 +321,7 @@ func (c *Control) observed(e *entry, members []member) rollout.Observed {
 	withholds := c.withholds()
 	for i := range members {
 		m := &members[i]
-		if !e.concerns(m.node, c.cfg.RootNamespace) || e.disabled(m.node) != nil || m.bypasses(e.object.Key) ||
+		if !e.concerns(m.node, c.cfg.RootNamespace) || e.disabled(m.node) != nil || m.facts.Bypass(e.object.Key) != nil ||
 			withholds && e.target != nil && !e.target.FitFor(m.node.EnvoyVersion) {
 			continue
 		}
@@ -336,11 +336,6 @@ func (c *Control) observed(e *entry, members []member) rollout.Observed {
 		o.Proxies = append(o.Proxies, p)
 	}
 	return o
-}
-
-// bypasses tells whether somebody took a plugin out on the machine itself.
-func (m *member) bypasses(k chandler.Key) bool {
-	return m.facts != nil && slices.ContainsFunc(m.facts.Bypassed, func(b chandler.Bypass) bool { return b.Key == k })
 }
 
 // ask has proxies say what they answer, as long as a rollout is about them.

@@ -97,7 +97,7 @@ func (c counts) sentence() string {
 // that it has is not taken out, whoever ordered so.
 func markOf(p *plugin, line *chandler.ProxyStatus, of *proxy, disabled bool) mark {
 	switch {
-	case of != nil && of.bypasses(p.Key):
+	case of != nil && of.Facts.Bypass(p.Key) != nil:
 		return takenOut
 	case line == nil && disabled:
 		return takenOut

@@ -56,10 +56,6 @@ type proxy struct {
 	index int
 }
 
-func (p *proxy) bypasses(key chandler.Key) bool {
-	return p.Facts != nil && slices.ContainsFunc(p.Facts.Bypassed, func(b chandler.Bypass) bool { return b.Key == key })
-}
-
 // disabledOn tells whether an order keeps the plugin, which would be for a proxy, off it.
 func (p *plugin) disabledOn(of *proxy, root string) bool {
 	return p.Rollout != nil && p.Plugin != nil && len(p.Rollout.Disabled) > 0 && assign.Selects(p.Plugin, of.Node, root) &&
