@@ -352,10 +352,8 @@ func (r *reasoning) bypassed(c *Check) (bool, string) {
 	if r.Proxy.Facts == nil {
 		return false, ""
 	}
-	for _, b := range r.Proxy.Facts.Bypassed {
-		if b.Key == r.Key {
-			return no(c, "taken out on the machine itself at %s: %s", stamp(b.At), b.Reason)
-		}
+	if b := r.Proxy.Facts.Bypass(r.Key); b != nil {
+		return no(c, "taken out on the machine itself at %s: %s", stamp(b.At), b.Reason)
 	}
 	return true, "nobody took it out on the machine"
 }
@@ -433,6 +431,14 @@ func (r *reasoning) told(c *Check) (bool, string) {
 	return true, "its agent is at release " + short(s.Release)
 }
 
+// noBy takes Holds back, with what the agent says beside a state.
+func noBy(c *Check, what string, s *chandler.AttachmentState) (bool, string) {
+	if said := words(s); said != "" {
+		what += ": " + said
+	}
+	return no(c, "%s", what)
+}
+
 // words are what the agent says beside a state.
 func words(s *chandler.AttachmentState) string {
 	var parts []string
@@ -444,7 +450,10 @@ func words(s *chandler.AttachmentState) string {
 	}
 	said := strings.Join(parts, ": ")
 	if s.Attempt > 0 {
-		said += fmt.Sprintf(" (attempt %d", s.Attempt)
+		if said != "" {
+			said += " "
+		}
+		said += fmt.Sprintf("(attempt %d", s.Attempt)
 		if !s.NextTry.IsZero() {
 			said += ", next at " + stamp(s.NextTry)
 		}
@@ -456,11 +465,11 @@ func words(s *chandler.AttachmentState) string {
 func (r *reasoning) fetched(c *Check) (bool, string) {
 	switch s := r.Proxy.State; s.State {
 	case chandler.StatePending:
-		return no(c, "it waits for its turn %s", words(s))
+		return noBy(c, "it waits for its turn", s)
 	case chandler.StateFetching:
-		return no(c, "its module is being fetched %s", words(s))
+		return noBy(c, "its module is being fetched", s)
 	case chandler.StateFailed:
-		return no(c, "the agent cannot have it: %s", words(s))
+		return noBy(c, "the agent cannot have it", s)
 	case chandler.StateUnmatched:
 		return no(c, "its agent says that it concerns no listener of this proxy")
 	}
@@ -470,9 +479,9 @@ func (r *reasoning) fetched(c *Check) (bool, string) {
 func (r *reasoning) acknowledged(c *Check) (bool, string) {
 	switch s := r.Proxy.State; s.State {
 	case chandler.StateRejected:
-		return no(c, "Envoy refuses it: %s", words(s))
+		return noBy(c, "Envoy refuses it", s)
 	case chandler.StateReady:
-		return no(c, "it was sent to Envoy, which has not answered yet %s", words(s))
+		return noBy(c, "it was sent to Envoy, which has not answered yet", s)
 	}
 	return true, "Envoy took it"
 }
@@ -483,7 +492,7 @@ func (r *reasoning) inForce(c *Check) (bool, string) {
 	case s.Reason == chandler.CodeEnvoyDown, s.Reason == chandler.CodeVMTrap:
 		return no(c, "%s", words(s))
 	case s.State != chandler.StateInForce || s.InForce != s.Release:
-		return no(c, "its agent says %s of it %s", s.State, words(s))
+		return noBy(c, fmt.Sprintf("its agent says %s of it", s.State), s)
 	}
 	return true, "since " + stamp(s.Since)
 }

@@ -119,6 +119,8 @@ func TestExplain(t *testing.T) {
 		{"said of another of the name", func(in *explain.Input) { in.Proxy.State.UID = "other" }, "told", false, false, []string{"has said nothing of it yet"}},
 		{"a step behind", func(in *explain.Input) { in.Proxy.State.Release = before }, "told", false, false, []string{"still at release bbbbbbbbbbbb"}},
 		{"fetching", func(in *explain.Input) { in.Proxy.State.State, in.Proxy.State.InForce = chandler.StateFetching, "" }, "fetched", false, false, []string{"is not on", "being fetched"}},
+		{"waiting", func(in *explain.Input) { in.Proxy.State.State, in.Proxy.State.Attempt = chandler.StatePending, 2 }, "fetched", false, false, []string{"waits for its turn: (attempt 2)"}},
+		{"sent", func(in *explain.Input) { in.Proxy.State.State = chandler.StateReady }, "acknowledged", false, false, []string{"has not answered yet"}},
 		{"cannot be had", func(in *explain.Input) {
 			*in.Proxy.State = chandler.AttachmentState{UID: "u", Release: newest, State: chandler.StateFailed, StandIn: chandler.StandInDeny, Reason: chandler.CodeFetchFailed, Message: "connection refused", Attempt: 3, NextTry: since}
 		}, "fetched", false, false, []string{"has requests refused in its place on", "FetchFailed: connection refused (attempt 3, next at 2026-11-28T09:00:00Z)"}},
@@ -145,8 +147,8 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%s: it goes on behind what does not hold: %+v", c.name, a.Checks)
 		}
 		for _, check := range a.Checks {
-			if check.Message == "" {
-				t.Errorf("%s: check %s says nothing", c.name, check.Name)
+			if check.Message == "" || strings.TrimRight(check.Message, " :") != check.Message {
+				t.Errorf("%s: check %s says nothing, or half a sentence: %q", c.name, check.Name, check.Message)
 			}
 		}
 	}

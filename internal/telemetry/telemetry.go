@@ -35,7 +35,7 @@ const (
 	warnEvery  = time.Minute
 )
 
-// Config is what Open needs.
+// Config is what New needs.
 type Config struct {
 	// Endpoint is the collector's: http or https, host and port. Without a path,
 	// /v1/traces is meant.
