@@ -194,7 +194,7 @@ func (b *bypass) await(key chandler.Key) (int, error) {
 // to be out. What becomes of one that is in again is a matter of its status.
 func (b *bypass) obeyed(st *agent.Status, key chandler.Key) bool {
 	known := slices.ContainsFunc(st.Bypassed, func(o agent.BypassStatus) bool {
-		return key == chandler.Key{Kind: o.Kind, Namespace: o.Namespace, Name: o.Name}
+		return chandler.Key(o.PluginRef) == key
 	})
 	if b.undo {
 		return !known
@@ -202,7 +202,7 @@ func (b *bypass) obeyed(st *agent.Status, key chandler.Key) bool {
 	for _, l := range st.Listeners {
 		for _, s := range l.Slots {
 			for _, m := range s.Members {
-				if m.StandIn != chandler.StandInPass && key == (chandler.Key{Kind: m.Kind, Namespace: m.Namespace, Name: m.Name}) {
+				if m.StandIn != chandler.StandInPass && chandler.Key(m.PluginRef) == key {
 					return false
 				}
 			}

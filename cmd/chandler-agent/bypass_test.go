@@ -76,14 +76,14 @@ func TestBypassAwaitsTheAgent(t *testing.T) {
 	key := chandler.Key{Kind: "WasmPlugin", Namespace: "edge", Name: "a"}
 	obeys, asked := true, 0
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		st := agent.Status{Plugins: []agent.PluginStatus{{Kind: key.Kind, Namespace: key.Namespace, Name: key.Name}}}
+		st := agent.Status{Plugins: []agent.PluginStatus{{PluginRef: agent.PluginRef(key)}}}
 		orders, _ := agent.ListBypasses(data)
 		for _, o := range orders {
-			st.Bypassed = append(st.Bypassed, agent.BypassStatus{Kind: o.Kind, Namespace: o.Namespace, Name: o.Name})
+			st.Bypassed = append(st.Bypassed, agent.BypassStatus{PluginRef: agent.PluginRef(o.Key)})
 			asked++
 		}
 		if asked < 3 || !obeys { // it is in its slot still
-			st.Listeners = []agent.ListenerStatus{{Slots: []agent.SlotStatus{{Members: []agent.MemberStatus{{Kind: key.Kind, Namespace: key.Namespace, Name: key.Name, Release: "r"}}}}}}
+			st.Listeners = []agent.ListenerStatus{{Slots: []agent.SlotStatus{{Members: []agent.MemberStatus{{PluginRef: agent.PluginRef(key), Release: "r"}}}}}}
 		}
 		_ = json.NewEncoder(w).Encode(st)
 	}))

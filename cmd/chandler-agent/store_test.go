@@ -171,8 +171,8 @@ func TestStatus(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(st) }))
 	defer srv.Close()
 	admin := strings.TrimPrefix(srv.URL, "http://")
-	in := agent.PluginStatus{Kind: "WasmPlugin", Namespace: "ns", Name: "a", Generation: 2, State: chandler.StateInForce}
-	out := agent.PluginStatus{Kind: "WasmPlugin", Namespace: "ns", Name: "b", State: chandler.StateFailed, InForce: "r1", Reason: chandler.CodeFetchFailed,
+	in := agent.PluginStatus{PluginRef: agent.PluginRef{Kind: "WasmPlugin", Namespace: "ns", Name: "a"}, Generation: 2, State: chandler.StateInForce}
+	out := agent.PluginStatus{PluginRef: agent.PluginRef{Kind: "WasmPlugin", Namespace: "ns", Name: "b"}, State: chandler.StateFailed, InForce: "r1", Reason: chandler.CodeFetchFailed,
 		Message: "no\x1b[2Jroute", Attempt: 4, NextTry: time.Now().Add(time.Hour)}
 	for _, c := range []struct {
 		name string
@@ -187,13 +187,13 @@ func TestStatus(t *testing.T) {
 			3, []string{"Failed", "the version before", "FetchFailed: no [2Jroute (attempt 4, next try in ", "not connected"}},
 		{"what stands in slots", agent.Status{Ready: true, Envoy: agent.EnvoyStatus{PID: 17}, Plugins: []agent.PluginStatus{in}, Listeners: []agent.ListenerStatus{
 			{Name: "web\x1b", Address: "0.0.0.0:80", Mode: chandler.ModeServer, Slots: []agent.SlotStatus{
-				{Type: chandler.HTTP, Phase: chandler.PhaseAuthn, Members: []agent.MemberStatus{{Namespace: "ns", Name: "b", Release: "0123456789abcdef"}, {Namespace: "ns", Name: "a", StandIn: chandler.StandInDeny}}},
+				{Type: chandler.HTTP, Phase: chandler.PhaseAuthn, Members: []agent.MemberStatus{{PluginRef: agent.PluginRef{Namespace: "ns", Name: "b"}, Release: "0123456789abcdef"}, {PluginRef: agent.PluginRef{Namespace: "ns", Name: "a"}, StandIn: chandler.StandInDeny}}},
 				{Type: chandler.HTTP, Phase: chandler.PhaseStats},
-				{Type: chandler.Network, Members: []agent.MemberStatus{{Namespace: "ns", Name: "c", StandIn: chandler.StandInPass}}},
+				{Type: chandler.Network, Members: []agent.MemberStatus{{PluginRef: agent.PluginRef{Namespace: "ns", Name: "c"}, StandIn: chandler.StandInPass}}},
 			}},
 			{Name: "idle", Mode: chandler.ModeClient},
 		}}, 0, []string{"web", "AUTHN                  ns/b 0123456789ab, ns/a (denied)", "UNSPECIFIED (network)  ns/c (left out)", "idle      -           CLIENT  -"}},
-		{"taken out by hand", agent.Status{Ready: true, Envoy: agent.EnvoyStatus{PID: 17}, Bypassed: []agent.BypassStatus{{Kind: "WasmPlugin", Namespace: "ns", Name: "x", Reason: "it\x1b burns"}}},
+		{"taken out by hand", agent.Status{Ready: true, Envoy: agent.EnvoyStatus{PID: 17}, Bypassed: []agent.BypassStatus{{PluginRef: agent.PluginRef{Kind: "WasmPlugin", Namespace: "ns", Name: "x"}, Reason: "it\x1b burns"}}},
 			3, []string{"BYPASSED  ns/x (WasmPlugin) is taken out on this machine", "it  burns"}},
 		{"no Envoy", agent.Status{Unready: []string{"envoy is not running"}, Envoy: agent.EnvoyStatus{Version: "1.40.0", Down: "signal 9", NextTry: time.Now().Add(time.Hour)}},
 			3, []string{"1.40.0 is not running: signal 9, next try in"}},

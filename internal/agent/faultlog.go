@@ -12,8 +12,11 @@ import (
 // what a plugin in Go or Rust has to say as it panics stands right before that line, of
 // the same thread, and has the plugin's name on it.
 
-// maxThreads bounds the threads whose words are remembered.
-const maxThreads = 256
+// Bounds of what is remembered: the threads that spoke, and the plugins that were named.
+const (
+	maxThreads = 256
+	maxNamed   = 256
+)
 
 // faultLog finds faults of VMs in Envoy's log.
 type faultLog struct {
@@ -49,7 +52,7 @@ func (f *faultLog) take(line string) {
 			if f.named == nil {
 				f.named = map[chandler.Key]uint64{}
 			}
-			if _, known := f.named[key]; known || len(f.named) < maxThreads {
+			if _, known := f.named[key]; known || len(f.named) < maxNamed {
 				f.named[key]++
 			}
 		} else {

@@ -64,11 +64,16 @@ type StoreStatus struct {
 	Max     int64 `json:"max"`
 }
 
+// PluginRef names a plugin.
+type PluginRef struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+}
+
 // PluginStatus tells of one plugin.
 type PluginStatus struct {
-	Kind       string             `json:"kind"`
-	Namespace  string             `json:"namespace"`
-	Name       string             `json:"name"`
+	PluginRef
 	Generation int64              `json:"generation"`
 	State      chandler.State     `json:"state"`
 	Release    chandler.ReleaseID `json:"release"`
@@ -101,20 +106,16 @@ type SlotStatus struct {
 
 // MemberStatus tells what stands for a plugin in a slot: a release or a stand-in.
 type MemberStatus struct {
-	Kind      string             `json:"kind"`
-	Namespace string             `json:"namespace"`
-	Name      string             `json:"name"`
-	Release   chandler.ReleaseID `json:"release,omitempty"`
-	StandIn   chandler.StandIn   `json:"standIn,omitempty"`
+	PluginRef
+	Release chandler.ReleaseID `json:"release,omitempty"`
+	StandIn chandler.StandIn   `json:"standIn,omitempty"`
 }
 
 // BypassStatus tells of one plugin that is taken out on this machine.
 type BypassStatus struct {
-	Kind      string    `json:"kind"`
-	Namespace string    `json:"namespace"`
-	Name      string    `json:"name"`
-	Reason    string    `json:"reason"`
-	At        time.Time `json:"at"`
+	PluginRef
+	Reason string    `json:"reason"`
+	At     time.Time `json:"at"`
 }
 
 // listenersOf is facts as they are shown.
@@ -125,7 +126,7 @@ func listenersOf(f *chandler.Facts) []ListenerStatus {
 		for _, s := range l.Slots {
 			ss := SlotStatus{Name: s.Name, Type: s.Type, Phase: s.Phase, Members: []MemberStatus{}}
 			for _, m := range s.Members {
-				ss.Members = append(ss.Members, MemberStatus{m.Kind, m.Namespace, m.Name, m.Release, m.StandIn})
+				ss.Members = append(ss.Members, MemberStatus{PluginRef(m.Key), m.Release, m.StandIn})
 			}
 			ls.Slots = append(ls.Slots, ss)
 		}
@@ -149,11 +150,11 @@ func (a *Agent) status() *Status {
 	}
 	st.Envoy, st.Slots, st.Listeners = v.envoy, v.facts.Slots, listenersOf(v.facts)
 	for _, b := range v.facts.Bypassed {
-		st.Bypassed = append(st.Bypassed, BypassStatus{b.Kind, b.Namespace, b.Name, b.Reason, b.At})
+		st.Bypassed = append(st.Bypassed, BypassStatus{PluginRef(b.Key), b.Reason, b.At})
 	}
 	for _, p := range v.report {
 		st.Plugins = append(st.Plugins, PluginStatus{
-			Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Generation: p.Generation, State: p.State, Release: p.Release, InForce: p.InForce,
+			PluginRef: PluginRef(p.Key), Generation: p.Generation, State: p.State, Release: p.Release, InForce: p.InForce,
 			StandIn: p.StandIn, Reason: p.Reason, Message: p.Message, Attempt: p.Attempt, NextTry: p.NextTry, Since: p.Since,
 		})
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"net/url"
 	"regexp"
@@ -280,5 +281,6 @@ func epochOf(e EnvoyStatus) string {
 	if !ok {
 		begun = fmt.Sprint(e.PID, e.Since.UnixNano())
 	}
-	return chandler.Digest[chandler.ModuleDigest]([]byte(begun)).Hex()[:16]
+	sum := sha256.Sum256([]byte(begun))
+	return fmt.Sprintf("%x", sum[:8])
 }
