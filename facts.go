@@ -1,6 +1,9 @@
 package chandler
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Facts are what an agent says of its proxy as a whole.
 type Facts struct {
@@ -111,6 +114,15 @@ type Event struct {
 	Message string
 	// By is who did it; empty: nobody, it came so.
 	By string
+}
+
+// Namespace is whose the event is: its plugin's, or else its proxy's; empty: nobody's.
+func (e *Event) Namespace() string {
+	if e.Key != (Key{}) {
+		return e.Key.Namespace
+	}
+	namespace, _, _ := strings.Cut(e.Node, "/")
+	return namespace
 }
 
 // EventReason says what kind of event it is.

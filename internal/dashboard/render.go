@@ -125,7 +125,7 @@ func (d *dashboard) shown(show showing) http.Handler {
 		if !ok {
 			return
 		}
-		theirs := r.URL.RequestURI() + "\n" + v.sight.mark(v.snapshot, d.cfg.Steers)
+		theirs := r.URL.RequestURI() + "\n" + v.sight.fingerprint(v.snapshot, d.cfg.Steers)
 		if body, ok := v.rendered.get(theirs); ok {
 			write(w, r, http.StatusOK, body)
 			return

@@ -20,9 +20,9 @@ func newSight(ctx context.Context, v Viewer) *sight {
 	return &sight{v, access.NewSight(func(verb access.Verb, namespace string) (bool, error) { return v.Allowed(ctx, verb, namespace) })}
 }
 
-// mark sums up what is allowed of what is in a snapshot: who has the same sees the
-// same.
-func (s *sight) mark(of *snapshot, steers access.Verb) string {
+// fingerprint sums up what is allowed of what is in a snapshot: who has the same sees
+// the same.
+func (s *sight) fingerprint(of *snapshot, steers access.Verb) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%q %t", s.viewer.Name(), s.viewer.Known())
 	for _, v := range []access.Verb{access.List, access.Read, steers} {
@@ -75,11 +75,7 @@ func (s *snapshot) seen(by *sight) *snapshot {
 		}
 	}
 	for _, e := range s.events {
-		namespace := e.Key.Namespace
-		if e.Key == (chandler.Key{}) {
-			namespace, _, _ = strings.Cut(e.Node, "/")
-		}
-		if namespace != "" && by.May(access.List, namespace) {
+		if namespace := e.Namespace(); namespace != "" && by.May(access.List, namespace) {
 			part.events = append(part.events, e)
 		}
 	}

@@ -157,8 +157,7 @@ func (f *fleet) Explain(ctx context.Context, req *connect.Request[chandlerv1.Exp
 	}
 	ref := req.Msg.Ref
 	in := explain.Input{
-		Key:  chandler.Key{Kind: cmp.Or(ref.GetKind(), chandler.KindWasmPlugin), Namespace: ref.GetNamespace(), Name: ref.GetName()},
-		Node: req.Msg.Node, Root: f.cfg.Control.RootNamespace(), Withhold: f.cfg.Control.Withholds(),
+		Key: keyOf(ref), Node: req.Msg.Node, Root: f.cfg.Control.RootNamespace(), Withhold: f.cfg.Control.Withholds(),
 	}
 	for i := range views {
 		v := &views[i]
@@ -258,7 +257,7 @@ func (f *fleet) ListEvents(ctx context.Context, req *connect.Request[chandlerv1.
 	all, _ := f.cfg.Control.Events(req.Msg.After)
 	res := &chandlerv1.ListEventsResponse{}
 	for i := len(all) - 1; i >= 0 && len(res.Events) < limit; i-- {
-		if e := &all[i]; wantsEvent(req.Msg, e) && sight.May(access.List, namespaceOf(e)) {
+		if e := &all[i]; wantsEvent(req.Msg, e) && sight.May(access.List, cmp.Or(e.Namespace(), access.Everywhere)) {
 			res.Events = append(res.Events, eventToProto(e))
 		}
 	}
@@ -267,14 +266,8 @@ func (f *fleet) ListEvents(ctx context.Context, req *connect.Request[chandlerv1.
 }
 
 func wantsEvent(req *chandlerv1.ListEventsRequest, e *chandler.Event) bool {
-	return (req.Kind == "" || req.Kind == e.Key.Kind) && (req.Namespace == "" || req.Namespace == namespaceOf(e)) &&
+	return (req.Kind == "" || req.Kind == e.Key.Kind) && (req.Namespace == "" || req.Namespace == e.Namespace()) &&
 		(req.Name == "" || req.Name == e.Key.Name) && (req.Node == "" || req.Node == e.Node)
-}
-
-// namespaceOf is whose an event is: its plugin's, or else its proxy's.
-func namespaceOf(e *chandler.Event) string {
-	namespace, _ := splitNode(e.Node)
-	return cmp.Or(e.Key.Namespace, namespace, access.Everywhere)
 }
 
 func eventToProto(e *chandler.Event) *chandlerv1.Event {

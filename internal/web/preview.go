@@ -105,11 +105,6 @@ func (p *preview) refs(keys []chandler.Key) []*chandlerv1.ObjectRef {
 	return refs
 }
 
-func splitNode(id string) (namespace, name string) {
-	namespace, name, _ = strings.Cut(id, "/")
-	return namespace, name
-}
-
 // keysOf are the objects of a manifest.
 func keysOf(manifest []byte, namespace string) []chandler.Key {
 	var keys []chandler.Key
