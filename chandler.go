@@ -258,6 +258,17 @@ type Node struct {
 // ID is "namespace/name", unique in a fleet.
 func (n Node) ID() string { return n.Namespace + "/" + n.Name }
 
+// HasLabels tells whether all of want are among the labels that there are, with their
+// values; none always are.
+func HasLabels(labels, want map[string]string) bool {
+	for k, v := range want {
+		if got, ok := labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
 // Features an agent may have, compared with Attachment.Requires.
 const (
 	FeatureHTTP    = "http"

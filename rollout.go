@@ -235,13 +235,5 @@ func (d *Disablement) Target() string {
 
 // Holds tells whether the order is about a proxy.
 func (d *Disablement) Holds(n Node) bool {
-	if d.Node != "" && d.Node != n.ID() {
-		return false
-	}
-	for k, v := range d.Labels {
-		if got, ok := n.Labels[k]; !ok || got != v {
-			return false
-		}
-	}
-	return true
+	return (d.Node == "" || d.Node == n.ID()) && HasLabels(n.Labels, d.Labels)
 }

@@ -51,12 +51,7 @@ func Selects(p *chandler.Plugin, n chandler.Node, root string) bool {
 			return targets(r, p.Namespace, n, root)
 		})
 	}
-	for k, v := range p.Selector {
-		if got, ok := n.Labels[k]; !ok || got != v {
-			return false
-		}
-	}
-	return true
+	return chandler.HasLabels(n.Labels, p.Selector)
 }
 
 // targets tells whether a reference made in a namespace means n: a Gateway by

@@ -41,12 +41,7 @@ func (c Choice) Has(uid string, n chandler.Node) bool {
 // labelled gives whether a proxy has all labels of some.
 func labelled(want map[string]string) func(chandler.Node) bool {
 	return func(n chandler.Node) bool {
-		for k, v := range want {
-			if got, ok := n.Labels[k]; !ok || got != v {
-				return false
-			}
-		}
-		return len(want) > 0
+		return len(want) > 0 && chandler.HasLabels(n.Labels, want)
 	}
 }
 

@@ -2,8 +2,8 @@ package rollout
 
 import (
 	"fmt"
-	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -137,17 +137,8 @@ func (r *Rule) margins() chandler.Margins {
 
 // Names tells whether a plugin is meant.
 func (r *Rule) Names(p *chandler.Plugin) bool {
-	named := len(r.Namespaces) == 0
-	for _, pattern := range r.Namespaces {
-		ok, _ := path.Match(pattern, p.Namespace) // Check has seen it: it has no other signs than *
-		named = named || ok
-	}
-	for k, v := range r.Selector {
-		if got, ok := p.Labels[k]; !ok || got != v {
-			return false
-		}
-	}
-	return named
+	named := len(r.Namespaces) == 0 || slices.ContainsFunc(r.Namespaces, func(pattern string) bool { return chandler.Glob(pattern, p.Namespace) })
+	return named && chandler.HasLabels(p.Labels, r.Selector)
 }
 
 // Plan is what a rule says, once it was checked.

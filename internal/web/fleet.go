@@ -70,15 +70,7 @@ func (f *fleet) ListProxies(ctx context.Context, req *connect.Request[chandlerv1
 }
 
 func wantsProxy(req *chandlerv1.ListProxiesRequest, n chandler.Node) bool {
-	if req.Namespace != "" && req.Namespace != n.Namespace || req.Name != "" && req.Name != n.Name {
-		return false
-	}
-	for k, v := range req.Labels {
-		if got, ok := n.Labels[k]; !ok || got != v {
-			return false
-		}
-	}
-	return true
+	return (req.Namespace == "" || req.Namespace == n.Namespace) && (req.Name == "" || req.Name == n.Name) && chandler.HasLabels(n.Labels, req.Labels)
 }
 
 func proxyToProto(p *control.ProxyView, details bool, sight *access.Sight) *chandlerv1.Proxy {

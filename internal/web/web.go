@@ -252,15 +252,8 @@ func Select(views []control.ObjectView, req *chandlerv1.ListRequest) []*chandler
 
 // selected tells whether a request asks for an object; empty fields match all.
 func selected(req *chandlerv1.ListRequest, o *source.Object) bool {
-	if req.Kind != "" && req.Kind != o.Kind || req.Namespace != "" && req.Namespace != o.Namespace || req.Name != "" && req.Name != o.Name {
-		return false
-	}
-	for key, value := range req.Labels {
-		if got, ok := o.Labels[key]; !ok || got != value {
-			return false
-		}
-	}
-	return true
+	return (req.Kind == "" || req.Kind == o.Kind) && (req.Namespace == "" || req.Namespace == o.Namespace) &&
+		(req.Name == "" || req.Name == o.Name) && chandler.HasLabels(o.Labels, req.Labels)
 }
 
 func objectToProto(v *control.ObjectView, req *chandlerv1.ListRequest) *chandlerv1.Object {
