@@ -101,6 +101,34 @@ type Answers struct {
 	Latency [LatencyBuckets]uint64
 }
 
+// Add counts more answers.
+func (a *Answers) Add(more *Answers) {
+	for i, n := range more.Classes {
+		a.Classes[i] += n
+	}
+	for i, n := range more.Latency {
+		a.Latency[i] += n
+	}
+}
+
+// Since gives what was counted since before; false: some count is below what it was, so
+// the counters began anew.
+func (a Answers) Since(before *Answers) (grown Answers, ok bool) {
+	for i, n := range before.Classes {
+		if a.Classes[i] < n {
+			return Answers{}, false
+		}
+		a.Classes[i] -= n
+	}
+	for i, n := range before.Latency {
+		if a.Latency[i] < n {
+			return Answers{}, false
+		}
+		a.Latency[i] -= n
+	}
+	return a, true
+}
+
 // Event is something that happened, for people to read in order.
 type Event struct {
 	ID  uint64 // grows

@@ -104,9 +104,10 @@ func (m *meter) take(now time.Time, process string, fresh bool, counts map[strin
 		p := &m.places[i]
 		var total chandler.Answers
 		for _, name := range p.stats {
-			total = plus(total, counts[name])
+			more := counts[name]
+			total.Add(&more)
 		}
-		grown, ok := minus(total, p.total)
+		grown, ok := total.Since(&p.total)
 		if !ok { // somebody set the counters back
 			m.epoch = fmt.Sprintf("%s-%d", process, now.Unix())
 			grown = total
@@ -122,7 +123,7 @@ func (m *meter) take(now time.Time, process string, fresh bool, counts map[strin
 func (p *meterPlace) add(now time.Time, grown chandler.Answers) {
 	p.hour = slices.DeleteFunc(p.hour, func(m meterMinute) bool { return now.Sub(m.at) > time.Hour })
 	if last := len(p.hour) - 1; last >= 0 && now.Before(p.hour[last].at) {
-		p.hour[last].answers = plus(p.hour[last].answers, grown)
+		p.hour[last].answers.Add(&grown)
 		return
 	}
 	p.hour = append(p.hour, meterMinute{now.Add(trafficMinute), grown})
@@ -134,41 +135,14 @@ func (m *meter) traffic(now time.Time) []chandler.Traffic {
 	for i := range m.places {
 		p := &m.places[i]
 		t := chandler.Traffic{Mode: p.mode, Port: p.port, Epoch: m.epoch, Now: p.total}
-		for _, minute := range p.hour {
-			if now.Sub(minute.at) <= time.Hour {
-				t.Hour = plus(t.Hour, minute.answers)
+		for i := range p.hour {
+			if now.Sub(p.hour[i].at) <= time.Hour {
+				t.Hour.Add(&p.hour[i].answers)
 			}
 		}
 		list = append(list, t)
 	}
 	return list
-}
-
-func plus(a, b chandler.Answers) chandler.Answers {
-	for i, n := range b.Classes {
-		a.Classes[i] += n
-	}
-	for i, n := range b.Latency {
-		a.Latency[i] += n
-	}
-	return a
-}
-
-// minus is false when some count would be below zero.
-func minus(a, b chandler.Answers) (chandler.Answers, bool) {
-	for i, n := range b.Classes {
-		if n > a.Classes[i] {
-			return a, false
-		}
-		a.Classes[i] -= n
-	}
-	for i, n := range b.Latency {
-		if n > a.Latency[i] {
-			return a, false
-		}
-		a.Latency[i] -= n
-	}
-	return a, true
 }
 
 // answers asks Envoy what it has counted, by prefix.

@@ -13,6 +13,11 @@ import (
 	"chandler.dev/chandler/internal/attach"
 )
 
+func plus(a, b chandler.Answers) chandler.Answers {
+	a.Add(&b)
+	return a
+}
+
 func answered(class, n uint64, slow ...uint64) chandler.Answers {
 	var a chandler.Answers
 	a.Classes[class-1] = n

@@ -166,16 +166,18 @@ func (s *Side) take(proxies []*Proxy, now time.Time, lag time.Duration) {
 		g.Members += who
 		g.Base.Traps += p.Traps
 		for i := range p.Traffic {
-			add(&g.Base.Answers, &p.Traffic[i].Now)
+			g.Base.Add(&p.Traffic[i].Now)
 		}
 		s.Groups[at] = g
 	}
 	for at, g := range s.Groups {
 		before, known := was[at]
-		if !known || before.Members != g.Members || below(&g.Base, &before.Base) {
+		grown, ok := g.Base.since(&before.Base)
+		if !known || !ok || before.Members != g.Members {
 			g.At, g.Settled = now, lag == 0
 		} else if g.At, g.Settled = before.At, before.Settled || !now.Before(before.At.Add(lag)); before.Settled {
-			s.Seen.grow(&g.Base, &before.Base)
+			s.Seen.Traps += grown.Traps
+			s.Seen.Add(&grown.Answers)
 		}
 		s.Groups[at] = g
 	}
@@ -209,43 +211,11 @@ func (h fnv) with(s string) fnv {
 	return (h ^ 0xff) * prime
 }
 
-// add adds answers.
-func add(to, more *chandler.Answers) {
-	for i, n := range more.Classes {
-		to.Classes[i] += n
-	}
-	for i, n := range more.Latency {
-		to.Latency[i] += n
-	}
-}
-
-// grow adds what lies between two readings.
-func (c *Count) grow(now, before *Count) {
-	c.Traps += now.Traps - before.Traps
-	for i, n := range now.Classes {
-		c.Classes[i] += n - before.Classes[i]
-	}
-	for i, n := range now.Latency {
-		c.Latency[i] += n - before.Latency[i]
-	}
-}
-
-// below tells whether some counter went back.
-func below(now, before *Count) bool {
-	if now.Traps < before.Traps {
-		return true
-	}
-	for i, n := range now.Classes {
-		if n < before.Classes[i] {
-			return true
-		}
-	}
-	for i, n := range now.Latency {
-		if n < before.Latency[i] {
-			return true
-		}
-	}
-	return false
+// since gives what was done since before; false: some counter went back.
+func (c *Count) since(before *Count) (grown Count, ok bool) {
+	grown.Answers, ok = c.Answers.Since(&before.Answers)
+	grown.Traps = c.Traps - before.Traps
+	return grown, ok && c.Traps >= before.Traps
 }
 
 func total(counts []uint64) (n uint64) {

@@ -183,7 +183,7 @@ func (s *State) enter(at int, choice Choice, o Observed, now time.Time) {
 		s.Members++
 		if !before.Has(o.UID, p.Node) {
 			for _, t := range p.Traffic {
-				add(&s.Before, &t.Hour)
+				s.Before.Add(&t.Hour)
 			}
 		}
 	}
