@@ -279,6 +279,13 @@ func (f *fleet) touch() {
 	f.signal()
 }
 
+// wake has those who watch look again, though no proxy said anything of a plugin.
+func (f *fleet) wake() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.signal()
+}
+
 // watch gives a channel that is closed when something is said of any plugin.
 func (f *fleet) watch() <-chan struct{} {
 	f.mu.Lock()

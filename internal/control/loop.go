@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"time"
 
@@ -224,7 +225,9 @@ func (l *loop) taken(s source.Snapshot) {
 	if !first {
 		l.tellTaken(before)
 	}
-	l.c.broken.Store(&s.Broken)
+	if l.c.broken.Store(&s.Broken); !reflect.DeepEqual(before.Broken, s.Broken) {
+		l.c.fleet.wake() // there may be nothing to publish
+	}
 	was := map[string]*chandler.Plugin{}
 	for uid, o := range l.byUID {
 		was[uid] = o.Plugin

@@ -48,8 +48,8 @@ func (c *Control) Objects(context.Context) ([]ObjectView, error) {
 	return views, nil
 }
 
-// Changed gives a channel that is closed when Objects may say something else than
-// it does at this moment.
+// Changed gives a channel that is closed when Objects, Proxies, Rollouts or Broken may
+// say something else than they do at this moment.
 func (c *Control) Changed() <-chan struct{} { return c.fleet.watch() }
 
 // Broken gives the files in which the source could not make out everything.

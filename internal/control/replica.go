@@ -189,6 +189,9 @@ func (l *loop) keep(ro record.Rollout) {
 	}
 	l.rollouts[ro.UID] = &ro
 	l.stale[ro.Key] = true
+	if ro.Stage != nil && ro.Stage.Order != "" {
+		l.kicked = true // whichever replica took the order
+	}
 	l.consider(ro.UID)
 }
 

@@ -2,11 +2,13 @@ package control
 
 import (
 	"context"
+	"reflect"
 	"slices"
 	"time"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/assign"
+	"chandler.dev/chandler/internal/record"
 	"chandler.dev/chandler/internal/rollout"
 )
 
@@ -23,22 +25,45 @@ func (c *Control) plan(p *chandler.Plugin) *chandler.RolloutPlan {
 	return nil
 }
 
-// gauges is what was measured last of rollouts that are under way, by uid.
-type gauges map[string][]chandler.Measure
-
-func gaugesOf(all map[string]watched) *gauges {
-	g := make(gauges, len(all))
-	for uid, w := range all {
-		g[uid] = w.measures
-	}
-	return &g
+// gauges is what a leader measured last of rollouts that are under way.
+type gauges struct {
+	term time.Time // since when it led
+	each map[string]gauge
 }
 
-func (g *gauges) of(uid string) []chandler.Measure {
-	if g == nil {
+// gauge is what was measured in the step that began at a time.
+type gauge struct {
+	since    time.Time
+	measures []chandler.Measure
+}
+
+func gaugesOf(all map[string]watched, term time.Time) *gauges {
+	g := &gauges{term, make(map[string]gauge, len(all))}
+	for uid, w := range all {
+		g.each[uid] = w.gauge
+	}
+	return g
+}
+
+// gauge shows what is measured now.
+func (c *Control) gauge(now *gauges) {
+	if before := c.gauges.Swap(now); !reflect.DeepEqual(before, now) {
+		c.fleet.wake()
+	}
+}
+
+// measured gives what is measured of a rollout in its present step. Who leads no more
+// knows nothing of that, whatever it knew.
+func (c *Control) measured(ro *record.Rollout) []chandler.Measure {
+	leads, term := c.office.self()
+	all := c.gauges.Load()
+	if !leads || all == nil || !all.term.Equal(term) {
 		return nil
 	}
-	return (*g)[uid]
+	if g := all.each[ro.UID]; g.since.Equal(ro.Stage.Since) {
+		return g.measures
+	}
+	return nil
 }
 
 // RolloutView is a rollout with its plugin's releases.
@@ -97,7 +122,7 @@ func (c *Control) rollout(e *entry, members []member, gone bool) RolloutView {
 	case st != nil:
 		plan := st.Plan
 		v.From, v.Plan, v.Step, v.State, v.Since, v.Next = st.Base.Release, &plan, max(st.Step, 0), st.Phase, st.Since, st.Due()
-		v.Reason, v.Message, v.Gates = st.Reason, st.Message, c.gauges.Load().of(ro.UID)
+		v.Reason, v.Message, v.Gates = st.Reason, st.Message, c.measured(ro)
 		if st.Step == unbegun {
 			v.Next = time.Time{}
 		}

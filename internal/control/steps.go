@@ -43,7 +43,7 @@ type watched struct {
 	revision uint64 // of the record that it goes on from
 	state    rollout.State
 	written  time.Time
-	measures []chandler.Measure
+	gauge    gauge
 }
 
 // moved is a record that was to be moved beside the loop.
@@ -91,6 +91,7 @@ func (l *loop) advance(ctx context.Context) time.Duration {
 	if !l.c.Authoritative() {
 		return pause
 	}
+	_, term := l.c.office.self()
 	l.looked, l.kicked = now, false
 	members := l.c.fleet.list()
 	for uid := range l.unsettled {
@@ -100,7 +101,7 @@ func (l *loop) advance(ctx context.Context) time.Duration {
 		}
 		l.step(ctx, e, members, now)
 	}
-	l.c.gauges.Store(gaugesOf(l.watching))
+	l.c.gauge(gaugesOf(l.watching, term))
 	return pause
 }
 
@@ -148,7 +149,8 @@ func (l *loop) step(ctx context.Context, e *entry, members []member, now time.Ti
 	case order == record.Resume:
 		next, decision = rollout.Resume(w.state, o, now), rollout.Advance
 	default:
-		next, decision, w.measures = rollout.Next(w.state, o, now)
+		w.gauge.since = w.state.Since
+		next, decision, w.gauge.measures = rollout.Next(w.state, o, now)
 	}
 	before := w.state
 	w.state = next
@@ -211,14 +213,14 @@ func (l *loop) decided(ctx context.Context, ro record.Rollout, before rollout.St
 		event.Reason, event.Message = chandler.EventRolloutStep, stepText(&w.state, o)
 	case rollout.Pause:
 		event.Reason, event.Message, event.Warning = chandler.EventRolloutPaused, w.state.Message, true
-		l.c.metrics.gates(w.measures)
+		l.c.metrics.gates(w.gauge.measures)
 	case rollout.Finish:
 		next, event.Reason, event.Message = arrived(ro, now), chandler.EventRolloutDone, "everyone has "+releaseText(ro.Release)
 	case rollout.RollBack:
-		why := record.Failure{Reason: w.state.Reason, Message: w.state.Message, Gates: w.measures, At: now}
+		why := record.Failure{Reason: w.state.Reason, Message: w.state.Message, Gates: w.gauge.measures, At: now}
 		next = takenBack(ro, why, record.RolledBack, "")
 		event.Reason, event.Message, event.Warning = chandler.EventRolledBack, fmt.Sprintf("%s: back to %s", w.state.Message, releaseText(next.Release)), true
-		l.c.metrics.gates(w.measures)
+		l.c.metrics.gates(w.gauge.measures)
 	default:
 		chosen := !reflect.DeepEqual(before.Choice, w.state.Choice)
 		if !chosen && before.Watched.IsZero() == w.state.Watched.IsZero() && now.Sub(w.written) < rewrite {
@@ -249,7 +251,7 @@ func (l *loop) move(ctx context.Context, next record.Rollout, event *chandler.Ev
 		m := moved{uid: next.UID, event: event}
 		m.stored, m.err = l.c.swapExactly(ctx, old, next)
 		if m.err == nil && m.stored.Stage != nil {
-			m.seen = watched{revision: m.stored.Revision, state: m.stored.Stage.State, written: next.UpdatedAt, measures: w.measures}
+			m.seen = watched{revision: m.stored.Revision, state: m.stored.Stage.State, written: next.UpdatedAt, gauge: w.gauge}
 		}
 		l.c.moved <- m
 	}()
