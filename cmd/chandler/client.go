@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -64,6 +65,7 @@ func call[Req, Res any](ctx context.Context, e *env, f func(context.Context, *co
 	defer cancel()
 	res, err := f(ctx, connect.NewRequest(req))
 	if err == nil {
+		e.warned(res.Header().Get("Warning"))
 		return res.Msg, nil
 	}
 	var exit *exitError
@@ -83,6 +85,17 @@ func call[Req, Res any](ctx context.Context, e *env, f func(context.Context, *co
 		return nil, errors.New(ce.Message())
 	}
 	return nil, err
+}
+
+// warned tells, once, what a control plane warns of: `299 chandler "its words"`.
+func (e *env) warned(header string) {
+	_, quoted, ok := strings.Cut(header, " chandler ")
+	text, err := strconv.Unquote(quoted)
+	if !ok || err != nil || text == e.warning {
+		return
+	}
+	e.warning = text
+	fmt.Fprintln(e.stderr, "Warning:", chandler.Printable(text, 512))
 }
 
 // kinds are the spellings of a kind on the command line.

@@ -115,6 +115,8 @@ type env struct {
 	told bool
 	// toldHidden: it was said that some values are shown to nobody.
 	toldHidden bool
+	// warning is what the control plane warned of last.
+	warning string
 }
 
 func rootCommand(e *env) *cobra.Command {

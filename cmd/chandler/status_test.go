@@ -28,20 +28,23 @@ func (c *changing) List(context.Context, *connect.Request[chandlerv1.ListRequest
 	if c.looks.Add(1) > 2 {
 		st.InForce = 1
 	}
-	return connect.NewResponse(&chandlerv1.ListResponse{Objects: []*chandlerv1.Object{
+	res := connect.NewResponse(&chandlerv1.ListResponse{Objects: []*chandlerv1.Object{
 		{Ref: &chandlerv1.ObjectRef{Kind: "WasmPlugin", Namespace: "ns", Name: "p"}, Status: st},
-	}}), nil
+	}})
+	res.Header().Set("Warning", `299 chandler "another replica \"leads\""`)
+	return res, nil
 }
 
 // A watch prints once, and again when something has changed, and ends well when
-// it is interrupted.
+// it is interrupted. What the control plane warns of is said once.
 func TestStatusWatch(t *testing.T) {
 	t.Parallel()
 	_, handler := chandlerv1connect.NewAdminHandler(&changing{})
 	srv := httptest.NewServer(handler)
 	defer srv.Close()
 	r, w := io.Pipe()
-	e := &env{getenv: func(string) string { return "" }, stdout: w, stderr: io.Discard}
+	var said strings.Builder
+	e := &env{getenv: func(string) string { return "" }, stdout: w, stderr: &said}
 	root := rootCommand(e)
 	root.SetArgs([]string{"status", "-w", "--server", srv.URL})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -62,6 +65,9 @@ func TestStatusWatch(t *testing.T) {
 	}
 	if strings.Join(rows, " ") != "0/1 1/1" {
 		t.Errorf("it showed %v", rows)
+	}
+	if said.String() != "Warning: another replica \"leads\"\n" {
+		t.Errorf("it said %q", said.String())
 	}
 	http.DefaultClient.CloseIdleConnections()
 }

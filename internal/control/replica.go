@@ -103,6 +103,18 @@ func (c *Control) Leader() Leader {
 	return l
 }
 
+// Partial says what this replica does not know, for people; empty: it leads, and knows all
+// that is to be known.
+func (c *Control) Partial() string {
+	switch l := c.Leader(); {
+	case l.Self:
+		return ""
+	case l.Address != "":
+		return "this replica does not lead, " + l.Address + " does: only that one knows all proxies and measures gates; this one counts those connected to it"
+	}
+	return "no replica leads at present: none knows all proxies or measures gates; this one counts those connected to it"
+}
+
 // Authoritative tells whether what Objects says of proxies is all there is to be
 // known: this replica leads, and has done so for long enough that agents and
 // other replicas have had their say.

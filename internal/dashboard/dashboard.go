@@ -36,6 +36,8 @@ type Fleet interface {
 	// Events gives those behind one, oldest first, and a channel that is closed when
 	// there are more.
 	Events(after uint64) ([]chandler.Event, <-chan struct{})
+	// Partial says what is not known here, as another replica leads; empty: nothing.
+	Partial() string
 	// Changed gives a channel that is closed when any of the others, or a rollout, may
 	// say something else.
 	Changed() <-chan struct{}

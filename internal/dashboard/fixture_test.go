@@ -32,6 +32,7 @@ type fakeFleet struct {
 	rollouts []control.RolloutView
 	events   []chandler.Event
 	broken   []source.Broken
+	partial  string
 	err      error
 	changed  chan struct{}
 	more     chan struct{}
@@ -59,6 +60,8 @@ func (f *fakeFleet) Proxies() []control.ProxyView {
 func (f *fakeFleet) RootNamespace() string { return "istio-system" }
 
 func (f *fakeFleet) Broken() []source.Broken { return f.broken }
+
+func (f *fakeFleet) Partial() string { return f.partial }
 
 func (f *fakeFleet) Events(uint64) ([]chandler.Event, <-chan struct{}) {
 	f.mu.Lock()

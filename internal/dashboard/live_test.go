@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/control"
 )
 
 // tape is what a stream says, for whoever listens meanwhile.
@@ -148,6 +150,29 @@ func TestNotReady(t *testing.T) {
 	f.err = nil
 	if code, _ := get(t, h, Root); code != http.StatusOK {
 		t.Errorf("then: %d", code)
+	}
+}
+
+// TestPartial: a replica that does not lead says so on every page, and in place of the gates
+// that it does not know.
+func TestPartial(t *testing.T) {
+	t.Parallel()
+	f := told(t, 12, 6)
+	for i := range f.rollouts {
+		f.rollouts[i].Gates = nil
+	}
+	under := func(rollout control.RolloutView) bool { return rollout.State == chandler.RolloutProgressing }
+	page := rolloutPath(f.rollouts[slices.IndexFunc(f.rollouts, under)].Key)
+	if _, text := get(t, New(configOf(f, admin)), page); !strings.Contains(text, "None to be seen: nothing was measured in this step yet") {
+		t.Error("nobody is told that nothing was measured yet")
+	}
+	f.partial = "another leads"
+	h := New(configOf(f, looker))
+	if _, text := get(t, h, Root); !strings.Contains(text, " · another leads</p>") {
+		t.Error("the first page does not say who leads")
+	}
+	if _, text := get(t, h, page); !strings.Contains(text, "None to be seen: another leads.") {
+		t.Error("the rollout's page does not say who measures")
 	}
 }
 

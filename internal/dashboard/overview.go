@@ -139,6 +139,9 @@ func (s *snapshot) summary() string {
 	if under > 0 {
 		parts = append(parts, plural(under, "rollout", "rollouts")+" under way")
 	}
+	if s.partial != "" {
+		parts = append(parts, s.partial)
+	}
 	return strings.Join(parts, " · ")
 }
 

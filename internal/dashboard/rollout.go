@@ -234,6 +234,7 @@ type rolloutContent struct {
 	*plugin
 	Steps    []step
 	Gates    []gate
+	Unseen   string // why there are no gates; empty: there are, or are to be none
 	Margins  []string
 	Actions  []action
 	MaySteer bool
@@ -250,6 +251,9 @@ func (d *dashboard) rollout(v *view) (string, string, any, error) {
 	c := rolloutContent{plugin: p, MaySteer: d.cfg.Rollouts != nil && v.sight.May(d.cfg.Steers, key.Namespace), History: p.history()}
 	if r := p.Rollout; r != nil {
 		c.Steps, c.Gates = steps(r), gates(r)
+		if p.Under() && len(c.Gates) == 0 {
+			c.Unseen = cmp.Or(v.partial, "nothing was measured in this step yet")
+		}
 	}
 	if c.MaySteer {
 		c.Actions = actions(p)

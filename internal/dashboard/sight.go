@@ -63,7 +63,7 @@ func (s *snapshot) seen(by *sight) *snapshot {
 	if by.Everywhere(access.List) {
 		return s
 	}
-	part := &snapshot{version: s.version, byKey: map[chandler.Key]*plugin{}, byNode: map[string]*proxy{}, rendered: s.rendered}
+	part := &snapshot{version: s.version, partial: s.partial, byKey: map[chandler.Key]*plugin{}, byNode: map[string]*proxy{}, rendered: s.rendered}
 	for _, p := range s.plugins {
 		if by.May(access.List, p.Namespace) {
 			part.plugins, part.byKey[p.Key] = append(part.plugins, p), p

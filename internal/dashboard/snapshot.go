@@ -27,6 +27,7 @@ type snapshot struct {
 	proxies []*proxy  // by namespace and name
 	broken  []source.Broken
 	events  []chandler.Event // oldest first
+	partial string           // what is not known here; empty: nothing
 
 	byKey  map[chandler.Key]*plugin
 	byNode map[string]*proxy
@@ -88,6 +89,7 @@ func (b *board) look(ctx context.Context) (*snapshot, error) {
 	// Whatever happens from here on makes the snapshot stale.
 	s := &snapshot{taken: b.cfg.Now(), changed: b.cfg.Fleet.Changed(), rendered: &rendered{}}
 	s.events, s.more = b.cfg.Fleet.Events(0)
+	s.partial = b.cfg.Fleet.Partial()
 	views, err := b.cfg.Fleet.Objects(ctx)
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -102,11 +103,13 @@ func deleted(request any) []string {
 	return all
 }
 
-// interceptor keeps the rules, and writes down what was changed.
+// interceptor keeps the rules, writes down what was changed, and warns of answers that
+// are not about the whole fleet.
 type interceptor struct {
-	log  *slog.Logger
-	now  func() time.Time
-	emit func(chandler.Event)
+	log     *slog.Logger
+	now     func() time.Time
+	emit    func(chandler.Event)
+	partial func() string
 
 	mu     sync.Mutex
 	logged time.Time
@@ -122,7 +125,11 @@ func (i *interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 			i.refused(c, verb, err)
 			return nil, err
 		}
+		partial := i.partial() // before it is found out what there is to say
 		res, err := next(ctx, req)
+		if partial != "" && err == nil && req.Spec().IdempotencyLevel == connect.IdempotencyNoSideEffects {
+			res.Header().Set("Warning", "299 chandler "+strconv.Quote(partial)) // as Kubernetes warns
+		}
 		if verb != access.List && verb != access.Read && req.Spec().IdempotencyLevel != connect.IdempotencyNoSideEffects {
 			i.changed(c, verb, req, res, err)
 		}

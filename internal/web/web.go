@@ -93,6 +93,8 @@ type Control interface {
 	Broken() []source.Broken
 	// Ready tells why agents are not answered yet; nil when they are.
 	Ready() error
+	// Partial says what is not known here, as another replica leads; empty: nothing.
+	Partial() string
 
 	// Proxies gives all proxies that are known, by namespace and name.
 	Proxies() []control.ProxyView
@@ -125,7 +127,7 @@ func Handler(cfg Config) http.Handler {
 	if cfg.Tracer == nil {
 		cfg.Tracer = noop.Tracer{}
 	}
-	rules := &interceptor{log: cfg.Log, now: cfg.Now, emit: cfg.Control.Emit}
+	rules := &interceptor{log: cfg.Log, now: cfg.Now, emit: cfg.Control.Emit, partial: cfg.Control.Partial}
 	g := &gate{cfg: cfg, rules: rules, words: connect.NewErrorWriter()}
 	mux := http.NewServeMux()
 	options := connect.WithHandlerOptions(connect.WithReadMaxBytes(maxRequest), connect.WithInterceptors(rules))

@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -24,6 +25,7 @@ type fakeControl struct {
 	broken []source.Broken
 	err    error
 
+	partial string
 	proxies []control.ProxyView
 	journal *journal
 }
@@ -31,6 +33,7 @@ type fakeControl struct {
 func (f fakeControl) Objects(context.Context) ([]control.ObjectView, error) { return f.views, f.err }
 func (f fakeControl) Broken() []source.Broken                               { return f.broken }
 func (f fakeControl) Ready() error                                          { return f.err }
+func (f fakeControl) Partial() string                                       { return f.partial }
 
 func (f fakeControl) Changed() <-chan struct{}     { return nil }
 func (f fakeControl) Proxies() []control.ProxyView { return f.proxies }
@@ -119,6 +122,30 @@ func TestListTellsOfBrokenFiles(t *testing.T) {
 	cfg := Config{Control: fakeControl{broken: []source.Broken{{Path: "/p/x.yaml", Problems: []chandler.Problem{{Code: chandler.CodeSpecParse, Message: "3:1: no"}}}}}}
 	if _, text := ask(t, cfg, "List", `{}`); !strings.Contains(text, "/p/x.yaml") || !strings.Contains(text, "SpecParse") {
 		t.Errorf("the file is not named: %s", text)
+	}
+}
+
+// Answers of a replica that does not lead come with a warning; orders, which any replica
+// takes, do not.
+func TestWarnsOfPartialAnswers(t *testing.T) {
+	t.Parallel()
+	const said = `another "leads"`
+	s := serve(t, Config{UID: os.Getuid(), Control: fakeControl{partial: said, journal: &journal{}}, Editor: &fakeEditor{}})
+	way := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return DialSocket(ctx, s.socket) }}
+	for method, want := range map[string]string{"List": `299 chandler "another \"leads\""`, "Apply": ""} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://localhost/chandler.v1.Admin/"+method, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := way.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := resp.Header.Get("Warning"); got != want || resp.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s, %q, want %q", method, resp.Status, got, want)
+		}
 	}
 }
 
