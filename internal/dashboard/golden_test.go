@@ -65,7 +65,7 @@ func golden(t *testing.T, name, text string) {
 // pagesOf names every kind of page.
 func pagesOf() map[string]string {
 	return map[string]string{
-		"overview": "", "matrix-table": "matrix", "matrix-map": "matrix?view=map", "matrix-filtered": "matrix?state=r&proxy=proxy", "proxies": "proxies", "rollouts": "rollouts",
+		"overview": "", "matrix-table": "matrix", "matrix-map": "matrix?view=map", "matrix-filtered": "matrix?state=r&proxy=proxy", "matrix-words": "matrix?plugin=geo", "proxies": "proxies", "rollouts": "rollouts",
 		"events": "events", "events-filtered": "events?plugin=auth&reason=Applied", "plugin": "plugins/WasmPlugin/istio-system/auth", "plugin-failing": "plugins/WasmPlugin/istio-system/geo",
 		"proxy": "proxies/edge/proxy-0000", "proxy-away": "proxies/pay/proxy-0011", "rollout": "rollouts/WasmPlugin/istio-system/auth", "rollout-degraded": "rollouts/WasmPlugin/istio-system/rate-limit",
 		"rollout-disabled": "rollouts/WasmPlugin/istio-system/headers", "confirm-abort": "rollouts/WasmPlugin/istio-system/auth/abort", "confirm-disable": "rollouts/WasmPlugin/istio-system/auth/disable", "sign-in": "sign-in",

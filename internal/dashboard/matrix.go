@@ -280,7 +280,8 @@ func (m *matrix) cells(on *proxy) template.HTML {
 			if line := p.lines[on.index]; line != nil && line.Reason != "" {
 				text = string(line.Reason) + " " + chandler.Printable(line.Message, maxTitle)
 			}
-			fmt.Fprintf(&b, `<td class="c-%s"><b>%s</b> <span class="words">%s</span></td>`, l.Class, strings.ToLower(l.Word), template.HTMLEscapeString(text))
+			fmt.Fprintf(&b, `<td class="c-%s" title="%s"><b>%s</b> <span class="words">%s</span></td>`,
+				l.Class, template.HTMLEscapeString(p.says(on, l)), strings.ToLower(l.Word), template.HTMLEscapeString(text))
 			continue
 		}
 		fmt.Fprintf(&b, `<td class="c-%s" title="%s"><b>%s</b></td>`, l.Class, template.HTMLEscapeString(p.says(on, l)), strings.ToLower(l.Word))
@@ -295,9 +296,7 @@ const maxTitle = 240
 func (p *plugin) says(on *proxy, l legend) string {
 	text := p.Namespace + "/" + p.Name + " on " + on.ID() + ": " + strings.ToLower(l.Word)
 	if line := p.lines[on.index]; line != nil {
-		if line.InForce != "" {
-			text += ", release " + line.InForce.Short()
-		}
+		text += decides(l.mark, line)
 		if line.Reason != "" {
 			text += "; " + string(line.Reason)
 		}
@@ -306,4 +305,17 @@ func (p *plugin) says(on *proxy, l legend) string {
 		}
 	}
 	return chandler.Printable(text, maxTitle+len(on.ID())+len(p.Name)+len(p.Namespace))
+}
+
+// decides names the release that decides requests, or did when that was last known.
+func decides(m mark, line *chandler.ProxyStatus) string {
+	switch {
+	case line.InForce == "":
+		return ""
+	case m == inForce, m == inForceOther, m == faulting:
+		return ", release " + line.InForce.Short()
+	case m == away, line.Reason == chandler.CodeEnvoyDown:
+		return ", last with release " + line.InForce.Short()
+	}
+	return ", with release " + line.InForce.Short() + " in force"
 }

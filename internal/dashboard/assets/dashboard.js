@@ -105,6 +105,24 @@
     ages();
   };
 
+  // behind notes that there is something newer than what is shown, and says so unless that
+  // comes soon; level that there is not.
+  let late = 0;
+  const behind = () => {
+    if (!late) late = setTimeout(() => say("not up to date", "off"), 500);
+  };
+  const level = () => {
+    clearTimeout(late);
+    late = 0;
+    if (stream && stream.readyState === EventSource.OPEN) say("live", "on");
+  };
+
+  // later asks again for a page that was not to be had.
+  const later = () => {
+    behind();
+    setTimeout(() => { if (!asking && stream) ask(location.href); }, 1000);
+  };
+
   // ask gets the page as it is now. Its text becomes a document that runs no script.
   const ask = (address) => {
     if (asking) asking.abort();
@@ -115,12 +133,18 @@
       asking = null;
       if (x.status === 200 && x.response && x.response.getElementById("content") && !x.responseURL.includes("/sign-in")) {
         adopt(x.response);
-        if (told !== shown && stream) ask(location.href);
+        level();
+        if (told !== shown && stream) {
+          behind();
+          ask(location.href);
+        }
       } else if (x.status !== 200 && x.status < 500) {
         say("not followed", "off");
+      } else {
+        later();
       }
     };
-    x.onerror = () => { asking = null; };
+    x.onerror = () => { asking = null; later(); };
     x.send();
   };
 
@@ -128,12 +152,18 @@
     if (!shown || stream || document.hidden) return;
     stream = new EventSource("/dashboard/live");
     stream.addEventListener("version", (e) => {
-      say("live", "on");
       again = 0;
       told = e.data;
-      if (told !== shown && !asking) ask(location.href);
+      if (told === shown) {
+        level();
+        return;
+      }
+      behind();
+      if (!asking) ask(location.href);
     });
     stream.onerror = () => {
+      clearTimeout(late);
+      late = 0;
       say("no connection", "off");
       if (stream && stream.readyState === EventSource.CLOSED) {
         stream = null;
