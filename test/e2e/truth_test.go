@@ -39,11 +39,12 @@ const (
 )
 
 // Plugins come, change, break and go, and Envoys, agents and the control plane are killed
-// and started again, while status is held against each Envoy's own dump of what it has:
-// it never claims in force what that has lacked for more than a second. What is claimed in
-// two looks, one after the other, was claimed between them, when a dump shows what there is;
-// what comes and goes between two dumps is seen by neither. (An agent that is frozen while
-// its Envoy dies can tell nobody; that is not among the faults.)
+// and started again, while status, and the dashboard as it is asked for and as it follows in
+// a browser, are held against each Envoy's own dump of what it has: they never claim in force
+// what that has lacked for more than a second. What is claimed in two looks, one after the
+// other, was claimed between them, when a dump shows what there is; what comes and goes
+// between two dumps is seen by neither. (An agent that is frozen while its Envoy dies can
+// tell nobody; that is not among the faults.)
 func TestStatusNeverClaimsWhatIsNot(t *testing.T) {
 	seed := cmp.Or(*truthSeed, uint64(time.Now().UnixNano()))
 	t.Logf("seed %d", seed)
@@ -56,8 +57,10 @@ func TestStatusNeverClaimsWhatIsNot(t *testing.T) {
 	}
 	c.cure()
 	watched()
-	c.judge()
-	t.Logf("%d faults, %d versions, %d looks at status, %d at dumps", faults, c.version, len(c.looks), len(c.proxies[0].dumps)+len(c.proxies[1].dumps))
+	for _, v := range c.voices {
+		c.judge(v)
+	}
+	t.Logf("%d faults, %d versions, %d looks at dumps", faults, c.version, len(c.proxies[0].dumps)+len(c.proxies[1].dumps))
 }
 
 // chaos is a world that is sampled.
@@ -70,10 +73,19 @@ type chaos struct {
 	wanted  map[string]string // tags by plugin; empty: it is gone, or broken
 	proxies []*dumped
 
-	mu      sync.Mutex
-	looks   []look
-	tags    map[string]string // of releases, by id
+	voices  []*voice
+	browser *browser
+
+	mu      sync.Mutex        // for looks, too
+	tags    map[string]string // of releases, by what is short for them
 	outages []outage
+}
+
+// voice is something that says what is in force.
+type voice struct {
+	name  string
+	ask   func(ctx context.Context) (look, bool) // false: it says nothing
+	looks []look
 }
 
 // dumped is a proxy whose Envoy is asked what it has.
@@ -85,12 +97,12 @@ type dumped struct {
 
 // dump is what an Envoy said it has: tags, "PLUGIN-VERSION".
 type dump struct {
-	at   time.Time // when it was asked
-	told time.Time // when it had answered
-	tags map[string]bool
+	at   time.Time       // when it was asked
+	told time.Time       // when it had answered
+	tags map[string]bool // nil: it did not
 }
 
-// look is what status claimed: releases by node and plugin.
+// look is what was claimed: releases, in short, by node and plugin.
 type look struct {
 	asked, told time.Time
 	claims      map[[2]string]string
@@ -116,6 +128,13 @@ func newChaos(t *testing.T, dice *rand.Rand) *chaos {
 		n := node{name: name, flags: []string{"--restart", "on-failure"}}
 		c.proxies = append(c.proxies, &dumped{proxy: c.w.agent(n, c.w.gateway(listener{port: freePort(t), name: "in"})), name: name})
 	}
+	client, browser := c.w.client(), newBrowser("http://"+c.w.admin+"/dashboard/")
+	c.voices = []*voice{
+		{name: "status", ask: func(ctx context.Context) (look, bool) { return lookAtStatus(ctx, client) }},
+		{name: "the dashboard", ask: browser.open},
+		{name: "the dashboard that follows", ask: func(context.Context) (look, bool) { return browser.shown() }},
+	}
+	c.browser = browser
 	return c
 }
 
@@ -195,18 +214,20 @@ func (c *chaos) cure() {
 	eventually(c, 60*time.Second, "all is in force, and said to be", func() (bool, string) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if len(c.looks) == 0 {
-			return false, "nobody looked"
-		}
-		last := c.looks[len(c.looks)-1]
-		for _, p := range c.proxies {
-			if len(p.dumps) == 0 {
-				return false, "no dump"
+		for _, v := range c.voices {
+			if len(v.looks) == 0 {
+				return false, "nobody looked at " + v.name
 			}
-			has := p.dumps[len(p.dumps)-1].tags
-			for name, tag := range c.wanted {
-				if said := c.tags[last.claims[[2]string{p.name, name}]]; !has[tag] || said != tag {
-					return false, fmt.Sprintf("%s: wants %s, status says %q, the dump has %v", p.name, tag, said, has)
+			last := v.looks[len(v.looks)-1]
+			for _, p := range c.proxies {
+				if len(p.dumps) == 0 {
+					return false, "no dump"
+				}
+				has := p.dumps[len(p.dumps)-1].tags
+				for name, tag := range c.wanted {
+					if said := c.tags[last.claims[[2]string{p.name, name}]]; !has[tag] || said != tag {
+						return false, fmt.Sprintf("%s: wants %s, %s says %q, the dump has %v", p.name, tag, v.name, said, has)
+					}
 				}
 			}
 		}
@@ -214,7 +235,7 @@ func (c *chaos) cure() {
 	})
 }
 
-// watch samples status and dumps until what it gives is called.
+// watch samples what is said, and dumps, until what it gives is called.
 func (c *chaos) watch() (stop func()) {
 	ctx, cancel := context.WithCancel(c.Context())
 	var wg sync.WaitGroup
@@ -231,8 +252,10 @@ func (c *chaos) watch() (stop func()) {
 			}
 		})
 	}
-	client := c.w.client()
-	every(func(ctx context.Context) { c.look(ctx, client) })
+	wg.Go(func() { c.browser.follow(ctx) })
+	for _, v := range c.voices {
+		every(func(ctx context.Context) { c.look(ctx, v) })
+	}
 	for _, p := range c.proxies {
 		envoy := p.envoyAdmin()
 		every(func(ctx context.Context) {
@@ -284,21 +307,37 @@ func inDump(ctx context.Context, envoy *http.Client) map[string]bool {
 	return tags
 }
 
-// look asks for what "chandler status -o json" shows.
-func (c *chaos) look(ctx context.Context, client chandlerv1connect.AdminClient) {
+// look asks a voice.
+func (c *chaos) look(ctx context.Context, v *voice) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	l, ok := v.ask(ctx)
+	if !ok {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, release := range l.claims {
+		if c.tags[release] == "" {
+			c.tags[release] = c.tagOf(release)
+		}
+	}
+	v.looks = append(v.looks, l)
+}
+
+// lookAtStatus asks for what "chandler status -o json" shows.
+func lookAtStatus(ctx context.Context, client chandlerv1connect.AdminClient) (look, bool) {
 	l := look{asked: time.Now(), claims: map[[2]string]string{}}
 	resp, err := client.List(ctx, connect.NewRequest(&chandlerv1.ListRequest{Proxies: true}))
 	if err != nil {
-		return
+		return l, false
 	}
 	l.told = time.Now()
 	for _, o := range resp.Msg.Objects {
 		target, counted := o.Status.GetResolved().GetRelease(), 0
 		for _, p := range o.Status.Proxies {
 			if p.Connected && p.InForce != "" && p.Reason != string(chandler.CodeEnvoyDown) {
-				l.claims[[2]string{p.Node, o.Ref.Name}] = p.InForce
+				l.claims[[2]string{p.Node, o.Ref.Name}] = chandler.ReleaseID(p.InForce).Short()
 				if p.InForce == target {
 					counted++
 				}
@@ -308,19 +347,16 @@ func (c *chaos) look(ctx context.Context, client chandlerv1connect.AdminClient) 
 			l.wrong = fmt.Sprintf("%s counts %d in force, and %d lines say so", o.Ref.Name, n, counted)
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, release := range l.claims {
-		if c.tags[release] == "" {
-			c.tags[release] = c.tagOf(release)
-		}
-	}
-	c.looks = append(c.looks, l)
+	return l, true
 }
 
 // tagOf reads from its record what a release writes.
 func (c *chaos) tagOf(release string) string {
-	text, err := os.ReadFile(filepath.Join(c.w.dir, "control", "records", "releases", release+".json"))
+	paths, err := filepath.Glob(filepath.Join(c.w.dir, "control", "records", "releases", release+"*.json"))
+	if err != nil || len(paths) != 1 {
+		return ""
+	}
+	text, err := os.ReadFile(paths[0])
 	if err != nil {
 		return ""
 	}
@@ -333,7 +369,7 @@ func (c *chaos) tagOf(release string) string {
 }
 
 // judge holds what was claimed against what there was.
-func (c *chaos) judge() {
+func (c *chaos) judge(v *voice) {
 	c.Helper()
 	violations, claims, unknown := 0, 0, 0
 	violate := func(format string, args ...any) {
@@ -341,9 +377,10 @@ func (c *chaos) judge() {
 			c.Errorf(format, args...)
 		}
 	}
-	for i, l := range c.looks {
+	first := map[[2]string]time.Time{} // when what is claimed was claimed first
+	for i, l := range v.looks {
 		if l.wrong != "" {
-			violate("%s: %s", l.told.Format(time.StampMilli), l.wrong)
+			violate("%s: %s: %s", l.told.Format(time.StampMilli), v.name, l.wrong)
 		}
 		for _, p := range c.proxies {
 			for _, name := range truthPlugins {
@@ -358,12 +395,13 @@ func (c *chaos) judge() {
 					continue
 				}
 				claims++
-				if i == 0 || c.looks[i-1].claims[at] != release {
+				if i == 0 || v.looks[i-1].claims[at] != release {
+					first[at] = l.told
 					continue
 				}
-				if lacked := p.lacked(tag, c.looks[i-1].told, l.asked); lacked > mayLack {
-					violate("%s: status claims %s in force on %s, whose Envoy has lacked it for %s: %s",
-						l.told.Format(time.StampMilli), tag, p.name, lacked.Round(time.Millisecond), c.around(p, tag, l.told))
+				if lacked := p.lacked(tag, first[at], v.looks[i-1].told, l.asked); lacked > mayLack {
+					violate("%s: %s claims %s in force on %s, whose Envoy has lacked it for %s: %s",
+						l.told.Format(time.StampMilli), v.name, tag, p.name, lacked.Round(time.Millisecond), c.around(v, p, tag, l.told))
 				}
 			}
 		}
@@ -372,30 +410,31 @@ func (c *chaos) judge() {
 		c.Errorf("... and %d more", violations-mostViolate)
 	}
 	if claims < 100 || unknown > claims/10 {
-		c.Errorf("%d claims were judged, %d could not be", claims, unknown)
+		c.Errorf("%s: %d claims were judged, %d could not be", v.name, claims, unknown)
 	}
-	came, went := c.lags()
-	for what, lags := range map[string][]time.Duration{"from in the dump to status says so": came, "from gone there to status says so": went} {
+	came, went := c.lags(v)
+	for what, lags := range map[string][]time.Duration{"in the dump": came, "gone there": went} {
 		if len(lags) == 0 {
-			c.Errorf("no lag was measured %s", what)
+			c.Errorf("%s: no lag was measured from %s", v.name, what)
 			continue
 		}
 		slices.Sort(lags)
-		c.Logf("lag %s: p50 %s, p99 %s, of %d (looks are %s apart)", what,
+		c.Logf("lag from %s to %s says so: p50 %s, p99 %s, of %d (looks are %s apart)", what, v.name,
 			lags[len(lags)/2].Round(time.Millisecond), lags[len(lags)*99/100].Round(time.Millisecond), len(lags), sampleEvery)
 	}
-	c.Logf("%d claims, %d of releases whose record was gone", claims, unknown)
+	c.Logf("%s: %d looks, %d claims, %d of releases whose record was gone", v.name, len(v.looks), claims, unknown)
 }
 
 // lacked is for how long a tag had not been in the dump when a time ended, if a dump within
-// that time shows so.
-func (p *dumped) lacked(tag string, from, to time.Time) time.Duration {
-	last, shown := p.dumps[0].at, false
+// that time shows so. It may have been there unseen, between two dumps, when it was first
+// claimed; after that, in each gap between dumps, it was not.
+func (p *dumped) lacked(tag string, claimed, from, to time.Time) time.Duration {
+	last, shown := claimed, false
 	for _, d := range p.dumps {
 		switch {
 		case d.told.After(to):
 		case d.tags[tag]:
-			last, shown = d.told, false
+			last, shown = later(last, d.told), false
 		case d.at.After(from):
 			shown = true
 		}
@@ -406,9 +445,16 @@ func (p *dumped) lacked(tag string, from, to time.Time) time.Duration {
 	return to.Sub(last)
 }
 
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 // around tells what was seen in the second before and after a moment: dumps that have (+)
-// or lack (-) a tag, and looks at status that claim it (!) or not (.).
-func (c *chaos) around(p *dumped, tag string, at time.Time) string {
+// or lack (-) a tag, or that failed (x), and looks that claim it (!) or not (.).
+func (c *chaos) around(v *voice, p *dumped, tag string, at time.Time) string {
 	seen := map[time.Time]string{}
 	sign := func(holds bool, yes, no string) string {
 		if holds {
@@ -418,9 +464,9 @@ func (c *chaos) around(p *dumped, tag string, at time.Time) string {
 	}
 	name, _, _ := strings.Cut(tag, "-")
 	for _, d := range p.dumps {
-		seen[d.at] = sign(d.tags[tag], "+", "-")
+		seen[d.at] = sign(d.tags[tag], "+", sign(d.tags == nil, "x", "-"))
 	}
-	for _, l := range c.looks {
+	for _, l := range v.looks {
 		seen[l.told] = sign(c.tags[l.claims[[2]string{p.name, name}]] == tag, "!", ".")
 	}
 	var b strings.Builder
@@ -432,22 +478,22 @@ func (c *chaos) around(p *dumped, tag string, at time.Time) string {
 	return b.String()
 }
 
-// lags gives how long after the dump status said that something is in force, or is not
+// lags gives how long after the dump a voice said that something is in force, or is not
 // any more, where nothing stood between them.
-func (c *chaos) lags() (came, went []time.Duration) {
+func (c *chaos) lags(v *voice) (came, went []time.Duration) {
 	for _, p := range c.proxies {
 		for i := 1; i < len(p.dumps); i++ {
 			before, now := p.dumps[i-1], p.dumps[i]
 			for tag := range now.tags {
 				if !before.tags[tag] {
-					if lag, ok := c.lag(p, tag, now.at, true); ok {
+					if lag, ok := c.lag(v, p, tag, now.at, true); ok {
 						came = append(came, lag)
 					}
 				}
 			}
 			for tag := range before.tags {
 				if !now.tags[tag] {
-					if lag, ok := c.lag(p, tag, now.at, false); ok {
+					if lag, ok := c.lag(v, p, tag, now.at, false); ok {
 						went = append(went, lag)
 					}
 				}
@@ -457,20 +503,31 @@ func (c *chaos) lags() (came, went []time.Duration) {
 	return came, went
 }
 
-// lag is how long after a moment status first says of a tag what is so then; false when
-// it never did, or could not.
-func (c *chaos) lag(p *dumped, tag string, at time.Time, want bool) (time.Duration, bool) {
+// lag is how long after a moment a voice first says of a tag what is so then; false when
+// it never did, or could not, or was overtaken by the next change.
+func (c *chaos) lag(v *voice, p *dumped, tag string, at time.Time, want bool) (time.Duration, bool) {
 	name, _, _ := strings.Cut(tag, "-")
-	for _, l := range c.looks {
+	for _, l := range v.looks {
 		if l.told.Before(at) {
 			continue
 		}
 		if c.tags[l.claims[[2]string{p.name, name}]] == tag != want {
 			continue
 		}
-		return max(0, l.asked.Sub(at)), !c.disturbed(p.name, at, l.told)
+		lag, ok := max(0, l.asked.Sub(at)), !c.disturbed(p.name, at, l.told) && p.stays(tag, want, at, l.asked)
+		if ok && lag > mayLack {
+			c.Logf("%s took %s to say that %s has %s: %t: %s", v.name, lag.Round(time.Millisecond), p.name, tag, want, c.around(v, p, tag, l.told))
+		}
+		return lag, ok
 	}
 	return 0, false
+}
+
+// stays tells whether all dumps within a time have a tag, or all lack it.
+func (p *dumped) stays(tag string, has bool, from, to time.Time) bool {
+	return !slices.ContainsFunc(p.dumps, func(d dump) bool {
+		return !d.at.Before(from) && d.told.Before(to) && d.tags[tag] != has
+	})
 }
 
 func (c *chaos) disturbed(node string, from, to time.Time) bool {
@@ -490,18 +547,20 @@ func TestTruthJudge(t *testing.T) {
 		p.dumps = append(p.dumps, dump{at: at(ms), told: at(ms + 10), tags: map[string]bool{"p-1": ms >= 1000 && ms < 2000}})
 	}
 	for what, c := range map[string]struct {
-		from, to int
-		lacked   bool
+		claimed, from, to int
+		lacked            bool
 	}{
-		"there":                    {1450, 1550, false},
-		"gone a moment ago":        {2450, 2550, false},
-		"gone for long":            {3450, 3550, true},
-		"never there yet":          {950, 1050, false}, // it came between
-		"not there":                {350, 450, false},  // for less than a second
-		"no dump between the two":  {3415, 3495, false},
-		"after a time without any": {4995, 5050, false},
+		"there":                      {1050, 1450, 1550, false},
+		"gone a moment ago":          {1050, 2450, 2550, false},
+		"gone for long":              {1050, 3450, 3550, true},
+		"claimed before it is there": {950, 950, 1050, false}, // it came between
+		"not there for a moment":     {350, 350, 450, false},
+		"never there again":          {2550, 3450, 3550, false}, // perhaps it was, when it was claimed first
+		"never there for long":       {2550, 3550, 3650, true},
+		"no dump between the two":    {1050, 3415, 3495, false},
+		"after a time without any":   {1050, 4995, 5050, false},
 	} {
-		if lacked := p.lacked("p-1", at(c.from), at(c.to)); lacked > mayLack != c.lacked {
+		if lacked := p.lacked("p-1", at(c.claimed), at(c.from), at(c.to)); lacked > mayLack != c.lacked {
 			t.Errorf("%s: lacked for %s", what, lacked)
 		}
 	}
