@@ -34,19 +34,21 @@ func (e *env) timeoutFlag(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&e.timeout, "timeout", 30*time.Second, "how long to wait for an answer")
 }
 
-// scopeFlags adds the flags that choose objects.
-func (e *env) scopeFlags(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", "namespace (default "+e.usualNamespace()+")")
+// scopeFlags adds the flags that choose objects; of the namespace where they are usually
+// looked for.
+func (e *env) scopeFlags(cmd *cobra.Command, usual string) {
+	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", "namespace (default "+usual+")")
 	cmd.Flags().BoolVarP(&e.all, "all-namespaces", "A", false, "objects of all namespaces")
 	cmd.Flags().StringVarP(&e.labels, "selector", "l", "", "labels the objects must have, KEY=VALUE[,KEY=VALUE]")
 }
 
-// usualNamespace is the one that is meant when none is said, in words.
-func (e *env) usualNamespace() string {
+// usualNamespace is the one that is meant when none is said, in words: kubectl's, or
+// otherwise this.
+func (e *env) usualNamespace(otherwise string) string {
 	if e.plugin {
 		return "that of the context"
 	}
-	return `"default"`
+	return otherwise
 }
 
 func (e *env) outputFlag(cmd *cobra.Command) {
@@ -113,33 +115,30 @@ func parseKind(s string) (string, error) {
 	return "", usagef("%q is no kind that is known; use wasmplugin or trafficextension", s)
 }
 
-// listRequest is what the scope flags and the arguments [KIND [NAME]] ask for.
-func (e *env) listRequest(args []string, defaultAll bool) (*chandlerv1.ListRequest, error) {
-	req := &chandlerv1.ListRequest{}
-	if len(args) > 0 {
-		kind, err := parseKind(args[0])
+// listRequest is what the scope flags ask for: plugins of a kind, or of both. A name is
+// looked for as find does; of all namespaces together it may be several plugins'.
+func (e *env) listRequest(ctx context.Context, kind, name string, defaultAll bool) (*chandlerv1.ListRequest, error) {
+	labels, err := e.labelPairs()
+	if err != nil {
+		return nil, err
+	}
+	req := &chandlerv1.ListRequest{Name: name, Labels: labels}
+	if kind != "" {
+		if req.Kind, err = parseKind(kind); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case e.all:
+	case name != "":
+		ref, err := e.find(ctx, kind, name, e.written)
 		if err != nil {
 			return nil, err
 		}
-		req.Kind = kind
+		req.Kind, req.Namespace, req.Name = ref.Kind, ref.Namespace, ref.Name
+	case e.namespace != "" || !defaultAll || e.clustered():
+		req.Namespace, err = e.chosenNamespace()
 	}
-	if len(args) > 1 {
-		req.Name = args[1]
-	}
-	if len(args) > 2 {
-		return nil, usagef("unexpected argument %q", args[2])
-	}
-	if e.clustered() && e.server != e.usualServer() && !e.plugin {
-		return nil, usagef("--server names a control plane, and --kubeconfig and --context a cluster; say one of them")
-	}
-	if !e.all && (e.namespace != "" || !defaultAll || e.clustered()) {
-		var err error
-		if req.Namespace, err = e.chosenNamespace(); err != nil {
-			return nil, err
-		}
-	}
-	var err error
-	req.Labels, err = e.labelPairs()
 	return req, err
 }
 
@@ -174,7 +173,11 @@ func (e *env) chosenNamespace() (string, error) {
 
 // listed asks for objects where the flags say.
 func (e *env) listed(ctx context.Context, req *chandlerv1.ListRequest) (*chandlerv1.ListResponse, error) {
-	if e.clustered() {
+	switch {
+	case !e.clustered():
+	case e.server != e.usualServer() && !e.plugin:
+		return nil, usagef("--server names a control plane, and --kubeconfig and --context a cluster; say one of them")
+	default:
 		return e.listCluster(ctx, req)
 	}
 	return call(ctx, e, e.admin().List, req)
@@ -191,12 +194,7 @@ func (e *env) list(ctx context.Context, req *chandlerv1.ListRequest) ([]*chandle
 		e.broken, e.scope = res.Broken, req.Namespace
 		return res.Objects, nil
 	}
-	err = fmt.Errorf("%s %q not found in namespace %q", strings.ToLower(cmp.Or(req.Kind, "plugin")), req.Name, req.Namespace)
-	elsewhere, listErr := e.listed(ctx, &chandlerv1.ListRequest{Kind: req.Kind, Name: req.Name})
-	if listErr == nil && len(elsewhere.Objects) > 0 {
-		err = fmt.Errorf("%w; there is one in namespace %q (-n)", err, elsewhere.Objects[0].Ref.Namespace)
-	}
-	return nil, err
+	return nil, notFound(ctx, req, e.written)
 }
 
 // refName is the name kubectl would print.

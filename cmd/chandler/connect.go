@@ -35,31 +35,41 @@ func (f *shownFlags) add(flags *pflag.FlagSet, getenv func(string) string) {
 	flags.StringVar(&f.key, "tls-key", "", "key of --tls-cert, in PEM")
 }
 
-// admin is the client of the control plane that the flags name. What is wrong with
-// them is the error of its calls.
+// admin, fleet and rollouts are clients of the control plane's services, all over the same
+// connections: a command that watches asks many times.
 func (e *env) admin() chandlerv1connect.AdminClient {
-	if e.api == nil {
-		way, base := e.wayOrNone()
-		e.api = chandlerv1connect.NewAdminClient(&http.Client{Transport: way}, base, connect.WithReadMaxBytes(maxAnswer))
-	}
-	return e.api
+	client, base := e.caller()
+	return chandlerv1connect.NewAdminClient(client, base, connect.WithReadMaxBytes(maxAnswer))
 }
 
-// fleet is the client of the control plane's service of that name, likewise.
 func (e *env) fleet() chandlerv1connect.FleetClient {
-	if e.asked == nil {
-		way, base := e.wayOrNone()
-		e.asked = chandlerv1connect.NewFleetClient(&http.Client{Transport: way}, base, connect.WithReadMaxBytes(maxAnswer))
-	}
-	return e.asked
+	client, base := e.caller()
+	return chandlerv1connect.NewFleetClient(client, base, connect.WithReadMaxBytes(maxAnswer))
 }
 
-func (e *env) wayOrNone() (http.RoundTripper, string) {
-	way, base, err := e.way()
-	if err != nil {
-		return failing{err}, "http://nowhere"
+func (e *env) rollouts() chandlerv1connect.RolloutsClient {
+	client, base := e.caller()
+	return chandlerv1connect.NewRolloutsClient(client, base, connect.WithReadMaxBytes(maxAnswer))
+}
+
+// caller asks the control plane that the flags name. What is wrong with them is the error
+// of whatever is asked.
+func (e *env) caller() (client *http.Client, base string) {
+	if e.plane.client == nil {
+		way, base, err := e.way()
+		if err != nil {
+			way, base = failing{err}, "http://nowhere"
+		}
+		e.plane.client, e.plane.base = &http.Client{Transport: way}, base
 	}
-	return way, base
+	return e.plane.client, e.plane.base
+}
+
+// hangUp ends the connections.
+func (e *env) hangUp() {
+	if e.plane.client != nil {
+		e.plane.client.CloseIdleConnections()
+	}
 }
 
 // failing is a transport over which nothing can be sent.
@@ -137,7 +147,7 @@ func transport(config *tls.Config, dial dialer) *http.Transport {
 }
 
 // showing shows the token with each request, if there is one.
-func (f *shownFlags) showing(client *credential.Client, next http.RoundTripper) http.RoundTripper {
+func (f *shownFlags) showing(client *credential.Client, next *http.Transport) http.RoundTripper {
 	if f.token == "" {
 		return next
 	}
@@ -146,8 +156,11 @@ func (f *shownFlags) showing(client *credential.Client, next http.RoundTripper) 
 
 type bearer struct {
 	client *credential.Client
-	next   http.RoundTripper
+	next   *http.Transport
 }
+
+// CloseIdleConnections is what http.Client asks for.
+func (b bearer) CloseIdleConnections() { b.next.CloseIdleConnections() }
 
 func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 	token, err := b.client.Bearer()

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"cmp"
+	"context"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,18 +19,18 @@ func disableCommand(e *env) *cobra.Command {
 Its resource is not edited. The order holds until "enable", also when the control plane
 starts anew and when the resource is changed; status and log say who gave it. When the
 control plane cannot be reached: chandler-agent bypass NAME, on the machine.`,
-		Example: `  chandler disable basic-auth -n istio-system --reason 'denies everyone'
+		Example: `  chandler disable basic-auth --reason 'denies everyone'
   chandler disable basic-auth --node edge/gw-3 --reason 'INC-1234'`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if strings.TrimSpace(reason) == "" {
 				return usagef("say why with --reason: others will read it")
 			}
-			ref, err := e.ref(kind, args[0])
+			ref, err := e.find(cmd.Context(), kind, args[0], e.distributed)
 			if err != nil {
 				return err
 			}
-			req := &chandlerv1.DisableRequest{Ref: ref, Node: e.nodeID(node), Reason: reason}
-			if req.Labels, err = e.labelPairs(); err != nil {
+			req := &chandlerv1.DisableRequest{Ref: ref, Reason: reason}
+			if req.Node, req.Labels, err = e.chosenProxies(cmd.Context(), node); err != nil {
 				return err
 			}
 			res, err := call(cmd.Context(), e, e.rollouts().Disable, req)
@@ -53,14 +53,14 @@ func enableCommand(e *env) *cobra.Command {
 		Short: "Put a plugin back that was disabled",
 		Long: `Put a plugin back that was disabled: end the order about the proxy or the labels that
 are given, or all orders about it.`,
-		Example: "  chandler enable basic-auth -n istio-system",
+		Example: "  chandler enable basic-auth",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ref, err := e.ref(kind, args[0])
+			ref, err := e.find(cmd.Context(), kind, args[0], e.distributed)
 			if err != nil {
 				return err
 			}
-			req := &chandlerv1.EnableRequest{Ref: ref, Node: e.nodeID(node)}
-			if req.Labels, err = e.labelPairs(); err != nil {
+			req := &chandlerv1.EnableRequest{Ref: ref}
+			if req.Node, req.Labels, err = e.chosenProxies(cmd.Context(), node); err != nil {
 				return err
 			}
 			res, err := call(cmd.Context(), e, e.rollouts().Enable, req)
@@ -77,16 +77,21 @@ are given, or all orders about it.`,
 
 // someProxies adds the flags that say which proxies an order is about.
 func (e *env) someProxies(cmd *cobra.Command, node *string) {
-	cmd.Flags().StringVar(node, "node", "", "only on this proxy, NAME or NAMESPACE/NAME; the plugin's namespace when none is said")
+	cmd.Flags().StringVar(node, "node", "", "only on this proxy, NAMESPACE/NAME, or the NAME of one that is there")
 	cmd.Flags().StringVarP(&e.labels, "selector", "l", "", "only on proxies with these labels, KEY=VALUE[,KEY=VALUE]")
 }
 
-// nodeID completes the name of a proxy with the namespace.
-func (e *env) nodeID(node string) string {
-	if node == "" || strings.Contains(node, "/") {
-		return node
+// chosenProxies are those that the flags of someProxies name. With its namespace a proxy
+// is named that may not be there yet.
+func (e *env) chosenProxies(ctx context.Context, node string) (id string, labels map[string]string, err error) {
+	if labels, err = e.labelPairs(); err != nil {
+		return "", nil, err
 	}
-	return cmp.Or(e.namespace, "default") + "/" + node
+	if node == "" {
+		return "", labels, nil
+	}
+	id, err = e.nodeID(ctx, node)
+	return id, labels, err
 }
 
 func whereOf(req interface {

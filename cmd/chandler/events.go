@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,17 +23,18 @@ was resolved and what came into force, what a proxy refused and why, who came an
 With NAME only what is about that plugin. A control plane keeps some thousand events in
 memory, since it began; its log has the lines of who changed what for longer.`,
 		Example: `  chandler events -w
-  chandler events basic-auth -n istio-system`,
+  chandler events basic-auth`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return usagef("unexpected argument %q", args[1])
 			}
-			if len(args) == 1 {
-				req.Name = args[0]
-			}
-			req.Namespace = e.namespace
+			name, namespace := strings.Join(args, ""), e.namespace
 			if e.all {
-				req.Namespace = ""
+				namespace = ""
+			}
+			var err error
+			if req.Namespace, req.Name, err = splitName("plugin", name, namespace); err != nil {
+				return err
 			}
 			return e.events(cmd.Context(), req, watch)
 		},

@@ -22,9 +22,13 @@ func getCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "get [KIND [NAME]]",
 		Short:   "List plugins as they were written",
-		Example: "  chandler get -A\n  chandler get wasmplugin basic-auth -n istio-system -o yaml",
+		Example: "  chandler get -A\n  chandler get wasmplugin basic-auth -o yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req, err := e.listRequest(args, false)
+			if len(args) > 2 {
+				return usagef("unexpected argument %q", args[2])
+			}
+			all := append(args, "", "")
+			req, err := e.listRequest(cmd.Context(), all[0], all[1], false)
 			if err != nil {
 				return err
 			}
@@ -35,7 +39,7 @@ func getCommand(e *env) *cobra.Command {
 			return e.print(objects, func(w io.Writer) { e.getTable(w, objects) })
 		},
 	}
-	e.scopeFlags(cmd)
+	e.scopeFlags(cmd, e.usualNamespace(`"default"; a NAME is looked for in all`))
 	e.readerFlags(cmd)
 	e.outputFlag(cmd)
 	return cmd

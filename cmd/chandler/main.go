@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/signal"
 	"strings"
@@ -18,7 +19,6 @@ import (
 	"github.com/spf13/cobra"
 
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
-	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 	"chandler.dev/chandler/internal/source/kube"
 )
 
@@ -54,6 +54,7 @@ func run(args []string, getenv func(string) string, stdin io.Reader, stdout, std
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	e := &env{getenv: getenv, stdin: stdin, stdout: escaper{stdout}, stderr: escaper{stderr}, exact: stdout, tty: terminal(stderr), screen: terminal(stdout), plugin: isPlugin(args[0])}
+	defer e.hangUp()
 	root := rootCommand(e)
 	root.SetArgs(args[1:])
 	root.SetIn(stdin)
@@ -101,10 +102,11 @@ type env struct {
 	timeout    time.Duration
 	shown      shownFlags
 
-	// api is the client of the control plane, once it was asked for.
-	api chandlerv1connect.AdminClient
-	// asked is the client of its service Fleet, likewise.
-	asked chandlerv1connect.FleetClient
+	// plane is how the control plane is asked, once something was.
+	plane struct {
+		client *http.Client
+		base   string
+	}
 	// client is the cluster's, once it was asked for.
 	client *kube.Client
 	// scope is the namespace of what is shown; empty: all.

@@ -202,11 +202,9 @@ The exit code is 3 when a plugin fails there.`,
 
 // findProxy finds the one of that name, which may have its namespace before it.
 func (e *env) findProxy(ctx context.Context, name, namespace string, details bool) (*chandlerv1.Proxy, error) {
-	if before, after, ok := strings.Cut(name, "/"); ok {
-		if namespace != "" && namespace != before {
-			return nil, usagef("proxy %s is not in namespace %s", name, namespace)
-		}
-		namespace, name = before, after
+	namespace, name, err := splitName("proxy", name, namespace)
+	if err != nil {
+		return nil, err
 	}
 	res, err := call(ctx, e, e.fleet().ListProxies, &chandlerv1.ListProxiesRequest{Namespace: namespace, Name: name, Details: details})
 	switch {
@@ -224,6 +222,18 @@ func (e *env) findProxy(ctx context.Context, name, namespace string, details boo
 		return nil, fmt.Errorf("proxy %q not found in namespace %q; chandler nodes -A lists all", name, namespace)
 	}
 	return nil, fmt.Errorf("proxy %q not found; chandler nodes lists all", name)
+}
+
+// nodeID is NAMESPACE/NAME of the proxy that is called so, or by its name alone.
+func (e *env) nodeID(ctx context.Context, node string) (string, error) {
+	if strings.Contains(node, "/") {
+		return node, nil
+	}
+	p, err := e.findProxy(ctx, node, "", false)
+	if err != nil {
+		return "", err
+	}
+	return p.Namespace + "/" + p.Name, nil
 }
 
 func (e *env) printNode(p *chandlerv1.Proxy) error {
@@ -313,7 +323,12 @@ func (e *env) showSlot(s *chandlerv1.Slot) {
 
 // spellPlugin names a plugin by namespace and name, and by its kind where that is not
 // the usual one.
-func spellPlugin(ref *chandlerv1.PluginRef) string {
+func spellPlugin(ref interface {
+	GetKind() string
+	GetNamespace() string
+	GetName() string
+},
+) string {
 	name := ref.GetNamespace() + "/" + ref.GetName()
 	if ref.GetKind() != chandler.KindWasmPlugin {
 		name += " (" + ref.GetKind() + ")"
@@ -330,7 +345,7 @@ func whyCommand(e *env) *cobra.Command {
 that does not hold.
 
 The exit code is 3 when it is not as the resource wants it to be.`,
-		Example: `  chandler why basic-auth -n istio-system --node edge/edge-1`,
+		Example: `  chandler why basic-auth --node edge-1`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case len(args) != 1:
@@ -338,31 +353,24 @@ The exit code is 3 when it is not as the resource wants it to be.`,
 			case node == "":
 				return usagef("why needs --node NODE; chandler nodes lists them")
 			}
-			ref := &chandlerv1.ObjectRef{Namespace: cmp.Or(e.namespace, "default"), Name: args[0]}
-			if kind != "" {
-				var err error
-				if ref.Kind, err = parseKind(kind); err != nil {
-					return err
-				}
+			ref, err := e.find(cmd.Context(), kind, args[0], e.distributed)
+			if err != nil {
+				return err
 			}
 			return e.why(cmd.Context(), ref, node)
 		},
 	}
 	cmd.Flags().StringVar(&node, "node", "", "the proxy; without a namespace it is looked for in all")
-	cmd.Flags().StringVar(&kind, "kind", "", "wasmplugin or trafficextension, where both have the name")
-	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", `namespace of the plugin (default "default")`)
+	e.findFlags(cmd, &kind)
 	e.outputFlag(cmd)
 	e.planeFlags(cmd)
 	return cmd
 }
 
 func (e *env) why(ctx context.Context, ref *chandlerv1.ObjectRef, node string) error {
-	if !strings.Contains(node, "/") {
-		p, err := e.findProxy(ctx, node, "", false)
-		if err != nil {
-			return err
-		}
-		node = p.Namespace + "/" + p.Name
+	node, err := e.nodeID(ctx, node)
+	if err != nil {
+		return err
 	}
 	res, err := call(ctx, e, e.fleet().Explain, &chandlerv1.ExplainRequest{Ref: ref, Node: node})
 	if err != nil {

@@ -15,13 +15,11 @@ import (
 	"strings"
 	"time"
 
-	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
-	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 	"chandler.dev/chandler/internal/source"
 )
 
@@ -224,9 +222,7 @@ func (r *report) events(ctx context.Context) error {
 }
 
 func (r *report) rollouts(ctx context.Context) error {
-	way, base := r.e.wayOrNone()
-	client := chandlerv1connect.NewRolloutsClient(&http.Client{Transport: way}, base, connect.WithReadMaxBytes(maxAnswer))
-	res, err := call(ctx, r.e, client.ListRollouts, &chandlerv1.ListRolloutsRequest{})
+	res, err := call(ctx, r.e, r.e.rollouts().ListRollouts, &chandlerv1.ListRolloutsRequest{})
 	if err != nil {
 		r.lack("rollouts.json", err)
 		return nil
@@ -241,12 +237,12 @@ func (r *report) rollouts(ctx context.Context) error {
 func (r *report) page(ctx context.Context, name, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, r.e.timeout)
 	defer cancel()
-	way, base := r.e.wayOrNone()
+	client, base := r.e.caller()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := way.RoundTrip(req)
+	resp, err := client.Transport.RoundTrip(req)
 	if err != nil {
 		r.lack(name, err)
 		return nil

@@ -6,18 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"strings"
 	"text/tabwriter"
 	"time"
 
-	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
 
 	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
-	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 )
 
 func rolloutCommand(e *env) *cobra.Command {
@@ -46,17 +43,9 @@ order edits the plugin's resource: orders are in the control plane's own records
 	return cmd
 }
 
-// rollouts is the client of the control plane's service of that name.
-func (e *env) rollouts() chandlerv1connect.RolloutsClient {
-	way, base := e.wayOrNone()
-	return chandlerv1connect.NewRolloutsClient(&http.Client{Transport: way}, base, connect.WithReadMaxBytes(maxAnswer))
-}
-
-// pluginFlags adds the flags of a command about one plugin; the kind that is chosen is
-// what is given, in full.
+// pluginFlags adds the flags of a command about one plugin.
 func (e *env) pluginFlags(cmd *cobra.Command, kind *string) {
-	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", "namespace (default "+e.usualNamespace()+")")
-	cmd.Flags().StringVar(kind, "kind", "wasmplugin", "wasmplugin or trafficextension")
+	e.findFlags(cmd, kind)
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) != 1 {
 			return usagef("%s needs the NAME of one plugin", cmd.Name())
@@ -64,16 +53,6 @@ func (e *env) pluginFlags(cmd *cobra.Command, kind *string) {
 		return nil
 	}
 	e.planeFlags(cmd)
-}
-
-// ref is the plugin that a command is about.
-func (e *env) ref(kind, name string) (*chandlerv1.ObjectRef, error) {
-	kind, err := parseKind(kind)
-	if err != nil {
-		return nil, err
-	}
-	namespace, err := e.chosenNamespace()
-	return &chandlerv1.ObjectRef{Kind: kind, Namespace: namespace, Name: name}, err
 }
 
 func rolloutStatusCommand(e *env) *cobra.Command {
@@ -88,9 +67,9 @@ those that do not (OTHERS), and the former in the hour before they had it (BEFOR
 The exit code is 3 when the rollout is paused or its release was taken back. With
 --watch the command ends with the rollout, or with code 4 after --timeout, if that is
 given.`,
-		Example: "  chandler rollout status basic-auth -n istio-system --watch",
+		Example: "  chandler rollout status basic-auth --watch",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ref, err := e.ref(kind, args[0])
+			ref, err := e.find(cmd.Context(), kind, args[0], e.distributed)
 			if err != nil {
 				return err
 			}
@@ -124,16 +103,10 @@ func (e *env) rollout(ctx context.Context, ref *chandlerv1.ObjectRef) (*chandler
 	if err != nil {
 		return nil, err
 	}
-	if len(res.Rollouts) > 0 {
-		return res.Rollouts[0], nil
+	if len(res.Rollouts) == 0 {
+		return nil, fmt.Errorf("nothing was rolled out of %s %q in namespace %q", strings.ToLower(ref.Kind), ref.Name, ref.Namespace)
 	}
-	err = fmt.Errorf("nothing was rolled out of %s %q in namespace %q", strings.ToLower(ref.Kind), ref.Name, ref.Namespace)
-	elsewhere, listErr := call(ctx, e, e.rollouts().ListRollouts, &chandlerv1.ListRolloutsRequest{Name: ref.Name})
-	if listErr == nil && len(elsewhere.Rollouts) > 0 {
-		other := elsewhere.Rollouts[0].Ref
-		err = fmt.Errorf("%w; there is a %s in namespace %q (-n, --kind)", err, strings.ToLower(other.Kind), other.Namespace)
-	}
-	return nil, err
+	return res.Rollouts[0], nil
 }
 
 // verdictOf is the exit code that a rollout's state has.
@@ -296,7 +269,7 @@ func rolloutHistoryCommand(e *env) *cobra.Command {
 		Use:   "history NAME",
 		Short: "The last ten releases, and what became of them",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ref, err := e.ref(kind, args[0])
+			ref, err := e.find(cmd.Context(), kind, args[0], e.distributed)
 			if err != nil {
 				return err
 			}
@@ -340,7 +313,7 @@ func (e *env) steering(req *chandlerv1.SteerRequest, cmd *cobra.Command, done fu
 	var kind string
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var err error
-		if req.Ref, err = e.ref(kind, args[0]); err != nil {
+		if req.Ref, err = e.find(cmd.Context(), kind, args[0], e.distributed); err != nil {
 			return err
 		}
 		res, err := call(cmd.Context(), e, e.rollouts().Steer, req)

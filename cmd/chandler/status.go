@@ -21,6 +21,7 @@ import (
 
 func statusCommand(e *env) *cobra.Command {
 	var watch bool
+	var kind string
 	cmd := &cobra.Command{
 		Use:   "status [NAME]",
 		Short: "What is in force where",
@@ -32,18 +33,16 @@ A cluster's resources name no more than ten proxies, those on which the plugin f
 
 The exit code is 3 when something is not as it should be.`,
 		Example: `  chandler status -o wide
-  chandler status basic-auth -n istio-system -w`,
+  chandler status basic-auth -w`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return usagef("unexpected argument %q", args[1])
 			}
-			req, err := e.listRequest(nil, true)
+			req, err := e.listRequest(cmd.Context(), kind, strings.Join(args, ""), true)
 			if err != nil {
 				return err
 			}
-			if len(args) == 1 {
-				req.Name, req.Proxies = args[0], true
-			}
+			req.Proxies = len(args) == 1
 			if watch {
 				return e.watch(cmd.Context(), req)
 			}
@@ -61,7 +60,8 @@ The exit code is 3 when something is not as it should be.`,
 		},
 	}
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show again whenever something changes, until interrupted: in place on a terminal, else one below the other")
-	e.scopeFlags(cmd)
+	e.scopeFlags(cmd, e.usualNamespace("any"))
+	kindFlag(cmd, &kind)
 	e.readerFlags(cmd)
 	e.outputFlag(cmd)
 	return cmd
@@ -286,12 +286,12 @@ func describeCommand(e *env) *cobra.Command {
 Of its configuration the fields are shown, and not their values, as these can be
 secret and what describe says is often passed on; --show-config shows the values
 to those who may read them.`,
-		Example: "  chandler describe wasmplugin basic-auth -n istio-system",
+		Example: "  chandler describe wasmplugin basic-auth",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
 				return usagef("describe needs KIND NAME")
 			}
-			req, err := e.listRequest(args, false)
+			req, err := e.listRequest(cmd.Context(), args[0], args[1], false)
 			if err != nil {
 				return err
 			}
@@ -307,7 +307,7 @@ to those who may read them.`,
 		},
 	}
 	cmd.Flags().BoolVar(&config, "show-config", false, "show the values of the plugin's configuration")
-	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", "namespace (default "+e.usualNamespace()+")")
+	cmd.Flags().StringVarP(&e.namespace, "namespace", "n", "", "namespace (default "+e.usualNamespace("any")+")")
 	cmd.Flags().BoolVarP(&e.all, "all-namespaces", "A", false, "objects of all namespaces")
 	e.readerFlags(cmd)
 	return cmd

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 )
@@ -132,4 +134,45 @@ func TestEventsWatch(t *testing.T) {
 		t.Errorf("it showed %q, after %d", lines, s.after.Load())
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// advancing is a control plane whose rollout is over at the fourth look.
+type advancing struct {
+	chandlerv1connect.UnimplementedRolloutsHandler
+	looks atomic.Int32
+}
+
+func (a *advancing) ListRollouts(context.Context, *connect.Request[chandlerv1.ListRolloutsRequest]) (*connect.Response[chandlerv1.ListRolloutsResponse], error) {
+	state := chandler.RolloutProgressing
+	if a.looks.Add(1) > 4 {
+		state = chandler.RolloutHealthy
+	}
+	return connect.NewResponse(&chandlerv1.ListRolloutsResponse{Rollouts: []*chandlerv1.Rollout{
+		{Ref: &chandlerv1.ObjectRef{Kind: "WasmPlugin", Namespace: "ns", Name: "p"}, State: string(state)},
+	}}), nil
+}
+
+// A watch asks over one connection, however long it goes on: a control plane takes only so
+// many from one machine.
+func TestWatchConnections(t *testing.T) {
+	t.Parallel()
+	mux := http.NewServeMux()
+	mux.Handle(chandlerv1connect.NewRolloutsHandler(&advancing{}))
+	mux.Handle(chandlerv1connect.NewAdminHandler(&changing{}))
+	srv := httptest.NewUnstartedServer(mux)
+	var connections atomic.Int32
+	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			connections.Add(1)
+		}
+	}
+	srv.Start()
+	defer srv.Close()
+	var out, errs strings.Builder
+	if code := run([]string{"chandler", "rollout", "status", "p", "--watch", "--server", srv.URL}, func(string) string { return "" }, nil, &out, &errs); code != 0 {
+		t.Fatalf("it ends with %d: %s%s", code, out.String(), errs.String())
+	}
+	if n := connections.Load(); n != 1 || !strings.Contains(out.String(), "Healthy") {
+		t.Errorf("over %d connections it says\n%s", n, out.String())
+	}
 }
