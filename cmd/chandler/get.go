@@ -231,10 +231,7 @@ func statusDocument(st *chandlerv1.Status) map[string]any {
 }
 
 func rolloutDocument(r *chandlerv1.RolloutSummary) map[string]any {
-	doc := map[string]any{"state": r.State, "disabled": r.Disabled}
-	if r.Step > 0 {
-		doc["step"] = fmt.Sprintf("%d/%d", r.Step, r.Steps)
-	}
+	doc := map[string]any{"state": r.State, "step": stepOf(r), "disabled": r.Disabled}
 	if r.Pinned {
 		doc["pinned"] = true
 	}

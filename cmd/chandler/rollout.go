@@ -172,7 +172,7 @@ func (e *env) printRollout(r *chandlerv1.Rollout) error {
 	line("Name", "%s", r.Ref.Name)
 	line("Namespace", "%s", r.Ref.Namespace)
 	line("Kind", "%s", r.Ref.Kind)
-	line("Status", "%s %s%s", icons[chandler.RolloutState(r.State)], r.State, marks(r))
+	line("Status", "%s %s", icons[chandler.RolloutState(r.State)], stateAndMarks(r))
 	if r.Message != "" {
 		line("Message", "%s", reasoned(r))
 	}
@@ -208,15 +208,21 @@ func (e *env) printRollout(r *chandlerv1.Rollout) error {
 }
 
 // marks are what is loud about a rollout.
-func marks(r *chandlerv1.Rollout) string {
-	text := ""
-	if r.Pinned {
-		text += " PINNED"
+func marks(pinned bool, disabled int) string {
+	switch {
+	case pinned && disabled > 0:
+		return "PINNED DISABLED"
+	case pinned:
+		return "PINNED"
+	case disabled > 0:
+		return "DISABLED"
 	}
-	if len(r.Disabled) > 0 {
-		text += " DISABLED"
-	}
-	return text
+	return ""
+}
+
+// stateAndMarks is the state of a rollout with what is loud about it.
+func stateAndMarks(r *chandlerv1.Rollout) string {
+	return strings.TrimSpace(r.State + " " + marks(r.Pinned, len(r.Disabled)))
 }
 
 func reasoned(r *chandlerv1.Rollout) string {
@@ -329,8 +335,8 @@ func (e *env) steering(req *chandlerv1.SteerRequest, cmd *cobra.Command, done fu
 
 // steered says what an order came to.
 func (e *env) steered(r *chandlerv1.Rollout, done string) error {
-	_, err := fmt.Fprintf(e.stdout, "%s %s/%s %s: %s%s, %s on %d of %d proxies\n",
-		strings.ToLower(r.Ref.Kind), r.Ref.Namespace, r.Ref.Name, done, r.State, marks(r), release(r.To), r.Updated, r.Proxies)
+	_, err := fmt.Fprintf(e.stdout, "%s %s/%s %s: %s, %s on %d of %d proxies\n",
+		strings.ToLower(r.Ref.Kind), r.Ref.Namespace, r.Ref.Name, done, stateAndMarks(r), release(r.To), r.Updated, r.Proxies)
 	return err
 }
 

@@ -28,7 +28,8 @@ func statusCommand(e *env) *cobra.Command {
 		Long: `What is in force where: a line a plugin, or with NAME a line a proxy, and one for
 the control plane while it cannot resolve the plugin. READY is on how many proxies the
 newest release is in force, of those that are to have it; DIGEST is its module's, and in
-the line of a proxy that of the module which is in force there. -o wide says why.
+the line of a proxy that of the module which is in force there. -o wide says why,
+and where a rollout is.
 A cluster's resources name no more than ten proxies, those on which the plugin fails.
 
 The exit code is 3 when something is not as it should be.`,
@@ -144,14 +145,30 @@ func healthy(o *chandlerv1.Object) bool {
 
 func (e *env) statusTable(w io.Writer, objects []*chandlerv1.Object) {
 	wide := e.output == "wide"
-	row(w, wide, []string{"NAMESPACE", "NAME", "READY", "DIGEST", "PHASE", "AGE", "STATE"}, "NEXT TRY", "REASON")
+	row(w, wide, []string{"NAMESPACE", "NAME", "READY", "DIGEST", "PHASE", "AGE", "STATE"}, "ROLLOUT", "NEXT TRY", "REASON")
 	for _, o := range objects {
 		state, reason := summary(o)
 		row(w, wide, []string{
 			o.Ref.Namespace, o.Ref.Name, ready(o.Status), shortDigest(o.Status.GetResolved().GetModuleDigest()),
 			dash(o.Phase), age(o.Created), state,
-		}, until(o.Status.GetNextTry()), reason)
+		}, dash(rolloutOf(o.Status.GetRollout())), until(o.Status.GetNextTry()), reason)
 	}
+}
+
+// rolloutOf is where a rollout is, in one cell: "Progressing 1/3", "Paused 2/3 PINNED".
+func rolloutOf(r *chandlerv1.RolloutSummary) string {
+	if r == nil {
+		return ""
+	}
+	return strings.Join(slices.DeleteFunc([]string{r.State, stepOf(r), marks(r.Pinned, int(r.Disabled))}, func(s string) bool { return s == "" }), " ")
+}
+
+// stepOf is the step at which a rollout is, as 1/3; empty when none is under way.
+func stepOf(r *chandlerv1.RolloutSummary) string {
+	if r.Step == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d/%d", r.Step, r.Steps)
 }
 
 // observed tells whether the status is about the object as it is; on a cluster it
@@ -348,6 +365,7 @@ func (e *env) describe(o *chandlerv1.Object, config bool) {
 		line("  At", fmt.Sprint(stamp(r.At)))
 		line("  Release", r.Release)
 	}
+	line("Rollout", rolloutOf(st.GetRollout()))
 	if st.GetAttempt() > 0 {
 		line("Attempt", fmt.Sprintf("%d, next in %s", st.Attempt, until(st.NextTry)))
 	}

@@ -108,6 +108,7 @@ func (f *statusFields) told() chandler.Status {
 		return s
 	}
 	s.Desired, s.InForce, s.Failed = d.Proxies.Desired, d.Proxies.InForce, d.Proxies.FailedOn
+	s.Rollout = d.Rollout.told()
 	if d.ResolvedAt != "" {
 		s.Release = &chandler.Release{
 			Reference: d.Reference, Artifact: d.ArtifactDigest, Blob: d.BlobDigest, ABI: d.ABI, ResolvedAt: unstamp(d.ResolvedAt),
@@ -127,6 +128,23 @@ func (f *statusFields) told() chandler.Status {
 	}
 	return s
 }
+
+// told is newRolloutJSON the other way round. How many steps and orders there are is all
+// that it says of them.
+func (j *rolloutJSON) told() *chandler.Rollout {
+	if j == nil {
+		return nil
+	}
+	r := &chandler.Rollout{State: j.State, Pinned: j.Pinned, Disabled: make([]chandler.Disablement, min(max(j.Disabled, 0), maxTold))}
+	var step, steps int
+	if n, _ := fmt.Sscanf(j.Step, "%d/%d", &step, &steps); n == 2 && 0 < step && step <= steps && steps <= maxTold {
+		r.Plan, r.Step = &chandler.RolloutPlan{Steps: make([]chandler.RolloutStep, steps)}, step-1
+	}
+	return r
+}
+
+// maxTold bounds what anybody who may write a status can have made of a number in it.
+const maxTold = 1000
 
 func unstamp(s string) time.Time {
 	t, err := time.Parse(time.RFC3339, s)

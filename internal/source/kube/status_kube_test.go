@@ -86,6 +86,7 @@ type cast struct {
 	uid     string
 	module  chandler.ModuleDigest
 	proxies int
+	rollout *chandler.Rollout
 }
 
 // create makes a plugin in namespace ns of which nothing is true yet.
@@ -117,7 +118,7 @@ func (p *cast) says(generation int64, problem *chandler.Problem, inForce int, fa
 	key := chandler.Key{Kind: p.kind, Namespace: "ns", Name: p.name}
 	in := status.Input{
 		Generation: generation, Now: time.Now(), Resolve: status.Resolve{Problem: problem},
-		Plugin: &chandler.Plugin{Key: key, UID: p.uid, Generation: generation},
+		Plugin: &chandler.Plugin{Key: key, UID: p.uid, Generation: generation}, Rollout: p.rollout,
 	}
 	if problem == nil {
 		r := chandler.Release{
@@ -254,6 +255,7 @@ func testSeenByKubectl(t *testing.T, c *testkube.Cluster, client *kube.Client) {
 	}
 	p.events("Resolved", 1)
 	p.events("in force on all 3 proxies", 1)
+	shownRollout(t, c, client, p)
 
 	// An edit: what is shown of the generation before is no answer to who waits.
 	kubectl(t, c, `{"spec": {"priority": 1}}`, "patch", "wasmplugin", "-n", "ns", "good", "--type=merge", "--patch-file=/dev/stdin")
@@ -276,6 +278,33 @@ func testSeenByKubectl(t *testing.T, c *testkube.Cluster, client *kube.Client) {
 
 // A control plane that starts writes nothing where all is as it was, tells nothing
 // again, and leaves the times of conditions.
+// shownRollout: while a change comes in steps, kubectl and its plugin show where it is.
+func shownRollout(t *testing.T, c *testkube.Cluster, client *kube.Client, p *cast) {
+	t.Helper()
+	p.rollout = &chandler.Rollout{
+		State: chandler.RolloutProgressing, Plan: &chandler.RolloutPlan{Steps: []chandler.RolloutStep{{Count: 1}, {Percent: 100}}},
+		Proxies: 3, Chosen: 1, Updated: 1,
+	}
+	p.says(1, nil, 3, "")
+	p.awaits("RolloutProgressing")
+	if out := kubectl(t, c, "", "get", "wasmplugin", "-A"); !strings.Contains(out, "STATE") || !strings.Contains(out, " RolloutProgressing ") {
+		t.Errorf("kubectl get:\n%s", out)
+	}
+	if out := kubectl(t, c, "", "get", "wasmplugin", "-A", "-o", "wide"); !strings.Contains(out, " Progressing ") || !strings.Contains(out, " 1/2") {
+		t.Errorf("kubectl get -o wide:\n%s", out)
+	}
+	views, err := client.Shown(t.Context(), kube.Query{Namespace: "ns", Name: p.name})
+	if err != nil || len(views) != 1 {
+		t.Fatal(views, err)
+	}
+	if r := views[0].Status.Rollout; r == nil || r.State != chandler.RolloutProgressing || r.Step != 0 || len(r.Plan.Steps) != 2 {
+		t.Errorf("kubectl chandler shows %+v", r)
+	}
+	p.rollout = nil
+	p.says(1, nil, 3, "")
+	p.awaits("Ready=True")
+}
+
 func testStatusRestart(t *testing.T, c *testkube.Cluster, client *kube.Client) {
 	tr := newTruth()
 	stop := writer(t, client, tr)
