@@ -63,6 +63,14 @@ func IsPlain(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
+// Count writes how many of something there are: "1 proxy", "2 proxies".
+func Count[N int | int64 | uint32 | uint64](n N, one, more string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, more)
+}
+
 // Printable bounds a foreign text of several words, for instance a log line of
 // Envoy: what is not to be seen, or changes how others are (control characters, those
 // that turn the direction of text), becomes a space, and what is over limit bytes is

@@ -79,7 +79,7 @@ func (c console) status(st *agent.Status) error {
 	default:
 		fmt.Fprintf(w, "Control\tnot connected; %s: %s\n", text(k.Address), text(k.Error))
 	}
-	fmt.Fprintf(w, "Store\t%d modules, %s of %s\n", st.Store.Modules, size(st.Store.Bytes), size(st.Store.Max))
+	fmt.Fprintf(w, "Store\t%s, %s of %s\n", modules(st.Store.Modules), size(st.Store.Bytes), size(st.Store.Max))
 	for i, b := range st.Bypassed {
 		fmt.Fprintf(w, "%s\t%s/%s (%s) is taken out on this machine since %s: %s\n", [2]string{"BYPASSED", ""}[min(i, 1)],
 			text(b.Namespace), text(b.Name), text(b.Kind), b.At.Format(time.RFC3339), text(b.Reason))

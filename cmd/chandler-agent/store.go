@@ -104,7 +104,7 @@ func storeVerify(c console, f storeFlags, _ []string) (int, error) {
 	if code, err := c.report(f, report, "corrupt, put into quarantine"); err != nil {
 		return code, err
 	}
-	fmt.Fprintf(c.stderr, "%d modules checked, %d corrupt\n", report.Checked, len(report.Modules))
+	fmt.Fprintf(c.stderr, "%s checked, %d corrupt\n", modules(report.Checked), len(report.Modules))
 	switch {
 	case len(report.Modules) > 0:
 		return exitFound, nil
@@ -129,9 +129,11 @@ func storeTrim(c console, f storeFlags, _ []string) (int, error) {
 	if code, err := c.report(f, report, what); err != nil {
 		return code, err
 	}
-	fmt.Fprintf(c.stderr, "%d modules of %s %s, %s stay\n", len(report.Modules), size(report.Bytes), what, size(report.Left))
+	fmt.Fprintf(c.stderr, "%s of %s %s, %s stay\n", modules(len(report.Modules)), size(report.Bytes), what, size(report.Left))
 	return 0, nil
 }
+
+func modules(n int) string { return chandler.Count(n, "module", "modules") }
 
 // do works on the store itself, or lets the agent that has it do so.
 func (f storeFlags) do(c console, path string, query url.Values, here func(*store.Store) (agent.StoreReport, error)) (agent.StoreReport, error) {
@@ -199,7 +201,7 @@ func storeImport(c console, f storeFlags, args []string) (int, error) {
 		fmt.Fprintf(c.stdout, "%s\t%s\t%s\n", digest, size(n), chandler.Printable(file, 512))
 	}
 	if failed > 0 {
-		return exitFound, fmt.Errorf("%d of %d modules were not imported", failed, len(files))
+		return exitFound, fmt.Errorf("not imported: %d of %s", failed, modules(len(files)))
 	}
 	return 0, nil
 }
@@ -289,6 +291,6 @@ func ago(t time.Time) string {
 	case d < 48*time.Hour:
 		return fmt.Sprintf("%d h ago", int(d.Hours()))
 	default:
-		return fmt.Sprintf("%d days ago", int(d.Hours()/24))
+		return chandler.Count(int(d.Hours()/24), "day ago", "days ago")
 	}
 }

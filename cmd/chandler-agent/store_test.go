@@ -78,7 +78,7 @@ func TestStoreWithoutAgent(t *testing.T) {
 	}
 	bad := write("bad.wasm", module.BadABI())
 	code, out, errs = local(t, nil, "store", "import", bad, "--data", data)
-	if code != 3 || out != "" || !strings.Contains(errs, "ABI") || !strings.Contains(errs, "1 of 1 modules were not imported") {
+	if code != 3 || out != "" || !strings.Contains(errs, "ABI") || !strings.Contains(errs, "not imported: 1 of 1 module") {
 		t.Errorf("import of what cannot run: %d %q %q", code, out, errs)
 	}
 
@@ -151,7 +151,7 @@ func TestStoreBesideAnAgent(t *testing.T) {
 	defer srv.Close()
 	admin := strings.TrimPrefix(srv.URL, "http://")
 	code, out, errs := local(t, nil, "store", "trim", "--data", data, "--admin", admin, "--dry-run", "--max-bytes=1kB")
-	if got := <-asked; code != 0 || got != "POST /store/trim?dry_run=true&max_bytes=1000" || !strings.Contains(out, "sha256:1") || !strings.Contains(errs, "1 modules of 2.0 KiB would be dropped, 1.0 MiB stay") {
+	if got := <-asked; code != 0 || got != "POST /store/trim?dry_run=true&max_bytes=1000" || !strings.Contains(out, "sha256:1") || !strings.Contains(errs, "1 module of 2.0 KiB would be dropped, 1.0 MiB stay") {
 		t.Errorf("trim: %d %q %q, asked %s", code, out, errs, got)
 	}
 	if code, out, _ = local(t, nil, "store", "verify", "--data", data, "--admin", admin); code != 3 || <-asked != "POST /store/verify?" || out == "" {
@@ -182,7 +182,7 @@ func TestStatus(t *testing.T) {
 	}{
 		{"all is well", agent.Status{Node: "ns/n", Ready: true, Envoy: agent.EnvoyStatus{Version: "1.40.0", PID: 17}, Control: agent.ControlStatus{Connected: true, Address: "c:1"},
 			Store: agent.StoreStatus{Modules: 1, Bytes: 1536, Max: 1 << 30}, Plugins: []agent.PluginStatus{in}},
-			0, []string{"1.40.0, pid 17", "connected to c:1", "1 modules, 1.5 KiB of 1.0 GiB", "InForce"}},
+			0, []string{"1.40.0, pid 17", "connected to c:1", "1 module, 1.5 KiB of 1.0 GiB", "InForce"}},
 		{"one fails", agent.Status{Ready: true, Envoy: agent.EnvoyStatus{PID: 17}, Plugins: []agent.PluginStatus{in, out}},
 			3, []string{"Failed", "the version before", "FetchFailed: no [2Jroute (attempt 4, next try in ", "not connected"}},
 		{"what stands in slots", agent.Status{Ready: true, Envoy: agent.EnvoyStatus{PID: 17}, Plugins: []agent.PluginStatus{in}, Listeners: []agent.ListenerStatus{

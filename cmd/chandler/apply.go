@@ -284,7 +284,7 @@ func judgeStatus(o *chandlerv1.Object, generation int64) (outcome, string) {
 			return pending, text
 		}
 	}
-	return succeeded, fmt.Sprintf("in force on %d of %d proxies", st.InForce, st.Desired)
+	return succeeded, fmt.Sprintf("in force on %d of %s", st.InForce, chandler.Count(st.Desired, "proxy", "proxies"))
 }
 
 func deleteCommand(e *env) *cobra.Command {

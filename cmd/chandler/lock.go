@@ -125,13 +125,13 @@ func (e *env) lock(ctx context.Context, f lockFlags, path string) error {
 		return nil
 	}
 	if _, err := os.Stat(path); err == nil && len(changes) == 0 {
-		fmt.Fprintf(e.stderr, "%s is up to date: %d references\n", path, len(found))
+		fmt.Fprintf(e.stderr, "%s is up to date: %s\n", path, references(len(found)))
 		return nil
 	}
 	if err := replaceFile(path, next.Text()); err != nil {
 		return err
 	}
-	fmt.Fprintf(e.stderr, "%s is written: %d references, %d changed\n", path, len(found), len(changes))
+	fmt.Fprintf(e.stderr, "%s is written: %s, %d changed\n", path, references(len(found)), len(changes))
 	return nil
 }
 
@@ -216,7 +216,7 @@ func (e *env) lockable(docs []source.Document) ([]wanted, error) {
 		}
 	}
 	if wrong > 0 {
-		return nil, &exitError{code: exitUnhealthy, text: fmt.Sprintf("%d of %d resources are wrong; nothing is locked", wrong, len(docs))}
+		return nil, &exitError{code: exitUnhealthy, text: fmt.Sprintf("%d of %s cannot be read; nothing is locked", wrong, chandler.Count(len(docs), "resource", "resources"))}
 	}
 	byName := map[string]*wanted{}
 	for i := range docs {
@@ -287,7 +287,7 @@ func (e *env) resolveAll(ctx context.Context, client *fetch.Client, all []wanted
 	case n > 0 && errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return nil, &exitError{code: exitTimeout, text: fmt.Sprintf("no answer in %s; nothing is locked", e.timeout)}
 	case n > 0:
-		return nil, &exitError{code: exitFailed, text: fmt.Sprintf("%d of %d references cannot be resolved; nothing is locked", n, len(all))}
+		return nil, &exitError{code: exitFailed, text: fmt.Sprintf("%d of %s cannot be resolved; nothing is locked", n, references(len(all)))}
 	}
 	return found, nil
 }
@@ -310,3 +310,5 @@ type nobody struct{}
 func (nobody) Ingest(r io.Reader, _ chandler.ModuleDigest) (chandler.ModuleDigest, int64, error) {
 	return fetch.Copy(io.Discard, r)
 }
+
+func references(n int) string { return chandler.Count(n, "reference", "references") }

@@ -130,7 +130,7 @@ func storeOf(f *chandlerv1.Facts) string {
 	if f == nil {
 		return "-"
 	}
-	text := fmt.Sprintf("%d modules, %s", f.StoreModules, inspect.SizeText(int64(f.StoreBytes)))
+	text := chandler.Count(f.StoreModules, "module", "modules") + ", " + inspect.SizeText(int64(f.StoreBytes))
 	if f.StoreLimit > 0 {
 		text += " of " + inspect.SizeText(int64(f.StoreLimit))
 	}

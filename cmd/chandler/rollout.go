@@ -335,8 +335,8 @@ func (e *env) steering(req *chandlerv1.SteerRequest, cmd *cobra.Command, done fu
 
 // steered says what an order came to.
 func (e *env) steered(r *chandlerv1.Rollout, done string) error {
-	_, err := fmt.Fprintf(e.stdout, "%s %s/%s %s: %s, %s on %d of %d proxies\n",
-		strings.ToLower(r.Ref.Kind), r.Ref.Namespace, r.Ref.Name, done, stateAndMarks(r), release(r.To), r.Updated, r.Proxies)
+	_, err := fmt.Fprintf(e.stdout, "%s %s/%s %s: %s, %s on %d of %s\n",
+		strings.ToLower(r.Ref.Kind), r.Ref.Namespace, r.Ref.Name, done, stateAndMarks(r), release(r.To), r.Updated, chandler.Count(r.Proxies, "proxy", "proxies"))
 	return err
 }
 

@@ -78,9 +78,9 @@ func (s *State) reportOf(p *plugin) chandler.AttachmentState {
 	case chandler.StateInForce:
 		if !p.trapped.IsZero() {
 			st.Reason = chandler.CodeVMTrap
-			st.Message = fmt.Sprintf("its VM failed while serving, %d times so far", p.traps)
+			st.Message = fmt.Sprintf("its VM failed while serving, %s so far", often(p.traps))
 		} else if s.hasOwnSlot(v) {
-			st.Message = fmt.Sprintf("it has a slot of its own in the listeners and decides for connections made since it came; to attach it drained those before (%d times so far)", p.drains)
+			st.Message = fmt.Sprintf("it has a slot of its own in the listeners and decides for connections made since it came; to attach it drained those before (%s so far)", often(p.drains))
 		}
 	case chandler.StateUnmatched:
 		st.Reason = chandler.CodeNoListener
@@ -206,3 +206,5 @@ func (s *State) Discreet() bool {
 	}
 	return false
 }
+
+func often(n uint64) string { return chandler.Count(n, "time", "times") }

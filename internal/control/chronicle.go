@@ -11,6 +11,7 @@ import (
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
+	"chandler.dev/chandler/internal/status"
 )
 
 // What happens is told as events where it turns, and once a turn: a try that fails as
@@ -135,7 +136,7 @@ func (c *Control) tell(e *entry, s *chandler.Status) {
 		return // of the proxies it knows its own only
 	}
 	if news {
-		c.Emit(chandler.Event{Key: e.object.Key, Reason: chandler.EventInForce, Message: fmt.Sprintf("release %s is in force on all %d proxies", e.target.ID.Short(), s.Desired)})
+		c.Emit(chandler.Event{Key: e.object.Key, Reason: chandler.EventInForce, Message: fmt.Sprintf("release %s is in force on %s", e.target.ID.Short(), status.All(s.Desired))})
 	}
 	c.tellRefused(e, s, t)
 	c.tellTrapped(e, s, t)
@@ -271,7 +272,7 @@ func onlyIn(in, not map[string]string) []string {
 
 func (c *Control) tellHand(key chandler.Key, ids []string, warning bool, what string, why map[string]string) {
 	if len(ids) > oneByOne {
-		c.Emit(chandler.Event{Key: key, Reason: chandler.EventBypassed, Warning: warning, Message: fmt.Sprintf("%s%s (%s and %d more proxies)", what, why[ids[0]], strings.Join(ids[:oneByOne], ", "), len(ids)-oneByOne)})
+		c.Emit(chandler.Event{Key: key, Reason: chandler.EventBypassed, Warning: warning, Message: fmt.Sprintf("%s%s (%s and %s)", what, why[ids[0]], strings.Join(ids[:oneByOne], ", "), chandler.Count(len(ids)-oneByOne, "more proxy", "more proxies"))})
 		return
 	}
 	for _, id := range ids {

@@ -184,7 +184,7 @@ func TestEventsOfAPolicy(t *testing.T) {
 	r.apply("auth", "oci://reg.example/auth:v1", nil)
 	r.happens(chandler.EventNotResolved, 1)
 	r.Govern(t.Context(), &gate{hash: "strict", deny: map[string]chandler.Code{"auth": chandler.CodePolicyDenied}})
-	says(t, r.happens(chandler.EventPolicy, 1), "", "", false, "1 plugins")
+	says(t, r.happens(chandler.EventPolicy, 1), "", "", false, "1 plugin is")
 	says(t, r.happens(chandler.EventNotResolved, 2), "", "", true, "against the operator's policy")
 	r.deliver()
 	r.happens(chandler.EventNotResolved, 2)

@@ -98,7 +98,7 @@ func (l *loop) governed(g Gate) {
 		}
 	}
 	if l.seen {
-		l.c.Emit(chandler.Event{Reason: chandler.EventPolicy, Message: fmt.Sprintf("the policy has changed; %d plugins are judged by it again", len(l.snapshot.Objects))})
+		l.c.Emit(chandler.Event{Reason: chandler.EventPolicy, Message: fmt.Sprintf("the policy has changed; %s judged by it again", chandler.Count(len(l.snapshot.Objects), "plugin is", "plugins are"))})
 		l.c.log.Info("the policy has changed; every plugin is judged by it again", "plugins", len(l.snapshot.Objects))
 	}
 }

@@ -200,7 +200,7 @@ func stepText(s *rollout.State, o rollout.Observed) string {
 			}
 		}
 	}
-	return fmt.Sprintf("step %d of %d (%s): %d of %d proxies", min(s.Step+1, len(s.Plan.Steps)), len(s.Plan.Steps), s.Plan.Steps[min(s.Step, len(s.Plan.Steps)-1)], chosen, all)
+	return fmt.Sprintf("step %d of %d (%s): %d of %s", min(s.Step+1, len(s.Plan.Steps)), len(s.Plan.Steps), s.Plan.Steps[min(s.Step, len(s.Plan.Steps)-1)], chosen, chandler.Count(all, "proxy", "proxies"))
 }
 
 // decided has a record moved as was decided, or written anew when it is long ago.

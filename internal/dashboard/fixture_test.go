@@ -366,7 +366,7 @@ func told(t testing.TB, proxies, plugins int) *fakeFleet {
 				geo.Status.Failed++
 			}
 		}
-		ready(geo, chandler.False, "EnvoyRejected", fmt.Sprintf("%d proxies refuse it", geo.Status.Failed))
+		ready(geo, chandler.False, "EnvoyRejected", chandler.Count(geo.Status.Failed, "proxy refuses", "proxies refuse")+" it")
 	}
 	f.leave(len(f.proxies) - 1)
 	f.facts(0)

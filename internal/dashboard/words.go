@@ -17,6 +17,7 @@ func words() template.FuncMap {
 		"time": moment, "number": number, "short": short, "bytes": size, "join": strings.Join,
 		"plugin": pluginPath, "proxy": proxyPath, "rollout": rolloutPath, "node": splitNode,
 		"proxies": func(n int) string { return plural(n, "proxy", "proxies") },
+		"count":   plural,
 		"span":    span,
 		"add":     func(a, b int) int { return a + b },
 		"meter":   meter, "legends": legends, "sign": sign, "root": func() string { return Root },

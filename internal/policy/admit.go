@@ -124,7 +124,7 @@ func list(names []string) string {
 	const most = 5
 	shown := strings.Join(names[:min(len(names), most)], ", ")
 	if more := len(names) - most; more > 0 {
-		shown += fmt.Sprintf(" or %d more places", more)
+		shown += " or " + chandler.Count(more, "more place", "more places")
 	}
 	return shown
 }

@@ -80,7 +80,7 @@ func (s *State) traps(v view) chandler.Measure {
 		Chosen: float64(s.Chosen.Seen.Traps), Others: float64(s.Others.Seen.Traps), HasOthers: len(v.others) > 0,
 	}
 	if n := s.Chosen.Seen.Traps; n > 0 {
-		m.Result, m.Message = chandler.GateFailed, fmt.Sprintf("VMs failed %d times while serving", n)
+		m.Result, m.Message = chandler.GateFailed, "VMs failed "+chandler.Count(n, "time", "times")+" while serving"
 	}
 	return m
 }
@@ -114,11 +114,11 @@ func (s *State) compare(v view, gate chandler.Gate, over bool, of func(*chandler
 	m.HasOthers, m.HasBefore = nOthers >= least && len(v.others) > 0, nBefore >= least
 	if n < least {
 		m.HasOthers, m.HasBefore = false, false
-		m.Message = fmt.Sprintf("%d of the %d requests that it takes", n, least)
+		m.Message = fmt.Sprintf("%d of the %s that it takes", n, requests(least))
 		return m
 	}
 	if !m.HasOthers && !m.HasBefore {
-		m.Message = fmt.Sprintf("%s, and nothing to compare it with: %d requests to the others, %d in the hour before", tell(m.Chosen), nOthers, nBefore)
+		m.Message = fmt.Sprintf("%s, and nothing to compare it with: %s to the others, %d in the hour before", tell(m.Chosen), requests(nOthers), nBefore)
 		return m
 	}
 	var found []verdict
@@ -149,7 +149,7 @@ func (s *State) compare(v view, gate chandler.Gate, over bool, of func(*chandler
 
 // said tells a comparison in one line.
 func said(m *chandler.Measure, n uint64, tell func(float64) string) string {
-	parts := []string{fmt.Sprintf("%s of %d requests", tell(m.Chosen), n)}
+	parts := []string{fmt.Sprintf("%s of %s", tell(m.Chosen), requests(n))}
 	if m.HasOthers {
 		parts = append(parts, "the others "+tell(m.Others))
 	}
@@ -258,6 +258,8 @@ func those(measures []chandler.Measure, result chandler.GateResult) string {
 	}
 	return strings.Join(all, "; ")
 }
+
+func requests(n uint64) string { return chandler.Count(n, "request", "requests") }
 
 // maxNamed is how many proxies a message names.
 const maxNamed = 3

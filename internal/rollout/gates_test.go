@@ -139,7 +139,7 @@ func TestOtherGates(t *testing.T) {
 		"nobody has the labels":    {"canary=true", 0, nil, 1, chandler.GateInForce, unclear, rollout.Pause, "canary=true"},
 		"one refuses":              {"50%", 0, func(f *fleet, c []*machine) { f.new.refused = true; c[0].away = true }, 1, chandler.GateRejections, failed, rollout.RollBack, "it says no"},
 		"one refuses it later":     {"50%", 30, func(f *fleet, _ []*machine) { f.new.refused = true }, 30, chandler.GateRejections, failed, rollout.RollBack, "it says no"},
-		"a fault":                  {"50%", 10, func(_ *fleet, c []*machine) { c[0].traps = 1 }, 10, chandler.GateTraps, failed, rollout.RollBack, "1 times"},
+		"a fault":                  {"50%", 10, func(_ *fleet, c []*machine) { c[0].traps = 1 }, 10, chandler.GateTraps, failed, rollout.RollBack, "1 time"},
 		"a fault of the others":    {"50%", 10, func(f *fleet, c []*machine) { other(f, c).traps = 1 }, 10, chandler.GateTraps, holds, rollout.Stay, "no VM"},
 		"faults of the one before": {"50%", 0, func(f *fleet, _ []*machine) { f.old.traps, f.new.delay = 3, 8*time.Second }, 30, chandler.GateTraps, holds, rollout.Stay, ""},
 	} {

@@ -225,12 +225,7 @@ func (t *teller) sentence(e *jsonschema.ValidationError) string {
 	return "is not as it has to be"
 }
 
-func count(n int, of string) string {
-	if n == 1 {
-		return "1 " + of
-	}
-	return fmt.Sprintf("%d %ss", n, of)
-}
+func count(n int, of string) string { return chandler.Count(n, of, of+"s") }
 
 func number(r *big.Rat) string {
 	if r.IsInt() {

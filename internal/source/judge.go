@@ -47,7 +47,7 @@ func (j *judge) all() []chandler.Problem {
 	if j.untold == 0 {
 		return j.problems
 	}
-	return append(slices.Clone(j.problems), *chandler.Problemf(chandler.CodeInvalid, "", "mend the others first", "%d more problems", j.untold))
+	return append(slices.Clone(j.problems), *chandler.Problemf(chandler.CodeInvalid, "", "mend the others first", "%s", chandler.Count(j.untold, "more problem", "more problems")))
 }
 
 // wrongKind says that a value is of another kind than its field.

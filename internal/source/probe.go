@@ -56,7 +56,7 @@ func probes(j *judge, root *node) []chandler.Probe {
 		return []chandler.Probe{decodeProbe(j, root, &path{})}
 	}
 	if n := len(root.items); n == 0 || n > maxProbes {
-		j.problem(chandler.CodeSpecValue, nil, "write from one to eight", "%d probes", n)
+		j.problem(chandler.CodeSpecValue, nil, "write from one to eight", "%s", chandler.Count(n, "probe", "probes"))
 		return nil
 	}
 	var all []chandler.Probe

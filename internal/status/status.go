@@ -388,7 +388,7 @@ func programmed(in Input, s *chandler.Status, t counts, accepted, resolved chand
 	case s.Desired == 0:
 		c.Status, c.Reason, c.Message = chandler.Unknown, chandler.CodeNoProxies, "no connected proxy is selected"
 	case s.InForce == s.Desired:
-		c.Status, c.Reason, c.Message = chandler.True, chandler.CodeProgrammed, "in force on "+all(s.Desired)
+		c.Status, c.Reason, c.Message = chandler.True, chandler.CodeProgrammed, "in force on "+All(s.Desired)
 	case t.failing != nil:
 		c.Reason, c.Message = reason(t.failing), share+"; "+tell(t.failing)
 	case t.stopped != nil:
@@ -404,19 +404,15 @@ func programmed(in Input, s *chandler.Status, t counts, accepted, resolved chand
 	return c
 }
 
-func all(n int) string {
+// All writes of all the proxies that a plugin is for, how many these are.
+func All(n int) string {
 	if n == 1 {
 		return "the 1 proxy it is for"
 	}
 	return "all " + proxies(n)
 }
 
-func proxies(n int) string {
-	if n == 1 {
-		return "1 proxy"
-	}
-	return fmt.Sprintf("%d proxies", n)
-}
+func proxies(n int) string { return chandler.Count(n, "proxy", "proxies") }
 
 // reason of a failing proxy; an agent that gives none failed all the same.
 func reason(p *chandler.ProxyStatus) chandler.Code {

@@ -31,7 +31,7 @@ func (e *Error) Error() string {
 	var lines []string
 	for i := range e.Mistakes {
 		if i == maxTold {
-			lines = append(lines, fmt.Sprintf("%s: %d more mistakes", e.Path, len(e.Mistakes)-maxTold))
+			lines = append(lines, e.Path+": "+chandler.Count(len(e.Mistakes)-maxTold, "more mistake", "more mistakes"))
 			break
 		}
 		m := &e.Mistakes[i]

@@ -389,10 +389,10 @@ func TestStoreOfRunningAgent(t *testing.T) {
 	if out, code := p.local(t, "store", "import", p.log); code != 1 || !strings.Contains(out, "an agent runs on this directory") {
 		t.Errorf("import ends with %d:\n%s", code, out)
 	}
-	if out, code := p.local(t, "store", "trim", "--dry-run"); code != 0 || !strings.Contains(out, "1 modules of") || len(wholeModules(t, p.modules())) != 3 {
+	if out, code := p.local(t, "store", "trim", "--dry-run"); code != 0 || !strings.Contains(out, "1 module of") || len(wholeModules(t, p.modules())) != 3 {
 		t.Errorf("a dry trim ends with %d:\n%s", code, out)
 	}
-	if out, code := p.local(t, "store", "trim"); code != 0 || !strings.Contains(out, "1 modules of") || len(wholeModules(t, p.modules())) != 2 {
+	if out, code := p.local(t, "store", "trim"); code != 0 || !strings.Contains(out, "1 module of") || len(wholeModules(t, p.modules())) != 2 {
 		t.Errorf("trim ends with %d:\n%s", code, out)
 	}
 	if list, _ := p.local(t, "store", "ls"); strings.Count(list, "sha256:") != 2 || strings.Count(list, "WasmPlugin/edge/p") != 1 {
