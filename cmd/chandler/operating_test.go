@@ -3,65 +3,47 @@ package main
 import (
 	"bytes"
 	"os"
-	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
 	yaml "go.yaml.in/yaml/v3"
+
+	"chandler.dev/chandler/internal/testenv/pages"
 )
 
-var (
-	shellBlock = regexp.MustCompile("(?s)```sh\n(.*?)```")
-	codeSpan   = regexp.MustCompile("`((?:chandler) [^`]+)`")
-	quotedWord = regexp.MustCompile(`'([^']*)'|(\S+)`)
-)
-
-// Every command of the pages for operators is one that there is, with flags that it has.
-// (Those of the guides for authors are run, see TestGuides.)
-func TestOperatorsCommands(t *testing.T) {
+// Every command that a page tells is one that there is, with flags that it has. (Those of
+// the guides for authors are run, see TestGuides.)
+func TestPagesCommands(t *testing.T) {
 	t.Parallel()
-	for page, least := range map[string]int{"operating.md": 30, "rollouts.md": 0} {
-		text, err := os.ReadFile(filepath.Join("../../docs", page))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var commands []string
-		for _, block := range shellBlock.FindAllStringSubmatch(string(text), -1) {
-			for line := range strings.Lines(block[1]) {
-				if line, _, _ = strings.Cut(line, " #"); strings.HasPrefix(line, "chandler ") {
-					commands = append(commands, line)
-				}
-			}
-		}
-		for _, span := range codeSpan.FindAllStringSubmatch(string(text), -1) {
-			commands = append(commands, span[1])
-		}
-		if len(commands) < least {
-			t.Errorf("%s has %d commands", page, len(commands))
+	for _, program := range []struct {
+		name  string
+		least int // of them are in the pages
+	}{{"chandler", 100}, {"kubectl chandler", 5}} {
+		commands, err := pages.Commands("../..", program.name)
+		if err != nil || len(commands) < program.least {
+			t.Fatalf("%s: %d commands, %v", program.name, len(commands), err)
 		}
 		for _, c := range commands {
-			if err := understood(c); err != nil {
-				t.Errorf("%s: %s: %v", page, strings.TrimSpace(c), err)
+			if err := understood(c.Words, program.name != "chandler"); err != nil {
+				t.Errorf("%s %v: %v", program.name, c, err)
 			}
 		}
 	}
-	for _, wrong := range []string{"chandler stats", "chandler rollout promot x", "chandler disable x --because y"} {
-		if understood(wrong) == nil {
+	for _, wrong := range []string{"stats", "rollout promot x", "disable x --because y"} {
+		if understood(strings.Fields(wrong), false) == nil {
 			t.Errorf("%s is understood", wrong)
 		}
+	}
+	if understood([]string{"apply", "-f", "x"}, true) == nil {
+		t.Error("kubectl chandler apply is understood")
 	}
 }
 
 // understood tells whether a command would begin.
-func understood(command string) error {
-	var words []string
-	for _, m := range quotedWord.FindAllStringSubmatch(command, -1) {
-		words = append(words, m[1]+m[2])
-	}
-	e := &env{getenv: func(string) string { return "" }, stdin: strings.NewReader(""), stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}}
+func understood(words []string, plugin bool) error {
+	e := &env{getenv: func(string) string { return "" }, stdin: strings.NewReader(""), stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}, plugin: plugin}
 	root := rootCommand(e)
-	cmd, rest, err := root.Find(words[1:])
+	cmd, rest, err := root.Find(words)
 	if err != nil {
 		return err
 	}
