@@ -244,17 +244,25 @@ func targetOf(d *chandlerv1.Disablement) string {
 	return order.Target()
 }
 
+// compared are the gates that hold the new release against something.
+var compared = map[chandler.Gate]bool{
+	chandler.GateSuccess: true, chandler.GateRedirect: true, chandler.GateClientError: true, chandler.GateServerError: true, chandler.GateLatency: true,
+}
+
 func gateTable(w io.Writer, gates []*chandlerv1.GateMeasure) {
 	fmt.Fprintln(w, "GATE\tRESULT\tNEW\tOTHERS\tBEFORE\tLIMIT\tMESSAGE")
 	for _, g := range gates {
-		others, before := "-", "-"
+		others, before, limit := "-", "-", figure(g.Gate, g.Limit)
 		if g.Others != nil {
 			others = figure(g.Gate, *g.Others)
 		}
 		if g.Before != nil {
 			before = figure(g.Gate, *g.Before)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.Gate, g.Result, figure(g.Gate, g.Chosen), others, before, figure(g.Gate, g.Limit), dash(g.Message))
+		if g.Others == nil && g.Before == nil && compared[chandler.Gate(g.Gate)] {
+			limit = "-" // it follows from what is compared
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.Gate, g.Result, figure(g.Gate, g.Chosen), others, before, limit, dash(g.Message))
 	}
 }
 

@@ -69,6 +69,9 @@ The exit code is 3 when something is not as it should be.`,
 }
 
 func (e *env) printStatus(objects []*chandlerv1.Object, proxies bool) error {
+	if proxies && !e.clustered() && (e.output == "table" || e.output == "wide") {
+		defer e.sayWhy(objects)
+	}
 	return e.print(objects, func(w io.Writer) {
 		switch {
 		case !proxies:
@@ -83,6 +86,28 @@ func (e *env) printStatus(objects []*chandlerv1.Object, proxies bool) error {
 			}
 		}
 	})
+}
+
+// nextSteps are the commands that go on from a state that no proxy's line explains.
+var nextSteps = map[chandler.Code]string{
+	chandler.CodeDisabled: "enable", chandler.CodePinned: "rollout unpin",
+	chandler.CodeRolloutProgressing: "rollout status", chandler.CodeRolloutPaused: "rollout status",
+	chandler.CodeRolloutFailed: "rollout status", chandler.CodeRolloutAborted: "rollout status",
+}
+
+// sayWhy says what the lines of proxies do not: why a plugin is not everywhere as its
+// resource has it although each of them is well, and what shows or changes that.
+func (e *env) sayWhy(objects []*chandlerv1.Object) {
+	for _, o := range objects {
+		state, reason := summary(o)
+		if reason == "-" || o.Status.GetAttempt() > 0 || slices.ContainsFunc(o.Status.GetProxies(), func(p *chandlerv1.ProxyStatus) bool { return p.Reason != "" }) {
+			continue
+		}
+		fmt.Fprintf(e.stderr, "%s: %s\n", state, reason)
+		if next := nextSteps[chandler.Code(state)]; next != "" {
+			fmt.Fprintf(e.stderr, "  next: chandler %s %s/%s\n", next, o.Ref.Namespace, o.Ref.Name)
+		}
+	}
 }
 
 // How often watch looks again: at a control plane, and at an API server, which is

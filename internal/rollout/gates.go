@@ -248,15 +248,24 @@ func Quantile(a *chandler.Answers, part float64) time.Duration {
 	return lower
 }
 
-// those gives the messages of the gates with a result, in one line.
+// those gives the messages of the gates with a result, in one line: one that several have
+// in a row once.
 func those(measures []chandler.Measure, result chandler.GateResult) string {
-	var all []string
-	for _, m := range measures {
-		if m.Result == result {
-			all = append(all, string(m.Gate)+": "+m.Message)
+	text, last := "", ""
+	for _, m := range slices.Backward(measures) {
+		switch {
+		case m.Result != result:
+			continue
+		case text == "":
+			text = string(m.Gate) + ": " + m.Message
+		case m.Message == last:
+			text = string(m.Gate) + ", " + text
+		default:
+			text = string(m.Gate) + ": " + m.Message + "; " + text
 		}
+		last = m.Message
 	}
-	return strings.Join(all, "; ")
+	return text
 }
 
 func requests(n uint64) string { return chandler.Count(n, "request", "requests") }

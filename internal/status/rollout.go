@@ -24,7 +24,7 @@ func steered(r *chandler.Rollout) (chandler.Code, string) {
 	case r.State == chandler.RolloutPaused:
 		return chandler.CodeRolloutPaused, step(r) + " waits for somebody's word: " + r.Message
 	case r.State == chandler.RolloutProgressing:
-		return chandler.CodeRolloutProgressing, step(r)
+		return chandler.CodeRolloutProgressing, fmt.Sprintf("%s has come to %d of the %d chosen", step(r), r.Updated, r.Chosen)
 	}
 	return "", ""
 }
@@ -33,8 +33,7 @@ func steered(r *chandler.Rollout) (chandler.Code, string) {
 func step(r *chandler.Rollout) string {
 	steps := len(r.Plan.Steps)
 	at := min(r.Step+1, steps)
-	return fmt.Sprintf("step %d of %d (%s), in force on %d of the %d chosen of %s",
-		at, steps, r.Plan.Steps[at-1], r.Updated, r.Chosen, proxies(r.Proxies))
+	return fmt.Sprintf("step %d of %d (%s)", at, steps, r.Plan.Steps[at-1])
 }
 
 // disabled says by which orders a plugin is taken out.

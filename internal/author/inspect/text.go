@@ -161,8 +161,10 @@ func SizeText(n int64) string {
 		return fmt.Sprintf("%d bytes", n)
 	case n < 1_000_000:
 		return fmt.Sprintf("%d kB", (n+500)/1000)
+	case n < 1_000_000_000:
+		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
 	}
-	return fmt.Sprintf("%.1f MB", float64(n)/1e6)
+	return fmt.Sprintf("%.1f GB", float64(n)/1e9)
 }
 
 // LoadText is a predicted time for people: no more digits than it is good for.
