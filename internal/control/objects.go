@@ -106,6 +106,9 @@ func (c *Control) proxy(e *entry, m *member) (status.Proxy, bool) {
 		p.State = &s
 	}
 	v := e.of(m.node, c.cfg.RootNamespace)
+	if v != nil && v == e.others && c.says(e, m).Keeps {
+		v = &e.variant
+	}
 	if v == nil {
 		p.Nothing = true
 		return p, p.State != nil && p.State.UID == e.object.UID && e.concerns(m.node, c.cfg.RootNamespace)

@@ -316,6 +316,7 @@ type agent struct {
 	mu       sync.Mutex
 	held     map[string]string
 	attached map[string]chandler.Attachment
+	firm     bool // takes nothing older, as a real one
 	updates  int
 	bytes    int
 	lost     int               // streams, and tries
@@ -380,7 +381,11 @@ func (a *agent) handle(u deltaclient.Update) error {
 		if err != nil {
 			return err
 		}
-		a.held[c.Name], a.attached[c.Name] = c.Version, att
+		a.held[c.Name] = c.Version
+		if before, ok := a.attached[c.Name]; ok && a.firm && before.UID == att.UID && att.Sequence < before.Sequence {
+			continue
+		}
+		a.attached[c.Name] = att
 	}
 	for _, name := range u.Removed {
 		delete(a.held, name)

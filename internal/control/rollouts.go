@@ -7,9 +7,7 @@ import (
 	"time"
 
 	"chandler.dev/chandler"
-	"chandler.dev/chandler/internal/assign"
 	"chandler.dev/chandler/internal/record"
-	"chandler.dev/chandler/internal/rollout"
 )
 
 // plan says how a change of a plugin comes to its proxies; nil: to all at once.
@@ -145,17 +143,11 @@ func (c *Control) countRollout(v *RolloutView, e *entry, members []member) {
 			continue
 		}
 		v.Proxies++
-		if !e.chosen(m.node) {
+		p := c.says(e, m)
+		if !p.Keeps && !e.chosen(m.node) {
 			continue
 		}
-		v.Chosen++
-		p := rollout.Proxy{}
-		said, told := m.states[e.object.Key]
-		var to chandler.ReleaseID
-		if e.target != nil && !e.nothing && assign.Selects(e.whom, m.node, root) {
-			to = e.target.ID
-		}
-		if p.Read(to, e.course.sequence, said, told && said.UID == e.object.UID); p.InForce {
+		if v.Chosen++; p.InForce {
 			v.Updated++
 		}
 	}

@@ -195,7 +195,7 @@ func stepText(s *rollout.State, o rollout.Observed) string {
 	for i := range o.Proxies {
 		if p := &o.Proxies[i]; p.Connected {
 			all++
-			if s.Choice.Has(o.UID, p.Node) {
+			if p.Keeps || s.Choice.Has(o.UID, p.Node) {
 				chosen++
 			}
 		}
@@ -327,17 +327,23 @@ func (c *Control) observed(e *entry, members []member) rollout.Observed {
 			withholds && e.target != nil && !e.target.FitFor(m.node.EnvoyVersion) {
 			continue
 		}
-		p := rollout.Proxy{Node: m.node, Connected: m.connected, Traffic: rollout.Concerned(match, m.traffic)}
-		said, told := m.states[e.object.Key]
-		told = told && said.UID == e.object.UID
-		var to chandler.ReleaseID
-		if e.target != nil && !e.nothing && assign.Selects(e.whom, m.node, c.cfg.RootNamespace) {
-			to = e.target.ID
-		}
-		p.Read(to, e.course.sequence, said, told)
+		p := c.says(e, m)
+		p.Traffic = rollout.Concerned(match, m.traffic)
 		o.Proxies = append(o.Proxies, p)
 	}
 	return o
+}
+
+// says is what a proxy says of the release that is on its way.
+func (c *Control) says(e *entry, m *member) rollout.Proxy {
+	p := rollout.Proxy{Node: m.node, Connected: m.connected}
+	said, told := m.states[e.object.Key]
+	var to chandler.ReleaseID
+	if e.target != nil && !e.nothing && assign.Selects(e.whom, m.node, c.cfg.RootNamespace) {
+		to = e.target.ID
+	}
+	p.Read(to, e.course.sequence, said, told && said.UID == e.object.UID)
+	return p
 }
 
 // ask has proxies say what they answer, as long as a rollout is about them.

@@ -28,6 +28,9 @@ type Proxy struct {
 	InForce bool
 	Refused bool
 	Message string
+	// Keeps: it has been given the new release. Agents take nothing older, so one whose
+	// labels are others by now, and which the step no longer chooses, has it to the end.
+	Keeps bool
 	// Traps are faults of the plugin's VM, as the agent counts them.
 	Traps uint64
 	// Traffic is of the listeners that the plugin is about; see Concerned.
@@ -45,6 +48,7 @@ func (p *Proxy) Read(to chandler.ReleaseID, sequence uint64, said chandler.Attac
 	if !told || said.Release != to || said.Sequence < sequence {
 		return
 	}
+	p.Keeps = true
 	p.InForce = said.InForce == to || said.State == chandler.StateUnmatched
 	p.Refused = said.State == chandler.StateRejected
 	if !p.InForce && said.Reason != "" {
@@ -96,8 +100,8 @@ func (s *State) look(o Observed) view {
 			continue
 		}
 		v.listening = v.listening || len(p.Traffic) > 0
-		switch has := s.Choice.Has(o.UID, p.Node); {
-		case !has:
+		switch {
+		case !p.Keeps && !s.Choice.Has(o.UID, p.Node):
 			v.others = append(v.others, p)
 		case p.InForce:
 			v.chosen = append(v.chosen, p)

@@ -177,11 +177,11 @@ func (s *State) enter(at int, choice Choice, o Observed, now time.Time) {
 	s.Chosen, s.Others = Side{}, Side{}
 	for i := range o.Proxies {
 		p := &o.Proxies[i]
-		if !p.Connected || !choice.Has(o.UID, p.Node) {
+		if !p.Connected || !p.Keeps && !choice.Has(o.UID, p.Node) {
 			continue
 		}
 		s.Members++
-		if !before.Has(o.UID, p.Node) {
+		if !p.Keeps && !before.Has(o.UID, p.Node) {
 			for _, t := range p.Traffic {
 				s.Before.Add(&t.Hour)
 			}

@@ -79,6 +79,35 @@ func TestByHand(t *testing.T) {
 	}
 }
 
+// Agents take nothing older than what they have: a proxy that the step chose by labels
+// that are others by now counts among those with the new release, to the end.
+func TestRelabelled(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		new  conduct
+		want rollout.Decision
+	}{"bad": {trap, rollout.RollBack}, "good": {good, rollout.Finish}} {
+		f := newFleet(6, good, c.new)
+		s := rollout.Begin(plan(t, "zone=1,100%", "30s"), f.observed(), f.now)
+		f.pass(2*time.Second, s.Choice)
+		f.pass(2*time.Second, s.Choice)
+		for _, m := range f.machines {
+			m.Labels = map[string]string{"zone": "0"}
+		}
+		began := s.Choice
+		s, d, m := f.run(t, s, 5*time.Minute)
+		if d != c.want {
+			t.Errorf("%s: %s %+v %+v", name, d, s, m)
+		}
+		if has := f.whoHas(began); len(has) > 0 {
+			t.Errorf("%s: by their labels %v are chosen", name, has)
+		}
+		if c.want == rollout.RollBack && s.Others.Seen.Traps > 0 {
+			t.Errorf("%d faults are those of the others", s.Others.Seen.Traps)
+		}
+	}
+}
+
 // The interval begins when all that are chosen have the release.
 func TestIntervalBeginsInForce(t *testing.T) {
 	t.Parallel()
@@ -375,21 +404,22 @@ func TestRead(t *testing.T) {
 		said             chandler.AttachmentState
 		told             bool
 		inForce, refused bool
+		keeps            bool
 	}{
-		"in force":          {to, chandler.AttachmentState{Release: to, InForce: to, Sequence: 7, State: chandler.StateInForce}, true, true, false},
-		"on its way":        {to, chandler.AttachmentState{Release: to, InForce: from, Sequence: 7, State: chandler.StateFetching}, true, false, false},
-		"not told yet":      {to, chandler.AttachmentState{Release: from, InForce: from, Sequence: 6, State: chandler.StateInForce}, true, false, false},
-		"refused":           {to, chandler.AttachmentState{Release: to, InForce: from, Sequence: 7, State: chandler.StateRejected, Reason: chandler.CodeRejected}, true, false, true},
-		"refused long ago":  {to, chandler.AttachmentState{Release: to, InForce: from, Sequence: 5, State: chandler.StateRejected}, true, false, false},
-		"not concerned":     {to, chandler.AttachmentState{Release: to, Sequence: 7, State: chandler.StateUnmatched}, true, true, false},
-		"nothing said":      {to, chandler.AttachmentState{}, false, false, false},
-		"still there":       {"", chandler.AttachmentState{Release: from, InForce: from}, true, false, false},
-		"taken out":         {"", chandler.AttachmentState{}, false, true, false},
-		"could not fetch":   {to, chandler.AttachmentState{Release: to, Sequence: 7, State: chandler.StateFailed, Reason: chandler.CodeFetchFailed}, true, false, false},
-		"another is wanted": {to, chandler.AttachmentState{Release: from, InForce: to, Sequence: 8, State: chandler.StateFetching}, true, false, false},
+		"in force":          {to, chandler.AttachmentState{Release: to, InForce: to, Sequence: 7, State: chandler.StateInForce}, true, true, false, true},
+		"on its way":        {to, chandler.AttachmentState{Release: to, InForce: from, Sequence: 7, State: chandler.StateFetching}, true, false, false, true},
+		"not told yet":      {to, chandler.AttachmentState{Release: from, InForce: from, Sequence: 6, State: chandler.StateInForce}, true, false, false, false},
+		"refused":           {to, chandler.AttachmentState{Release: to, InForce: from, Sequence: 7, State: chandler.StateRejected, Reason: chandler.CodeRejected}, true, false, true, true},
+		"refused long ago":  {to, chandler.AttachmentState{Release: to, InForce: from, Sequence: 5, State: chandler.StateRejected}, true, false, false, false},
+		"not concerned":     {to, chandler.AttachmentState{Release: to, Sequence: 7, State: chandler.StateUnmatched}, true, true, false, true},
+		"nothing said":      {to, chandler.AttachmentState{}, false, false, false, false},
+		"still there":       {"", chandler.AttachmentState{Release: from, InForce: from}, true, false, false, false},
+		"taken out":         {"", chandler.AttachmentState{}, false, true, false, false},
+		"could not fetch":   {to, chandler.AttachmentState{Release: to, Sequence: 7, State: chandler.StateFailed, Reason: chandler.CodeFetchFailed}, true, false, false, true},
+		"another is wanted": {to, chandler.AttachmentState{Release: from, InForce: to, Sequence: 8, State: chandler.StateFetching}, true, false, false, false},
 	} {
 		var p rollout.Proxy
-		if p.Read(c.to, 7, c.said, c.told); p.InForce != c.inForce || p.Refused != c.refused {
+		if p.Read(c.to, 7, c.said, c.told); p.InForce != c.inForce || p.Refused != c.refused || p.Keeps != c.keeps {
 			t.Errorf("%s: %+v", name, p)
 		}
 	}

@@ -123,12 +123,10 @@ func bucket(took time.Duration) int {
 func (f *fleet) pass(d time.Duration, c rollout.Choice) {
 	f.now = f.now.Add(d)
 	for _, m := range f.machines {
-		switch has := c.Has("uid", m.Node); {
-		case !has:
-			m.given = time.Time{}
-		case m.given.IsZero():
+		if m.given.IsZero() && c.Has("uid", m.Node) {
 			m.given, m.had = f.now, true
 		}
+		m.Keeps = !m.given.IsZero()
 		arrived := !m.given.IsZero() && f.now.Sub(m.given) >= f.new.delay
 		m.InForce, m.Refused, m.Message = arrived && !f.new.refused, arrived && f.new.refused, ""
 		release := f.old
