@@ -38,7 +38,7 @@ func (l *loop) collect(ctx context.Context) {
 // rubbish finds what nothing needs any more, now.
 func (l *loop) rubbish(now time.Time) (old rubbish) {
 	needed := func(uid string) bool {
-		return l.byUID[uid] != nil || l.jobs[resolveID(uid)] != nil || l.isGhost(uid)
+		return l.byUID[uid] != nil || l.jobs[resolveID(uid)] != nil || l.survives(uid)
 	}
 	for uid, ro := range l.rollouts {
 		if !needed(uid) && !l.remembered(uid, now) {

@@ -100,7 +100,7 @@ func (l *loop) forgetConfigs() {
 	}
 	maps.DeleteFunc(l.configs, func(id chandler.ReleaseID, _ []byte) bool {
 		r := l.releases[id]
-		if r == nil || l.byUID[r.UID] == nil && !l.isGhost(r.UID) {
+		if r == nil || l.byUID[r.UID] == nil && !l.survives(r.UID) {
 			return true
 		}
 		return !l.at(r.UID).Names(id)

@@ -41,9 +41,10 @@ func (l *loop) ghost(uid string) (record.Kept, bool) {
 	return kept, ok
 }
 
-func (l *loop) isGhost(uid string) bool {
-	_, ok := l.ghost(uid)
-	return ok
+// survives tells whether the records of a plugin that is gone are still needed.
+func (l *loop) survives(uid string) bool {
+	_, ghost := l.ghost(uid)
+	return ghost || l.bequeaths(uid)
 }
 
 // ghosts gives the entries of plugins that are gone. There are few, and they are made

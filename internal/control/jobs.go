@@ -45,6 +45,7 @@ type job struct {
 	have    *chandler.Release
 	rollout *record.Rollout   // the one to go on from; nil: the first
 	before  *chandler.Release // that is everyone's; nil: none
+	legacy  *legacy           // of which nothing was rolled out; nil: it begins with nothing
 	secrets secrets
 	gate    Gate                  // nil: everything may be
 	restore chandler.ModuleDigest // what is to be in the store; empty: it is to resolve
@@ -242,6 +243,9 @@ func (l *loop) newJob(id string, o *source.Object, have *chandler.Release) *job 
 	if ro := l.rollouts[o.UID]; ro != nil {
 		j.rollout, j.before = ro, l.known(o.UID, everyones(ro).Release)
 	}
+	if j.legacy = l.legacy(o.UID, l.c.plan(o.Plugin)); j.legacy != nil {
+		j.before = j.legacy.base
+	}
 	return j
 }
 
@@ -311,6 +315,11 @@ func (c *Control) resolve(ctx context.Context, j *job, o *outcome) (err error) {
 		o.rollout = j.rollout // only the release's own record is not here yet, or lost
 		return c.cfg.Records.PutRelease(ctx, r)
 	}
+	if j.legacy != nil && j.legacy.base != nil {
+		if err := c.cfg.Records.PutRelease(ctx, *j.legacy.base); err != nil {
+			return err
+		}
+	}
 	// Side by side, for each waits for the disk. A rollout without its release is
 	// as good as none.
 	var g errgroup.Group
@@ -325,14 +334,17 @@ const maxSwaps = 5
 // adopt records what a plugin means now. When its rollout was moved meanwhile, and still
 // means what it meant, that is gone on from.
 func (c *Control) adopt(ctx context.Context, j *job, r *chandler.Release) (*record.Rollout, error) {
-	old := j.rollout
+	old, from := j.rollout, j.rollout
+	if j.legacy != nil {
+		from = j.legacy.onto(old)
+	}
 	for n := 1; ; n++ {
-		next := adopted(old, adoption{release: r, plugin: j.plugin, plan: c.plan(j.plugin), before: j.before, now: c.cfg.Now().UTC()})
+		next := adopted(from, adoption{release: r, plugin: j.plugin, plan: c.plan(j.plugin), before: j.before, now: c.cfg.Now().UTC()})
 		stored, err := c.swap(ctx, old, next)
 		if !errors.Is(err, record.ErrConflict) || n == maxSwaps || old == nil || stored == nil || stored.Revision == 0 || stored.Meant() != old.Meant() {
 			return stored, err
 		}
-		old = stored
+		old, from = stored, stored
 	}
 }
 
@@ -438,6 +450,12 @@ func (l *loop) finished(o outcome) {
 		l.keep(*o.rollout)
 	}
 	if o.rollout != nil && o.err == nil {
+		if j.legacy != nil && j.legacy.base != nil {
+			l.released(j.legacy.base)
+			if j.legacy.config != nil {
+				l.configs[j.legacy.base.ID] = j.legacy.config
+			}
+		}
 		l.released(&o.release)
 		l.c.tellResolved(&o.release, o.rollout.Sequence)
 		log.Info("new release", "release", o.release.ID.Short(), "generation", o.release.Generation, "sequence", o.rollout.Sequence, "reference", o.release.ShownReference())

@@ -56,6 +56,7 @@ type loop struct {
 	kicked    bool                   // somebody has given an order: look at once
 
 	gone map[string]time.Time // when a plugin of a rollout was first missed, by uid
+	from map[string]string    // uids of plugins that went, by those of their heirs; see succeed
 
 	leases   map[chandler.ModuleDigest]*store.Lease // of what is attached
 	restores map[chandler.ModuleDigest]time.Time    // not before
@@ -86,6 +87,7 @@ func (c *Control) load(ctx context.Context) (*loop, error) {
 		rulings:  map[string]ruling{},
 		partings: map[string]record.Kept{}, unsettled: map[string]bool{}, watching: map[string]watched{}, moving: map[string]bool{},
 		gone:     map[string]time.Time{},
+		from:     map[string]string{},
 		leases:   map[chandler.ModuleDigest]*store.Lease{},
 		restores: map[chandler.ModuleDigest]time.Time{},
 		jobs:     map[string]*job{},
@@ -259,6 +261,7 @@ func (l *loop) taken(s source.Snapshot) {
 	}
 	l.missed()
 	l.parted(was)
+	l.succeed(was, first)
 	for uid := range l.rollouts {
 		l.consider(uid)
 	}

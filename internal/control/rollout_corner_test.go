@@ -2,10 +2,12 @@ package control_test
 
 import (
 	"maps"
+	"slices"
 	"testing"
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/control"
 )
 
 // relabel has an agent come back with other labels, and with what it has.
@@ -62,4 +64,137 @@ func TestRelabelledOutOfTheSelector(t *testing.T) {
 		}
 		s.within(5*time.Second, "it has nothing", func() bool { return s.count(nil) == 3 && s.count(modOne) == 1 && s.rollout("auth").Proxies == 1 })
 	})
+}
+
+// replace is what "kubectl replace --force" does: the resource is another one, of the same
+// name. seen: its deletion is heard of before.
+func (s *stage) replace(url string, edit func(*chandler.Plugin), seen bool) {
+	s.t.Helper()
+	delete(s.objects, "auth")
+	if seen {
+		s.deliver()
+		time.Sleep(3 * time.Second)
+	}
+	s.apply("auth", url, edit)
+}
+
+// A resource that is deleted and made anew changes a plugin like any other change: in
+// steps, and nobody is without it meanwhile.
+func TestReplacedResourceComesInSteps(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ deletionSeen, killed bool }{
+		"at once": {}, "its deletion begun": {deletionSeen: true}, "the control plane killed": {killed: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			on(t, 6, func(t *testing.T, s *stage) {
+				plan := inSteps("1", "50%", "100%")
+				s.settled(plan)
+				old := s.objects["auth"].UID
+				lost := 0
+				if c.deletionSeen {
+					lost = 1 // the deletion came to the first step
+				}
+				s.replace("oci://reg.example/auth:v2", plan, c.deletionSeen)
+				if c.killed {
+					s.reboot()
+				}
+				for end := time.Now().Add(8 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+					if n := s.count(nil); n > lost {
+						t.Fatalf("%d have nothing", n)
+					}
+				}
+				if s.count(modTwo) != 1 || s.count(modOne) != 5 {
+					t.Errorf("%d have the second, %d the first", s.count(modTwo), s.count(modOne))
+				}
+				if r := s.rollout("auth"); r.UID == old || r.State != chandler.RolloutProgressing || r.From == "" {
+					t.Errorf("%+v", r.Rollout)
+				}
+				for _, a := range s.actors {
+					a.does(traps(modTwo))
+				}
+				s.rests(chandler.RolloutDegraded)
+				s.within(5*time.Second, "all are back", func() bool { return s.count(modOne) == 6 })
+				s.reboot()
+				time.Sleep(20 * time.Second)
+				if n := s.count(modOne); n != 6 {
+					t.Errorf("%d still are", n)
+				}
+				for _, a := range s.actors {
+					a.does(nil)
+				}
+				s.must(s.steer(control.Retry))
+				s.rests(chandler.RolloutHealthy)
+				if n := s.count(modTwo); n != 6 {
+					t.Errorf("%d have the second in the end", n)
+				}
+				s.within(time.Minute, "nothing is left of the old one", func() bool {
+					rollouts, _ := s.records.Rollouts(t.Context())
+					releases, _ := s.records.Releases(t.Context())
+					return len(rollouts) == 1 && !slices.ContainsFunc(releases, func(r chandler.Release) bool { return r.UID == old })
+				})
+				s.must(s.steer(control.Undo))
+				s.within(5*time.Second, "undone to what the old one was", func() bool { return s.count(modOne) == 6 })
+			})
+		})
+	}
+}
+
+// What is made anew as it was changes nothing, and needs no steps.
+func TestReplacedByItself(t *testing.T) {
+	t.Parallel()
+	on(t, 4, func(t *testing.T, s *stage) {
+		plan := inSteps("1", "100%")
+		s.settled(plan)
+		old := s.objects["auth"].UID
+		s.replace("oci://reg.example/auth:v1", plan, false)
+		s.within(3*time.Second, "everyone has the new one's", func() bool {
+			r := s.rollout("auth")
+			if s.count(nil) > 0 {
+				t.Fatal("somebody has nothing")
+			}
+			return r.UID != old && r.State == chandler.RolloutHealthy && s.saw(r.To) == 4
+		})
+		s.within(time.Minute, "nothing is left of the old one", func() bool {
+			rollouts, _ := s.records.Rollouts(t.Context())
+			return len(rollouts) == 1
+		})
+	})
+}
+
+// What is made anew under a name that proxies do not know any more is a first release.
+func TestReplacedLongAfterItsEnd(t *testing.T) {
+	t.Parallel()
+	on(t, 4, func(t *testing.T, s *stage) {
+		plan := inSteps("1", "100%")
+		s.settled(nil)
+		s.replace("oci://reg.example/auth:v2", plan, true)
+		s.within(time.Minute, "one has the second", func() bool { return s.count(modTwo) == 1 })
+		if n := s.count(nil); n != 3 {
+			t.Errorf("%d have nothing", n)
+		}
+	})
+}
+
+// An order that took a plugin out is about its name: it holds for what is made anew.
+func TestReplacedResourceStaysDisabled(t *testing.T) {
+	t.Parallel()
+	for name, plan := range map[string]func(*chandler.Plugin){"in steps": inSteps("1", "100%"), "at once": nil} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			on(t, 4, func(t *testing.T, s *stage) {
+				s.settled(plan)
+				key := s.objects["auth"].Key
+				if _, err := s.Disable(t.Context(), key, chandler.Disablement{Labels: map[string]string{"half": "1"}, Reason: "INC-1", By: "ann"}); err != nil {
+					t.Fatal(err)
+				}
+				s.within(2*time.Second, "half have it", func() bool { return s.count(modOne) == 2 })
+				s.replace("oci://reg.example/auth:v2", plan, false)
+				s.within(time.Minute, "the others have the second", func() bool { return s.count(modTwo) == 2 })
+				if n := s.count(nil); n != 2 || len(s.rollout("auth").Disabled) != 1 {
+					t.Errorf("%d have nothing, of the 2 that it was taken out of", n)
+				}
+			})
+		})
+	}
 }
