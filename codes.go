@@ -196,6 +196,7 @@ const (
 	CodeRolloutAborted     Code = "RolloutAborted"     // likewise, by somebody's order
 	CodePinned             Code = "Pinned"             // an earlier release is held by an undo
 	CodeDisabled           Code = "Disabled"           // taken out by somebody's order
+	CodeSecretChanged      Code = "SecretChanged"      // values that a release was made with are known no more
 )
 
 // Codes about rollouts.

@@ -92,6 +92,24 @@ func (l *loop) config(r *chandler.Release) ([]byte, bool) {
 	return config, ok
 }
 
+// incomplete gives the recorded releases of a plugin whose configuration is not to be had.
+func (l *loop) incomplete(uid string) map[chandler.ReleaseID]bool {
+	var all map[chandler.ReleaseID]bool
+	for _, id := range l.history[uid] {
+		r := l.releases[id]
+		if len(r.ConfigFrom) == 0 || l.configs[id] != nil {
+			continue
+		}
+		if _, ok := secrets(l.snapshot.Secrets).whole(r); !ok {
+			if all == nil {
+				all = map[chandler.ReleaseID]bool{}
+			}
+			all[id] = true
+		}
+	}
+	return all
+}
+
 // forgetConfigs drops the configurations of releases that no rollout is at, nor would
 // go back to.
 func (l *loop) forgetConfigs() {

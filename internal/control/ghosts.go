@@ -66,7 +66,7 @@ func (l *loop) ghosts() []*entry {
 		if err != nil {
 			l.c.log.Error("an attachment cannot be marshalled", "plugin", ro.Key.String(), "error", err)
 		}
-		e.plan, e.denied, e.history = &kept.Plan, false, l.recent(uid)
+		e.plan, e.denied, e.history, e.incomplete = &kept.Plan, false, l.recent(uid), l.incomplete(uid)
 		all = append(all, e)
 	}
 	slices.SortFunc(all, func(a, b *entry) int { return strings.Compare(a.object.UID, b.object.UID) })

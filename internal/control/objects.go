@@ -72,6 +72,7 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 		Plugin:     e.object.Plugin,
 		Target:     e.target,
 		Meant:      e.meant,
+		Incomplete: e.withheld(),
 		Denied:     e.denied,
 		Withheld:   c.withholds(),
 		Resolve:    status.Resolve{Problem: e.attempts.Problem, Attempt: e.attempts.Failed, NextTry: e.attempts.Next},

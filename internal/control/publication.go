@@ -1,6 +1,7 @@
 package control
 
 import (
+	"slices"
 	"time"
 
 	"chandler.dev/chandler"
@@ -8,6 +9,7 @@ import (
 	"chandler.dev/chandler/internal/record"
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
+	"chandler.dev/chandler/internal/status"
 	"chandler.dev/chandler/internal/wire"
 	"chandler.dev/chandler/internal/xds/deltaserver"
 )
@@ -30,6 +32,8 @@ type entry struct {
 	meant    *chandler.Release      // by the resource; nil: not known
 	met      *chandler.ConfigSchema // of the last try to resolve it; nil: none
 	history  []*chandler.Release    // that are recorded, oldest first
+	// incomplete are those of them that nobody can be given anew; see config.
+	incomplete map[chandler.ReleaseID]bool
 
 	variant          // for whoever is chosen, or everyone
 	others  *variant // for the rest; nil: nothing
@@ -160,6 +164,36 @@ func (e *entry) variants() []*variant {
 		return []*variant{&e.variant}
 	}
 	return []*variant{&e.variant, e.others}
+}
+
+// withheld gives the releases that some proxies are to have and cannot be given.
+func (e *entry) withheld() (all []*chandler.Release) {
+	for _, v := range e.variants() {
+		if v.target != nil && v.made.withheld {
+			all = append(all, v.target)
+		}
+	}
+	return all
+}
+
+// noReturn says why what is everyone's cannot be put back on those who have the release
+// that is on its way; empty: it can.
+func (e *entry) noReturn() string {
+	st := e.course.rollout.Stage
+	if st == nil {
+		return ""
+	}
+	return e.lacks(st.Base.Release)
+}
+
+// lacks says why a release cannot be given to proxies; empty: it can.
+func (e *entry) lacks(id chandler.ReleaseID) string {
+	at := slices.IndexFunc(e.history, func(r *chandler.Release) bool { return r.ID == id })
+	if at < 0 || !e.incomplete[id] {
+		return ""
+	}
+	why := status.Incomplete(e.history[at])
+	return why.Error()
 }
 
 // chosen tells whether a node is to have the release that is on its way.

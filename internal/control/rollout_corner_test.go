@@ -1,8 +1,11 @@
 package control_test
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -197,4 +200,115 @@ func TestReplacedResourceStaysDisabled(t *testing.T) {
 			})
 		})
 	}
+}
+
+// countConfig tells how many run with a configuration; empty: none, as they refuse requests.
+func (s *stage) countConfig(want string) (n int) {
+	for _, a := range s.actors {
+		a.agent.mu.Lock()
+		for _, att := range a.attached {
+			if want == "" && att.Program.Deny || want != "" && !att.Program.Deny && string(att.Config) == want {
+				n++
+			}
+		}
+		a.agent.mu.Unlock()
+	}
+	return n
+}
+
+// What was made with values of secrets that are known no more cannot be put back. The
+// rollout waits and says so, in place of claiming that it did; an authentication plugin
+// refuses on newcomers; and once the values are back, so is the release.
+func TestReleaseOfOldSecretsIsNotPutBack(t *testing.T) {
+	t.Parallel()
+	on(t, 5, func(t *testing.T, s *stage) {
+		const before, after = `{"a":1,"b":{"c":2},"password":"old"}`, `{"a":1,"b":{"c":2},"password":"new"}`
+		steps := inSteps("1", "100%")
+		plan := func(p *chandler.Plugin) { steps(p); secretive(p) }
+		s.set("auth:v1", modOne)
+		s.hide("v1", "password: old")
+		s.apply("auth", "oci://reg.example/auth:v1", plan)
+		s.within(5*time.Minute, "all have it", func() bool { return s.countConfig(before) == 5 && s.rollout("auth").State == chandler.RolloutHealthy })
+		old := s.rollout("auth").To
+		s.hide("v2", "password: new")
+		s.deliver()
+		s.within(time.Minute, "one has the new value", func() bool { return s.countConfig(after) == 1 })
+		s.reboot() // nobody remembers the old value
+		for _, a := range s.actors {
+			a.does(func(att chandler.Attachment) chandler.AttachmentState {
+				st := stateOf(att, chandler.StateInForce, 0)
+				if string(att.Config) == after {
+					st.Reason, st.VMTraps = chandler.CodeVMTrap, uint64(time.Now().Unix()-946684800)
+				}
+				return st
+			})
+		}
+		s.rests(chandler.RolloutPaused)
+		for range 2 {
+			s.enter(chandler.Node{Namespace: "istio-system", Name: "late-" + fmt.Sprint(len(s.actors)), Labels: map[string]string{}})
+		}
+		s.within(5*time.Second, "newcomers refuse", func() bool { return s.countConfig("")+s.countConfig(after) == 3 && s.countConfig("") > 0 })
+		if n := s.countConfig(before); n != 4 {
+			t.Errorf("%d keep the old value", n)
+		}
+		r := s.rollout("auth")
+		for _, says := range []string{"VMs failed", "it is not taken back", old.Short(), "secret/db#config", "put the values back"} {
+			if r.Reason != chandler.CodeGateFailed || !strings.Contains(r.Message, says) {
+				t.Errorf("%s: %s, want %q", r.Reason, r.Message, says)
+			}
+		}
+		s.await("auth", chandler.ConditionProgrammed, "False RolloutPaused")
+		if st := s.status("auth"); !slices.ContainsFunc(st.Warnings, func(p chandler.Problem) bool { return p.Code == chandler.CodeSecretChanged }) ||
+			!strings.Contains(condition(st, chandler.ConditionProgrammed), "secret/db#config") {
+			t.Errorf("%+v %+v", st.Warnings, st.Conditions)
+		}
+		for _, verb := range []control.Verb{control.Abort, control.Undo} {
+			if err := s.steer(verb); !errors.Is(err, control.ErrNotNow) || !strings.Contains(err.Error(), "secret/db#config") {
+				t.Errorf("%s: %v", verb, err)
+			}
+		}
+
+		s.hide("v1", "password: old")
+		s.deliver()
+		s.within(time.Minute, "everyone has the old value again", func() bool { return s.countConfig(before) == 7 })
+	})
+}
+
+func condition(st chandler.Status, typ chandler.ConditionType) string {
+	for _, c := range st.Conditions {
+		if c.Type == typ {
+			return c.Message
+		}
+	}
+	return ""
+}
+
+// A release that was put back, and whose secrets are known no more after a restart: who
+// has it keeps it, and why newcomers refuse is said.
+func TestOldSecretsAfterARestart(t *testing.T) {
+	t.Parallel()
+	on(t, 4, func(t *testing.T, s *stage) {
+		steps := inSteps("1", "100%")
+		plan := func(p *chandler.Plugin) { steps(p); secretive(p) }
+		const before = `{"a":1,"b":{"c":2},"password":"old"}`
+		s.set("auth:v1", modOne)
+		s.hide("v1", "password: old")
+		s.apply("auth", "oci://reg.example/auth:v1", plan)
+		s.within(5*time.Minute, "all have it", func() bool { return s.countConfig(before) == 4 && s.rollout("auth").State == chandler.RolloutHealthy })
+		s.hide("v2", "password: new")
+		s.deliver()
+		s.within(time.Minute, "one has the new value", func() bool { return s.countConfig(before) == 3 })
+		s.must(s.steer(control.Abort))
+		s.within(5*time.Second, "all are back", func() bool { return s.countConfig(before) == 4 })
+		if st := s.status("auth"); len(st.Warnings) > 0 {
+			t.Errorf("%+v", st.Warnings)
+		}
+		s.reboot()
+		s.enter(chandler.Node{Namespace: "istio-system", Name: "late"})
+		s.within(5*time.Second, "the newcomer refuses, the others keep it", func() bool { return s.countConfig("") == 1 && s.countConfig(before) == 4 })
+		s.await("auth", chandler.ConditionProgrammed, "False RolloutAborted")
+		if said := condition(s.status("auth"), chandler.ConditionProgrammed); !strings.Contains(said, "secret/db#config") || !strings.Contains(said, "refuses requests") {
+			t.Error(said)
+		}
+	})
 }

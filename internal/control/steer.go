@@ -67,6 +67,7 @@ type orderly struct {
 	plan     *chandler.RolloutPlan
 	releases []*chandler.Release
 	gone     bool
+	lacks    func(chandler.ReleaseID) string // why a release cannot be given to proxies
 	now      time.Time
 }
 
@@ -187,7 +188,7 @@ func (c *Control) order(ctx context.Context, key chandler.Key, change func(order
 	if err != nil {
 		return record.Rollout{}, err
 	}
-	in := orderly{rollout: *e.course.rollout, plan: e.plan, releases: e.history, gone: gone, now: c.cfg.Now().UTC()}
+	in := orderly{rollout: *e.course.rollout, plan: e.plan, releases: e.history, gone: gone, lacks: e.lacks, now: c.cfg.Now().UTC()}
 	for n := 1; ; n++ {
 		next, err := change(in)
 		if err != nil {
@@ -262,6 +263,9 @@ func steered(in orderly, s Steering) (record.Rollout, error) {
 		}
 		return staged(ro, rollout.Halt(st.State, "paused by "+s.By+because(s.Why))), nil
 	case Abort:
+		if why := in.lacks(st.Base.Release); why != "" && st.Step != unbegun {
+			return ro, notNow("it cannot be taken back: " + why)
+		}
 		why := record.Failure{Reason: chandler.CodeRolloutAborted, Message: "aborted by " + s.By + because(s.Why), At: in.now}
 		return takenBack(ro, why, record.Aborted, s.By), nil
 	case Retry:
@@ -309,6 +313,9 @@ func undone(in orderly, s Steering) (record.Rollout, error) {
 	to, err := earlier(in, s.Release)
 	if err != nil {
 		return ro, err
+	}
+	if why := in.lacks(to.ID); why != "" {
+		return ro, notNow(why)
 	}
 	wanted := ro.Wanted
 	if wanted == nil {

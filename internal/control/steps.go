@@ -151,11 +151,26 @@ func (l *loop) step(ctx context.Context, e *entry, members []member, now time.Ti
 	default:
 		w.gauge.since = w.state.Since
 		next, decision, w.gauge.measures = rollout.Next(w.state, o, now)
+		if why := e.noReturn(); why != "" && decision == rollout.RollBack {
+			next, decision = stuck(w.state, next, why)
+		}
 	}
 	before := w.state
 	w.state = next
 	l.watching[uid] = w
 	l.decided(ctx, ro, before, w, o, decision, now)
+}
+
+// stuck has a rollout wait for somebody's word that was to be taken back and cannot be.
+// Once it can be, it is.
+func stuck(before, next rollout.State, why string) (rollout.State, rollout.Decision) {
+	again := before.Phase == chandler.RolloutPaused && before.Reason == next.Reason
+	next.Phase = chandler.RolloutPaused
+	next.Message += "; it is not taken back: " + why
+	if again {
+		return next, rollout.Stay
+	}
+	return next, rollout.Pause
 }
 
 // first begins a rollout: as soon as proxies said what they answered before it.

@@ -49,3 +49,22 @@ func disabled(orders []chandler.Disablement) string {
 	}
 	return strings.Join(all, "; ")
 }
+
+// Incomplete says of a release that it cannot be given to anybody anew: the values of
+// secrets that belong to its configuration are others by now.
+func Incomplete(r *chandler.Release) chandler.Problem {
+	var from []string
+	for _, f := range r.ConfigFrom {
+		from = append(from, "secret/"+f.Name+"#"+f.Key)
+	}
+	without := "who has nothing of it refuses requests"
+	if r.FailStrategy == chandler.FailOpen {
+		without = "who has nothing of it goes without"
+	}
+	return chandler.Problem{
+		Code: chandler.CodeSecretChanged,
+		Message: fmt.Sprintf("release %s cannot be given to proxies: it was made with values of %s that are not there any more, and the control plane, which keeps none on its disk, has begun anew since; who has something of the plugin keeps that, %s",
+			r.ID.Short(), strings.Join(from, ", "), without),
+		Hint: "put the values back, or go on to what the resource says (chandler rollout promote --full, retry or unpin)",
+	}
+}

@@ -38,6 +38,8 @@ type Input struct {
 	Resolve Resolve
 	// Rollout is where the plugin's rollout is; nil: Target is for everyone.
 	Rollout *chandler.Rollout
+	// Incomplete are releases that some proxies are to have and cannot be given.
+	Incomplete []*chandler.Release
 	// Denied: there is no release, and proxies refuse requests meanwhile.
 	Denied bool
 	// Withheld: what was not tried in the version of Envoy that a proxy runs is not
@@ -98,6 +100,11 @@ func Join(in Input) chandler.Status {
 	accepted := accepted(s.Problems)
 	resolved := resolved(in)
 	programmed := programmed(in, &s, t, accepted, resolved)
+	for _, r := range in.Incomplete {
+		if why := Incomplete(r); !strings.Contains(programmed.Message, why.Message) { // a rollout that waits for that says it
+			programmed.Message += "; " + why.Error()
+		}
+	}
 	s.Conditions = []chandler.Condition{accepted, resolved, programmed, ready(t, accepted, resolved, programmed)}
 	for i := range s.Conditions {
 		finish(&s.Conditions[i], in)
@@ -108,6 +115,9 @@ func Join(in Input) chandler.Status {
 // warnings adds what follows from the release.
 func warnings(in Input) []chandler.Problem {
 	all := slices.Clone(in.Warnings)
+	for _, r := range in.Incomplete {
+		all = append(all, Incomplete(r))
+	}
 	if in.Target == nil {
 		return all
 	}
