@@ -108,6 +108,9 @@ type Rollout struct {
 	From, To ReleaseID
 	// Plan is nil where a change goes to everyone at once.
 	Plan *RolloutPlan
+	// Ahead is the plan of the next change, where the one under way goes by another, as it
+	// began before that was changed; without steps: to everyone at once. Nil: it is Plan.
+	Ahead *RolloutPlan
 	// Step counts from 0; it is len(Plan.Steps) when the rollout is over.
 	Step int
 	// Since is when the step began, and Next not before when the next one may; zero when

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 )
 
@@ -18,7 +19,8 @@ func diffCommand(e *env) *cobra.Command {
 		Short: "What a file would change, in the resources and on proxies",
 		Long: `What applying a file would change: the resources as a unified diff, and on which
 proxies, in which slots of which listeners something would be another, with the plugins
-there in their order before and after. Nothing is changed.
+there in their order before and after; of a plugin that is rolled out in steps also which
+proxies would be first. Nothing is changed.
 
 The exit code is 0 when there is no difference, 3 when there is, and 1 when a resource is
 refused or nobody can be asked.`,
@@ -134,6 +136,23 @@ func (e *env) printEffects(o *chandlerv1.ObjectPreview) {
 	if o.More {
 		fmt.Fprintln(e.stdout, "  and more proxies, which are not told of")
 	}
+	if o.First != nil {
+		fmt.Fprintf(e.stdout, "  first stage (%s): %s\n", o.First.Step, firstStage(o.First))
+	}
+}
+
+// firstStage says whom a change comes to first.
+func firstStage(f *chandlerv1.FirstStage) string {
+	text := fmt.Sprintf("%d of %s", f.Proxies, chandler.Count(f.Selected, "proxy", "proxies"))
+	switch more := int(f.Proxies) - len(f.Nodes); {
+	case f.Undecided:
+		return text + "; which ones is decided when it is created"
+	case len(f.Nodes) == 0:
+		return text
+	case more > 0:
+		return fmt.Sprintf("%s: %s and %d more", text, strings.Join(f.Nodes, ", "), more)
+	}
+	return text + ": " + strings.Join(f.Nodes, ", ")
 }
 
 // inOrder are plugins in the order in which requests meet them.

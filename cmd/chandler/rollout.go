@@ -184,6 +184,9 @@ func (e *env) printRollout(r *chandlerv1.Rollout) error {
 		line("  Interval", "%s", r.Interval.AsDuration())
 		line("  On failure", "%s", r.OnFailure)
 	}
+	if r.Ahead != nil {
+		line("Next change", "%s; the plan was changed after this rollout began", planned(r.Ahead))
+	}
 	if r.From != r.To {
 		line("From", "%s", release(r.From))
 	}
@@ -205,6 +208,18 @@ func (e *env) printRollout(r *chandlerv1.Rollout) error {
 	fmt.Fprintln(e.stdout)
 	gateTable(w, r.Gates)
 	return w.Flush()
+}
+
+// planned says how a change comes to proxies.
+func planned(p *chandlerv1.RolloutPlan) string {
+	if len(p.Steps) == 0 {
+		return "to all at once"
+	}
+	text := fmt.Sprintf("in steps %s, each of %s, on failure %s", strings.Join(p.Steps, ", "), p.Interval.AsDuration(), p.OnFailure)
+	if p.OtherMargins {
+		text += ", with other margins"
+	}
+	return text
 }
 
 // marks are what is loud about a rollout.

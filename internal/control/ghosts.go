@@ -34,11 +34,15 @@ func (l *loop) ghost(uid string) (record.Kept, bool) {
 	if ro.UID == "" || l.byUID[uid] != nil || ro.Release == "" && ro.Stage == nil || l.names[ro.Key] {
 		return record.Kept{}, false
 	}
-	if ro.Kept != nil {
-		return *ro.Kept, true
-	}
 	kept, ok := l.partings[uid]
-	return kept, ok
+	if ro.Kept == nil {
+		return kept, ok
+	}
+	recorded := *ro.Kept
+	if ok {
+		recorded.Plan = kept.Plan // as it was when the resource went
+	}
+	return recorded, true
 }
 
 // survives tells whether the records of a plugin that is gone are still needed.
@@ -66,7 +70,7 @@ func (l *loop) ghosts() []*entry {
 		if err != nil {
 			l.c.log.Error("an attachment cannot be marshalled", "plugin", ro.Key.String(), "error", err)
 		}
-		e.plan, e.denied, e.history, e.incomplete = &kept.Plan, false, l.recent(uid), l.incomplete(uid)
+		e.kept, e.denied, e.history, e.incomplete = &kept.Plan, false, l.recent(uid), l.incomplete(uid)
 		all = append(all, e)
 	}
 	slices.SortFunc(all, func(a, b *entry) int { return strings.Compare(a.object.UID, b.object.UID) })

@@ -406,7 +406,7 @@ func (l *loop) entry(o source.Object, before *entry) *entry {
 	if err != nil {
 		l.c.log.Error("an attachment cannot be marshalled", "plugin", o.Key.String(), "error", err)
 	}
-	e.met, e.plan, e.meant, e.history = l.schemas[o.UID], plan, l.meant(o.UID), l.recent(o.UID)
+	e.met, e.meant, e.history = l.schemas[o.UID], l.meant(o.UID), l.recent(o.UID)
 	e.incomplete = l.incomplete(o.UID)
 	return e
 }

@@ -84,7 +84,7 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 				in.Proxies = append(in.Proxies, p)
 			}
 		}
-		if e.plan != nil || e.course.rollout.Steered() {
+		if c.planOf(e) != nil || e.course.rollout.Steered() {
 			view := c.rollout(e, members, false)
 			in.Rollout = &view.Rollout
 		}

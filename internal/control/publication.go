@@ -28,7 +28,7 @@ type entry struct {
 	attempts resolve.Attempts // of the object's valid generation
 	against  []chandler.Problem
 	denied   bool
-	plan     *chandler.RolloutPlan
+	kept     *chandler.RolloutPlan  // of a plugin that is gone; see plan
 	meant    *chandler.Release      // by the resource; nil: not known
 	met      *chandler.ConfigSchema // of the last try to resolve it; nil: none
 	history  []*chandler.Release    // that are recorded, oldest first

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -66,6 +67,27 @@ func TestRelabelledOutOfTheSelector(t *testing.T) {
 			}
 		}
 		s.within(5*time.Second, "it has nothing", func() bool { return s.count(nil) == 3 && s.count(modOne) == 1 && s.rollout("auth").Proxies == 1 })
+	})
+}
+
+// A first attach in steps denies nobody: who is not chosen is as before there was the
+// plugin, also when it is to deny from the first moment on.
+func TestFirstAttachInStepsDeniesNobody(t *testing.T) {
+	t.Parallel()
+	on(t, 4, func(t *testing.T, s *stage) {
+		steps := inSteps("1", "100%")
+		s.fail(errors.New("the registry is away"))
+		s.set("auth:v1", modOne)
+		s.apply("auth", "oci://reg.example/auth:v1", func(p *chandler.Plugin) { steps(p); p.FirstAttach = chandler.FirstAttachDeny })
+		s.within(10*time.Second, "it cannot be resolved", func() bool { return strings.HasPrefix(s.reason("auth", chandler.ConditionResolvedRefs), "False") })
+		if n := s.count(nil); n != 4 {
+			t.Errorf("%d of 4 have nothing before there is a release", n)
+		}
+		s.fail(nil)
+		s.within(5*time.Minute, "one has it", func() bool { return s.count(modOne) == 1 })
+		if n := s.count(nil); n != 3 {
+			t.Errorf("%d of the 3 others have nothing", n)
+		}
 	})
 }
 
@@ -271,6 +293,123 @@ func TestReleaseOfOldSecretsIsNotPutBack(t *testing.T) {
 		s.hide("v1", "password: old")
 		s.deliver()
 		s.within(time.Minute, "everyone has the old value again", func() bool { return s.countConfig(before) == 7 })
+	})
+}
+
+// edit changes what does not count as a change of the plugin: annotations.
+func (s *stage) edit(edit func(*chandler.Plugin)) {
+	s.t.Helper()
+	o := s.objects["auth"]
+	p := *o.Plugin
+	edit(&p)
+	o.Plugin = &p
+	s.objects["auth"] = o
+	s.deliver()
+	s.within(time.Second, "it is heard of", func() bool { v, _ := s.Objects(s.t.Context()); return v[0].Plugin == &p })
+}
+
+// A plan that is changed counts from the next change on, and where a rollout is under way
+// it is said that it goes by another. A deletion is a change, too.
+func TestChangedPlan(t *testing.T) {
+	t.Parallel()
+	on(t, 4, func(t *testing.T, s *stage) {
+		plan := inSteps("1", "100%")
+		s.settled(plan)
+		s.apply("auth", "oci://reg.example/auth:v2", plan)
+		s.within(time.Minute, "one has it", func() bool { return s.count(modTwo) == 1 })
+		if r := s.rollout("auth"); r.Ahead != nil {
+			t.Errorf("ahead is %+v", r.Ahead)
+		}
+		s.edit(inSteps("3", "100%"))
+		if r := s.rollout("auth"); r.Plan.Steps[0].Count != 1 || r.Ahead == nil || r.Ahead.Steps[0].Count != 3 || s.count(modTwo) != 1 {
+			t.Errorf("by %+v, ahead is %+v", r.Plan, r.Ahead)
+		}
+		s.edit(func(p *chandler.Plugin) { p.Rollout = nil })
+		if r := s.rollout("auth"); r.Plan == nil || r.Ahead == nil || len(r.Ahead.Steps) > 0 {
+			t.Errorf("by %+v, ahead is %+v", r.Plan, r.Ahead)
+		}
+		s.edit(inSteps("3", "100%"))
+		s.rests(chandler.RolloutHealthy)
+		if r := s.rollout("auth"); r.Ahead != nil || r.Plan.Steps[0].Count != 3 {
+			t.Errorf("by %+v, ahead is %+v", r.Plan, r.Ahead)
+		}
+		delete(s.objects, "auth")
+		s.deliver()
+		s.within(time.Minute, "three have it no more", func() bool { return s.count(nil) == 3 })
+	})
+}
+
+// The operator's file is heard of at once.
+func TestChangedPlanOfTheFile(t *testing.T) {
+	t.Parallel()
+	on(t, 4, func(t *testing.T, s *stage) {
+		var p chandler.Plugin
+		inSteps("1", "100%")(&p)
+		var file atomic.Pointer[chandler.RolloutPlan]
+		s.rig.settle = func(c *control.Config) {
+			c.Rollouts = func(*chandler.Plugin) *chandler.RolloutPlan { return file.Load() }
+		}
+		s.settled(nil)
+		s.reboot() // with that file
+		file.Store(p.Rollout)
+		s.apply("auth", "oci://reg.example/auth:v2", nil)
+		s.within(time.Minute, "one has it", func() bool { return s.count(modTwo) == 1 })
+		file.Store(nil)
+		if r := s.rollout("auth"); r.Ahead == nil || len(r.Ahead.Steps) > 0 || r.Plan.Steps[0].Count != 1 {
+			t.Errorf("by %+v, ahead is %+v", r.Plan, r.Ahead)
+		}
+		s.must(s.steer(control.Abort))
+		s.must(s.steer(control.Retry))
+		s.within(time.Second, "all have it at once", func() bool { return s.count(modTwo) == 4 })
+	})
+}
+
+// Whom a change is said to come to first has it first.
+func TestFirstStage(t *testing.T) {
+	t.Parallel()
+	on(t, 8, func(t *testing.T, s *stage) {
+		plan := inSteps("25%", "100%")
+		s.settled(plan)
+		said := func(name string, edit func(*chandler.Plugin)) control.FirstStage {
+			p := *s.objects["auth"].Plugin
+			p.Name, p.UID = name, ""
+			edit(&p)
+			f, ok := s.FirstStage(&p)
+			if !ok {
+				t.Fatal("to everyone at once")
+			}
+			return f
+		}
+		f := said("auth", plan)
+		if len(f.Chosen) != 2 || f.Selected != 8 || f.Undecided || f.Step.Percent != 25 {
+			t.Fatalf("%+v", f)
+		}
+		s.apply("auth", "oci://reg.example/auth:v2", plan)
+		s.within(time.Minute, "two have it", func() bool { return s.count(modTwo) == 2 })
+		for _, a := range s.actors {
+			has := a.runs() == string(chandler.Digest[chandler.ModuleDigest](modTwo))
+			if first := slices.ContainsFunc(f.Chosen, func(n chandler.Node) bool { return n.ID() == a.node.ID() }); first != has {
+				t.Errorf("%s: has it %t, said %t", a.node.Name, has, first)
+			}
+		}
+		if f := said("new", plan); len(f.Chosen) != 2 || !f.Undecided {
+			t.Errorf("of what there is not yet: %+v", f)
+		}
+		if f := said("new", inSteps("n=3", "100%")); len(f.Chosen) != 1 || f.Undecided || f.Chosen[0].Name != "gw-3" {
+			t.Errorf("by labels: %+v", f)
+		}
+		half := func(p *chandler.Plugin) { plan(p); p.Selector = map[string]string{"half": "1"} }
+		if f := said("new", half); len(f.Chosen) != 1 || f.Selected != 4 {
+			t.Errorf("of half: %+v", f)
+		}
+		if f := said("auth", half); f.Selected != 8 {
+			t.Errorf("of half, of whom all have it: %+v", f)
+		}
+		p := *s.objects["auth"].Plugin
+		p.Rollout = nil
+		if f, ok := s.FirstStage(&p); ok {
+			t.Errorf("without a plan: %+v", f)
+		}
 	})
 }
 

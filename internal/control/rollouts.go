@@ -7,7 +7,9 @@ import (
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/assign"
 	"chandler.dev/chandler/internal/record"
+	"chandler.dev/chandler/internal/rollout"
 )
 
 // plan says how a change of a plugin comes to its proxies; nil: to all at once.
@@ -21,6 +23,26 @@ func (c *Control) plan(p *chandler.Plugin) *chandler.RolloutPlan {
 		return c.cfg.Rollouts(p)
 	}
 	return nil
+}
+
+// planOf is the plan of an entry's next change, as the resource and the operator's file
+// have it at this moment; nil: to all at once.
+func (c *Control) planOf(e *entry) *chandler.RolloutPlan {
+	if e.kept != nil {
+		return e.kept
+	}
+	return c.plan(e.object.Plugin)
+}
+
+// ahead gives the plan of the next change where what is under way goes by another.
+func ahead(underway, next *chandler.RolloutPlan) *chandler.RolloutPlan {
+	switch {
+	case next == nil:
+		return &chandler.RolloutPlan{}
+	case reflect.DeepEqual(underway, next):
+		return nil
+	}
+	return next
 }
 
 // gauges is what a leader measured last of rollouts that are under way.
@@ -99,7 +121,7 @@ func (c *Control) Rollouts(context.Context) ([]RolloutView, error) {
 // not ok: there is no more to say than that everyone is to have the newest release.
 func (c *Control) Rollout(key chandler.Key, n chandler.Node) (r chandler.Rollout, chosen, ok bool) {
 	e, gone, err := c.find(key)
-	if err != nil || e.plan == nil && !e.course.rollout.Steered() {
+	if err != nil || c.planOf(e) == nil && !e.course.rollout.Steered() {
 		return r, false, false
 	}
 	return c.rollout(e, c.fleet.list(), gone).Rollout, e.chosen(n), true
@@ -110,7 +132,7 @@ func (c *Control) rollout(e *entry, members []member, gone bool) RolloutView {
 	ro := e.course.rollout
 	v := RolloutView{Gone: gone, Releases: e.history, Rollout: chandler.Rollout{
 		Key: ro.Key, UID: ro.UID, Generation: ro.Generation, State: chandler.RolloutHealthy,
-		From: ro.Release, To: ro.Release, Plan: e.plan, Since: ro.UpdatedAt,
+		From: ro.Release, To: ro.Release, Plan: c.planOf(e), Since: ro.UpdatedAt,
 		Pinned: ro.Pinned, Disabled: ro.Disabled, History: ro.History,
 	}}
 	if v.Plan != nil {
@@ -119,6 +141,7 @@ func (c *Control) rollout(e *entry, members []member, gone bool) RolloutView {
 	switch st := ro.Stage; {
 	case st != nil:
 		plan := st.Plan
+		v.Ahead = ahead(&plan, v.Plan)
 		v.From, v.Plan, v.Step, v.State, v.Since, v.Next = st.Base.Release, &plan, max(st.Step, 0), st.Phase, st.Since, st.Due()
 		v.Reason, v.Message, v.Gates = st.Reason, st.Message, c.measured(ro)
 		if st.Step == unbegun {
@@ -151,4 +174,46 @@ func (c *Control) countRollout(v *RolloutView, e *entry, members []member) {
 			v.Updated++
 		}
 	}
+}
+
+// FirstStage is whom a change of a plugin comes to first.
+type FirstStage struct {
+	Step     chandler.RolloutStep
+	Selected int // proxies that it is about, which are connected
+	Chosen   []chandler.Node
+	// Undecided: as many as Chosen it will be; which ones depends on the uid that the
+	// resource is yet to get.
+	Undecided bool
+}
+
+// FirstStage gives whom a change to what p says would come to first, if it were made now
+// and does something else on proxies; not ok: to everyone at once.
+func (c *Control) FirstStage(p *chandler.Plugin) (f FirstStage, ok bool) {
+	plan := c.plan(p)
+	if plan == nil {
+		return f, false
+	}
+	f.Step = plan.Steps[0]
+	e, gone, err := c.find(p.Key)
+	if known := err == nil && !gone; !known {
+		e = nil
+		f.Undecided = len(f.Step.Labels) == 0 && !f.Step.Everyone()
+	}
+	var nodes []chandler.Node
+	members := c.fleet.list()
+	for i := range members {
+		m := &members[i]
+		concerned := assign.Selects(p, m.node, c.cfg.RootNamespace) || e != nil && e.concerns(m.node, c.cfg.RootNamespace)
+		if m.connected && concerned && m.facts.Bypass(p.Key) == nil && (e == nil || e.disabled(m.node) == nil) {
+			nodes = append(nodes, m.node)
+		}
+	}
+	uid := ""
+	if e != nil {
+		uid = e.object.UID
+	}
+	choice := rollout.Choose(uid, nodes, rollout.Choice{}, f.Step)
+	f.Selected = len(nodes)
+	f.Chosen = slices.DeleteFunc(nodes, func(n chandler.Node) bool { return !choice.Has(uid, n) })
+	return f, true
 }

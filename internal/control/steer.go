@@ -188,7 +188,7 @@ func (c *Control) order(ctx context.Context, key chandler.Key, change func(order
 	if err != nil {
 		return record.Rollout{}, err
 	}
-	in := orderly{rollout: *e.course.rollout, plan: e.plan, releases: e.history, gone: gone, lacks: e.lacks, now: c.cfg.Now().UTC()}
+	in := orderly{rollout: *e.course.rollout, plan: c.planOf(e), releases: e.history, gone: gone, lacks: e.lacks, now: c.cfg.Now().UTC()}
 	for n := 1; ; n++ {
 		next, err := change(in)
 		if err != nil {

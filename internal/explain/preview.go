@@ -94,8 +94,8 @@ func (f *Fleet) put(h *held) {
 }
 
 // Apply says what applying a plugin does once it is resolved, and makes it so in the
-// fleet: what is asked afterwards comes on top. Whom a rollout would choose first is not
-// looked at. shown tells of which proxies to tell.
+// fleet: what is asked afterwards comes on top. Whom a rollout would choose first is no
+// matter of it. shown tells of which proxies to tell.
 func (f *Fleet) Apply(p *chandler.Plugin, now time.Time, shown func(chandler.Node) bool) Effect {
 	own := *p
 	before := f.byKey[p.Key]

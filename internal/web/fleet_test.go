@@ -2,9 +2,11 @@ package web
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -247,6 +249,45 @@ func TestPreview(t *testing.T) {
 	// Nothing was changed, so nothing is told.
 	if strings.Contains(s.log.String(), "msg=changed") || len(f.journal.acting) > 0 {
 		t.Errorf("%s %v", s.log, f.journal.acting)
+	}
+}
+
+// stage1 is a first stage of twelve proxies, one of them another's.
+type stage1 struct {
+	unasked
+	undecided bool
+}
+
+func (s stage1) FirstStage(*chandler.Plugin) (control.FirstStage, bool) {
+	f := control.FirstStage{Step: chandler.RolloutStep{Percent: 10}, Selected: 120, Undecided: s.undecided, Chosen: []chandler.Node{{Namespace: "shop", Name: "n"}}}
+	for i := range 11 {
+		f.Chosen = append(f.Chosen, chandler.Node{Namespace: "edge", Name: fmt.Sprintf("n%02d", 10-i)})
+	}
+	return f, true
+}
+
+// A preview says whom a change comes to first: how many, and some by name, of those that
+// the caller may see.
+func TestPreviewOfTheFirstStage(t *testing.T) {
+	t.Parallel()
+	const text = "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: a, namespace: edge}\nspec: {url: 'oci://r/p:v2', phase: AUTHN}\n"
+	preview := func(undecided bool, text string) *chandlerv1.FirstStage {
+		service := &fleet{Config{Control: aFleet(), Rollouts: stage1{undecided: undecided}, Now: time.Now}}
+		res, err := afar(t, "owner", chandlerv1connect.FleetPreviewProcedure, service.Preview, &chandlerv1.PreviewRequest{Manifest: []byte(text)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.Objects[0].First
+	}
+	f := preview(false, text)
+	if f == nil || f.Step != "10%" || f.Proxies != 12 || f.Selected != 120 || f.Undecided || len(f.Nodes) != maxFirst || f.Nodes[0] != "edge/n00" || slices.Contains(f.Nodes, "shop/n") {
+		t.Errorf("%v", f)
+	}
+	if f := preview(true, text); f == nil || f.Proxies != 12 || len(f.Nodes) > 0 || !f.Undecided {
+		t.Errorf("%v", f)
+	}
+	if f := preview(false, string(aFleet().views[0].Manifest)); f != nil {
+		t.Errorf("of what changes nothing: %v", f)
 	}
 }
 

@@ -92,6 +92,28 @@ func (p *preview) effects(o *chandlerv1.ObjectPreview, doc *source.Document) {
 		}
 		o.Proxies = append(o.Proxies, m)
 	}
+	if len(o.Proxies) > 0 && p.cfg.Rollouts != nil {
+		o.First = p.first(doc.Plugin)
+	}
+}
+
+// maxFirst is how many proxies of the first stage are named.
+const maxFirst = 10
+
+// first says whom a change comes to first; nil: to everyone at once.
+func (p *preview) first(plugin *chandler.Plugin) *chandlerv1.FirstStage {
+	f, ok := p.cfg.Rollouts.FirstStage(plugin)
+	if !ok {
+		return nil
+	}
+	m := &chandlerv1.FirstStage{Step: f.Step.String(), Proxies: uint32(len(f.Chosen)), Selected: uint32(f.Selected), Undecided: f.Undecided}
+	slices.SortFunc(f.Chosen, func(a, b chandler.Node) int { return strings.Compare(a.ID(), b.ID()) })
+	for _, n := range f.Chosen {
+		if !f.Undecided && len(m.Nodes) < maxFirst && p.sight.May(access.List, n.Namespace) {
+			m.Nodes = append(m.Nodes, n.ID())
+		}
+	}
+	return m
 }
 
 // refs are the plugins that the caller may see.

@@ -25,6 +25,9 @@ type Rollouts interface {
 	Rollout(key chandler.Key, n chandler.Node) (r chandler.Rollout, chosen, ok bool)
 	// Rollouts gives all that are recorded, by their keys.
 	Rollouts(context.Context) ([]control.RolloutView, error)
+	// FirstStage gives whom a change to what a plugin says would come to first; not ok: to
+	// everyone at once.
+	FirstStage(*chandler.Plugin) (control.FirstStage, bool)
 	// Steer, Disable and Enable give orders. The errors wrap control.ErrNoPlugin or
 	// control.ErrNotNow when it is the order that is wrong.
 	Steer(context.Context, control.Steering) (control.RolloutView, error)

@@ -40,6 +40,10 @@ func underWay(key chandler.Key) control.RolloutView {
 	}}
 }
 
+func (h *helm) FirstStage(*chandler.Plugin) (control.FirstStage, bool) {
+	return control.FirstStage{}, false
+}
+
 func (h *helm) Steer(_ context.Context, s control.Steering) (control.RolloutView, error) {
 	h.orders = append(h.orders, strings.Join([]string{string(s.Verb), s.Key.String(), s.Release, s.By, s.Why}, "|"))
 	return underWay(s.Key), h.err

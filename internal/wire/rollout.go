@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 )
@@ -15,9 +17,12 @@ func RolloutToProto(r *chandler.Rollout, releases []*chandler.Release) *chandler
 		Proxies: uint32(r.Proxies), Chosen: uint32(r.Chosen), Updated: uint32(r.Updated), Pinned: r.Pinned,
 	}
 	if r.Plan != nil {
-		m.OnFailure = string(r.Plan.OnFailure)
-		for _, s := range r.Plan.Steps {
-			m.Steps = append(m.Steps, s.String())
+		m.OnFailure, m.Steps = string(r.Plan.OnFailure), steps(r.Plan)
+	}
+	if p := r.Ahead; p != nil {
+		m.Ahead = &chandlerv1.RolloutPlan{
+			Steps: steps(p), Interval: durationpb.New(p.Interval), OnFailure: string(p.OnFailure),
+			OtherMargins: len(p.Steps) > 0 && r.Plan != nil && p.Margins != r.Plan.Margins,
 		}
 	}
 	for _, g := range r.Gates {
@@ -46,6 +51,14 @@ func RolloutToProto(r *chandler.Rollout, releases []*chandler.Release) *chandler
 		})
 	}
 	return m
+}
+
+// steps are those of a plan as they are written.
+func steps(p *chandler.RolloutPlan) (all []string) {
+	for _, s := range p.Steps {
+		all = append(all, s.String())
+	}
+	return all
 }
 
 // encodeSummary is what a status tells of a rollout.

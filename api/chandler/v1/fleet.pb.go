@@ -613,7 +613,9 @@ type ObjectPreview struct {
 	Diff    string          `protobuf:"bytes,2,opt,name=diff,proto3" json:"diff,omitempty"`
 	Proxies []*ProxyPreview `protobuf:"bytes,3,rep,name=proxies,proto3" json:"proxies,omitempty"`
 	// There are more.
-	More          bool `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
+	More bool `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
+	// Whom the change comes to first; not set: to everyone at once, or nobody.
+	First         *FirstStage `protobuf:"bytes,5,opt,name=first,proto3" json:"first,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -676,6 +678,93 @@ func (x *ObjectPreview) GetMore() bool {
 	return false
 }
 
+func (x *ObjectPreview) GetFirst() *FirstStage {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+type FirstStage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is written: "10%".
+	Step string `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`
+	// How many it is for now, of how many that the plugin selects and are connected.
+	Proxies  uint32 `protobuf:"varint,2,opt,name=proxies,proto3" json:"proxies,omitempty"`
+	Selected uint32 `protobuf:"varint,3,opt,name=selected,proto3" json:"selected,omitempty"`
+	// Some of them by name, those that the caller may see; none where that is decided when
+	// the resource is created.
+	Nodes         []string `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Undecided     bool     `protobuf:"varint,5,opt,name=undecided,proto3" json:"undecided,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FirstStage) Reset() {
+	*x = FirstStage{}
+	mi := &file_chandler_v1_fleet_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FirstStage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FirstStage) ProtoMessage() {}
+
+func (x *FirstStage) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_fleet_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FirstStage.ProtoReflect.Descriptor instead.
+func (*FirstStage) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *FirstStage) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *FirstStage) GetProxies() uint32 {
+	if x != nil {
+		return x.Proxies
+	}
+	return 0
+}
+
+func (x *FirstStage) GetSelected() uint32 {
+	if x != nil {
+		return x.Selected
+	}
+	return 0
+}
+
+func (x *FirstStage) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *FirstStage) GetUndecided() bool {
+	if x != nil {
+		return x.Undecided
+	}
+	return false
+}
+
 type ProxyPreview struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -689,7 +778,7 @@ type ProxyPreview struct {
 
 func (x *ProxyPreview) Reset() {
 	*x = ProxyPreview{}
-	mi := &file_chandler_v1_fleet_proto_msgTypes[10]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +790,7 @@ func (x *ProxyPreview) String() string {
 func (*ProxyPreview) ProtoMessage() {}
 
 func (x *ProxyPreview) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_fleet_proto_msgTypes[10]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +803,7 @@ func (x *ProxyPreview) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyPreview.ProtoReflect.Descriptor instead.
 func (*ProxyPreview) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ProxyPreview) GetNode() string {
@@ -750,7 +839,7 @@ type SlotPreview struct {
 
 func (x *SlotPreview) Reset() {
 	*x = SlotPreview{}
-	mi := &file_chandler_v1_fleet_proto_msgTypes[11]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +851,7 @@ func (x *SlotPreview) String() string {
 func (*SlotPreview) ProtoMessage() {}
 
 func (x *SlotPreview) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_fleet_proto_msgTypes[11]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +864,7 @@ func (x *SlotPreview) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlotPreview.ProtoReflect.Descriptor instead.
 func (*SlotPreview) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SlotPreview) GetListener() string {
@@ -822,7 +911,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_chandler_v1_fleet_proto_msgTypes[12]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +923,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_fleet_proto_msgTypes[12]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +936,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListEventsRequest) GetKind() string {
@@ -902,7 +991,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_chandler_v1_fleet_proto_msgTypes[13]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -914,7 +1003,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_fleet_proto_msgTypes[13]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -927,7 +1016,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -953,7 +1042,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_chandler_v1_fleet_proto_msgTypes[14]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1054,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_fleet_proto_msgTypes[14]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1067,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Event) GetId() uint64 {
@@ -1045,7 +1134,7 @@ type GetSetupRequest struct {
 
 func (x *GetSetupRequest) Reset() {
 	*x = GetSetupRequest{}
-	mi := &file_chandler_v1_fleet_proto_msgTypes[15]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1146,7 @@ func (x *GetSetupRequest) String() string {
 func (*GetSetupRequest) ProtoMessage() {}
 
 func (x *GetSetupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_fleet_proto_msgTypes[15]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1159,7 @@ func (x *GetSetupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSetupRequest.ProtoReflect.Descriptor instead.
 func (*GetSetupRequest) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 type GetSetupResponse struct {
@@ -1090,7 +1179,7 @@ type GetSetupResponse struct {
 
 func (x *GetSetupResponse) Reset() {
 	*x = GetSetupResponse{}
-	mi := &file_chandler_v1_fleet_proto_msgTypes[16]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1102,7 +1191,7 @@ func (x *GetSetupResponse) String() string {
 func (*GetSetupResponse) ProtoMessage() {}
 
 func (x *GetSetupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_fleet_proto_msgTypes[16]
+	mi := &file_chandler_v1_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1115,7 +1204,7 @@ func (x *GetSetupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSetupResponse.ProtoReflect.Descriptor instead.
 func (*GetSetupResponse) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_chandler_v1_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetSetupResponse) GetVersion() string {
@@ -1211,12 +1300,20 @@ const file_chandler_v1_fleet_proto_rawDesc = "" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\"G\n" +
 	"\x0fPreviewResponse\x124\n" +
-	"\aobjects\x18\x01 \x03(\v2\x1a.chandler.v1.ObjectPreviewR\aobjects\"\x9f\x01\n" +
+	"\aobjects\x18\x01 \x03(\v2\x1a.chandler.v1.ObjectPreviewR\aobjects\"\xce\x01\n" +
 	"\rObjectPreview\x121\n" +
 	"\x06result\x18\x01 \x01(\v2\x19.chandler.v1.ObjectResultR\x06result\x12\x12\n" +
 	"\x04diff\x18\x02 \x01(\tR\x04diff\x123\n" +
 	"\aproxies\x18\x03 \x03(\v2\x19.chandler.v1.ProxyPreviewR\aproxies\x12\x12\n" +
-	"\x04more\x18\x04 \x01(\bR\x04more\"j\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\x12-\n" +
+	"\x05first\x18\x05 \x01(\v2\x17.chandler.v1.FirstStageR\x05first\"\x8a\x01\n" +
+	"\n" +
+	"FirstStage\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\tR\x04step\x12\x18\n" +
+	"\aproxies\x18\x02 \x01(\rR\aproxies\x12\x1a\n" +
+	"\bselected\x18\x03 \x01(\rR\bselected\x12\x14\n" +
+	"\x05nodes\x18\x04 \x03(\tR\x05nodes\x12\x1c\n" +
+	"\tundecided\x18\x05 \x01(\bR\tundecided\"j\n" +
 	"\fProxyPreview\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06change\x18\x02 \x01(\tR\x06change\x12.\n" +
@@ -1273,7 +1370,7 @@ func file_chandler_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_chandler_v1_fleet_proto_rawDescData
 }
 
-var file_chandler_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_chandler_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_chandler_v1_fleet_proto_goTypes = []any{
 	(*ListProxiesRequest)(nil),    // 0: chandler.v1.ListProxiesRequest
 	(*ListProxiesResponse)(nil),   // 1: chandler.v1.ListProxiesResponse
@@ -1285,57 +1382,59 @@ var file_chandler_v1_fleet_proto_goTypes = []any{
 	(*PreviewRequest)(nil),        // 7: chandler.v1.PreviewRequest
 	(*PreviewResponse)(nil),       // 8: chandler.v1.PreviewResponse
 	(*ObjectPreview)(nil),         // 9: chandler.v1.ObjectPreview
-	(*ProxyPreview)(nil),          // 10: chandler.v1.ProxyPreview
-	(*SlotPreview)(nil),           // 11: chandler.v1.SlotPreview
-	(*ListEventsRequest)(nil),     // 12: chandler.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),    // 13: chandler.v1.ListEventsResponse
-	(*Event)(nil),                 // 14: chandler.v1.Event
-	(*GetSetupRequest)(nil),       // 15: chandler.v1.GetSetupRequest
-	(*GetSetupResponse)(nil),      // 16: chandler.v1.GetSetupResponse
-	nil,                           // 17: chandler.v1.ListProxiesRequest.LabelsEntry
-	nil,                           // 18: chandler.v1.Proxy.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
-	(*Facts)(nil),                 // 20: chandler.v1.Facts
-	(*ObjectRef)(nil),             // 21: chandler.v1.ObjectRef
-	(*ProxyStatus)(nil),           // 22: chandler.v1.ProxyStatus
-	(*ObjectResult)(nil),          // 23: chandler.v1.ObjectResult
+	(*FirstStage)(nil),            // 10: chandler.v1.FirstStage
+	(*ProxyPreview)(nil),          // 11: chandler.v1.ProxyPreview
+	(*SlotPreview)(nil),           // 12: chandler.v1.SlotPreview
+	(*ListEventsRequest)(nil),     // 13: chandler.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),    // 14: chandler.v1.ListEventsResponse
+	(*Event)(nil),                 // 15: chandler.v1.Event
+	(*GetSetupRequest)(nil),       // 16: chandler.v1.GetSetupRequest
+	(*GetSetupResponse)(nil),      // 17: chandler.v1.GetSetupResponse
+	nil,                           // 18: chandler.v1.ListProxiesRequest.LabelsEntry
+	nil,                           // 19: chandler.v1.Proxy.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*Facts)(nil),                 // 21: chandler.v1.Facts
+	(*ObjectRef)(nil),             // 22: chandler.v1.ObjectRef
+	(*ProxyStatus)(nil),           // 23: chandler.v1.ProxyStatus
+	(*ObjectResult)(nil),          // 24: chandler.v1.ObjectResult
 }
 var file_chandler_v1_fleet_proto_depIdxs = []int32{
-	17, // 0: chandler.v1.ListProxiesRequest.labels:type_name -> chandler.v1.ListProxiesRequest.LabelsEntry
+	18, // 0: chandler.v1.ListProxiesRequest.labels:type_name -> chandler.v1.ListProxiesRequest.LabelsEntry
 	2,  // 1: chandler.v1.ListProxiesResponse.proxies:type_name -> chandler.v1.Proxy
-	18, // 2: chandler.v1.Proxy.labels:type_name -> chandler.v1.Proxy.LabelsEntry
-	19, // 3: chandler.v1.Proxy.since:type_name -> google.protobuf.Timestamp
-	20, // 4: chandler.v1.Proxy.facts:type_name -> chandler.v1.Facts
+	19, // 2: chandler.v1.Proxy.labels:type_name -> chandler.v1.Proxy.LabelsEntry
+	20, // 3: chandler.v1.Proxy.since:type_name -> google.protobuf.Timestamp
+	21, // 4: chandler.v1.Proxy.facts:type_name -> chandler.v1.Facts
 	3,  // 5: chandler.v1.Proxy.plugins:type_name -> chandler.v1.ProxyPlugin
-	21, // 6: chandler.v1.ProxyPlugin.ref:type_name -> chandler.v1.ObjectRef
-	22, // 7: chandler.v1.ProxyPlugin.status:type_name -> chandler.v1.ProxyStatus
-	21, // 8: chandler.v1.ExplainRequest.ref:type_name -> chandler.v1.ObjectRef
+	22, // 6: chandler.v1.ProxyPlugin.ref:type_name -> chandler.v1.ObjectRef
+	23, // 7: chandler.v1.ProxyPlugin.status:type_name -> chandler.v1.ProxyStatus
+	22, // 8: chandler.v1.ExplainRequest.ref:type_name -> chandler.v1.ObjectRef
 	6,  // 9: chandler.v1.ExplainResponse.checks:type_name -> chandler.v1.Check
 	9,  // 10: chandler.v1.PreviewResponse.objects:type_name -> chandler.v1.ObjectPreview
-	23, // 11: chandler.v1.ObjectPreview.result:type_name -> chandler.v1.ObjectResult
-	10, // 12: chandler.v1.ObjectPreview.proxies:type_name -> chandler.v1.ProxyPreview
-	11, // 13: chandler.v1.ProxyPreview.slots:type_name -> chandler.v1.SlotPreview
-	21, // 14: chandler.v1.SlotPreview.before:type_name -> chandler.v1.ObjectRef
-	21, // 15: chandler.v1.SlotPreview.after:type_name -> chandler.v1.ObjectRef
-	14, // 16: chandler.v1.ListEventsResponse.events:type_name -> chandler.v1.Event
-	19, // 17: chandler.v1.Event.at:type_name -> google.protobuf.Timestamp
-	21, // 18: chandler.v1.Event.ref:type_name -> chandler.v1.ObjectRef
-	19, // 19: chandler.v1.GetSetupResponse.started:type_name -> google.protobuf.Timestamp
-	0,  // 20: chandler.v1.Fleet.ListProxies:input_type -> chandler.v1.ListProxiesRequest
-	4,  // 21: chandler.v1.Fleet.Explain:input_type -> chandler.v1.ExplainRequest
-	7,  // 22: chandler.v1.Fleet.Preview:input_type -> chandler.v1.PreviewRequest
-	12, // 23: chandler.v1.Fleet.ListEvents:input_type -> chandler.v1.ListEventsRequest
-	15, // 24: chandler.v1.Fleet.GetSetup:input_type -> chandler.v1.GetSetupRequest
-	1,  // 25: chandler.v1.Fleet.ListProxies:output_type -> chandler.v1.ListProxiesResponse
-	5,  // 26: chandler.v1.Fleet.Explain:output_type -> chandler.v1.ExplainResponse
-	8,  // 27: chandler.v1.Fleet.Preview:output_type -> chandler.v1.PreviewResponse
-	13, // 28: chandler.v1.Fleet.ListEvents:output_type -> chandler.v1.ListEventsResponse
-	16, // 29: chandler.v1.Fleet.GetSetup:output_type -> chandler.v1.GetSetupResponse
-	25, // [25:30] is the sub-list for method output_type
-	20, // [20:25] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	24, // 11: chandler.v1.ObjectPreview.result:type_name -> chandler.v1.ObjectResult
+	11, // 12: chandler.v1.ObjectPreview.proxies:type_name -> chandler.v1.ProxyPreview
+	10, // 13: chandler.v1.ObjectPreview.first:type_name -> chandler.v1.FirstStage
+	12, // 14: chandler.v1.ProxyPreview.slots:type_name -> chandler.v1.SlotPreview
+	22, // 15: chandler.v1.SlotPreview.before:type_name -> chandler.v1.ObjectRef
+	22, // 16: chandler.v1.SlotPreview.after:type_name -> chandler.v1.ObjectRef
+	15, // 17: chandler.v1.ListEventsResponse.events:type_name -> chandler.v1.Event
+	20, // 18: chandler.v1.Event.at:type_name -> google.protobuf.Timestamp
+	22, // 19: chandler.v1.Event.ref:type_name -> chandler.v1.ObjectRef
+	20, // 20: chandler.v1.GetSetupResponse.started:type_name -> google.protobuf.Timestamp
+	0,  // 21: chandler.v1.Fleet.ListProxies:input_type -> chandler.v1.ListProxiesRequest
+	4,  // 22: chandler.v1.Fleet.Explain:input_type -> chandler.v1.ExplainRequest
+	7,  // 23: chandler.v1.Fleet.Preview:input_type -> chandler.v1.PreviewRequest
+	13, // 24: chandler.v1.Fleet.ListEvents:input_type -> chandler.v1.ListEventsRequest
+	16, // 25: chandler.v1.Fleet.GetSetup:input_type -> chandler.v1.GetSetupRequest
+	1,  // 26: chandler.v1.Fleet.ListProxies:output_type -> chandler.v1.ListProxiesResponse
+	5,  // 27: chandler.v1.Fleet.Explain:output_type -> chandler.v1.ExplainResponse
+	8,  // 28: chandler.v1.Fleet.Preview:output_type -> chandler.v1.PreviewResponse
+	14, // 29: chandler.v1.Fleet.ListEvents:output_type -> chandler.v1.ListEventsResponse
+	17, // 30: chandler.v1.Fleet.GetSetup:output_type -> chandler.v1.GetSetupResponse
+	26, // [26:31] is the sub-list for method output_type
+	21, // [21:26] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_chandler_v1_fleet_proto_init() }
@@ -1351,7 +1450,7 @@ func file_chandler_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_chandler_v1_fleet_proto_rawDesc), len(file_chandler_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

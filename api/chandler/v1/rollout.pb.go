@@ -93,7 +93,7 @@ func (x SteerRequest_Verb) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SteerRequest_Verb.Descriptor instead.
 func (SteerRequest_Verb) EnumDescriptor() ([]byte, []int) {
-	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{6, 0}
+	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{7, 0}
 }
 
 type ListRolloutsRequest struct {
@@ -228,7 +228,10 @@ type Rollout struct {
 	Pinned    bool                   `protobuf:"varint,19,opt,name=pinned,proto3" json:"pinned,omitempty"`
 	Disabled  []*Disablement         `protobuf:"bytes,20,rep,name=disabled,proto3" json:"disabled,omitempty"`
 	// Up to ten, the newest first.
-	History       []*HistoricRelease `protobuf:"bytes,21,rep,name=history,proto3" json:"history,omitempty"`
+	History []*HistoricRelease `protobuf:"bytes,21,rep,name=history,proto3" json:"history,omitempty"`
+	// By what plan the next change goes, where this one goes by another: the plan was
+	// changed after it began.
+	Ahead         *RolloutPlan `protobuf:"bytes,22,opt,name=ahead,proto3" json:"ahead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -410,6 +413,83 @@ func (x *Rollout) GetHistory() []*HistoricRelease {
 	return nil
 }
 
+func (x *Rollout) GetAhead() *RolloutPlan {
+	if x != nil {
+		return x.Ahead
+	}
+	return nil
+}
+
+type RolloutPlan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// None: to everyone at once.
+	Steps     []string             `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	Interval  *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
+	OnFailure string               `protobuf:"bytes,3,opt,name=on_failure,json=onFailure,proto3" json:"on_failure,omitempty"`
+	// How much worse proxies may fare is another, too.
+	OtherMargins  bool `protobuf:"varint,4,opt,name=other_margins,json=otherMargins,proto3" json:"other_margins,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutPlan) Reset() {
+	*x = RolloutPlan{}
+	mi := &file_chandler_v1_rollout_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutPlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutPlan) ProtoMessage() {}
+
+func (x *RolloutPlan) ProtoReflect() protoreflect.Message {
+	mi := &file_chandler_v1_rollout_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutPlan.ProtoReflect.Descriptor instead.
+func (*RolloutPlan) Descriptor() ([]byte, []int) {
+	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RolloutPlan) GetSteps() []string {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *RolloutPlan) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *RolloutPlan) GetOnFailure() string {
+	if x != nil {
+		return x.OnFailure
+	}
+	return ""
+}
+
+func (x *RolloutPlan) GetOtherMargins() bool {
+	if x != nil {
+		return x.OtherMargins
+	}
+	return false
+}
+
 type GateMeasure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Gate  string                 `protobuf:"bytes,1,opt,name=gate,proto3" json:"gate,omitempty"`
@@ -427,7 +507,7 @@ type GateMeasure struct {
 
 func (x *GateMeasure) Reset() {
 	*x = GateMeasure{}
-	mi := &file_chandler_v1_rollout_proto_msgTypes[3]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -439,7 +519,7 @@ func (x *GateMeasure) String() string {
 func (*GateMeasure) ProtoMessage() {}
 
 func (x *GateMeasure) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_rollout_proto_msgTypes[3]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -452,7 +532,7 @@ func (x *GateMeasure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GateMeasure.ProtoReflect.Descriptor instead.
 func (*GateMeasure) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{3}
+	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GateMeasure) GetGate() string {
@@ -517,7 +597,7 @@ type Disablement struct {
 
 func (x *Disablement) Reset() {
 	*x = Disablement{}
-	mi := &file_chandler_v1_rollout_proto_msgTypes[4]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +609,7 @@ func (x *Disablement) String() string {
 func (*Disablement) ProtoMessage() {}
 
 func (x *Disablement) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_rollout_proto_msgTypes[4]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +622,7 @@ func (x *Disablement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disablement.ProtoReflect.Descriptor instead.
 func (*Disablement) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{4}
+	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Disablement) GetNode() string {
@@ -597,7 +677,7 @@ type HistoricRelease struct {
 
 func (x *HistoricRelease) Reset() {
 	*x = HistoricRelease{}
-	mi := &file_chandler_v1_rollout_proto_msgTypes[5]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +689,7 @@ func (x *HistoricRelease) String() string {
 func (*HistoricRelease) ProtoMessage() {}
 
 func (x *HistoricRelease) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_rollout_proto_msgTypes[5]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +702,7 @@ func (x *HistoricRelease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoricRelease.ProtoReflect.Descriptor instead.
 func (*HistoricRelease) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{5}
+	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *HistoricRelease) GetRelease() string {
@@ -694,7 +774,7 @@ type SteerRequest struct {
 
 func (x *SteerRequest) Reset() {
 	*x = SteerRequest{}
-	mi := &file_chandler_v1_rollout_proto_msgTypes[6]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +786,7 @@ func (x *SteerRequest) String() string {
 func (*SteerRequest) ProtoMessage() {}
 
 func (x *SteerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_rollout_proto_msgTypes[6]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +799,7 @@ func (x *SteerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SteerRequest.ProtoReflect.Descriptor instead.
 func (*SteerRequest) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{6}
+	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SteerRequest) GetRef() *ObjectRef {
@@ -759,7 +839,7 @@ type SteerResponse struct {
 
 func (x *SteerResponse) Reset() {
 	*x = SteerResponse{}
-	mi := &file_chandler_v1_rollout_proto_msgTypes[7]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -771,7 +851,7 @@ func (x *SteerResponse) String() string {
 func (*SteerResponse) ProtoMessage() {}
 
 func (x *SteerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_rollout_proto_msgTypes[7]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -784,7 +864,7 @@ func (x *SteerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SteerResponse.ProtoReflect.Descriptor instead.
 func (*SteerResponse) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{7}
+	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SteerResponse) GetRollout() *Rollout {
@@ -807,7 +887,7 @@ type DisableRequest struct {
 
 func (x *DisableRequest) Reset() {
 	*x = DisableRequest{}
-	mi := &file_chandler_v1_rollout_proto_msgTypes[8]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +899,7 @@ func (x *DisableRequest) String() string {
 func (*DisableRequest) ProtoMessage() {}
 
 func (x *DisableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_rollout_proto_msgTypes[8]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +912,7 @@ func (x *DisableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableRequest.ProtoReflect.Descriptor instead.
 func (*DisableRequest) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{8}
+	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DisableRequest) GetRef() *ObjectRef {
@@ -872,7 +952,7 @@ type DisableResponse struct {
 
 func (x *DisableResponse) Reset() {
 	*x = DisableResponse{}
-	mi := &file_chandler_v1_rollout_proto_msgTypes[9]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +964,7 @@ func (x *DisableResponse) String() string {
 func (*DisableResponse) ProtoMessage() {}
 
 func (x *DisableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_rollout_proto_msgTypes[9]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +977,7 @@ func (x *DisableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableResponse.ProtoReflect.Descriptor instead.
 func (*DisableResponse) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{9}
+	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DisableResponse) GetRollout() *Rollout {
@@ -919,7 +999,7 @@ type EnableRequest struct {
 
 func (x *EnableRequest) Reset() {
 	*x = EnableRequest{}
-	mi := &file_chandler_v1_rollout_proto_msgTypes[10]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +1011,7 @@ func (x *EnableRequest) String() string {
 func (*EnableRequest) ProtoMessage() {}
 
 func (x *EnableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_rollout_proto_msgTypes[10]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +1024,7 @@ func (x *EnableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableRequest.ProtoReflect.Descriptor instead.
 func (*EnableRequest) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{10}
+	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EnableRequest) GetRef() *ObjectRef {
@@ -977,7 +1057,7 @@ type EnableResponse struct {
 
 func (x *EnableResponse) Reset() {
 	*x = EnableResponse{}
-	mi := &file_chandler_v1_rollout_proto_msgTypes[11]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1069,7 @@ func (x *EnableResponse) String() string {
 func (*EnableResponse) ProtoMessage() {}
 
 func (x *EnableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_chandler_v1_rollout_proto_msgTypes[11]
+	mi := &file_chandler_v1_rollout_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1082,7 @@ func (x *EnableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableResponse.ProtoReflect.Descriptor instead.
 func (*EnableResponse) Descriptor() ([]byte, []int) {
-	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{11}
+	return file_chandler_v1_rollout_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *EnableResponse) GetRollout() *Rollout {
@@ -1022,7 +1102,7 @@ const file_chandler_v1_rollout_proto_rawDesc = "" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\"H\n" +
 	"\x14ListRolloutsResponse\x120\n" +
-	"\brollouts\x18\x01 \x03(\v2\x14.chandler.v1.RolloutR\brollouts\"\xb5\x05\n" +
+	"\brollouts\x18\x01 \x03(\v2\x14.chandler.v1.RolloutR\brollouts\"\xe5\x05\n" +
 	"\aRollout\x12(\n" +
 	"\x03ref\x18\x01 \x01(\v2\x16.chandler.v1.ObjectRefR\x03ref\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1e\n" +
@@ -1048,7 +1128,14 @@ const file_chandler_v1_rollout_proto_rawDesc = "" +
 	"\x05gates\x18\x12 \x03(\v2\x18.chandler.v1.GateMeasureR\x05gates\x12\x16\n" +
 	"\x06pinned\x18\x13 \x01(\bR\x06pinned\x124\n" +
 	"\bdisabled\x18\x14 \x03(\v2\x18.chandler.v1.DisablementR\bdisabled\x126\n" +
-	"\ahistory\x18\x15 \x03(\v2\x1c.chandler.v1.HistoricReleaseR\ahistory\"\xd1\x01\n" +
+	"\ahistory\x18\x15 \x03(\v2\x1c.chandler.v1.HistoricReleaseR\ahistory\x12.\n" +
+	"\x05ahead\x18\x16 \x01(\v2\x18.chandler.v1.RolloutPlanR\x05ahead\"\x9e\x01\n" +
+	"\vRolloutPlan\x12\x14\n" +
+	"\x05steps\x18\x01 \x03(\tR\x05steps\x125\n" +
+	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\x12\x1d\n" +
+	"\n" +
+	"on_failure\x18\x03 \x01(\tR\tonFailure\x12#\n" +
+	"\rother_margins\x18\x04 \x01(\bR\fotherMargins\"\xd1\x01\n" +
 	"\vGateMeasure\x12\x12\n" +
 	"\x04gate\x18\x01 \x01(\tR\x04gate\x12\x16\n" +
 	"\x06result\x18\x02 \x01(\tR\x06result\x12\x18\n" +
@@ -1138,64 +1225,67 @@ func file_chandler_v1_rollout_proto_rawDescGZIP() []byte {
 }
 
 var file_chandler_v1_rollout_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_chandler_v1_rollout_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_chandler_v1_rollout_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_chandler_v1_rollout_proto_goTypes = []any{
 	(SteerRequest_Verb)(0),        // 0: chandler.v1.SteerRequest.Verb
 	(*ListRolloutsRequest)(nil),   // 1: chandler.v1.ListRolloutsRequest
 	(*ListRolloutsResponse)(nil),  // 2: chandler.v1.ListRolloutsResponse
 	(*Rollout)(nil),               // 3: chandler.v1.Rollout
-	(*GateMeasure)(nil),           // 4: chandler.v1.GateMeasure
-	(*Disablement)(nil),           // 5: chandler.v1.Disablement
-	(*HistoricRelease)(nil),       // 6: chandler.v1.HistoricRelease
-	(*SteerRequest)(nil),          // 7: chandler.v1.SteerRequest
-	(*SteerResponse)(nil),         // 8: chandler.v1.SteerResponse
-	(*DisableRequest)(nil),        // 9: chandler.v1.DisableRequest
-	(*DisableResponse)(nil),       // 10: chandler.v1.DisableResponse
-	(*EnableRequest)(nil),         // 11: chandler.v1.EnableRequest
-	(*EnableResponse)(nil),        // 12: chandler.v1.EnableResponse
-	nil,                           // 13: chandler.v1.Disablement.LabelsEntry
-	nil,                           // 14: chandler.v1.DisableRequest.LabelsEntry
-	nil,                           // 15: chandler.v1.EnableRequest.LabelsEntry
-	(*ObjectRef)(nil),             // 16: chandler.v1.ObjectRef
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(*Resolved)(nil),              // 19: chandler.v1.Resolved
+	(*RolloutPlan)(nil),           // 4: chandler.v1.RolloutPlan
+	(*GateMeasure)(nil),           // 5: chandler.v1.GateMeasure
+	(*Disablement)(nil),           // 6: chandler.v1.Disablement
+	(*HistoricRelease)(nil),       // 7: chandler.v1.HistoricRelease
+	(*SteerRequest)(nil),          // 8: chandler.v1.SteerRequest
+	(*SteerResponse)(nil),         // 9: chandler.v1.SteerResponse
+	(*DisableRequest)(nil),        // 10: chandler.v1.DisableRequest
+	(*DisableResponse)(nil),       // 11: chandler.v1.DisableResponse
+	(*EnableRequest)(nil),         // 12: chandler.v1.EnableRequest
+	(*EnableResponse)(nil),        // 13: chandler.v1.EnableResponse
+	nil,                           // 14: chandler.v1.Disablement.LabelsEntry
+	nil,                           // 15: chandler.v1.DisableRequest.LabelsEntry
+	nil,                           // 16: chandler.v1.EnableRequest.LabelsEntry
+	(*ObjectRef)(nil),             // 17: chandler.v1.ObjectRef
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*Resolved)(nil),              // 20: chandler.v1.Resolved
 }
 var file_chandler_v1_rollout_proto_depIdxs = []int32{
 	3,  // 0: chandler.v1.ListRolloutsResponse.rollouts:type_name -> chandler.v1.Rollout
-	16, // 1: chandler.v1.Rollout.ref:type_name -> chandler.v1.ObjectRef
-	17, // 2: chandler.v1.Rollout.interval:type_name -> google.protobuf.Duration
-	18, // 3: chandler.v1.Rollout.since:type_name -> google.protobuf.Timestamp
-	18, // 4: chandler.v1.Rollout.next:type_name -> google.protobuf.Timestamp
-	4,  // 5: chandler.v1.Rollout.gates:type_name -> chandler.v1.GateMeasure
-	5,  // 6: chandler.v1.Rollout.disabled:type_name -> chandler.v1.Disablement
-	6,  // 7: chandler.v1.Rollout.history:type_name -> chandler.v1.HistoricRelease
-	13, // 8: chandler.v1.Disablement.labels:type_name -> chandler.v1.Disablement.LabelsEntry
-	18, // 9: chandler.v1.Disablement.at:type_name -> google.protobuf.Timestamp
-	18, // 10: chandler.v1.HistoricRelease.at:type_name -> google.protobuf.Timestamp
-	19, // 11: chandler.v1.HistoricRelease.resolved:type_name -> chandler.v1.Resolved
-	16, // 12: chandler.v1.SteerRequest.ref:type_name -> chandler.v1.ObjectRef
-	0,  // 13: chandler.v1.SteerRequest.verb:type_name -> chandler.v1.SteerRequest.Verb
-	3,  // 14: chandler.v1.SteerResponse.rollout:type_name -> chandler.v1.Rollout
-	16, // 15: chandler.v1.DisableRequest.ref:type_name -> chandler.v1.ObjectRef
-	14, // 16: chandler.v1.DisableRequest.labels:type_name -> chandler.v1.DisableRequest.LabelsEntry
-	3,  // 17: chandler.v1.DisableResponse.rollout:type_name -> chandler.v1.Rollout
-	16, // 18: chandler.v1.EnableRequest.ref:type_name -> chandler.v1.ObjectRef
-	15, // 19: chandler.v1.EnableRequest.labels:type_name -> chandler.v1.EnableRequest.LabelsEntry
-	3,  // 20: chandler.v1.EnableResponse.rollout:type_name -> chandler.v1.Rollout
-	1,  // 21: chandler.v1.Rollouts.ListRollouts:input_type -> chandler.v1.ListRolloutsRequest
-	7,  // 22: chandler.v1.Rollouts.Steer:input_type -> chandler.v1.SteerRequest
-	9,  // 23: chandler.v1.Rollouts.Disable:input_type -> chandler.v1.DisableRequest
-	11, // 24: chandler.v1.Rollouts.Enable:input_type -> chandler.v1.EnableRequest
-	2,  // 25: chandler.v1.Rollouts.ListRollouts:output_type -> chandler.v1.ListRolloutsResponse
-	8,  // 26: chandler.v1.Rollouts.Steer:output_type -> chandler.v1.SteerResponse
-	10, // 27: chandler.v1.Rollouts.Disable:output_type -> chandler.v1.DisableResponse
-	12, // 28: chandler.v1.Rollouts.Enable:output_type -> chandler.v1.EnableResponse
-	25, // [25:29] is the sub-list for method output_type
-	21, // [21:25] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	17, // 1: chandler.v1.Rollout.ref:type_name -> chandler.v1.ObjectRef
+	18, // 2: chandler.v1.Rollout.interval:type_name -> google.protobuf.Duration
+	19, // 3: chandler.v1.Rollout.since:type_name -> google.protobuf.Timestamp
+	19, // 4: chandler.v1.Rollout.next:type_name -> google.protobuf.Timestamp
+	5,  // 5: chandler.v1.Rollout.gates:type_name -> chandler.v1.GateMeasure
+	6,  // 6: chandler.v1.Rollout.disabled:type_name -> chandler.v1.Disablement
+	7,  // 7: chandler.v1.Rollout.history:type_name -> chandler.v1.HistoricRelease
+	4,  // 8: chandler.v1.Rollout.ahead:type_name -> chandler.v1.RolloutPlan
+	18, // 9: chandler.v1.RolloutPlan.interval:type_name -> google.protobuf.Duration
+	14, // 10: chandler.v1.Disablement.labels:type_name -> chandler.v1.Disablement.LabelsEntry
+	19, // 11: chandler.v1.Disablement.at:type_name -> google.protobuf.Timestamp
+	19, // 12: chandler.v1.HistoricRelease.at:type_name -> google.protobuf.Timestamp
+	20, // 13: chandler.v1.HistoricRelease.resolved:type_name -> chandler.v1.Resolved
+	17, // 14: chandler.v1.SteerRequest.ref:type_name -> chandler.v1.ObjectRef
+	0,  // 15: chandler.v1.SteerRequest.verb:type_name -> chandler.v1.SteerRequest.Verb
+	3,  // 16: chandler.v1.SteerResponse.rollout:type_name -> chandler.v1.Rollout
+	17, // 17: chandler.v1.DisableRequest.ref:type_name -> chandler.v1.ObjectRef
+	15, // 18: chandler.v1.DisableRequest.labels:type_name -> chandler.v1.DisableRequest.LabelsEntry
+	3,  // 19: chandler.v1.DisableResponse.rollout:type_name -> chandler.v1.Rollout
+	17, // 20: chandler.v1.EnableRequest.ref:type_name -> chandler.v1.ObjectRef
+	16, // 21: chandler.v1.EnableRequest.labels:type_name -> chandler.v1.EnableRequest.LabelsEntry
+	3,  // 22: chandler.v1.EnableResponse.rollout:type_name -> chandler.v1.Rollout
+	1,  // 23: chandler.v1.Rollouts.ListRollouts:input_type -> chandler.v1.ListRolloutsRequest
+	8,  // 24: chandler.v1.Rollouts.Steer:input_type -> chandler.v1.SteerRequest
+	10, // 25: chandler.v1.Rollouts.Disable:input_type -> chandler.v1.DisableRequest
+	12, // 26: chandler.v1.Rollouts.Enable:input_type -> chandler.v1.EnableRequest
+	2,  // 27: chandler.v1.Rollouts.ListRollouts:output_type -> chandler.v1.ListRolloutsResponse
+	9,  // 28: chandler.v1.Rollouts.Steer:output_type -> chandler.v1.SteerResponse
+	11, // 29: chandler.v1.Rollouts.Disable:output_type -> chandler.v1.DisableResponse
+	13, // 30: chandler.v1.Rollouts.Enable:output_type -> chandler.v1.EnableResponse
+	27, // [27:31] is the sub-list for method output_type
+	23, // [23:27] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_chandler_v1_rollout_proto_init() }
@@ -1204,14 +1294,14 @@ func file_chandler_v1_rollout_proto_init() {
 		return
 	}
 	file_chandler_v1_admin_proto_init()
-	file_chandler_v1_rollout_proto_msgTypes[3].OneofWrappers = []any{}
+	file_chandler_v1_rollout_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_chandler_v1_rollout_proto_rawDesc), len(file_chandler_v1_rollout_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
