@@ -49,7 +49,7 @@ func (in *legacy) onto(own *record.Rollout) *record.Rollout {
 
 // succeed notes which plugins of which nothing was rolled out take the place of one that went: of one
 // that was there in the last snapshot (was), or is being taken out. After a start proxies
-// may have whatever is recorded.
+// may have whatever is recorded. What the policy had taken out is not on proxies.
 func (l *loop) succeed(was map[string]*chandler.Plugin, first bool) {
 	maps.DeleteFunc(l.from, func(uid, old string) bool {
 		return l.byUID[uid] == nil || l.at(uid).Sequence > 0 || l.at(old).UID == ""
@@ -59,6 +59,9 @@ func (l *loop) succeed(was map[string]*chandler.Plugin, first bool) {
 		ro := l.at(uid)
 		_, there := was[uid]
 		_, parted := l.partings[uid]
+		if e := l.entries[ro.Key]; e != nil && e.object.UID == uid && e.course.detached {
+			continue
+		}
 		if before := last[ro.Key]; (first || there || parted || ro.Kept != nil) && (before == nil || ro.UpdatedAt.After(before.UpdatedAt)) {
 			last[ro.Key] = ro
 		}

@@ -224,6 +224,35 @@ func TestReplacedResourceStaysDisabled(t *testing.T) {
 	}
 }
 
+// against is a gate against one url.
+type against struct {
+	gate
+	url string
+}
+
+func (g *against) Admit(p *chandler.Plugin) []chandler.Problem {
+	if p.Wasm.URL == g.url {
+		return []chandler.Problem{*chandler.Problemf(chandler.CodePolicyDenied, "spec.url", "", "not that one")}
+	}
+	return nil
+}
+
+// What the policy has taken out does not come back with a resource that is made anew.
+func TestReplacedResourceThatWasDetached(t *testing.T) {
+	t.Parallel()
+	on(t, 4, func(t *testing.T, s *stage) {
+		plan := inSteps("1", "100%")
+		s.settled(plan)
+		s.Govern(t.Context(), &against{gate{hash: "1", detach: true}, "oci://reg.example/auth:v1"})
+		s.within(5*time.Second, "nobody has it", func() bool { return s.count(nil) == 4 })
+		s.replace("oci://reg.example/auth:v2", plan, false)
+		s.within(time.Minute, "one has the new one", func() bool { return s.count(modTwo) == 1 })
+		if n := s.count(nil); n != 3 {
+			t.Errorf("%d have nothing, want the 3 others", n)
+		}
+	})
+}
+
 // countConfig tells how many run with a configuration; empty: none, as they refuse requests.
 func (s *stage) countConfig(want string) (n int) {
 	for _, a := range s.actors {
