@@ -47,9 +47,10 @@ func (in *legacy) onto(own *record.Rollout) *record.Rollout {
 	return &ro
 }
 
-// succeed notes which plugins of which nothing was rolled out take the place of one that went: of one
-// that was there in the last snapshot (was), or is being taken out. After a start proxies
-// may have whatever is recorded. What the policy had taken out is not on proxies.
+// succeed notes which plugins of which nothing was rolled out take the place of one that
+// went: of one that was there in the last snapshot (was), or is being taken out. After a
+// start proxies may have whatever is recorded. What the policy had taken out is not on
+// proxies.
 func (l *loop) succeed(was map[string]*chandler.Plugin, first bool) {
 	maps.DeleteFunc(l.from, func(uid, old string) bool {
 		return l.byUID[uid] == nil || l.at(uid).Sequence > 0 || l.at(old).UID == ""
@@ -66,24 +67,12 @@ func (l *loop) succeed(was map[string]*chandler.Plugin, first bool) {
 			last[ro.Key] = ro
 		}
 	}
-	for key, ro := range last {
-		if !l.names[key] {
-			continue
-		}
-		if heir := l.uidOf(key); heir != "" && l.at(heir).Sequence == 0 && l.from[heir] == "" {
-			l.from[heir] = ro.UID
-		}
-	}
-}
-
-// uidOf is the uid of the resource of a name; empty: there is none.
-func (l *loop) uidOf(key chandler.Key) string {
 	for i := range l.snapshot.Objects {
-		if o := &l.snapshot.Objects[i]; o.Key == key {
-			return o.UID
+		o := &l.snapshot.Objects[i]
+		if ro := last[o.Key]; ro != nil && l.at(o.UID).Sequence == 0 && l.from[o.UID] == "" {
+			l.from[o.UID] = ro.UID
 		}
 	}
-	return ""
 }
 
 // bequeaths tells whether somebody is yet to take a legacy over.
