@@ -94,11 +94,11 @@ func TestNeverInTheWay(t *testing.T) {
 		_, span := traces.Tracer().Start(t.Context(), "one")
 		span.End()
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("10,000 spans took %s", took)
 	}
 	end()
-	if took := time.Since(began); took > 15*time.Second {
+	if took := time.Since(began); took > 45*time.Second {
 		t.Errorf("the end took %s", took)
 	}
 	if sent, dropped := counts(t, reg); sent != 0 || dropped < 10_000-2048 {

@@ -316,7 +316,7 @@ func TestEngineHeldStream(t *testing.T) {
 	if o := send(t, s, get()); o.Response != nil || o.Upstream != nil || !strings.Contains(o.Details, "nothing lets") {
 		t.Errorf("%+v", o)
 	}
-	if took := time.Since(begin); took > 2*time.Second {
+	if took := time.Since(begin); took > 20*time.Second {
 		t.Errorf("it took %s", took)
 	}
 }
