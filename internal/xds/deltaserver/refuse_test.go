@@ -193,6 +193,7 @@ func TestRefuse_B98_ErrorDetail(t *testing.T) {
 				if time.Now().After(deadline) {
 					t.Fatal("nothing is kept")
 				}
+				time.Sleep(time.Millisecond) // between looks at a condition
 			}
 			if !strings.Contains(kept, "bad ") || len(kept) > 4<<10+100 || strings.ContainsAny(kept, "\x1b\r\n\x00\u0085") || strings.Contains(kept, "hunter2") {
 				t.Errorf("%d bytes are kept: %.300q", len(kept), kept)
@@ -207,10 +208,10 @@ func TestRefuse_B99_InitialVersions(t *testing.T) {
 	c := serve(t)
 	c.set("ns/a", "x@1")
 	versions := map[string]string{}
-	for i := range 100_000 {
+	for i := range 10_001 {
 		versions[fmt.Sprint(i)] = "1"
 	}
-	c.refused(t, codes.ResourceExhausted, chandler.CodeXDSLimit, "100000 initial resource versions, limit 10000",
+	c.refused(t, codes.ResourceExhausted, chandler.CodeXDSLimit, "10001 initial resource versions, limit 10000",
 		hello(func(r *discoveryv3.DeltaDiscoveryRequest) { r.InitialResourceVersions = versions }))
 }
 
