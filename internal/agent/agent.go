@@ -113,7 +113,9 @@ type Agent struct {
 	state    *State
 	store    *store.Store
 	loader   *loader
-	ads      *envoyads.Server
+	ads      *envoyads.Server // of the present Envoy; see serveSlots
+	socket   string           // where it listens
+	unserve  func()           // ends it
 	reporter *reporter
 	metrics  *metrics
 	inbox    chan message
@@ -247,7 +249,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.derive(sockets); err != nil {
 		return err
 	}
-	return a.run(ctx, filepath.Join(sockets, "ads.sock"))
+	return a.run(ctx)
 }
 
 func (a *Agent) envoyDir() string { return filepath.Join(a.cfg.Data, "envoy") }
@@ -269,7 +271,7 @@ func (a *Agent) openDirectory() (*durable.DirLock, error) {
 }
 
 // run starts everything and owns the state until the end.
-func (a *Agent) run(ctx context.Context, socket string) error {
+func (a *Agent) run(ctx context.Context) error {
 	a.cfg.Node.Features = []string{chandler.FeatureHTTP, chandler.FeatureNetwork, chandler.FeatureLua, chandler.FeatureFile, chandler.FeatureSecretConfig}
 	if a.binary.Slots {
 		a.cfg.Node.Features = append(a.cfg.Node.Features, chandler.FeatureSlots)
@@ -296,7 +298,7 @@ func (a *Agent) run(ctx context.Context, socket string) error {
 			lease.Release()
 		}
 	}
-	if err := a.startServices(services, g, socket); err != nil {
+	if err := a.startServices(services, g); err != nil {
 		cancel()
 		_ = g.Wait()
 		return err
@@ -324,21 +326,8 @@ func (a *Agent) releaseAll() {
 	}
 }
 
-func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket string) error {
-	a.ads = envoyads.New(envoyads.Config{Log: a.log, Events: func(ev envoyads.Event) { a.envoyEvent(ctx, ev) }})
+func (a *Agent) startServices(ctx context.Context, g *errgroup.Group) error {
 	a.envoyLog = a.openEnvoyLog()
-	serve := func() error {
-		_ = os.Remove(socket) // of an agent that is gone: the directory is locked
-		lis, err := net.Listen("unix", socket)
-		if err != nil {
-			return err
-		}
-		if err := os.Chmod(socket, 0o600); err != nil {
-			return errors.Join(err, lis.Close())
-		}
-		g.Go(func() error { return a.ads.Serve(ctx, lis) })
-		return nil
-	}
 	if a.cfg.Admin != "" {
 		lis, err := net.Listen("tcp", a.cfg.Admin)
 		if err != nil {
@@ -346,7 +335,7 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket str
 		}
 		g.Go(func() error { return serveHTTP(ctx, lis, a.adminHandler(a.cfg.Metrics)) })
 	}
-	if err := a.takeEnvoy(ctx, serve); err != nil {
+	if err := a.takeEnvoy(ctx, g); err != nil {
 		return err
 	}
 	g.Go(func() error { a.envoyLog.run(ctx); return nil })
@@ -364,6 +353,33 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group, socket str
 	if len(a.cfg.Control) > 0 {
 		g.Go(func() error { return a.followControl(ctx) })
 	}
+	return nil
+}
+
+// serveSlots serves slots to the Envoy that is there or is started next, until unserve.
+// Each has a server and a socket of its own: one that is dying may have connected in
+// its last moment, and what it says is not to be taken for the word of its successor.
+func (a *Agent) serveSlots(ctx context.Context, g *errgroup.Group) error {
+	if a.unserve != nil {
+		a.unserve() // for one that could not be started
+	}
+	_ = os.Remove(a.socket) // of an agent that is gone: the directory is locked
+	lis, err := net.Listen("unix", a.socket)
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(a.socket, 0o600); err != nil {
+		return errors.Join(err, lis.Close())
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	ads := envoyads.New(envoyads.Config{Log: a.log, Events: func(ev envoyads.Event) { a.envoyEvent(ctx, ev) }})
+	a.ads, a.unserve = ads, func() { cancel(); <-done }
+	g.Go(func() error {
+		defer close(done)
+		defer cancel()
+		return ads.Serve(ctx, lis)
+	})
 	return nil
 }
 

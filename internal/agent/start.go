@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/durable"
@@ -20,6 +22,7 @@ import (
 // derive makes the bootstrap that Envoy will run: the user's, with its listeners
 // moved to a file and slots put into them.
 func (a *Agent) derive(sockets string) error {
+	a.socket = filepath.Join(sockets, "ads.sock")
 	var file []byte
 	if a.envoyArgs.configPath != "" {
 		var err error
@@ -46,7 +49,7 @@ func (a *Agent) derive(sockets string) error {
 // gives them.
 func (a *Agent) deriveConfig(sockets string) attach.DeriveConfig {
 	dc := attach.DeriveConfig{
-		ADSSocket:     filepath.Join(sockets, "ads.sock"),
+		ADSSocket:     a.socket,
 		AdminSocket:   filepath.Join(sockets, "admin.sock"),
 		ListenersFile: filepath.Join(a.envoyDir(), "listeners"),
 		NoSharedSlots: !a.binary.Slots,
@@ -126,10 +129,10 @@ func (a *Agent) leftOver(config string) (listed []attach.Slot) {
 // takeEnvoy gets an Envoy, a new one if none was left to go on with, whose
 // listeners are those that the last good set needs. The slots are served from when
 // no other Envoy runs: what that one asked for would be taken for this one's.
-func (a *Agent) takeEnvoy(ctx context.Context, serve func() error) error {
+func (a *Agent) takeEnvoy(ctx context.Context, g *errgroup.Group) error {
 	config := a.configDigest()
 	listed := a.leftOver(config)
-	if err := serve(); err != nil {
+	if err := a.serveSlots(ctx, g); err != nil {
 		return err
 	}
 	a.state = NewState(Settings{

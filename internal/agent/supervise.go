@@ -146,10 +146,10 @@ func (a *Agent) envoyEnded(ctx context.Context, g *errgroup.Group) error {
 		return exit
 	}
 	a.process, a.adopted, a.lastExit = nil, false, exit
-	unfollow := a.unfollow
+	unfollow, unserve := a.unfollow, a.unserve
 	g.Go(func() error {
 		unfollow()
-		a.ads.Reset()
+		unserve()
 		a.send(ctx, message{parted: true})
 		return nil
 	})
@@ -158,7 +158,6 @@ func (a *Agent) envoyEnded(ctx context.Context, g *errgroup.Group) error {
 
 // envoyDown makes everything as it is before an Envoy is started.
 func (a *Agent) envoyDown(ctx context.Context) {
-	a.ads.Reset() // of what was pushed meanwhile
 	select {
 	case <-a.relistings:
 	default:
@@ -188,6 +187,9 @@ func (a *Agent) restart(ctx context.Context, g *errgroup.Group) error {
 	case err == nil && bin.Digest != a.binary.Digest:
 		return fmt.Errorf("another Envoy (%s) is at %s now; start the agent anew", bin.Version, bin.path)
 	case err == nil:
+		err = a.serveSlots(ctx, g)
+	}
+	if err == nil {
 		err = a.launch(a.configDigest())
 	}
 	if err != nil {

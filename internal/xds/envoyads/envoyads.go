@@ -47,7 +47,9 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// Server serves slots to one Envoy.
+// Server serves slots to one process of Envoy. The next one, which has seen nothing of
+// what this one was sent, takes another Server, that listens when this one does not
+// any more: of a connection alone nobody can tell whose it is.
 type Server struct {
 	config Config
 	log    *slog.Logger
@@ -64,11 +66,8 @@ type session struct {
 	done   chan struct{} // closed when it has ended, its last event told
 }
 
-// Why a stream is ended from this side.
-var (
-	errReplaced = errors.New("another stream of Envoy's took its place")
-	errReset    = errors.New("the agent begins anew")
-)
+// errReplaced is why a stream is ended from this side.
+var errReplaced = errors.New("another stream of Envoy's took its place")
 
 // New gives a server that serves nothing yet.
 func New(config Config) *Server {
@@ -125,22 +124,6 @@ func (s *Server) Drop(slot string) {
 	}
 }
 
-// Reset forgets all that was set and answered, and ends the stream: when it
-// returns its last event, Disconnected, has been told. It must be called after an
-// Envoy has ended and before another is started, which has seen nothing of it.
-func (s *Server) Reset() {
-	s.mu.Lock()
-	s.ledger = newLedger()
-	before := s.current
-	if before != nil {
-		before.cancel(errReset)
-	}
-	s.mu.Unlock()
-	if before != nil {
-		<-before.done
-	}
-}
-
 // service keeps the protocol's methods out of Server's.
 type service struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
@@ -165,11 +148,11 @@ func (sv *service) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoveryS
 		return status.FromContextError(ctx.Err()).Err()
 	}
 	s := sv.server
-	books := s.take(mine)
+	s.take(mine)
 	s.config.Events(Connected{Version: envoyVersion(first.Node)})
-	err := s.converse(ctx, rpc, books, first, requests, failed)
+	err := s.converse(ctx, rpc, first, requests, failed)
 	s.leave(mine)
-	if cause := context.Cause(ctx); errors.Is(cause, errReplaced) || errors.Is(cause, errReset) {
+	if cause := context.Cause(ctx); errors.Is(cause, errReplaced) {
 		err = cause
 	}
 	s.config.Events(Disconnected{Err: err})
@@ -200,8 +183,8 @@ func (sv *service) receive(ctx context.Context, rpc discoveryv3.AggregatedDiscov
 }
 
 // take makes the session the one that counts, once the one before has ended,
-// and begins a stream in the books.
-func (s *Server) take(mine *session) *ledger {
+// and begins a stream in the ledger.
+func (s *Server) take(mine *session) {
 	s.mu.Lock()
 	before := s.current
 	s.current = mine
@@ -213,7 +196,6 @@ func (s *Server) take(mine *session) *ledger {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ledger.open()
-	return s.ledger
 }
 
 func (s *Server) leave(mine *session) {
@@ -224,20 +206,18 @@ func (s *Server) leave(mine *session) {
 	}
 }
 
-// converse answers requests and sends what is due, until the stream ends. books
-// is the ledger that it began with: after a Reset it writes into one that nobody
-// reads any more.
+// converse answers requests and sends what is due, until the stream ends.
 func (s *Server) converse(ctx context.Context, rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer,
-	books *ledger, req *discoveryv3.DeltaDiscoveryRequest, requests <-chan *discoveryv3.DeltaDiscoveryRequest, failed <-chan error) error {
+	req *discoveryv3.DeltaDiscoveryRequest, requests <-chan *discoveryv3.DeltaDiscoveryRequest, failed <-chan error) error {
 	for {
 		if req != nil {
-			events, err := s.request(books, req)
+			events, err := s.request(req)
 			s.tell(events)
 			if err != nil {
 				return err
 			}
 		}
-		out, events := s.next(books)
+		out, events := s.next()
 		s.tell(events)
 		if out != nil {
 			if err := rpc.Send(out); err != nil {
@@ -256,9 +236,9 @@ func (s *Server) converse(ctx context.Context, rpc discoveryv3.AggregatedDiscove
 	}
 }
 
-// request enters a request into the books: first the answer that it is, then the
+// request enters a request into the ledger: first the answer that it is, then the
 // change of subscriptions, which counts even when the answer is stale.
-func (s *Server) request(books *ledger, req *discoveryv3.DeltaDiscoveryRequest) ([]Event, error) {
+func (s *Server) request(req *discoveryv3.DeltaDiscoveryRequest) ([]Event, error) {
 	if req.TypeUrl != TypeURL {
 		s.log.Warn("Envoy asks for resources that the agent does not serve", "type", chandler.Printable(req.TypeUrl, maxName))
 		return nil, nil
@@ -271,28 +251,28 @@ func (s *Server) request(books *ledger, req *discoveryv3.DeltaDiscoveryRequest) 
 		if !a.acked {
 			a.message = chandler.Printable(req.ErrorDetail.GetMessage(), maxMessage)
 		}
-		events = books.answered(req.ResponseNonce, a)
+		events = s.ledger.answered(req.ResponseNonce, a)
 	}
 	for _, name := range req.ResourceNamesUnsubscribe {
-		events = append(events, books.unsubscribe(name)...)
+		events = append(events, s.ledger.unsubscribe(name)...)
 	}
 	for _, name := range req.ResourceNamesSubscribe {
 		if name == "*" {
 			continue
 		}
-		if len(name) > maxName || len(books.slots) >= maxSlots && books.slots[name] == nil {
+		if len(name) > maxName || len(s.ledger.slots) >= maxSlots && s.ledger.slots[name] == nil {
 			return events, status.Errorf(codes.ResourceExhausted, "more than %d slots, or a name of more than %d bytes", maxSlots, maxName)
 		}
-		events = append(events, books.subscribe(name, req.InitialResourceVersions[name])...)
+		events = append(events, s.ledger.subscribe(name, req.InitialResourceVersions[name])...)
 	}
 	return events, nil
 }
 
 // next gives the response that goes out now; nil when none does.
-func (s *Server) next(books *ledger) (*discoveryv3.DeltaDiscoveryResponse, []Event) {
+func (s *Server) next() (*discoveryv3.DeltaDiscoveryResponse, []Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d, events := books.next()
+	d, events := s.ledger.next()
 	if d == nil {
 		return nil, events
 	}

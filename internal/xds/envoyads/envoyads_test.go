@@ -279,25 +279,6 @@ func TestUnsubscribedAndSubscribedAgain(t *testing.T) {
 	r.expect(Acked{Slot: "a", Version: "a1"})
 }
 
-func TestReset(t *testing.T) {
-	t.Parallel()
-	r := serve(t)
-	p := r.connect()
-	p.hello(nil, "a")
-	r.expect(Connected{"1.40.0"}, Subscribed{Slot: "a"})
-	r.set("a", "bad")
-	p.nack(p.receive("a", "bad"), "no")
-	r.expect(Nacked{"a", "bad", "no"})
-	r.server.Reset()
-	r.expect(Disconnected{errReset})
-	p = r.connect()
-	p.hello(nil, "a")
-	r.expect(Connected{"1.40.0"}, Subscribed{Slot: "a"})
-	r.set("a", "bad") // another Envoy may see it otherwise
-	p.ack(p.receive("a", "bad"))
-	r.expect(Acked{Slot: "a", Version: "bad"})
-}
-
 func TestOtherRequests(t *testing.T) {
 	t.Parallel()
 	r := serve(t)

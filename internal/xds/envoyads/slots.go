@@ -60,10 +60,11 @@ func (s *slot) fresh() {
 	s.told = nil
 }
 
-// resume takes up a subscription of which Envoy says it holds a version.
+// resume takes up a subscription of which Envoy says it holds a version; its word
+// counts, whatever it said before.
 func (s *slot) resume(held string) {
 	broken, lost := s.broken, s.lost
-	s.broken, s.lost = false, nil
+	s.broken, s.lost, s.held = false, nil, ""
 	switch {
 	case broken && lost != nil && lost.version == held:
 		s.acked, s.last, s.lastTold = lost, lost, answer{acked: true}

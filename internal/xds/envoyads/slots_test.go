@@ -40,6 +40,12 @@ func (m *model) receive(slot, version, body string) answer {
 	return answer{acked: true}
 }
 
+func (m *model) forget(slot string) {
+	delete(m.inForce, slot)
+	delete(m.version, slot)
+	delete(m.memory, slot)
+}
+
 func bodyOf(s string) *anypb.Any { return &anypb.Any{TypeUrl: TypeURL, Value: []byte(s)} }
 
 // Whatever is set and however streams break, an Acked is never told of a content
@@ -118,15 +124,22 @@ func TestLedgerAgainstEnvoy(t *testing.T) {
 				name := rapid.SampledFrom(names).Draw(t, "slot")
 				if envoy.subscribed[name] && l.sent == nil {
 					envoy.subscribed[name] = false
-					delete(envoy.inForce, name)
-					delete(envoy.version, name)
-					delete(envoy.memory, name)
+					envoy.forget(name)
 					check(l.unsubscribe(name))
 				}
 			},
 			"answer": func(t *rapid.T) { pump(rapid.IntRange(1, 4).Draw(t, "steps"), false) },
 			"break": func(t *rapid.T) {
 				pump(1, true)
+				connect()
+			},
+			"drop between streams": func(t *rapid.T) { // a listener went and came while nobody listened
+				name := rapid.SampledFrom(names).Draw(t, "slot")
+				envoy.forget(name)
+				connect()
+			},
+			"agent begins anew": func(t *rapid.T) {
+				l = newLedger()
 				connect()
 			},
 			"": func(t *rapid.T) {},
@@ -168,6 +181,21 @@ func TestNewAgentBesideLiveEnvoy(t *testing.T) {
 	}
 	if !slices.Equal(sent, []string{"good", "bad"}) || !slices.Equal(told, []Event{Nacked{"a", "bad", "refused"}}) {
 		t.Fatalf("sent %v, told %v", sent, told)
+	}
+}
+
+// What an Envoy said on a stream that it holds is not believed once it says on the next
+// one that it holds nothing: that was another Envoy, or the slot is a new one.
+func TestLastWordCounts(t *testing.T) {
+	t.Parallel()
+	l := newLedger()
+	l.open()
+	l.subscribe("a", "good")
+	l.open()
+	l.subscribe("a", "")
+	l.set("a", &push{"good", bodyOf("good")})
+	if d, told := l.next(); d == nil || told != nil {
+		t.Fatalf("sent %v, told %v; nothing is in force", d, told)
 	}
 }
 
