@@ -121,6 +121,7 @@ type listenersFollower struct {
 	mark    int64 // the end of Envoy's log then
 	taken   bool  // one file with listeners
 	open    bool  // all were active once
+	told    bool  // that it takes long
 }
 
 // begin writes the file that is due.
@@ -180,6 +181,10 @@ func (f *listenersFollower) look(ctx context.Context) {
 func (f *listenersFollower) lookReady(ctx context.Context) {
 	poll, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
+	if v := f.agent.view.Load(); v != nil && !f.told && time.Since(f.since) > listenersPatience {
+		f.told = true
+		f.agent.log.Warn("envoy has started and its listeners are not active yet", "why", strings.Join(v.unready, "; "))
+	}
 	if st, err := f.agent.envoyAdmin.listeners(poll); err != nil || st.warming > 0 {
 		return
 	}

@@ -82,6 +82,10 @@ func (s *State) reportOf(p *plugin) chandler.AttachmentState {
 		} else if s.hasOwnSlot(v) {
 			st.Message = fmt.Sprintf("it has a slot of its own in the listeners and decides for connections made since it came; to attach it drained those before (%s so far)", often(p.drains))
 		}
+	case chandler.StateReady:
+		if s.envoy != "" && !s.open {
+			st.Message = "the listeners are not active yet: " + s.warming()
+		}
 	case chandler.StateUnmatched:
 		st.Reason = chandler.CodeNoListener
 		st.Message = "no listener of this proxy has the mode and port that the plugin matches"
@@ -154,7 +158,7 @@ func (s *State) Readiness() []string {
 		return []string{"envoy is not running"}
 	}
 	if !s.open {
-		return []string{"listeners are not active"}
+		return []string{"listeners are not active: " + s.warming()}
 	}
 	var why []string
 	for _, key := range s.sortedKeys() {
@@ -167,6 +171,33 @@ func (s *State) Readiness() []string {
 		}
 	}
 	return why
+}
+
+// warming tells what listeners wait for that are not active.
+func (s *State) warming() string {
+	unasked, waiting, unanswered := 0, 0, 0
+	for _, sl := range s.slots {
+		switch {
+		case !sl.subscribed:
+			unasked++
+		case sl.sent != nil:
+			unanswered++
+		case sl.acked == nil:
+			waiting++
+		}
+	}
+	of := func(n int) string { return fmt.Sprintf("%d of %d slots", n, len(s.slots)) }
+	switch {
+	case !s.seeded:
+		return "neither the disk nor a control plane has told yet which plugins belong here"
+	case unasked > 0:
+		return "Envoy has not asked for " + of(unasked)
+	case unanswered > 0:
+		return "Envoy has not answered for " + of(unanswered)
+	case waiting > 0:
+		return "nothing has been sent yet for " + of(waiting)
+	}
+	return "Envoy has all that it asked for"
 }
 
 // Counted tells whether a plugin is in force whose VM Envoy makes anew, and counts,

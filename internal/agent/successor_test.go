@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/xds/envoyads"
 )
 
@@ -142,4 +145,41 @@ func TestSuccessorBeginsWithNothing(t *testing.T) {
 	}
 	a.loader.wait()
 	a.releaseAll()
+}
+
+// While listeners are not active, agent and control plane tell what they wait for.
+func TestWhatListenersWaitFor(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1_700_000_000, 0)
+	slots := []attach.Slot{authnSlot, statsSlot}
+	s, v := NewState(Settings{Slots: slots, Features: []string{chandler.FeatureHTTP}}), version("a")
+	v.Program = chandler.Program{Lua: &chandler.Lua{InlineCode: "x"}}
+	wait := func(why string) {
+		t.Helper()
+		if got := s.Readiness(); len(got) != 1 || !strings.Contains(got[0], why) {
+			t.Errorf("not ready for %q, want %q", got, why)
+		}
+		if st, ok := s.Report()[v.Key]; ok && (st.State != chandler.StateReady || st.InForce != "" || !strings.Contains(st.Message, why)) {
+			t.Errorf("reported: %+v, want %q", st, why)
+		}
+	}
+	s.Step(EnvoyStarted{Envoy: "e"}, now)
+	wait("which plugins belong here")
+	s.Step(Assigned{Changed: []Version{v}}, now)
+	wait("not asked for 2 of 2 slots")
+	sent := pushesOf(s.Step(Subscribed{Slot: statsSlot.Name()}, now))
+	wait("not asked for 1 of 2 slots")
+	sent = append(sent, pushesOf(s.Step(Subscribed{Slot: authn}, now))...)
+	for i, push := range sent {
+		wait(fmt.Sprintf("not answered for %d of 2 slots", len(sent)-i))
+		s.Step(Acked{Slot: push.Slot, Version: push.Version}, now)
+	}
+	wait("has all that it asked for")
+	s.Step(ListenersOpen{}, now)
+	if why := s.Readiness(); why != nil && strings.Contains(why[0], "listeners") {
+		t.Errorf("not ready for %q", why)
+	}
+	if st := s.Report()[v.Key]; st.Message != "" {
+		t.Errorf("reported: %+v", st)
+	}
 }
