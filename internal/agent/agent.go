@@ -356,33 +356,6 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group) error {
 	return nil
 }
 
-// serveSlots serves slots to the Envoy that is there or is started next, until unserve.
-// Each has a server and a socket of its own: one that is dying may have connected in
-// its last moment, and what it says is not to be taken for the word of its successor.
-func (a *Agent) serveSlots(ctx context.Context, g *errgroup.Group) error {
-	if a.unserve != nil {
-		a.unserve() // for one that could not be started
-	}
-	_ = os.Remove(a.socket) // of an agent that is gone: the directory is locked
-	lis, err := net.Listen("unix", a.socket)
-	if err != nil {
-		return err
-	}
-	if err := os.Chmod(a.socket, 0o600); err != nil {
-		return errors.Join(err, lis.Close())
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	ads := envoyads.New(envoyads.Config{Log: a.log, Events: func(ev envoyads.Event) { a.envoyEvent(ctx, ev) }})
-	a.ads, a.unserve = ads, func() { cancel(); <-done }
-	g.Go(func() error {
-		defer close(done)
-		defer cancel()
-		return ads.Serve(ctx, lis)
-	})
-	return nil
-}
-
 // send hands a message to the goroutine that owns the state.
 func (a *Agent) send(ctx context.Context, m message) bool {
 	select {
