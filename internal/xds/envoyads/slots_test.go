@@ -51,7 +51,8 @@ func bodyOf(s string) *anypb.Any { return &anypb.Any{TypeUrl: TypeURL, Value: []
 // Whatever is set and however streams break, an Acked is never told of a content
 // that does not decide requests, nothing goes out that was not set, and in the
 // end the newest content that Envoy accepts is in force everywhere. The caller
-// behaves as it must: after a Nacked it sets what was in force before.
+// behaves as it must: after a Nacked it sets what was in force before, and when it begins
+// anew it sets that first, and nothing else before it is answered.
 func TestLedgerAgainstEnvoy(t *testing.T) {
 	t.Parallel()
 	bodies := []string{"empty", "good", "better", "bad", "worse"}
@@ -59,6 +60,7 @@ func TestLedgerAgainstEnvoy(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l, envoy := newLedger(), newModel("bad", "worse")
 		good := map[string]string{"a": "empty", "b": "empty", "c": "empty"}
+		first := map[string]bool{} // its answer is waited for
 		check := func(events []Event) {
 			for _, ev := range events {
 				switch ev := ev.(type) {
@@ -66,8 +68,9 @@ func TestLedgerAgainstEnvoy(t *testing.T) {
 					if envoy.inForce[ev.Slot] != ev.Version {
 						t.Fatalf("told %+v while %q is in force", ev, envoy.inForce[ev.Slot])
 					}
-					good[ev.Slot] = ev.Version
+					good[ev.Slot], first[ev.Slot] = ev.Version, false
 				case Nacked:
+					first[ev.Slot] = false
 					if !envoy.refuses[ev.Version] && ev.Message != lostAnswer {
 						t.Fatalf("told %+v", ev)
 					}
@@ -108,7 +111,7 @@ func TestLedgerAgainstEnvoy(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"set": func(t *rapid.T) {
 				name, body := rapid.SampledFrom(names).Draw(t, "slot"), rapid.SampledFrom(bodies).Draw(t, "body")
-				if envoy.inForce[name] == "" && envoy.refuses[body] {
+				if first[name] || envoy.inForce[name] == "" && envoy.refuses[body] {
 					return // until something is in force only what is known to be good is set
 				}
 				l.set(name, &push{body, bodyOf(body)})
@@ -140,6 +143,11 @@ func TestLedgerAgainstEnvoy(t *testing.T) {
 			},
 			"agent begins anew": func(t *rapid.T) {
 				l = newLedger()
+				for _, name := range names {
+					if first[name] = envoy.inForce[name] != ""; first[name] {
+						l.set(name, &push{good[name], bodyOf(good[name])})
+					}
+				}
 				connect()
 			},
 			"": func(t *rapid.T) {},
