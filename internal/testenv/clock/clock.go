@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -48,6 +49,11 @@ func (w *walk) value(path string, v reflect.Value) {
 			if word := v.Field(0).Uint(); word&monotonic == 0 && !(word == 0 && v.Field(1).Int() == 0) {
 				w.found = append(w.found, path)
 			}
+			return
+		}
+		// What messages have of protobuf's own is the whole process's, and written to
+		// by whoever uses it first.
+		if strings.HasPrefix(v.Type().PkgPath(), "google.golang.org/protobuf/") {
 			return
 		}
 		for i := range v.NumField() {
