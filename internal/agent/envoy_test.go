@@ -2,11 +2,11 @@ package agent
 
 import (
 	"context"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"chandler.dev/chandler/internal/testenv/executable"
 	"chandler.dev/chandler/internal/testenv/module"
 )
 
@@ -28,10 +28,7 @@ func TestProbeEnvoy(t *testing.T) {
 	}
 	// What is remembered is of that file: another one in its place is asked anew.
 	other := filepath.Join(t.TempDir(), "envoy")
-	writeFile(t, other, []byte("#!/bin/sh\necho x/9.9.9/x\n"))
-	if err := os.Chmod(other, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	executable.Write(t, other, "#!/bin/sh\necho x/9.9.9/x\n")
 	first, err := probeEnvoy(t.Context(), other, memory)
 	if err != nil || first.Version != "9.9.9" {
 		t.Fatalf("%+v, %v", first, err)
@@ -39,7 +36,7 @@ func TestProbeEnvoy(t *testing.T) {
 	if again, err := probeEnvoy(canceled(t.Context()), other, memory); err != nil || again != first {
 		t.Errorf("it was run again: %+v, %v", again, err)
 	}
-	writeFile(t, other, []byte("#!/bin/sh\necho xx/9.9.10/x\n"))
+	executable.Write(t, other, "#!/bin/sh\necho xx/9.9.10/x\n")
 	if next, err := probeEnvoy(t.Context(), other, memory); err != nil || next.Version != "9.9.10" || next.Digest == first.Digest {
 		t.Errorf("another file: %+v, %v", next, err)
 	}

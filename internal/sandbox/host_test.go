@@ -15,6 +15,7 @@ import (
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/proxywasm"
 	"chandler.dev/chandler/internal/sandbox"
+	"chandler.dev/chandler/internal/testenv/executable"
 	"chandler.dev/chandler/internal/testenv/module"
 )
 
@@ -175,10 +176,7 @@ func TestRefuse_B73_StartLoopsInHost(t *testing.T) {
 func TestFault_F74_HostCrashes(t *testing.T) {
 	t.Parallel()
 	program := filepath.Join(t.TempDir(), "host")
-	script := "#!/bin/sh\ncase $# in 0) echo '{}';; *) exit 7;; esac\n"
-	if err := os.WriteFile(program, []byte(script), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	executable.Write(t, program, "#!/bin/sh\ncase $# in 0) echo '{}';; *) exit 7;; esac\n")
 	host, err := sandbox.OpenHost(t.Context(), sandbox.Config{}, program)
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/sandbox"
+	"chandler.dev/chandler/internal/testenv/executable"
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/wasmhost"
 )
@@ -157,10 +158,8 @@ func TestFault_F74_Crash(t *testing.T) {
 func imposter(t *testing.T, does string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "envoy")
-	script := fmt.Sprintf("#!/bin/sh\ncase $1 in --version) exec %s --version;; esac\n%s\n", module.Envoy(t), does)
-	if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	text := fmt.Sprintf("#!/bin/sh\ncase $1 in --version) exec %s --version;; esac\n%s\n", module.Envoy(t), does)
+	executable.Write(t, path, text)
 	return path
 }
 

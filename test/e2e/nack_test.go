@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"chandler.dev/chandler/internal/testenv/executable"
 	"chandler.dev/chandler/internal/testenv/module"
 )
 
@@ -262,9 +263,7 @@ func TestNack_WhileEnvoyStarts(t *testing.T) {
 	full := filepath.Join(w.dir, "full-moon")
 	agent := filepath.Join(w.dir, "agent.sh")
 	text := fmt.Sprintf("#!/bin/sh\n[ -e %q ] && export MOON=full\nexec %q \"$@\"\n", full, filepath.Join(built, "chandler-agent"))
-	if err := os.WriteFile(agent, []byte(text), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	executable.Write(t, agent, text)
 	p := w.agent(node{name: "a", binary: agent}, w.gateway(listener{port: one, name: "one"}, listener{port: two, name: "two"}))
 	url := w.push("append:v1", module.Append())
 	changes := w.push("moody:v1", module.Append(moody))

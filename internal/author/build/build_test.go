@@ -17,6 +17,7 @@ import (
 	"chandler.dev/chandler/internal/author/build"
 	"chandler.dev/chandler/internal/author/scaffold"
 	"chandler.dev/chandler/internal/testenv/compilers"
+	"chandler.dev/chandler/internal/testenv/executable"
 	"chandler.dev/chandler/internal/testenv/module"
 )
 
@@ -26,9 +27,10 @@ func write(t *testing.T, dir string, files map[string]string) {
 	t.Helper()
 	for name, text := range files {
 		file := filepath.Join(dir, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o755)); err != nil {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
 		}
+		executable.Write(t, file, text)
 	}
 }
 
