@@ -399,11 +399,17 @@ func TestStoreOfRunningAgent(t *testing.T) {
 		t.Errorf("after it:\n%s", list)
 	}
 	has(t, port, "new")
+	// One bit, as disks do: another size the agent sees, and mends, within seconds.
 	file := wholeModules(t, p.modules())[0]
 	if err := os.Chmod(file, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(file, []byte("not what it was"), 0o600); err != nil {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt([]byte{1}, 0)
+	if err := errors.Join(err, f.Close()); err != nil {
 		t.Fatal(err)
 	}
 	if out, code := p.local(t, "store", "verify"); code != 3 || !strings.Contains(out, "1 corrupt") {
