@@ -61,17 +61,15 @@ func (s *slot) fresh() {
 }
 
 // resume takes up a subscription of which Envoy says it holds a version; its word
-// counts, whatever it said before. What it received last it remembers as long as it
-// keeps the slot, also where all that is known of what is in force is its word.
+// counts, whatever it said before.
 func (s *slot) resume(held string) {
-	broken, lost, before := s.broken, s.lost, s.held
+	broken, lost := s.broken, s.lost
 	s.broken, s.lost, s.held = false, nil, ""
 	switch {
 	case broken && lost != nil && lost.version == held:
 		s.acked, s.last, s.lastTold = lost, lost, answer{acked: true}
 	case broken && s.acked != nil && s.acked.version == held:
-	case broken && s.acked == nil && (held == before || held == ""):
-		s.held = held
+	case broken && s.acked == nil && held == "":
 		if lost != nil {
 			s.last, s.lastTold = lost, answer{message: lostAnswer}
 		}
