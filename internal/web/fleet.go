@@ -70,7 +70,7 @@ func (f *fleet) ListProxies(ctx context.Context, req *connect.Request[chandlerv1
 }
 
 func wantsProxy(req *chandlerv1.ListProxiesRequest, n chandler.Node) bool {
-	return (req.Namespace == "" || req.Namespace == n.Namespace) && (req.Name == "" || req.Name == n.Name) && chandler.HasLabels(n.Labels, req.Labels)
+	return wants(req.Namespace, n.Namespace) && wants(req.Name, n.Name) && chandler.HasLabels(n.Labels, req.Labels)
 }
 
 func proxyToProto(p *control.ProxyView, details bool, sight *access.Sight) *chandlerv1.Proxy {
@@ -258,8 +258,7 @@ func (f *fleet) ListEvents(ctx context.Context, req *connect.Request[chandlerv1.
 }
 
 func wantsEvent(req *chandlerv1.ListEventsRequest, e *chandler.Event) bool {
-	return (req.Kind == "" || req.Kind == e.Key.Kind) && (req.Namespace == "" || req.Namespace == e.Namespace()) &&
-		(req.Name == "" || req.Name == e.Key.Name) && (req.Node == "" || req.Node == e.Node)
+	return wants(req.Kind, e.Key.Kind) && wants(req.Namespace, e.Namespace()) && wants(req.Name, e.Key.Name) && wants(req.Node, e.Node)
 }
 
 func eventToProto(e *chandler.Event) *chandlerv1.Event {

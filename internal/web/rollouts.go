@@ -51,10 +51,7 @@ func (s *rollouts) ListRollouts(ctx context.Context, req *connect.Request[chandl
 	res := &chandlerv1.ListRolloutsResponse{}
 	for i := range views {
 		v, m := &views[i], req.Msg
-		if m.Kind != "" && m.Kind != v.Kind || m.Namespace != "" && m.Namespace != v.Namespace || m.Name != "" && m.Name != v.Name {
-			continue
-		}
-		if sight.May(access.List, v.Namespace) {
+		if wants(m.Kind, v.Kind) && wants(m.Namespace, v.Namespace) && wants(m.Name, v.Name) && sight.May(access.List, v.Namespace) {
 			res.Rollouts = append(res.Rollouts, rolloutToProto(v))
 		}
 	}

@@ -254,9 +254,12 @@ func Select(views []control.ObjectView, req *chandlerv1.ListRequest) []*chandler
 
 // selected tells whether a request asks for an object; empty fields match all.
 func selected(req *chandlerv1.ListRequest, o *source.Object) bool {
-	return (req.Kind == "" || req.Kind == o.Kind) && (req.Namespace == "" || req.Namespace == o.Namespace) &&
-		(req.Name == "" || req.Name == o.Name) && chandler.HasLabels(o.Labels, req.Labels)
+	return wants(req.Kind, o.Kind) && wants(req.Namespace, o.Namespace) && wants(req.Name, o.Name) && chandler.HasLabels(o.Labels, req.Labels)
 }
+
+// wants tells whether a field of a request asks for what there is; an empty one does for
+// all.
+func wants(field, is string) bool { return field == "" || field == is }
 
 func objectToProto(v *control.ObjectView, req *chandlerv1.ListRequest) *chandlerv1.Object {
 	o := &v.Object
