@@ -11,6 +11,20 @@ import (
 	"chandler.dev/chandler/internal/source"
 )
 
+// loaded is a control plane's loop that has read its records and does not run.
+func loaded(t *testing.T, records record.Store) *loop {
+	t.Helper()
+	c, err := New(Config{Records: records, Resolver: resolve.New(resolve.Config{})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := c.load(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
 // A rollout record that is seen before the release it names changes nothing until
 // that is there: the release before never goes out under the new sequence.
 func TestRolloutAheadOfItsRelease(t *testing.T) {
@@ -23,14 +37,7 @@ func TestRolloutAheadOfItsRelease(t *testing.T) {
 	if _, err := records.SwapRollout(t.Context(), nil, recordtest.Rollout(1)); err != nil {
 		t.Fatal(err)
 	}
-	c, err := New(Config{Records: records, Resolver: resolve.New(resolve.Config{})})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := c.load(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := loaded(t, records)
 	next := recordtest.Rollout(2)
 	next.Previous, next.Revision = one.ID, 2
 	l.recorded(record.Change{Rollout: &next})
@@ -53,15 +60,7 @@ func TestRolloutAheadOfItsRelease(t *testing.T) {
 // passed over goes.
 func TestReleaseAheadOfItsRollout(t *testing.T) {
 	t.Parallel()
-	records := record.NewMemory()
-	c, err := New(Config{Records: records, Resolver: resolve.New(resolve.Config{})})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := c.load(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := loaded(t, record.NewMemory())
 	began := recordtest.Release(0).ResolvedAt
 	see := func(generation int) chandler.Release {
 		r := recordtest.Release(int64(generation))
