@@ -115,6 +115,14 @@ func parseKind(s string) (string, error) {
 	return "", usagef("%q is no kind that is known; use wasmplugin or trafficextension", s)
 }
 
+// arg is the n-th argument of a command; empty when it is not given.
+func arg(args []string, n int) string {
+	if n < len(args) {
+		return args[n]
+	}
+	return ""
+}
+
 // listRequest is what the scope flags ask for: plugins of a kind, or of both. A name is
 // looked for as find does; of all namespaces together it may be several plugins'.
 func (e *env) listRequest(ctx context.Context, kind, name string, defaultAll bool) (*chandlerv1.ListRequest, error) {

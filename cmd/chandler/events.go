@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,7 +27,7 @@ memory, since it began; its log has the lines of who changed what for longer.`,
 			if len(args) > 1 {
 				return usagef("unexpected argument %q", args[1])
 			}
-			name, namespace := strings.Join(args, ""), e.namespace
+			name, namespace := arg(args, 0), e.namespace
 			if e.all {
 				namespace = ""
 			}

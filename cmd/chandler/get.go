@@ -27,8 +27,7 @@ func getCommand(e *env) *cobra.Command {
 			if len(args) > 2 {
 				return usagef("unexpected argument %q", args[2])
 			}
-			all := append(args, "", "")
-			req, err := e.listRequest(cmd.Context(), all[0], all[1], false)
+			req, err := e.listRequest(cmd.Context(), arg(args, 0), arg(args, 1), false)
 			if err != nil {
 				return err
 			}

@@ -39,7 +39,7 @@ The exit code is 3 when something is not as it should be.`,
 			if len(args) > 1 {
 				return usagef("unexpected argument %q", args[1])
 			}
-			req, err := e.listRequest(cmd.Context(), kind, strings.Join(args, ""), true)
+			req, err := e.listRequest(cmd.Context(), kind, arg(args, 0), true)
 			if err != nil {
 				return err
 			}
