@@ -1,6 +1,7 @@
 package control_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,6 +13,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
+	"chandler.dev/chandler/internal/rollout"
 )
 
 // relabel has an agent come back with other labels, and with what it has.
@@ -46,6 +48,68 @@ func TestRelabelledCanaryKeepsItsRelease(t *testing.T) {
 		if n := s.count(modTwo); n != 4 {
 			t.Errorf("%d have it in the end", n)
 		}
+	})
+}
+
+// A step is for as many as it says also when it is chosen while most agents are away: they
+// are back soon, and those whose turn is earlier would be chosen with whoever was there.
+func TestStepIsChosenAmongThoseWhoComeBack(t *testing.T) {
+	t.Parallel()
+	for name, restarted := range map[string]bool{"the network is gone": false, "the control plane was": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			on(t, 6, func(t *testing.T, s *stage) {
+				plan := inSteps("1", "100%")
+				s.settled(plan)
+				uid := s.objects["auth"].UID
+				lastFirst := slices.SortedFunc(slices.Values(s.actors), func(a, b *actor) int {
+					return cmp.Compare(rollout.Place(uid, b.node), rollout.Place(uid, a.node))
+				})
+				away := lastFirst[1:]
+				if restarted {
+					away = lastFirst
+				}
+				for _, a := range away {
+					a.stopPlaying()
+					a.stop()
+				}
+				s.apply("auth", "oci://reg.example/auth:v2", plan)
+				if restarted {
+					s.restart()
+					s.deliver()
+				}
+				for _, a := range away {
+					time.Sleep(1500 * time.Millisecond)
+					a.connect(s.rig)
+					a.begin()
+				}
+				s.within(20*time.Second, "somebody has it", func() bool { return s.count(modTwo) > 0 })
+				time.Sleep(5 * time.Second)
+				if n := s.count(modTwo); n != 1 {
+					t.Errorf("%d have what is for one", n)
+				}
+				s.rests(chandler.RolloutHealthy)
+			})
+		})
+	}
+}
+
+// Nobody waits for a proxy that does not come back.
+func TestStepIsNotForWhoStaysAway(t *testing.T) {
+	t.Parallel()
+	on(t, 3, func(t *testing.T, s *stage) {
+		plan := inSteps("1", "100%")
+		s.settled(plan)
+		uid := s.objects["auth"].UID
+		first := slices.MinFunc(s.actors, func(a, b *actor) int { return cmp.Compare(rollout.Place(uid, a.node), rollout.Place(uid, b.node)) })
+		first.stopPlaying()
+		first.stop()
+		s.apply("auth", "oci://reg.example/auth:v2", plan)
+		time.Sleep(8 * time.Second)
+		if n := s.count(modTwo); n != 0 {
+			t.Errorf("%d have it while the one whose turn it is may come back", n)
+		}
+		s.within(15*time.Second, "the next has it", func() bool { return s.count(modTwo) == 1 })
 	})
 }
 
@@ -121,10 +185,12 @@ func TestReplacedResourceComesInSteps(t *testing.T) {
 					lost = 1 // the deletion came to the first step
 				}
 				s.replace("oci://reg.example/auth:v2", plan, c.deletionSeen)
+				seen := 8 * time.Second
 				if c.killed {
 					s.reboot()
+					seen = 13 * time.Second // it waits for who may come back
 				}
-				for end := time.Now().Add(8 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+				for end := time.Now().Add(seen); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 					if n := s.count(nil); n > lost {
 						t.Fatalf("%d have nothing", n)
 					}

@@ -144,6 +144,8 @@ func (l *loop) step(ctx context.Context, e *entry, members []member, now time.Ti
 	case w.state.Step == unbegun:
 		l.first(ctx, ro, o, now)
 		return
+	case order == record.Promote && !o.Reunited(&w.state.Plan, now):
+		return
 	case order == record.Promote:
 		next, decision = rollout.Promote(w.state, o, now)
 	case order == record.Resume:
@@ -173,22 +175,19 @@ func stuck(before, next rollout.State, why string) (rollout.State, rollout.Decis
 	return next, rollout.Pause
 }
 
-// first begins a rollout: as soon as proxies said what they answered before it.
+// first begins a rollout: as soon as proxies are there, and said what they answered before
+// it.
 func (l *loop) first(ctx context.Context, ro record.Rollout, o rollout.Observed, now time.Time) {
-	waited := now.Sub(ro.Stage.Since)
-	connected, silent := 0, 0
+	waited, silent := now.Sub(ro.Stage.Since), false
 	for i := range o.Proxies {
-		if p := &o.Proxies[i]; p.Connected {
-			connected++
-			if len(p.Traffic) == 0 {
-				silent++
-			}
-		}
+		p := &o.Proxies[i]
+		silent = silent || p.Connected && len(p.Traffic) == 0
 	}
+	there := len(o.There(&ro.Stage.Plan, now))
 	switch {
-	case connected == 0 && waited < empty, silent > 0 && waited < foreword:
+	case !o.Reunited(&ro.Stage.Plan, now), there == 0 && waited < empty, silent && waited < foreword:
 		return
-	case connected == 0:
+	case there == 0:
 		l.move(ctx, arrived(ro, now), &chandler.Event{Reason: chandler.EventRolloutDone, Message: "no proxy is connected that it is for: there is nothing to watch"})
 		return
 	}
@@ -351,7 +350,7 @@ func (c *Control) observed(e *entry, members []member) rollout.Observed {
 
 // says is what a proxy says of the release that is on its way.
 func (c *Control) says(e *entry, m *member) rollout.Proxy {
-	p := rollout.Proxy{Node: m.node, Connected: m.connected}
+	p := rollout.Proxy{Node: m.node, Connected: m.connected, Since: m.since}
 	said, told := m.states[e.object.Key]
 	var to chandler.ReleaseID
 	if e.target != nil && !e.nothing && assign.Selects(e.whom, m.node, c.cfg.RootNamespace) {

@@ -39,7 +39,7 @@ func (s *State) inForce(v view, now time.Time) chandler.Measure {
 	switch {
 	case all == 0 && len(v.others) == 0:
 		m.Result, m.Message = chandler.GateWaiting, "no proxy is connected"
-	case all == 0 && s.Members == 0 && s.reunited(v, now):
+	case all == 0 && s.Members == 0 && v.Reunited(&s.Plan, now) && count(v.UID, v.There(&s.Plan, now), s.Choice) == 0:
 		m.Result, m.Message = chandler.GateInconclusive, "no proxy that is connected has "+s.Plan.Steps[s.Step].String()
 	case all == 0 && late:
 		m.Result, m.Message = chandler.GateInconclusive, "none of the proxies that have it is connected"

@@ -22,6 +22,7 @@ type Observed struct {
 type Proxy struct {
 	chandler.Node
 	Connected bool
+	Since     time.Time // when it last came or went
 	// InForce: the new release decides requests there; or, when it is being taken
 	// out, nothing does. Refused: its Envoy does not take it. Message says why it is
 	// not in force, for people.
@@ -72,16 +73,26 @@ func Concerned(match []chandler.Match, all []chandler.Traffic) []chandler.Traffi
 	return some
 }
 
-// connected gives the nodes that are.
-func (o *Observed) connected() []chandler.Node {
+// There gives the nodes among which a step chooses: who is connected, and who went so
+// lately that it may be back at once. Were only the few left that an outage spares, "one
+// of them" would be a place far up in the order, and all below it would be chosen with it.
+func (o *Observed) There(plan *chandler.RolloutPlan, now time.Time) []chandler.Node {
 	var nodes []chandler.Node
 	for i := range o.Proxies {
-		if o.Proxies[i].Connected {
-			nodes = append(nodes, o.Proxies[i].Node)
+		if p := &o.Proxies[i]; p.Connected || now.Before(p.Since.Add(returns(plan))) {
+			nodes = append(nodes, p.Node)
 		}
 	}
 	return nodes
 }
+
+// Reunited tells whether who is not there is really away, and a step may choose.
+func (o *Observed) Reunited(plan *chandler.RolloutPlan, now time.Time) bool {
+	return !now.Before(o.Heard.Add(returns(plan)))
+}
+
+// returns is how long it takes at most until an agent is back.
+func returns(plan *chandler.RolloutPlan) time.Duration { return min(reunion, plan.Interval) }
 
 // view is Observed, by side. Only who is connected counts.
 type view struct {

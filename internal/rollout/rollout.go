@@ -66,10 +66,11 @@ const deadline = 2 * time.Minute
 const reunion = 30 * time.Second
 
 // Begin gives the rollout at its first step. What the chosen proxies answered before is
-// taken from Observed here, so their traffic should be known by then.
+// taken from Observed here, so their traffic should be known by then, and the proxies
+// reunited.
 func Begin(plan chandler.RolloutPlan, o Observed, now time.Time) State {
 	s := State{Plan: plan, Step: -1, Phase: chandler.RolloutProgressing}
-	s.enter(0, Choose(o.UID, o.connected(), Choice{}, plan.Steps[0]), o, now)
+	s.enter(0, Choose(o.UID, o.There(&plan, now), Choice{}, plan.Steps[0]), o, now)
 	return s
 }
 
@@ -123,10 +124,10 @@ func Next(s State, o Observed, now time.Time) (State, Decision, []chandler.Measu
 }
 
 // Promote goes to the next step, whatever the gates say: Advance, or Finish where there
-// is none. A step that adds nobody is passed over.
+// is none. The proxies should be reunited. A step that adds nobody is passed over.
 func Promote(s State, o Observed, now time.Time) (State, Decision) {
 	s = s.clone()
-	nodes := o.connected()
+	nodes := o.There(&s.Plan, now)
 	for at := s.Step + 1; at < len(s.Plan.Steps); at++ {
 		step := s.Plan.Steps[at]
 		choice := Choose(o.UID, nodes, s.Choice, step)
@@ -156,10 +157,10 @@ func Halt(s State, why string) State {
 
 // chooseSomebody begins a step again that chose nobody, as nobody was there.
 func (s *State) chooseSomebody(o Observed, now time.Time) bool {
-	if s.Members > 0 || s.Phase != chandler.RolloutProgressing {
+	if s.Members > 0 || s.Phase != chandler.RolloutProgressing || !o.Reunited(&s.Plan, now) {
 		return false
 	}
-	nodes := o.connected()
+	nodes := o.There(&s.Plan, now)
 	choice := Choose(o.UID, nodes, s.Choice, s.Plan.Steps[s.Step])
 	if count(o.UID, nodes, s.Choice) > 0 || count(o.UID, nodes, choice) == 0 {
 		return false
@@ -191,12 +192,7 @@ func (s *State) enter(at int, choice Choice, o Observed, now time.Time) {
 
 // over tells whether the step was watched for long enough.
 func (s *State) over(v view, now time.Time) bool {
-	return !s.Watched.IsZero() && !now.Before(s.Watched.Add(s.Plan.Interval)) && s.reunited(v, now)
-}
-
-// reunited tells whether who is not there is really away.
-func (s *State) reunited(v view, now time.Time) bool {
-	return !now.Before(v.Heard.Add(min(reunion, s.Plan.Interval)))
+	return !s.Watched.IsZero() && !now.Before(s.Watched.Add(s.Plan.Interval)) && v.Reunited(&s.Plan, now)
 }
 
 func (s State) clone() State {
