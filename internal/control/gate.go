@@ -90,12 +90,16 @@ func (l *loop) governed(g Gate) {
 	}
 	l.gate = g
 	clear(l.rulings)
+	clear(l.objections)
 	for i := range l.snapshot.Objects {
 		o := &l.snapshot.Objects[i]
 		l.stale[o.Key] = true
 		if a := l.attempts[o.UID]; a.Failed > 0 {
 			l.attempts[o.UID] = a.Soon()
 		}
+	}
+	for id, a := range l.judging {
+		l.judging[id] = a.Soon()
 	}
 	if l.seen {
 		l.c.Emit(chandler.Event{Reason: chandler.EventPolicy, Message: fmt.Sprintf("the policy has changed; %s judged by it again", chandler.Count(len(l.snapshot.Objects), "plugin is", "plugins are"))})
@@ -109,14 +113,4 @@ func (l *loop) gateHash() string {
 		return ""
 	}
 	return l.gate.Hash()
-}
-
-// detached tells whether a plugin's release is taken out: it is of the resource as
-// that is written now, and that, or what it was resolved to, is against the policy.
-func (l *loop) detached(r ruling, target *chandler.Release) bool {
-	if r.plugin == nil || target == nil || l.gate == nil || !l.gate.Detaches() || target.Generation != r.plugin.Generation {
-		return false
-	}
-	a := l.attempts[r.plugin.UID]
-	return len(r.against) > 0 || a.Against && a.Generation == r.plugin.Generation
 }

@@ -71,6 +71,7 @@ func (l *loop) ghosts() []*entry {
 			l.c.log.Error("an attachment cannot be marshalled", "plugin", ro.Key.String(), "error", err)
 		}
 		e.kept, e.denied, e.history, e.incomplete = &kept.Plan, false, l.recent(uid), l.incomplete(uid)
+		e.gate, e.denials = l.gate, l.denials(uid)
 		all = append(all, e)
 	}
 	slices.SortFunc(all, func(a, b *entry) int { return strings.Compare(a.object.UID, b.object.UID) })

@@ -49,8 +49,7 @@ func (in *legacy) onto(own *record.Rollout) *record.Rollout {
 
 // succeed notes which plugins of which nothing was rolled out take the place of one that
 // went: of one that was there in the last snapshot (was), or is being taken out. After a
-// start proxies may have whatever is recorded. What the policy had taken out is not on
-// proxies.
+// start proxies may have whatever is recorded.
 func (l *loop) succeed(was map[string]*chandler.Plugin, first bool) {
 	maps.DeleteFunc(l.from, func(uid, old string) bool {
 		return l.byUID[uid] == nil || l.at(uid).Sequence > 0 || l.at(old).UID == ""
@@ -60,9 +59,6 @@ func (l *loop) succeed(was map[string]*chandler.Plugin, first bool) {
 		ro := l.at(uid)
 		_, there := was[uid]
 		_, parted := l.partings[uid]
-		if e := l.entries[ro.Key]; e != nil && e.object.UID == uid && e.course.detached {
-			continue
-		}
 		if before := last[ro.Key]; (first || there || parted || ro.Kept != nil) && (before == nil || ro.UpdatedAt.After(before.UpdatedAt)) {
 			last[ro.Key] = ro
 		}
@@ -85,7 +81,8 @@ func (l *loop) bequeaths(uid string) bool {
 	return false
 }
 
-// legacy gives what a plugin takes over, by its plan; nil: nothing.
+// legacy gives what a plugin takes over, by its plan; nil: nothing. What the policy takes
+// out is on no proxy, and nothing that an heir begins from.
 func (l *loop) legacy(uid string, plan *chandler.RolloutPlan) *legacy {
 	old := l.at(l.from[uid])
 	if old.UID == "" || l.at(uid).Sequence > 0 {
@@ -94,6 +91,9 @@ func (l *loop) legacy(uid string, plan *chandler.RolloutPlan) *legacy {
 	var base *chandler.Release
 	if plan != nil {
 		base = l.known(old.UID, everyones(old).Release)
+	}
+	if l.barred(base, l.plugin(uid), everyones(old).Scope) != nil {
+		base = nil
 	}
 	if base == nil && len(old.Disabled) == 0 {
 		return nil

@@ -50,6 +50,7 @@ type job struct {
 	gate    Gate                  // nil: everything may be
 	restore chandler.ModuleDigest // what is to be in the store; empty: it is to resolve
 	judge   bool                  // only judge what there is
+	older   bool                  // and that is of no resource as it is written now
 	atVet   atomic.Bool           // it has done the rest
 }
 
@@ -58,6 +59,7 @@ func (j *job) newcomer() bool { return j.have == nil || j.have.UID != j.plugin.U
 
 func resolveID(uid string) string              { return "resolve " + uid }
 func restoreID(d chandler.ModuleDigest) string { return "restore " + string(d) }
+func judgeID(r *chandler.Release) string       { return "judge " + string(r.ID) }
 
 func (j *job) gateHash() string {
 	if j.gate == nil {
@@ -102,7 +104,8 @@ type outcome struct {
 func (l *loop) start(ctx context.Context) time.Duration {
 	leads := l.c.leads()
 	for _, j := range l.jobs {
-		if o := l.byUID[j.plugin.UID]; o == nil || j.restore == "" && !(leads && j.wanted(o) && j.gate == l.gate) {
+		if o := l.byUID[j.plugin.UID]; j.older && !(leads && j.gate == l.gate) ||
+			!j.older && (o == nil || j.restore == "" && !(leads && j.wanted(o) && j.gate == l.gate)) {
 			j.cancel()
 		}
 	}
@@ -118,6 +121,10 @@ func (l *loop) start(ctx context.Context) time.Duration {
 	for i := range l.snapshot.Objects {
 		o := &l.snapshot.Objects[i]
 		have := l.meant(o.UID)
+		if against := l.ruled(o.Plugin).against; leads && len(against) > 0 && have != nil && have.Generation == o.Plugin.Generation && l.denial(have) == nil {
+			l.found(have, &against[0])
+		}
+		terms.Denied = have != nil && l.denial(have) != nil
 		d := resolve.Due(o.Plugin, secrets(l.snapshot.Secrets).current(o.Plugin, have), l.attempts[o.UID], terms, now)
 		decides := leads && !l.behind(o) && len(l.ruled(o.Plugin).against) == 0
 		if decides {
@@ -141,6 +148,9 @@ func (l *loop) start(ctx context.Context) time.Duration {
 				due = append(due, j)
 			}
 		}
+	}
+	if leads && l.gate != nil {
+		due = append(due, l.unjudged(now, later)...)
 	}
 	// Who has waited longest comes first, and who was never tried before all: a
 	// few that fail again and again do not hold up the rest.
@@ -213,27 +223,32 @@ type need struct {
 	release *chandler.Release
 }
 
-// needs gives what has to be in the store for a plugin: the modules that agents may ask
-// for, of the release that its rollout is at and of the others, and the schema of the
-// former.
+// needs gives what has to be in the store for a plugin, by its last publication: the modules
+// that agents may ask for, of the release that its rollout is at and of the others, and the
+// schema of the former.
 func (l *loop) needs(o *source.Object) (all [3]need, n int) {
-	if o.Plugin == nil {
+	e := l.entries[o.Key]
+	if o.Plugin == nil || e == nil || e.object.UID != o.UID {
 		return all, 0
 	}
-	add := func(d chandler.ModuleDigest, r *chandler.Release) {
-		if !slices.ContainsFunc(all[:n], func(have need) bool { return have.digest == d }) {
-			all[n], n = need{d, r}, n+1
+	add := func(d chandler.ModuleDigest, of ...*chandler.Release) {
+		for _, r := range of {
+			if r == nil || r.Program.Module == nil || r.Program.Module.Digest != d && (r.Schema == nil || chandler.ModuleDigest(r.Schema.Digest) != d) {
+				continue
+			}
+			if !slices.ContainsFunc(all[:n], func(have need) bool { return have.digest == d }) {
+				all[n], n = need{d, r}, n+1
+			}
+			return
 		}
 	}
-	target, other := l.target(o.UID), l.other(o.UID)
-	if target != nil && target.Program.Module != nil {
-		add(target.Program.Module.Digest, target)
-		if target.Schema != nil {
-			add(chandler.ModuleDigest(target.Schema.Digest), target)
+	for _, v := range e.variants() {
+		for _, d := range v.modules {
+			add(d, e.target, l.other(o.UID))
 		}
 	}
-	if other != nil && other.Program.Module != nil && (target != nil || l.at(o.UID).Stage != nil) {
-		add(other.Program.Module.Digest, other)
+	if e.target != nil && e.target.Schema != nil {
+		add(chandler.ModuleDigest(e.target.Schema.Digest), e.target)
 	}
 	return all, n
 }
@@ -242,6 +257,9 @@ func (l *loop) newJob(id string, o *source.Object, have *chandler.Release) *job 
 	j := &job{id: id, plugin: o.Plugin, have: have, secrets: l.snapshot.Secrets, gate: l.gate}
 	if ro := l.rollouts[o.UID]; ro != nil {
 		j.rollout, j.before = ro, l.known(o.UID, everyones(ro).Release)
+		if l.barred(j.before, o.Plugin, everyones(ro).Scope) != nil {
+			j.before = nil // nobody has it
+		}
 	}
 	if j.legacy = l.legacy(o.UID, l.c.plan(o.Plugin)); j.legacy != nil {
 		j.before = j.legacy.base
@@ -258,9 +276,12 @@ func (l *loop) launch(ctx context.Context, j *job) {
 	go func() {
 		defer j.cancel()
 		o := outcome{job: j}
-		if j.restore != "" {
+		switch {
+		case j.restore != "":
 			o.lease, o.err = l.c.restore(ctx, j)
-		} else {
+		case j.older:
+			o.err = j.judgeOlder(ctx, &o)
+		default:
 			o.err = l.c.resolve(l.c.journeys.carry(ctx, j.plugin), j, &o)
 		}
 		l.c.outcomes <- o // has room for all jobs
@@ -441,6 +462,10 @@ func (c *Control) restore(ctx context.Context, j *job) (*store.Lease, error) {
 func (l *loop) finished(o outcome) {
 	j, now := o.job, l.c.cfg.Now()
 	delete(l.jobs, j.id)
+	if j.older {
+		l.judgedOlder(o, now)
+		return
+	}
 	key := j.plugin.Key
 	log := l.c.log.With("plugin", key.String())
 	if o.lease != nil {
@@ -478,14 +503,16 @@ func (l *loop) finished(o outcome) {
 			log.Warn("a module, or its schema, is not in the store and cannot be fetched", "digest", j.restore, "error", o.err)
 		}
 	case o.err == nil && j.judge:
+		l.found(j.have, nil)
 		l.attempts[j.plugin.UID] = l.attempts[j.plugin.UID].Judged(j.plugin, j.gateHash())
 	case o.err == nil:
+		l.found(&o.release, nil)
 		l.attempts[j.plugin.UID] = resolve.Succeeded(j.plugin, j.gateHash(), now)
 	case !cancelled:
 		a := l.attempts[j.plugin.UID].After(j.plugin, o.err, now, rand.Float64())
 		a.Judging = j.judge
-		if o.against {
-			a = a.Refused(o.err)
+		if why := resolve.Refusal(o.err); o.against && why != nil {
+			l.found(j.have, why)
 		}
 		l.c.tellFailed(key, l.attempts[j.plugin.UID], a)
 		l.attempts[j.plugin.UID] = a

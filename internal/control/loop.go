@@ -46,6 +46,16 @@ type loop struct {
 
 	gate    Gate              // nil: everything may be
 	rulings map[string]ruling // by uid
+	// objections are what it has against releases by how they were written.
+	objections map[chandler.ReleaseID]objected
+	// verdicts are what the gate said of releases while this replica leads, nil where that
+	// was nothing; judging are the judgements of those that no resource means any more, and
+	// unsaid are the uids whose record may not have all of it yet.
+	verdicts map[chandler.ReleaseID]*record.Denial
+	judging  map[chandler.ReleaseID]resolve.Attempts
+	unsaid   map[string]bool
+	// recordNext is not before when records are to be moved to say it.
+	recordNext time.Time
 
 	partings  map[string]record.Kept // of plugins with a plan that are gone, by uid
 	unsettled map[string]bool        // uids whose rollouts are under way
@@ -71,20 +81,22 @@ type loop struct {
 // load reads the records.
 func (c *Control) load(ctx context.Context) (*loop, error) {
 	l := &loop{
-		c:        c,
-		byUID:    map[string]*source.Object{},
-		names:    map[chandler.Key]bool{},
-		entries:  map[chandler.Key]*entry{},
-		stale:    map[chandler.Key]bool{},
-		rollouts: map[string]*record.Rollout{},
-		ahead:    map[string]record.Rollout{},
-		releases: map[chandler.ReleaseID]*chandler.Release{},
-		configs:  map[chandler.ReleaseID][]byte{},
-		history:  map[string][]chandler.ReleaseID{},
-		attempts: map[string]resolve.Attempts{},
-		schemas:  map[string]*chandler.ConfigSchema{},
-		gate:     c.cfg.Gate,
-		rulings:  map[string]ruling{},
+		c:          c,
+		byUID:      map[string]*source.Object{},
+		names:      map[chandler.Key]bool{},
+		entries:    map[chandler.Key]*entry{},
+		stale:      map[chandler.Key]bool{},
+		rollouts:   map[string]*record.Rollout{},
+		ahead:      map[string]record.Rollout{},
+		releases:   map[chandler.ReleaseID]*chandler.Release{},
+		configs:    map[chandler.ReleaseID][]byte{},
+		history:    map[string][]chandler.ReleaseID{},
+		attempts:   map[string]resolve.Attempts{},
+		schemas:    map[string]*chandler.ConfigSchema{},
+		gate:       c.cfg.Gate,
+		rulings:    map[string]ruling{},
+		objections: map[chandler.ReleaseID]objected{},
+		verdicts:   map[chandler.ReleaseID]*record.Denial{}, judging: map[chandler.ReleaseID]resolve.Attempts{}, unsaid: map[string]bool{},
 		partings: map[string]record.Kept{}, unsettled: map[string]bool{}, watching: map[string]watched{}, moving: map[string]bool{},
 		gone:     map[string]time.Time{},
 		from:     map[string]string{},
@@ -136,6 +148,7 @@ func (l *loop) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-elected:
+			clear(l.verdicts) // the records have what was said before
 		case ch := <-l.c.changes:
 			l.recorded(ch)
 		case d := <-l.c.snapshots:
@@ -178,6 +191,7 @@ func (l *loop) run(ctx context.Context) error {
 			taken = nil
 		}
 		next := l.start(ctx)
+		next = min(next, l.recordDenials(ctx))
 		l.collect(ctx)
 		if pause := l.advance(ctx); pause > 0 {
 			pulse.Reset(pause)
@@ -343,27 +357,42 @@ func (l *loop) course(uid string, plan *chandler.RolloutPlan) course {
 	if st := ro.Stage; st != nil {
 		others := l.side(before, st.Base.Sequence, st.Base.Scope)
 		others.nothing = st.Base.Release == ""
-		others.standBy(c.target)
+		others.standBy(&c.side)
 		c.others = &others
+		c.standBy(&others)
+	} else {
+		c.standBy(&side{target: before, denial: l.barred(before, l.plugin(uid), scope)})
 	}
-	c.standBy(before)
 	return c
 }
 
 // side is what the proxies are to have whose release is target.
 func (l *loop) side(target *chandler.Release, sequence uint64, scope *record.Scope) side {
 	config, ok := l.config(target)
-	return side{target: target, config: config, withheld: !ok, sequence: sequence, scope: scope}
+	s := side{target: target, config: config, withheld: !ok, sequence: sequence, scope: scope}
+	if target != nil {
+		s.denial = l.barred(target, l.plugin(target.UID), scope)
+	}
+	return s
 }
 
-// standBy has the module of another release stand by, where it is another one.
-func (s *side) standBy(other *chandler.Release) {
-	if s.target == nil || other == nil || other.Program.Module == nil {
+// standBy has the module of the other side's release stand by, where it is another one and
+// may be on proxies.
+func (s *side) standBy(other *side) {
+	if s.target == nil || other.target == nil || other.denial != nil || other.target.Program.Module == nil {
 		return
 	}
-	if m := s.target.Program.Module; m == nil || m.Digest != other.Program.Module.Digest {
-		s.standby = other.Program.Module
+	if m := s.target.Program.Module; m == nil || m.Digest != other.target.Program.Module.Digest {
+		s.standby = other.target.Program.Module
 	}
+}
+
+// plugin is a resource as it is written now; nil: it is gone, or was never valid.
+func (l *loop) plugin(uid string) *chandler.Plugin {
+	if o := l.byUID[uid]; o != nil {
+		return o.Plugin
+	}
+	return nil
 }
 
 // publish makes what changed visible: to agents, and to whoever asks.
@@ -396,7 +425,6 @@ func (l *loop) publish() {
 func (l *loop) entry(o source.Object, before *entry) *entry {
 	plan, ruling := l.c.plan(o.Plugin), l.ruled(o.Plugin)
 	course := l.course(o.UID, plan)
-	course.detached = l.detached(ruling, course.target)
 	if course.target == nil && plan != nil {
 		// Those whom its first step is not for are not denied anything, and who is chosen
 		// is not known yet.
@@ -407,7 +435,7 @@ func (l *loop) entry(o source.Object, before *entry) *entry {
 		l.c.log.Error("an attachment cannot be marshalled", "plugin", o.Key.String(), "error", err)
 	}
 	e.met, e.meant, e.history = l.schemas[o.UID], l.meant(o.UID), l.recent(o.UID)
-	e.incomplete = l.incomplete(o.UID)
+	e.incomplete, e.gate, e.denials = l.incomplete(o.UID), l.gate, l.denials(o.UID)
 	return e
 }
 
@@ -448,6 +476,9 @@ func (l *loop) lost(d chandler.ModuleDigest) {
 // forgetRelease drops a release that is recorded no more.
 func (l *loop) forgetRelease(r *chandler.Release) {
 	delete(l.releases, r.ID)
+	delete(l.objections, r.ID)
+	delete(l.verdicts, r.ID)
+	delete(l.judging, r.ID)
 	ids := slices.DeleteFunc(l.history[r.UID], func(id chandler.ReleaseID) bool { return id == r.ID })
 	if l.history[r.UID] = ids; len(ids) == 0 {
 		delete(l.history, r.UID)

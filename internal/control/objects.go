@@ -20,10 +20,12 @@ type ObjectView struct {
 	// Hidden gives the places in a configuration that are not to be shown to anybody,
 	// an empty one for all of it; nil: there are none.
 	Hidden func(config []byte) [][]string
-	// Against is what the operator's policy has against it. Detached: for that its
-	// release is taken out; Denied: without a release proxies refuse requests.
-	Against          []chandler.Problem
-	Detached, Denied bool
+	// Against is what the operator's policy has against it as it is written. Detached are
+	// releases that proxies are to have and that are taken out, with what is against them.
+	// Denied: without a release proxies refuse requests.
+	Against  []chandler.Problem
+	Detached map[chandler.ReleaseID]string
+	Denied   bool
 	// History are its releases that are recorded, oldest first; not to be changed.
 	History []*chandler.Release
 }
@@ -40,7 +42,13 @@ func (c *Control) Objects(context.Context) ([]ObjectView, error) {
 	for _, e := range p.entries {
 		v := ObjectView{
 			Object: e.object, Status: c.join(e, members),
-			Against: e.against, Detached: e.course.detached, Denied: e.denied, History: e.history,
+			Against: e.against, Denied: e.denied, History: e.history,
+		}
+		for _, d := range e.detachments() {
+			if v.Detached == nil {
+				v.Detached = map[chandler.ReleaseID]string{}
+			}
+			v.Detached[d.Release.ID] = d.Why.Message
 		}
 		v.Schema, v.Hidden = c.schemas.of(e)
 		views = append(views, v)
@@ -68,7 +76,7 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 		Problems:   e.object.Problems,
 		Warnings:   e.object.Warnings,
 		Against:    e.against,
-		Detached:   e.course.detached,
+		Detached:   e.detachments(),
 		Plugin:     e.object.Plugin,
 		Target:     e.target,
 		Meant:      e.meant,
@@ -78,7 +86,7 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 		Resolve:    status.Resolve{Problem: e.attempts.Problem, Attempt: e.attempts.Failed, NextTry: e.attempts.Next},
 		Now:        c.cfg.Now().UTC(),
 	}
-	if e.object.Plugin != nil && !e.course.detached {
+	if e.object.Plugin != nil {
 		for i := range members {
 			if p, ok := c.proxy(e, &members[i]); ok {
 				in.Proxies = append(in.Proxies, p)

@@ -34,6 +34,8 @@ type entry struct {
 	history  []*chandler.Release    // that are recorded, oldest first
 	// incomplete are those of them that nobody can be given anew; see config.
 	incomplete map[chandler.ReleaseID]bool
+	gate       Gate                                  // it was made under; nil: none
+	denials    map[chandler.ReleaseID]*record.Denial // of them, by the last judgements
 
 	variant          // for whoever is chosen, or everyone
 	others  *variant // for the rest; nil: nothing
@@ -67,16 +69,16 @@ type making struct {
 
 // course is where a plugin's rollout is.
 type course struct {
-	side                     // of whoever is chosen, or of everyone
-	others   *side           // of the rest, where a rollout is under way
-	rollout  *record.Rollout // as it is recorded; without a uid: not at all
-	detached bool            // the release is taken out
+	side                    // of whoever is chosen, or of everyone
+	others  *side           // of the rest, where a rollout is under way
+	rollout *record.Rollout // as it is recorded; without a uid: not at all
 }
 
 // side is what some of the proxies are to have.
 type side struct {
 	target   *chandler.Release // nil: none
 	nothing  bool              // there is none, and none is to be
+	denial   *record.Denial    // why it is taken out, and they have nothing; nil: it is not
 	config   []byte            // with the secrets that the target's is from; nil: from none
 	withheld bool              // they are not to be had
 	sequence uint64
@@ -98,9 +100,8 @@ func newEntry(o source.Object, c course, rule ruling, a resolve.Attempts, deadli
 	if before != nil {
 		was, wasOthers = &before.variant, before.others
 	}
-	made, err := newVariant(o, c.side, rule, e.denied && !c.detached, deadline, was)
+	made, err := newVariant(o, c.side, rule, e.denied, deadline, was)
 	e.variant = *made
-	e.nothing = e.nothing || c.detached
 	if err != nil || c.others == nil {
 		return e, err
 	}
@@ -115,8 +116,8 @@ func newEntry(o source.Object, c course, rule ruling, a resolve.Attempts, deadli
 func newVariant(o source.Object, c side, rule ruling, denied bool, deadline time.Duration, before *variant) (*variant, error) {
 	target, p := c.target, o.Plugin
 	none := &deltaserver.Resource{Name: o.Key.String()}
-	v := &variant{target: target, whom: scoped(p, c.scope), nothing: c.nothing, resource: none, withheld: none}
-	if p == nil || target == nil && !denied {
+	v := &variant{target: target, whom: scoped(p, c.scope), nothing: c.nothing || c.denial != nil, resource: none, withheld: none}
+	if p == nil || target == nil && !denied || v.nothing {
 		return v, nil
 	}
 	v.made = making{

@@ -153,6 +153,20 @@ func (c *Control) rollout(e *entry, members []member, gone bool) RolloutView {
 	case ro.Failure != nil:
 		v.State, v.Reason, v.Message, v.Gates = chandler.RolloutDegraded, ro.Failure.Reason, ro.Failure.Message, ro.Failure.Gates
 	}
+	for _, d := range e.detachments() {
+		if v.Message != "" {
+			v.Message += "; "
+		}
+		if v.Message += d.String(); d.Whole || d.Chosen {
+			v.State, v.Reason, v.Next = chandler.RolloutDegraded, d.Why.Code, time.Time{}
+			if ro.Stage != nil {
+				v.State = chandler.RolloutPaused // it stands still until the policy allows it
+			}
+		}
+	}
+	if d := e.denial(ro.Release); d != nil && ro.Stage != nil && e.course.denial == nil {
+		v.State, v.Reason, v.Message, v.Next = chandler.RolloutPaused, d.Reason, e.objects(ro.Release), time.Time{}
+	}
 	c.countRollout(&v, e, members)
 	return v
 }

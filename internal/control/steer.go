@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,6 +69,7 @@ type orderly struct {
 	releases []*chandler.Release
 	gone     bool
 	lacks    func(chandler.ReleaseID) string // why a release cannot be given to proxies
+	objects  func(chandler.ReleaseID) string // what is against giving it
 	now      time.Time
 }
 
@@ -188,7 +190,7 @@ func (c *Control) order(ctx context.Context, key chandler.Key, change func(order
 	if err != nil {
 		return record.Rollout{}, err
 	}
-	in := orderly{rollout: *e.course.rollout, plan: c.planOf(e), releases: e.history, gone: gone, lacks: e.lacks, now: c.cfg.Now().UTC()}
+	in := orderly{rollout: *e.course.rollout, plan: c.planOf(e), releases: e.history, gone: gone, lacks: e.lacks, objects: e.objects, now: c.cfg.Now().UTC()}
 	for n := 1; ; n++ {
 		next, err := change(in)
 		if err != nil {
@@ -241,6 +243,11 @@ func steered(in orderly, s Steering) (record.Rollout, error) {
 	st := ro.Stage
 	if st == nil && slices.Contains([]Verb{Promote, PromoteFull, Pause, Resume, Abort}, s.Verb) {
 		return ro, notNow("no rollout is under way: " + resting(&ro))
+	}
+	if s.Verb == Promote || s.Verb == PromoteFull {
+		if why := in.objects(ro.Release); why != "" {
+			return ro, notNow(why)
+		}
 	}
 	switch s.Verb {
 	case Promote, Resume:
@@ -299,6 +306,9 @@ func retried(in orderly, s Steering) (record.Rollout, error) {
 		return ro, notNow("nothing was taken back that could be tried again: " + resting(&ro))
 	}
 	id := ro.Wanted.Release
+	if why := in.objects(id); why != "" {
+		return ro, notNow(why)
+	}
 	ro.Bad = slices.DeleteFunc(slices.Clone(ro.Bad), func(b chandler.ReleaseID) bool { return b == id })
 	to := goal{release: id, generation: ro.Generation, scope: ro.Wanted.Scope, by: s.By, why: "retry" + because(s.Why)}
 	return bound(ro, to, in.plan, in.now), nil
@@ -314,7 +324,7 @@ func undone(in orderly, s Steering) (record.Rollout, error) {
 	if err != nil {
 		return ro, err
 	}
-	if why := in.lacks(to.ID); why != "" {
+	if why := cmp.Or(in.objects(to.ID), in.lacks(to.ID)); why != "" {
 		return ro, notNow(why)
 	}
 	wanted := ro.Wanted
@@ -384,6 +394,9 @@ func unpinned(in orderly, s Steering) (record.Rollout, error) {
 	ro.Pinned = false
 	if ro.Wanted == nil || slices.Contains(ro.Bad, ro.Wanted.Release) {
 		return ro, nil
+	}
+	if why := in.objects(ro.Wanted.Release); why != "" {
+		return ro, notNow(why)
 	}
 	to := goal{release: ro.Wanted.Release, generation: ro.Generation, scope: ro.Wanted.Scope, by: s.By, why: "unpin" + because(s.Why)}
 	return bound(ro, to, in.plan, in.now), nil

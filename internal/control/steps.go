@@ -130,6 +130,9 @@ func (l *loop) step(ctx context.Context, e *entry, members []member, now time.Ti
 		}
 		return
 	}
+	if e.course.denial != nil {
+		return // nobody can have it: to go on would take the one before out of everyone
+	}
 	if ro.Release == "" && l.byUID[uid] != nil {
 		return // it was being taken out and is there again: what it means is found out first
 	}
@@ -141,6 +144,8 @@ func (l *loop) step(ctx context.Context, e *entry, members []member, now time.Ti
 	var next rollout.State
 	var decision rollout.Decision
 	switch order := ro.Stage.Order; {
+	case w.state.Step == unbegun && e.denial(ro.Release) != nil:
+		return
 	case w.state.Step == unbegun:
 		l.first(ctx, ro, o, now)
 		return
@@ -156,6 +161,9 @@ func (l *loop) step(ctx context.Context, e *entry, members []member, now time.Ti
 		if why := e.noReturn(); why != "" && decision == rollout.RollBack {
 			next, decision = stuck(w.state, next, why)
 		}
+	}
+	if onwards := decision == rollout.Advance || decision == rollout.Finish; onwards && e.denial(ro.Release) != nil {
+		return // no more proxies are to have it, and those who have it are watched
 	}
 	before := w.state
 	w.state = next
@@ -281,6 +289,7 @@ func (l *loop) hasMoved(m moved) {
 	switch {
 	case errors.Is(m.err, context.Canceled), errors.Is(m.err, record.ErrConflict):
 	case m.err != nil:
+		l.recordNext = l.c.cfg.Now().Add(collectEvery)
 		log.Warn("a rollout cannot be recorded yet", "error", m.err)
 	default:
 		if m.stored.Stage != nil {

@@ -43,9 +43,10 @@ type Object struct {
 	// Problems are of the newest text, and Against is what the operator's policy has
 	// against Plugin.
 	Problems, Against []chandler.Problem
-	// Detached: what was in force is taken out, as it is against the policy. Denied: there
-	// is no release, and requests are refused meanwhile.
-	Detached, Denied bool
+	// Detached are releases that proxies are to have and that are taken out, with what the
+	// policy has against them. Denied: there is no release, and requests are refused meanwhile.
+	Detached map[chandler.ReleaseID]string
+	Denied   bool
 	// Resolved is the condition ResolvedRefs.
 	Resolved chandler.Condition
 	// Release is the newest; nil: none. History has those before it.
@@ -254,11 +255,19 @@ func (r *reasoning) targets(c *Check) (bool, string) {
 }
 
 func (r *reasoning) policy(c *Check) (bool, string) {
-	switch o := r.Object; {
-	case o.Detached && len(o.Against) == 0:
-		return no(c, "what it was resolved to is against the operator's policy, so it is taken out: %s", o.Resolved.Message)
-	case len(o.Against) > 0:
+	o := r.Object
+	if len(o.Against) > 0 {
 		return no(c, "it is against the operator's policy: %s", o.Against[0].Error())
+	}
+	var id chandler.ReleaseID
+	switch {
+	case r.Rollout != nil && !r.Chosen:
+		id = r.Rollout.From
+	case o.Release != nil:
+		id = o.Release.ID
+	}
+	if why, ok := o.Detached[id]; ok {
+		return no(c, "release %s, which the proxy would have, is against the operator's policy, so it is taken out: %s", short(id), why)
 	}
 	return true, "nothing is against it"
 }

@@ -75,7 +75,7 @@ func TestExplain(t *testing.T) {
 			in.Object.Against = []chandler.Problem{{Field: "spec.url", Message: "not from there"}}
 		}, "policy", false, false, []string{"against the operator's policy: spec.url: not from there"}},
 		{"taken out by the policy", func(in *explain.Input) {
-			in.Object.Detached, in.Object.Resolved.Message, in.Proxy.State = true, "nobody signed it", nil
+			in.Object.Detached, in.Proxy.State = map[chandler.ReleaseID]string{in.Object.Release.ID: "nobody signed it"}, nil
 		}, "policy", false, false, []string{"is not on", "taken out: nobody signed it"}},
 		{"not resolved", func(in *explain.Input) {
 			in.Object.Resolved = chandler.Condition{Status: chandler.False, Reason: chandler.CodeNotFound, Message: "no such tag"}

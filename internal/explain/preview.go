@@ -74,7 +74,11 @@ func NewFleet(root string, proxies []Proxy, objects []Object) *Fleet {
 		if o.Plugin == nil {
 			continue
 		}
-		h := &held{plugin: o.Plugin, on: !o.Detached && (o.Release != nil || o.Denied)}
+		h := &held{plugin: o.Plugin, on: o.Denied}
+		if o.Release != nil {
+			_, out := o.Detached[o.Release.ID]
+			h.on = !out
+		}
 		h.told = assign.Attach(assign.Candidate{Plugin: o.Plugin, Release: o.Release, Deny: o.Denied})
 		if o.Release != nil {
 			h.told.Behaviour = o.Release.Behaviour // without values of secrets

@@ -28,6 +28,9 @@ type Course struct {
 	Failure *Failure `json:",omitempty"`
 	// Pinned: Release stays until there is another generation, or somebody unpins it.
 	Pinned bool `json:",omitempty"`
+	// Denied are releases that the operator's policy is against, by the last judgement of
+	// each. That holds until another one is made, whatever became of the resource.
+	Denied []Denial `json:",omitempty"`
 	// Disabled are orders to take the plugin out.
 	Disabled []chandler.Disablement `json:",omitempty"`
 	// History has up to ten, the newest first.
@@ -77,6 +80,13 @@ type Failure struct {
 	At      time.Time
 }
 
+// Denial is what the operator's policy has against a release.
+type Denial struct {
+	Release chandler.ReleaseID
+	Reason  chandler.Code
+	Message string
+}
+
 // Kept is what a resource alone says.
 type Kept struct {
 	Created     time.Time
@@ -110,6 +120,16 @@ func (r *Rollout) Held() bool { return r.Stage != nil || r.Wanted != nil || r.Pi
 // Steered tells whether there is more to say of a rollout than that Release is for
 // everyone.
 func (r *Rollout) Steered() bool { return r.Held() || r.Failure != nil || len(r.Disabled) > 0 }
+
+// Denial is what was found against a release; nil: nothing was.
+func (r *Rollout) Denial(id chandler.ReleaseID) *Denial {
+	for i := range r.Denied {
+		if r.Denied[i].Release == id {
+			return &r.Denied[i]
+		}
+	}
+	return nil
+}
 
 // Note adds to the history.
 func (r *Rollout) Note(h chandler.HistoricRelease) {

@@ -26,6 +26,8 @@ type Policy struct {
 	Interval time.Duration
 	// Gate is the hash of what releases are judged by; empty: by nothing.
 	Gate string
+	// Denied: of the release that is there it was found to be against the gate.
+	Denied bool
 }
 
 // Attempts is what has been tried for one generation of a plugin. The zero value
@@ -38,10 +40,10 @@ type Attempts struct {
 	Problem *chandler.Problem
 	// Next is when to try again after a failure; Done when it last went well.
 	Next, Done time.Time
-	// Gate is what the release that is there was last found good by, Judging that the
-	// last try only judged it, and Against that it was found to be against the gate.
-	Gate             string
-	Judging, Against bool
+	// Gate is what the release that is there was last found good by, and Judging that the
+	// last try only judged it.
+	Gate    string
+	Judging bool
 }
 
 // Soon gives the attempts with the next try due at once, for what they failed of may
@@ -63,7 +65,8 @@ type Decision struct {
 // Due decides whether a plugin wants resolving. have is the release that its
 // rollout is at, or nil. A generation is resolved once; a failure is tried again
 // when Attempts says so; PullAlways comes again after Policy.Interval. What was found
-// good by another gate than Policy.Gate is to be judged again.
+// good by another gate than Policy.Gate is to be judged again, and so is what was found to
+// be against it when nothing has failed since: the resource may have been against it.
 func Due(p *chandler.Plugin, have *chandler.Release, a Attempts, policy Policy, now time.Time) Decision {
 	if p == nil {
 		return Decision{}
@@ -85,7 +88,7 @@ func Due(p *chandler.Plugin, have *chandler.Release, a Attempts, policy Policy, 
 		return d
 	case !current:
 		return Decision{Now: true}
-	case policy.Gate != "" && a.Gate != policy.Gate && !judgedBy(have, policy.Gate):
+	case policy.Gate != "" && (policy.Denied || a.Gate != policy.Gate && !judgedBy(have, policy.Gate)):
 		return Decision{Now: true, Judge: true}
 	case policy.Interval > 0 && p.Wasm != nil && p.Wasm.Reference.Scheme != chandler.SchemeFile &&
 		p.Wasm.EffectivePullPolicy() == chandler.PullAlways:
@@ -124,13 +127,17 @@ func (a Attempts) Judged(p *chandler.Plugin, gate string) Attempts {
 	return Succeeded(p, gate, done)
 }
 
-// Refused gives the attempts that After gave for err, when err is what the gate says of
-// the release that is there. What was against it stays so until it is judged otherwise:
-// that nobody can be asked says nothing.
-func (a Attempts) Refused(err error) Attempts {
-	_, temporary, _ := explain(err)
-	a.Against = a.Against || !temporary
-	return a
+// Refusal gives what a gate has against a release that it judged with err; nil: that
+// nobody can be asked says nothing.
+func Refusal(err error) *chandler.Problem {
+	if err == nil {
+		return nil
+	}
+	p, temporary, _ := explain(err)
+	if temporary {
+		return nil
+	}
+	return p
 }
 
 // After gives the attempts after a try that failed with err. chance, from 0 to

@@ -59,6 +59,7 @@ func TestDue(t *testing.T) {
 		{"an older generation is not judged, the new one is resolved", plugin(2, "", "v1", ""), judged(1, "f"), resolve.Attempts{}, gate, t0, resolve.Decision{Now: true}},
 		{"found wanting, not yet", plugin(1, "", "v1", ""), judged(1, "f"), resolve.Attempts{UID: "u", Generation: 1, Failed: 1, Judging: true, Next: t0.Add(time.Second)}, gate, t0, resolve.Decision{At: t0.Add(time.Second), Judge: true}},
 		{"found wanting, again", plugin(1, "", "v1", ""), judged(1, "f"), resolve.Attempts{UID: "u", Generation: 1, Failed: 1, Judging: true, Next: t0}, gate, t0, resolve.Decision{Now: true, Judge: true}},
+		{"found wanting in an earlier run", plugin(1, "", "v1", ""), judged(1, "g"), resolve.Attempts{}, resolve.Policy{Gate: "g", Denied: true}, t0, resolve.Decision{Now: true, Judge: true}},
 		{"found wanting, and then another gate", plugin(1, "", "v1", ""), judged(1, "f"), resolve.Attempts{UID: "u", Generation: 1, Failed: 1, Judging: true, Next: t0.Add(time.Hour)}.Soon(), gate, t0, resolve.Decision{Now: true, Judge: true}},
 		{"failed to resolve, and then another gate", plugin(2, "", "v1", ""), judged(1, "f"), resolve.Attempts{UID: "u", Generation: 2, Failed: 1, Next: t0.Add(time.Hour)}.Soon(), gate, t0, resolve.Decision{Now: true}},
 	} {
@@ -68,28 +69,24 @@ func TestDue(t *testing.T) {
 	}
 }
 
-// What is found to be against a gate stays so while nobody can be asked, and by
-// another plugin's trouble; another generation is another matter.
-func TestAgainst(t *testing.T) {
+// A gate that could ask nobody has said nothing, and what it says of a release is not
+// said of its plugin's next try.
+func TestRefusal(t *testing.T) {
 	t.Parallel()
 	p := &chandler.Plugin{UID: "u", Generation: 1}
 	definite := chandler.Problemf(chandler.CodePolicyDenied, "spec.url", "", "no")
 	away := &fetch.Error{Problem: chandler.Problem{Code: chandler.CodeFetchFailed}, Temporary: true}
-	a := resolve.Succeeded(p, "f", t0)
-	if a = a.After(p, away, t0, 1).Refused(away); a.Against {
-		t.Error("that nobody can be asked is against it")
+	if why := resolve.Refusal(away); why != nil {
+		t.Errorf("that nobody can be asked is against it: %v", why)
 	}
-	if a = a.After(p, definite, t0, 1).Refused(definite); !a.Against {
-		t.Error("what is against it is not")
+	if why := resolve.Refusal(fmt.Errorf("while judging: %w", definite)); why == nil || why.Code != chandler.CodePolicyDenied {
+		t.Errorf("what is against it is %v", why)
 	}
-	if a = a.After(p, away, t0, 1).Refused(away).Behind(p, a); !a.Against {
-		t.Error("what was against it is forgotten")
+	if why := resolve.Refusal(nil); why != nil {
+		t.Errorf("against nothing: %v", why)
 	}
-	if b := a.After(&chandler.Plugin{UID: "u", Generation: 2}, away, t0, 1); b.Against {
-		t.Error("the next generation inherits it")
-	}
-	b := a.Judged(p, "g")
-	if b.Against || b.Failed != 0 || b.Problem != nil || b.Gate != "g" || !b.Done.Equal(t0) {
+	b := resolve.Succeeded(p, "f", t0).After(p, definite, t0, 1).Judged(p, "g")
+	if b.Failed != 0 || b.Problem != nil || b.Gate != "g" || !b.Done.Equal(t0) {
 		t.Errorf("judged good: %+v", b)
 	}
 }

@@ -26,8 +26,9 @@ type Input struct {
 	Warnings   []chandler.Problem
 	// Against is what the operator's policy has against Plugin.
 	Against []chandler.Problem
-	// Detached: there is a release, which is taken out because it is against the policy.
-	Detached bool
+	// Detached are the releases that are taken out because they are against the policy:
+	// Target, that of the proxies that are not chosen, or both.
+	Detached []Detached
 	// Plugin is the last valid version; nil when there never was one.
 	Plugin *chandler.Plugin
 	// Target is the release that is being put in force; nil before the first.
@@ -50,6 +51,41 @@ type Input struct {
 	// Previous is the status before, for the times of transition; it may be nil.
 	Previous *chandler.Status
 	Now      time.Time
+}
+
+// Detached is a release that proxies are to have and for a reason have not.
+type Detached struct {
+	Release *chandler.Release
+	Why     chandler.Problem
+	// Whole: it is everyone's, and so nobody has anything; Chosen: it is that of the
+	// chosen ones.
+	Whole, Chosen bool
+}
+
+// String says what became of it, and why.
+func (d Detached) String() string {
+	what := "release " + d.Release.ID.Short()
+	if d.Release.Generation > 0 {
+		what = fmt.Sprintf("generation %d", d.Release.Generation)
+	}
+	whose := "the proxies that are not chosen"
+	switch {
+	case d.Whole:
+		whose = "all proxies"
+	case d.Chosen:
+		whose = "the chosen proxies"
+	}
+	return fmt.Sprintf("%s is taken out of %s, as it is against the operator's policy: %s", what, whose, d.Why.Error())
+}
+
+// ofTarget gives why the target is taken out; nil: it is not.
+func (in *Input) ofTarget() *Detached {
+	for i := range in.Detached {
+		if d := &in.Detached[i]; d.Whole || d.Chosen {
+			return d
+		}
+	}
+	return nil
 }
 
 // Resolve is where the control plane's own work on the plugin stands.
@@ -100,6 +136,11 @@ func Join(in Input) chandler.Status {
 	accepted := accepted(s.Problems)
 	resolved := resolved(in)
 	programmed := programmed(in, &s, t, accepted, resolved)
+	for _, d := range in.Detached {
+		if said := d.String(); !strings.Contains(programmed.Message, said) {
+			programmed.Message += "; " + said
+		}
+	}
 	for _, r := range in.Incomplete {
 		if why := Incomplete(r); !strings.Contains(programmed.Message, why.Message) { // a rollout that waits for that says it
 			programmed.Message += "; " + why.Error()
@@ -375,8 +416,8 @@ func programmed(in Input, s *chandler.Status, t counts, accepted, resolved chand
 		}
 		c.Reason = before.Reason
 		switch {
-		case in.Detached:
-			c.Message = fmt.Sprintf("generation %d is taken out of all proxies, as it is against the operator's policy", in.Target.Generation)
+		case in.ofTarget() != nil:
+			c.Message = in.ofTarget().String()
 		case in.Target != nil:
 			c.Message = fmt.Sprintf("generation %d stays assigned, in force on %d of %s", in.Target.Generation, s.InForce, proxies(s.Desired))
 		case in.Denied:
@@ -384,6 +425,10 @@ func programmed(in Input, s *chandler.Status, t counts, accepted, resolved chand
 		default:
 			c.Message = "there is no release yet; proxies are as they were"
 		}
+		return c
+	}
+	if out := in.ofTarget(); out != nil {
+		c.Reason, c.Message = out.Why.Code, out.String()
 		return c
 	}
 	share := fmt.Sprintf("in force on %d of %s", s.InForce, proxies(s.Desired))

@@ -111,3 +111,38 @@ func TestInForceCountsTheTargetOnly(t *testing.T) {
 		}
 	}
 }
+
+// What is taken out is never said to be in force, or to be nobody's: neither where the
+// resource itself is fine, nor where only those have nothing who are not chosen.
+func TestDetachedIsSaid(t *testing.T) {
+	t.Parallel()
+	plugin := &chandler.Plugin{Key: chandler.Key{Kind: "WasmPlugin", Namespace: "ns", Name: "n"}, UID: "u", Generation: 2}
+	first, second := &chandler.Release{ID: "first", UID: "u", Generation: 1}, &chandler.Release{ID: "second", UID: "u", Generation: 2}
+	why := chandler.Problem{Code: chandler.CodeSigMissing, Message: "nobody signed it"}
+	node := chandler.Node{Namespace: "ns", Name: "p"}
+	has := status.Proxy{Node: node, Connected: true, Wants: second, State: &chandler.AttachmentState{UID: "u", Release: "second", InForce: "second", State: chandler.StateInForce}}
+	for name, c := range map[string]struct {
+		in   status.Input
+		want string
+	}{
+		"everyone's, while another is meant": {
+			status.Input{Target: first, Meant: second, Detached: []status.Detached{{Release: first, Why: why, Whole: true}}, Proxies: []status.Proxy{{Node: node, Connected: true, Nothing: true}}},
+			"False SigMissing generation 1 is taken out of all proxies, as it is against the operator's policy: nobody signed it",
+		},
+		"that of the others": {
+			status.Input{Target: second, Detached: []status.Detached{{Release: first, Why: why}}, Proxies: []status.Proxy{has}},
+			"True Programmed in force on the 1 proxy it is for; generation 1 is taken out of the proxies that are not chosen, as it is against the operator's policy: nobody signed it",
+		},
+		"of a resource before": {
+			status.Input{Target: second, Detached: []status.Detached{{Release: &chandler.Release{ID: "older"}, Why: why}}, Proxies: []status.Proxy{has}},
+			"True Programmed in force on the 1 proxy it is for; release older is taken out of the proxies that are not chosen, as it is against the operator's policy: nobody signed it",
+		},
+	} {
+		in := c.in
+		in.Generation, in.Plugin, in.Now = 2, plugin, time.Unix(1, 0)
+		p := status.Join(in).Conditions[2]
+		if got := string(p.Status) + " " + string(p.Reason) + " " + p.Message; got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}

@@ -84,6 +84,7 @@ func testCourses(t *testing.T, s record.Store) {
 			},
 		},
 		Bad:      []chandler.ReleaseID{Release(3).ID},
+		Denied:   []record.Denial{{Release: Release(3).ID, Reason: chandler.CodePolicyDenied, Message: "not from there"}},
 		Failure:  &record.Failure{Release: Release(3).ID, Reason: chandler.CodeGateFailed, Message: "m", Gates: []chandler.Measure{{Gate: chandler.GateTraps, Chosen: 3}}, At: at},
 		Pinned:   true,
 		Disabled: []chandler.Disablement{{Node: "ns/n", Reason: "r", By: "b", At: at}},
