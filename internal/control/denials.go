@@ -278,7 +278,11 @@ func (e *entry) denial(id chandler.ReleaseID) *record.Denial {
 	if d := e.denials[id]; d != nil {
 		return d
 	}
-	return objection(e.gate, e.history[at], e.object.Plugin, nil, false)
+	now := e.object.Plugin
+	if e.kept != nil {
+		now = nil // what stands for a resource that is gone says little
+	}
+	return objection(e.gate, e.history[at], now, nil, false)
 }
 
 // objects says why a release is not to be given to more proxies; empty: it may be.
