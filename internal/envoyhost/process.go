@@ -249,12 +249,13 @@ func (p *process) ready(ctx context.Context) (err error) {
 func (p *process) settle(ctx context.Context) error {
 	p.settling.Lock()
 	defer p.settling.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, startTime) // a load that was acknowledged may still hold the worker
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	_ = p.barrier.SetDeadline(deadline)
 	for range 2 {
 		p.told++
 		path := fmt.Sprintf("%s%d", barrierPath, p.told)
-		if deadline, ok := ctx.Deadline(); ok {
-			_ = p.barrier.SetDeadline(deadline)
-		}
 		if _, err := fmt.Fprintf(p.barrier, "GET %s HTTP/1.1\r\nhost: b\r\n\r\n", path); err != nil {
 			return p.stuck(ctx, err)
 		}
