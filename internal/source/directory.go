@@ -25,7 +25,7 @@ const (
 	// when they are read although something always happens.
 	quiet    = 20 * time.Millisecond
 	maxQuiet = 200 * time.Millisecond
-	retry    = time.Second // after a write that failed
+	retry    = time.Second // after a read or a write that failed
 )
 
 // DirectoryConfig says where a Directory reads and writes.
@@ -217,8 +217,11 @@ func (d *Directory) look(w *watcher, now time.Time) time.Duration {
 	if !same || d.dirty || waiting || d.last == nil {
 		wait = d.settle(now, nil)
 	}
-	if s.busy {
+	switch {
+	case s.busy:
 		wait = quiet
+	case s.failed && (wait == 0 || wait > retry):
+		wait = retry
 	}
 	return wait
 }

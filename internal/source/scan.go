@@ -50,6 +50,9 @@ type scan struct {
 	points map[string]names
 	// busy: a file was written while it was read; look again soon.
 	busy bool
+	// failed: the system could not do what it was asked, and may the next time: it had no
+	// descriptor left, or no answer of a server. Look again before the poll.
+	failed bool
 	// skip is a folder that is not read.
 	skip    fs.FileInfo
 	total   int64
@@ -82,8 +85,11 @@ func (s *scan) fail(path string, err error) {
 		why = in.Err
 	}
 	hint := "make it readable; until then its last good objects stay"
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		hint = "make it, or give another; until then its last good objects stay"
+	case in != nil && !errors.Is(err, fs.ErrPermission):
+		s.failed = true
 	}
 	s.unread[path] = *chandler.Problemf(chandler.CodeStale, "", hint, "cannot be read: %s", chandler.Printable(why.Error(), 256))
 }
