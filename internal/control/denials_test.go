@@ -3,7 +3,6 @@ package control_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -292,16 +291,8 @@ func TestDigestAfterDetach(t *testing.T) {
 func TestReplicasTakeOutWhatTheLeaderDenies(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		all := newCluster(t, "a", "b")
+		all, s := halves(t, 4)
 		a, b := all.replicas["a"], all.replicas["b"]
-		a.set("auth:v1", modOne)
-		a.set("auth:v2", modTwo)
-		s := &stage{rig: a, t: t}
-		for i := range 4 {
-			s.rig = []*rig{a, b}[i%2]
-			s.enter(chandler.Node{Namespace: "istio-system", Name: fmt.Sprintf("gw-%d", i)})
-		}
-		s.rig = a
 		deliver := func(url string) {
 			a.put("auth", url, inSteps("1", "100%"))
 			all.deliver(a)
@@ -322,8 +313,7 @@ func TestReplicasTakeOutWhatTheLeaderDenies(t *testing.T) {
 		s.within(time.Minute, "one has the second", func() bool { return s.count(modTwo) == 1 })
 		s.never(5*time.Second, "in steps")
 		for _, actor := range s.actors {
-			actor.stopPlaying()
-			actor.stop()
+			actor.leave()
 		}
 		all.stop("a")
 		all.stop("b")

@@ -18,12 +18,10 @@ import (
 
 // relabel has an agent come back with other labels, and with what it has.
 func (s *stage) relabel(a *actor, labels map[string]string) {
-	a.stopPlaying()
-	a.stop()
+	a.leave()
 	a.node.Labels, a.firm = maps.Clone(a.node.Labels), true
 	maps.Copy(a.node.Labels, labels)
-	a.connect(s.rig)
-	a.begin()
+	a.comeBack(s.rig)
 }
 
 // Agents take nothing older than what they have: a canary whose label goes keeps the new
@@ -70,8 +68,7 @@ func TestStepIsChosenAmongThoseWhoComeBack(t *testing.T) {
 					away = lastFirst
 				}
 				for _, a := range away {
-					a.stopPlaying()
-					a.stop()
+					a.leave()
 				}
 				s.apply("auth", "oci://reg.example/auth:v2", plan)
 				if restarted {
@@ -80,8 +77,7 @@ func TestStepIsChosenAmongThoseWhoComeBack(t *testing.T) {
 				}
 				for _, a := range away {
 					time.Sleep(1500 * time.Millisecond)
-					a.connect(s.rig)
-					a.begin()
+					a.comeBack(s.rig)
 				}
 				s.within(20*time.Second, "somebody has it", func() bool { return s.count(modTwo) > 0 })
 				time.Sleep(5 * time.Second)
@@ -102,8 +98,7 @@ func TestStepIsNotForWhoStaysAway(t *testing.T) {
 		s.settled(plan)
 		uid := s.objects["auth"].UID
 		first := slices.MinFunc(s.actors, func(a, b *actor) int { return cmp.Compare(rollout.Place(uid, a.node), rollout.Place(uid, b.node)) })
-		first.stopPlaying()
-		first.stop()
+		first.leave()
 		s.apply("auth", "oci://reg.example/auth:v2", plan)
 		time.Sleep(8 * time.Second)
 		if n := s.count(modTwo); n != 0 {

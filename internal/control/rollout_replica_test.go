@@ -11,25 +11,29 @@ import (
 	"chandler.dev/chandler/internal/control"
 )
 
+// halves are two replicas, a and b, with actors at each in turn; the stage is a's.
+func halves(t *testing.T, actors int) (*cluster, *stage) {
+	t.Helper()
+	all := newCluster(t, "a", "b")
+	a, b := all.replicas["a"], all.replicas["b"]
+	a.set("auth:v1", modOne)
+	a.set("auth:v2", modTwo)
+	s := &stage{t: t}
+	for i := range actors {
+		s.rig = []*rig{a, b}[i%2]
+		s.enter(chandler.Node{Namespace: "istio-system", Name: fmt.Sprintf("gw-%d", i)})
+	}
+	s.rig = a
+	return all, s
+}
+
 // Replicas give the same variants to the same proxies, whichever leads, take orders
 // alike, and go on with a rollout that another one led.
 func TestReplicasAgreeOnRollouts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		all := newCluster(t, "a", "b")
+		all, s := halves(t, 8)
 		a, b := all.replicas["a"], all.replicas["b"]
-		a.set("auth:v1", modOne)
-		a.set("auth:v2", modTwo)
-		s := &stage{rig: a, t: t}
-		for i := range 8 {
-			n := chandler.Node{Namespace: "istio-system", Name: fmt.Sprintf("gw-%d", i)}
-			s.rig = a
-			if i%2 == 1 {
-				s.rig = b
-			}
-			s.enter(n)
-		}
-		s.rig = a
 		deliver := func(url string) {
 			a.put("auth", url, inSteps("25%", "50%", "100%"))
 			all.deliver(a)
@@ -70,8 +74,7 @@ func TestReplicasAgreeOnRollouts(t *testing.T) {
 			t.Errorf("promoted what is over: %v", err)
 		}
 		for _, actor := range s.actors {
-			actor.stopPlaying()
-			actor.stop()
+			actor.leave()
 		}
 		all.stop("a")
 		all.stop("b")

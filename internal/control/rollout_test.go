@@ -70,8 +70,7 @@ func (s *stage) enter(n chandler.Node) *actor {
 // leave has all go.
 func (s *stage) leave() {
 	for _, a := range s.actors {
-		a.stopPlaying()
-		a.stop()
+		a.leave()
 	}
 	s.stop()
 }
@@ -79,15 +78,24 @@ func (s *stage) leave() {
 // reboot is another control plane on the same records, to which all come back.
 func (s *stage) reboot() {
 	for _, a := range s.actors {
-		a.stopPlaying()
-		a.stop()
+		a.leave()
 	}
 	s.restart()
 	s.deliver()
 	for _, a := range s.actors {
-		a.connect(s.rig)
-		a.begin()
+		a.comeBack(s.rig)
 	}
+}
+
+// leave has one go, and comeBack has it there again with what it has.
+func (a *actor) leave() {
+	a.stopPlaying()
+	a.stop()
+}
+
+func (a *actor) comeBack(r *rig) {
+	a.connect(r)
+	a.begin()
 }
 
 func (a *actor) begin() {
