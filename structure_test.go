@@ -56,9 +56,9 @@ var imports = []rule{
 	},
 	{
 		in:     []string{"..."},
-		except: []string{"internal/testenv/...", "internal/demo", "test/..."},
+		except: []string{"internal/testenv/...", "internal/demo", "test/...", "bench/..."},
 		never:  []string{module + "/internal/testenv/..."},
-		why:    "testenv is for tests and the demo",
+		why:    "testenv is for tests, benchmarks and the demo",
 	},
 	{
 		in:     []string{"..."},
@@ -110,7 +110,7 @@ var imports = []rule{
 	},
 	{
 		in:     []string{"..."},
-		except: []string{"cmd/chandler", "internal/web", "api/...", "internal/demo"},
+		except: []string{"cmd/chandler", "internal/web", "api/...", "internal/demo", "bench/..."},
 		never:  []string{"connectrpc.com/..."},
 		why:    "Connect is the admin API's protocol, not the agents'",
 	},
@@ -174,7 +174,7 @@ var symbols = []rule{
 	},
 	{
 		in:     []string{"..."},
-		except: []string{"cmd/...", "internal/demo", "test/faults", "test/refusals", "tools/...", "plugins/..."},
+		except: []string{"cmd/...", "internal/demo", "test/faults", "test/refusals", "bench/...", "tools/...", "plugins/..."},
 		never: []string{
 			"os.Exit", "os.Getenv", "os.LookupEnv", "os.Environ", "os.ExpandEnv", "os.Args", "log.Fatal", "log.Fatalf",
 			"log.Fatalln", "flag.Parse", "flag.CommandLine",
