@@ -24,7 +24,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-authors authors test-rules plugins test-plugins e2e-kube generate cross bench clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-authors authors test-rules plugins test-plugins e2e-kube generate cross bench bench-fleet clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -148,6 +148,11 @@ cross: ## compile for every supported platform
 
 bench: tools tools-kube build bin/basicauth.wasm ## all benchmarks
 	go test -tags kube -run '^$$' -bench . -benchmem -timeout 30m -p 1 ./...
+
+# Its sizes and more are flags: make bench-fleet FLEET='-sizes 10000 -tls no -profiles DIR'
+bench-fleet: build ## what 100, 1,000 and 10,000 agents cost one control plane (a quarter of an hour)
+	go build -o bin/fleet ./bench/fleet
+	@exec bin/fleet $(FLEET)
 
 clean: ## remove what was built and what a demo left (not .tools)
 	rm -rf bin .run dist

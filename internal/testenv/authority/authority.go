@@ -14,16 +14,22 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"testing"
 	"time"
 )
+
+// T is what is needed of a test, or of what stands in for one where there is none.
+type T interface {
+	Helper()
+	TempDir() string
+	Fatal(args ...any)
+}
 
 // Authority signs certificates.
 type Authority struct {
 	// File is its certificate in PEM.
 	File string
 
-	t    testing.TB
+	t    T
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
@@ -43,7 +49,7 @@ type Leaf struct {
 type Pair struct{ Cert, Key string }
 
 // New makes an authority, good for as long as its certificates at most.
-func New(t testing.TB) *Authority {
+func New(t T) *Authority {
 	t.Helper()
 	a := &Authority{t: t, File: filepath.Join(t.TempDir(), "ca.pem"), key: newKey(t)}
 	template := a.template(Leaf{})
@@ -129,7 +135,7 @@ func (a *Authority) write(file, kind string, der []byte) {
 	}
 }
 
-func newKey(t testing.TB) *ecdsa.PrivateKey {
+func newKey(t T) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

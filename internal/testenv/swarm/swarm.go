@@ -79,7 +79,7 @@ func New(cfg Config) *Swarm {
 		cfg.Dial = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
 	}
 	// Thousands of them share this process: a connection has no buffers of its own.
-	cfg.Dial = append([]grpc.DialOption{grpc.WithWriteBufferSize(4 << 10), grpc.WithReadBufferSize(0)}, cfg.Dial...)
+	cfg.Dial = append([]grpc.DialOption{grpc.WithWriteBufferSize(4 << 10), grpc.WithSharedWriteBuffer(true), grpc.WithReadBufferSize(0)}, cfg.Dial...)
 	s := &Swarm{cfg: cfg, read: map[string]*chandler.Attachment{}}
 	for i := range cfg.Agents {
 		s.agents = append(s.agents, newAgent(s, i))
