@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +41,7 @@ import (
 	"chandler.dev/chandler/internal/vet"
 	"chandler.dev/chandler/internal/wire"
 	"chandler.dev/chandler/internal/xds/deltaserver"
+	"chandler.dev/chandler/internal/xds/quiet"
 )
 
 // DefaultRootNamespace is the namespace whose plugins reach every namespace;
@@ -189,7 +191,8 @@ func New(cfg Config) (*Control, error) {
 	c.fleet = newFleet(cfg.Now, c.metrics.rejects)
 	c.server = deltaserver.New(deltaserver.Config{
 		TypeURL:      wire.AttachmentTypeURL,
-		Authenticate: c.authenticateXDS,
+		Claimed:      claimed,
+		Authenticate: c.admit,
 		View:         c.view,
 		Connected:    c.fleet.connected,
 		Nacked: func(n chandler.Node, names []string, detail string) {
@@ -225,7 +228,7 @@ func (c *Control) Run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, c.cfg.Listener.Close())
 	}
-	grpcServer := grpc.NewServer(append(serverDefaults(), c.cfg.Server...)...)
+	grpcServer := grpc.NewServer(slices.Concat(serverDefaults(), quiet.ServerOptions(), c.cfg.Server)...)
 	c.server.Register(grpcServer)
 	chandlerv1.RegisterReportsServer(grpcServer, &reports{c: c})
 	chandlerv1.RegisterModulesServer(grpcServer, &modules{c: c})
@@ -287,18 +290,35 @@ func (c *Control) deliver(ctx context.Context, s source.Snapshot) {
 }
 
 // serverDefaults stand before the caller's options. An agent that is gone without
-// a word is noticed in 20 seconds.
+// a word is noticed in 20 seconds; one that is there asks first, so that its ping is
+// the only one.
+//
+// Buffers and windows are for ten thousand connections over which little goes: what a
+// connection keeps while nothing is said counts, and windows that follow the bandwidth
+// would cost a ping with every message.
 func serverDefaults() []grpc.ServerOption {
 	return []grpc.ServerOption{
+		grpc.WriteBufferSize(writeBuffer),
+		grpc.ReadBufferSize(readBuffer),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
 		grpc.MaxRecvMsgSize(8 << 20), // a full report of a thousand plugins with long reasons
 		grpc.MaxConcurrentStreams(64),
 		grpc.MaxHeaderListSize(64 << 10), // a token of 16 KiB at most
 		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.UnknownServiceHandler(unknown),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 12 * time.Second, Timeout: 8 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
 }
+
+// Of one agent's connection, in bytes: what is read from it at a time, and how much it
+// may send before it is read. Larger messages take more round trips.
+const (
+	readBuffer  = 2 << 10
+	writeBuffer = 8 << 10 // thousands of writers may hold one in the same moment
+	window      = 64 << 10
+)
 
 // unknown refuses what is not served.
 func unknown(_ any, str grpc.ServerStream) error {
@@ -306,16 +326,22 @@ func unknown(_ any, str grpc.ServerStream) error {
 	return wire.Refusal(codes.Unimplemented, chandler.CodeXDSPath, "%s is not served on the agents' port", chandler.Quote(method))
 }
 
-// authenticateXDS decides who opens an xDS stream.
-func (c *Control) authenticateXDS(ctx context.Context, claimed *corev3.Node) (chandler.Node, error) {
+// claimed reads who says what of himself on an xDS stream.
+func claimed(n *corev3.Node) (chandler.Node, error) {
+	claim, err := wire.NodeFromXDS(n)
+	if err != nil {
+		return claim, wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "%s", err)
+	}
+	return claim, nil
+}
+
+// admit decides who opens an xDS stream.
+func (c *Control) admit(ctx context.Context, claim chandler.Node) (chandler.Node, error) {
 	if c.lowered.Load() {
 		return chandler.Node{}, status.Error(codes.Unavailable, errCutOff.Error())
 	}
-	n, err := wire.NodeFromXDS(claimed)
+	n, err := c.cfg.Authenticator.Authenticate(ctx, claim)
 	if err != nil {
-		return chandler.Node{}, wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "%s", err)
-	}
-	if n, err = c.cfg.Authenticator.Authenticate(ctx, n); err != nil {
 		return chandler.Node{}, err
 	}
 	return n, c.fleet.admit(n)

@@ -2,6 +2,7 @@ package control
 
 import (
 	"maps"
+	"reflect"
 	"sync"
 	"time"
 
@@ -163,11 +164,14 @@ func (f *fleet) begin(n chandler.Node, send func(sequence uint64, interval time.
 	if err := f.room(n.ID()); err != nil {
 		return nil, err
 	}
-	r := &reporter{node: n, asked: asked{interval: f.wishes.of(n), send: send}}
 	m := f.member(n)
-	if !m.connected {
+	switch {
+	case !m.connected:
 		m.node = n
+	case reflect.DeepEqual(m.node, n):
+		n = m.node // what is the same is kept once
 	}
+	r := &reporter{node: n, asked: asked{interval: f.wishes.of(n), send: send}}
 	m.stream = r
 	return r, nil
 }

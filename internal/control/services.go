@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"reflect"
 	"slices"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 	"chandler.dev/chandler/internal/wire"
 	"chandler.dev/chandler/internal/xds/deltaserver"
+	"chandler.dev/chandler/internal/xds/quiet"
 )
 
 const (
@@ -32,49 +34,86 @@ type reports struct {
 
 // Report takes in one node's reports until its stream ends.
 func (s *reports) Report(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, chandlerv1.ReportResponse]) error {
-	msg, err := receive(str)
-	if err != nil {
-		return err
-	}
-	node, err := s.c.authenticate(str.Context(), msg.GetNode())
-	if err != nil {
-		return err
-	}
-	r, err := s.c.fleet.begin(node, func(sequence uint64, interval time.Duration) error {
-		return str.Send(&chandlerv1.ReportResponse{Sequence: sequence, TrafficInterval: wire.IntervalToProto(interval)})
+	h := &hearing{c: s.c, str: str}
+	defer func() {
+		if h.reporter != nil {
+			s.c.fleet.end(h.reporter)
+		}
+	}()
+	late := time.AfterFunc(firstReport, func() {
+		quiet.End(str.Context(), status.Errorf(codes.DeadlineExceeded, "no first report in %v", firstReport))
 	})
+	defer late.Stop()
+	for {
+		received, err := quiet.Receive(str, func(msg *chandlerv1.ReportRequest) error {
+			late.Stop()
+			return h.take(msg)
+		})
+		switch {
+		case err == nil:
+		case received:
+			return err
+		case errors.Is(err, io.EOF):
+			return nil
+		default:
+			return quiet.Because(str.Context(), err)
+		}
+	}
+}
+
+// hearing is one node's report stream.
+type hearing struct {
+	c        *Control
+	str      grpc.BidiStreamingServer[chandlerv1.ReportRequest, chandlerv1.ReportResponse]
+	claim    chandler.Node
+	reporter *reporter // nil before the first message
+	checked  time.Time // who it is
+}
+
+// begin finds out whose stream it is.
+func (h *hearing) begin(claimed *chandlerv1.Node) (err error) {
+	if h.claim, err = wire.NodeFromProto(claimed); err != nil {
+		return wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "%s", err)
+	}
+	node, err := h.c.cfg.Authenticator.Authenticate(h.str.Context(), h.claim)
 	if err != nil {
 		return err
 	}
-	defer s.c.fleet.end(r)
-	claim, checked := msg.GetNode(), time.Now()
-	for {
-		if s.c.cfg.Recheck > 0 && time.Since(checked) >= s.c.cfg.Recheck {
-			if _, err := s.c.authenticate(str.Context(), claim); refusal(err) {
-				return err
-			}
-			checked = time.Now()
-		}
-		rep, err := wire.ReportFromProto(msg)
-		if err != nil {
-			return status.Error(codes.InvalidArgument, err.Error())
-		}
-		if rep.Node != nil && rep.Node.ID() != node.ID() {
-			return status.Errorf(codes.InvalidArgument, "node changed from %s to %s", chandler.Quote(node.ID()), chandler.Quote(rep.Node.ID()))
-		}
-		if err := s.c.fleet.take(r, rep); err != nil {
-			return err
-		}
-		if _, err := s.c.fleet.say(&r.asked); err != nil {
-			return err
-		}
-		if msg, err = str.Recv(); err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
+	h.reporter, err = h.c.fleet.begin(node, func(sequence uint64, interval time.Duration) error {
+		return h.str.Send(&chandlerv1.ReportResponse{Sequence: sequence, TrafficInterval: wire.IntervalToProto(interval)})
+	})
+	if err == nil && reflect.DeepEqual(h.claim, h.reporter.node) {
+		h.claim = h.reporter.node // what is the same is kept once
+	}
+	h.checked = time.Now()
+	return err
+}
+
+// take takes a report in.
+func (h *hearing) take(msg *chandlerv1.ReportRequest) error {
+	if h.reporter == nil {
+		if err := h.begin(msg.GetNode()); err != nil {
 			return err
 		}
 	}
+	if h.c.cfg.Recheck > 0 && time.Since(h.checked) >= h.c.cfg.Recheck {
+		if _, err := h.c.cfg.Authenticator.Authenticate(h.str.Context(), h.claim); refusal(err) {
+			return err
+		}
+		h.checked = time.Now()
+	}
+	rep, err := wire.ReportFromProto(msg)
+	if err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	if id := h.reporter.node.ID(); rep.Node != nil && rep.Node.ID() != id {
+		return status.Errorf(codes.InvalidArgument, "node changed from %s to %s", chandler.Quote(id), chandler.Quote(rep.Node.ID()))
+	}
+	if err := h.c.fleet.take(h.reporter, rep); err != nil {
+		return err
+	}
+	_, err = h.c.fleet.say(&h.reporter.asked)
+	return err
 }
 
 // refusal tells whether an agent is no longer believed; that nobody can tell now
@@ -82,26 +121,6 @@ func (s *reports) Report(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, 
 func refusal(err error) bool {
 	code := status.Code(err)
 	return code == codes.Unauthenticated || code == codes.PermissionDenied
-}
-
-// receive waits for the first message, but not for ever. The goroutine ends with
-// the stream, which ends when the handler returns.
-func receive(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, chandlerv1.ReportResponse]) (*chandlerv1.ReportRequest, error) {
-	type message struct {
-		req *chandlerv1.ReportRequest
-		err error
-	}
-	first := make(chan message, 1)
-	go func() {
-		req, err := str.Recv()
-		first <- message{req, err}
-	}()
-	select {
-	case m := <-first:
-		return m.req, m.err
-	case <-time.After(firstReport):
-		return nil, status.Errorf(codes.DeadlineExceeded, "no first report in %v", firstReport)
-	}
 }
 
 // modules is the service that gives agents the bytes of what is attached to them.

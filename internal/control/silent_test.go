@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/internal/xds/quiet"
 )
 
 // silent is a report stream on which nothing comes.
@@ -19,16 +20,18 @@ type silent struct {
 	ctx context.Context
 }
 
-func (s *silent) Context() context.Context                 { return s.ctx }
-func (s *silent) Recv() (*chandlerv1.ReportRequest, error) { <-s.ctx.Done(); return nil, s.ctx.Err() }
+func (s *silent) Context() context.Context { return s.ctx }
+func (s *silent) RecvMsg(any) error        { <-s.ctx.Done(); return s.ctx.Err() }
 
 func TestSilentReportStreamIsEnded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
+		ctx, err := quiet.Endable(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
 		began := time.Now()
-		err := (&reports{}).Report(&silent{ctx: ctx})
+		err = (&reports{}).Report(&silent{ctx: ctx})
 		if status.Code(err) != codes.DeadlineExceeded || time.Since(began) != firstReport {
 			t.Errorf("after %v: %v", time.Since(began), err)
 		}

@@ -39,6 +39,7 @@ const (
 	keepaliveTimeout = 10 * time.Second
 	maxMessage       = 32 << 20 // bytes of one answer
 	maxDetail        = 4 << 10  // bytes of a refusal's reason
+	window           = 1 << 20  // bytes that may be under way; modules come over the same connection
 )
 
 // Config says where to connect and what to do with what comes.
@@ -266,7 +267,8 @@ func unasked(format string, args ...any) error {
 	return chandler.Problemf(chandler.CodeXDSResource, "", "look at the control plane: it must not send this", format, args...)
 }
 
-// dialDefaults stand before the caller's options, which win.
+// dialDefaults stand before the caller's options, which win. Windows that follow the
+// bandwidth would cost the control plane a ping of every agent with every message.
 func dialDefaults() []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
@@ -277,6 +279,8 @@ func dialDefaults() []grpc.DialOption {
 			MinConnectTimeout: connectTimeout,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithStaticStreamWindowSize(window),
+		grpc.WithStaticConnWindowSize(window),
 		grpc.WithIdleTimeout(0),
 		grpc.WithDisableServiceConfig(),
 	}

@@ -1,28 +1,30 @@
 // Package deltaserver is the control plane's side of the delta xDS stream
-// towards agents. The stream protocol is go-control-plane's; what a node may see
-// is asked from a View, and only differences from what the agent holds are sent.
+// towards agents. What a node may see is asked from a View, and only differences
+// from what the agent holds are sent.
 //
 // It keeps no resources of its own and has no queue: while an answer is under
 // way to an agent nothing more is prepared for it, and its acknowledgement gets
 // whatever is newest by then. So a slow agent costs nothing and delays nobody. A
 // resource that changes without pause is sent a few times a second at most.
+//
+// A stream has one goroutine, which waits for the agent's word, and resources are
+// encoded once for all: with ten thousand agents these are what memory and time go
+// for.
 package deltaserver
 
 import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/wire"
@@ -32,7 +34,7 @@ import (
 const (
 	MaxName     = 512    // bytes of a resource name
 	MaxNames    = 1024   // names in one request
-	MaxVersions = 10_000 // initial resource versions
+	MaxVersions = 10_000 // initial resource versions, and names in all requests of a stream
 	maxTypes    = 8      // type URLs on one stream
 	maxStreams  = 8      // streams of one node
 	maxResponse = 4 << 20
@@ -42,24 +44,14 @@ const (
 	firstTimeout = 10 * time.Second // for the first message of a stream
 )
 
-// Resource is one named body at one version. Resources are immutable and shared
-// by all streams. Without a body it is nothing to send, and no removal either: an
-// agent that holds the name keeps what it holds. With Newcomers the body is for
-// agents that do not hold the name; the others keep what they hold, too.
-type Resource struct {
-	Name      string
-	Version   string
-	Body      *anypb.Any
-	Newcomers bool
-}
-
 // Config says who may connect and what they get.
 type Config struct {
 	// TypeURL is the one resource type that is served.
 	TypeURL string
-	// Authenticate decides who the claimed node is; its error, best a gRPC
-	// status, ends the stream.
-	Authenticate func(context.Context, *corev3.Node) (chandler.Node, error)
+	// Claimed reads who an agent says that it is, and Authenticate decides who that is;
+	// their errors, best a gRPC status, end the stream. The claim is kept, the message not.
+	Claimed      func(*corev3.Node) (chandler.Node, error)
+	Authenticate func(ctx context.Context, claimed chandler.Node) (chandler.Node, error)
 	// View gives all that a node shall have, with unique names. False: it is not
 	// known yet, and the node waits for the Refresh after it is. View is called
 	// from many goroutines and must not call back.
@@ -94,10 +86,11 @@ const (
 )
 
 // Server serves delta ADS. New starts nothing; streams live with the gRPC
-// server it is registered at.
+// server it is registered at, which has quiet.ServerOptions.
 type Server struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
-	cfg Config
+	cfg    Config
+	pusher pusher
 
 	mu      sync.Mutex
 	streams map[*stream]struct{}
@@ -130,7 +123,9 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, streams: map[*stream]struct{}{}, nodes: map[string]*presence{}}
+	s := &Server{cfg: cfg, streams: map[*stream]struct{}{}, nodes: map[string]*presence{}}
+	s.pusher.list = s.list
+	return s
 }
 
 // Register puts the service on a gRPC server.
@@ -138,13 +133,9 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(r, s)
 }
 
-// Refresh asks View again for every stream and sends what differs. It does not
-// wait for any agent.
-func (s *Server) Refresh() {
-	for _, st := range s.list() {
-		st.refresh()
-	}
-}
+// Refresh has View asked again for every stream and what differs sent. It waits for
+// nothing.
+func (s *Server) Refresh() { s.pusher.push() }
 
 // list gives the streams that are open.
 func (s *Server) list() []*stream {
@@ -177,60 +168,33 @@ func (s *Server) Nodes() []chandler.Node {
 // DeltaAggregatedResources is one stream, from its first message, which must
 // name the node, to its end.
 func (s *Server) DeltaAggregatedResources(str discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	first, err := receiveFirst(str)
-	if err != nil {
-		return err
+	st := &stream{server: s, str: str}
+	defer func() {
+		if st.entered {
+			st.close()
+			s.leave(st)
+		}
+	}()
+	return st.serve()
+}
+
+// begin finds out whose stream it is, by its first message.
+func (s *Server) begin(st *stream, first *discoveryv3.DeltaDiscoveryRequest) error {
+	if first.GetNode().GetId() == "" {
+		return wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "node id missing in first message")
 	}
-	node, err := s.cfg.Authenticate(str.Context(), first.GetNode())
+	claim, err := s.cfg.Claimed(first.GetNode())
+	if err == nil {
+		st.node, err = s.cfg.Authenticate(st.str.Context(), claim)
+	}
 	if err != nil {
 		if _, ok := status.FromError(err); !ok {
 			err = status.Error(codes.Unauthenticated, err.Error())
 		}
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(str.Context())
-	defer cancel(nil)
-	st := newStream(s, str, node, first)
-	st.cancel = cancel
-	if err := s.enter(st); err != nil {
-		return err
-	}
-	defer s.leave(st)
-	defer st.end()
-	err = delta.NewServer(ctx, st, nil).DeltaStreamHandler(st, resource.AnyType)
-	if refused := st.refusal(); refused != nil {
-		return refused
-	}
-	if str.Context().Err() == nil && ctx.Err() != nil {
-		return context.Cause(ctx) // no longer believed
-	}
-	return err
-}
-
-// receiveFirst waits for the first message, but not for ever. The goroutine
-// ends with the stream, which ends when the handler returns.
-func receiveFirst(str discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) (*discoveryv3.DeltaDiscoveryRequest, error) {
-	type message struct {
-		req *discoveryv3.DeltaDiscoveryRequest
-		err error
-	}
-	c := make(chan message, 1)
-	go func() {
-		req, err := str.Recv()
-		c <- message{req, err}
-	}()
-	select {
-	case m := <-c:
-		if m.err != nil {
-			return nil, m.err
-		}
-		if m.req.GetNode().GetId() == "" {
-			return nil, wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "node id missing in first message")
-		}
-		return m.req, nil
-	case <-time.After(firstTimeout):
-		return nil, wire.Refusal(codes.DeadlineExceeded, chandler.CodeXDSLimit, "no first message in %v", firstTimeout)
-	}
+	st.claim, st.name, st.id = claim, st.node.ID(), strings.Clone(first.GetNode().GetId())
+	return s.enter(st)
 }
 
 func (s *Server) enter(st *stream) error {
@@ -246,7 +210,7 @@ func (s *Server) enter(st *stream) error {
 		return wire.Refusal(codes.ResourceExhausted, chandler.CodeXDSLimit, "node %s has %d streams, limit %d", chandler.Quote(id), p.streams, maxStreams)
 	}
 	p.streams++
-	p.node = st.node
+	p.node, st.entered = st.node, true
 	s.streams[st] = struct{}{}
 	s.cfg.Connected(st.node, true)
 	return nil

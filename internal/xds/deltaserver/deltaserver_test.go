@@ -27,6 +27,7 @@ import (
 	"chandler.dev/chandler/internal/wire"
 	"chandler.dev/chandler/internal/xds/deltaclient"
 	"chandler.dev/chandler/internal/xds/deltaserver"
+	"chandler.dev/chandler/internal/xds/quiet"
 )
 
 const typeURL = "type.googleapis.com/test.Thing"
@@ -53,17 +54,23 @@ func (c *control) Write(b []byte) (int, error) {
 	return c.log.Write(b)
 }
 
+// claimed reads a node by its id alone.
+func claimed(n *corev3.Node) (chandler.Node, error) {
+	namespace, name, _ := strings.Cut(n.GetId(), "/")
+	return chandler.Node{Namespace: namespace, Name: name}, nil
+}
+
 func serve(t *testing.T) *control {
 	t.Helper()
 	c := &control{asked: map[deltaserver.Asked]int{}}
 	c.Server = deltaserver.New(deltaserver.Config{
 		TypeURL: typeURL, Log: slog.New(slog.NewTextHandler(c, nil)),
-		Authenticate: func(_ context.Context, n *corev3.Node) (chandler.Node, error) {
-			if n.GetId() == "ns/stranger" {
+		Claimed: claimed,
+		Authenticate: func(_ context.Context, n chandler.Node) (chandler.Node, error) {
+			if n.ID() == "ns/stranger" {
 				return chandler.Node{}, wire.Refusal(codes.PermissionDenied, chandler.CodeXDSIdentity, "go away")
 			}
-			namespace, name, _ := strings.Cut(n.GetId(), "/")
-			return chandler.Node{Namespace: namespace, Name: name}, nil
+			return n, nil
 		},
 		View: func(n chandler.Node) ([]*deltaserver.Resource, bool) {
 			c.mu.Lock()
@@ -87,7 +94,7 @@ func serve(t *testing.T) *control {
 		},
 	})
 	l := bufconn.Listen(1 << 20)
-	g := grpc.NewServer()
+	g := grpc.NewServer(quiet.ServerOptions()...)
 	c.Register(g)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.Serve(l) }()

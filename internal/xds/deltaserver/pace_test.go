@@ -2,9 +2,11 @@ package deltaserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -13,9 +15,11 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/xds/quiet"
 )
 
 const thing = "type.googleapis.com/test.Thing"
@@ -30,18 +34,29 @@ type reader struct {
 
 func (r *reader) Context() context.Context { return r.ctx }
 
-func (r *reader) Send(m *discoveryv3.DeltaDiscoveryResponse) error {
+// Messages have no wire here, and pass as what gRPC's codec would get and give.
+func (r *reader) Send(*discoveryv3.DeltaDiscoveryResponse) error { return errors.ErrUnsupported }
+
+func (r *reader) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (r *reader) SendMsg(v any) error {
+	m := &discoveryv3.DeltaDiscoveryResponse{}
+	if err := proto.Unmarshal(slices.Concat(v.(quiet.Parts)...), m); err != nil {
+		return err
+	}
 	r.got(m)
 	r.requests <- &discoveryv3.DeltaDiscoveryRequest{TypeUrl: thing, ResponseNonce: m.GetNonce()}
 	return nil
 }
 
-func (r *reader) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
+func (r *reader) RecvMsg(v any) error {
 	select {
 	case req := <-r.requests:
-		return req, nil
+		return quiet.Encoded(v, req)
 	case <-r.ctx.Done():
-		return nil, io.EOF
+		return io.EOF
 	}
 }
 
@@ -63,7 +78,8 @@ func flap(t *testing.T, fn func(b *board)) {
 		b := &board{t: t, versions: map[string]int{}, held: map[string]string{}, sent: map[string]int{}}
 		b.server = New(Config{
 			TypeURL:      thing,
-			Authenticate: func(context.Context, *corev3.Node) (chandler.Node, error) { return chandler.Node{Name: "n"}, nil },
+			Claimed:      func(*corev3.Node) (chandler.Node, error) { return chandler.Node{Name: "n"}, nil },
+			Authenticate: func(_ context.Context, n chandler.Node) (chandler.Node, error) { return n, nil },
 			View: func(chandler.Node) ([]*Resource, bool) {
 				b.mu.Lock()
 				defer b.mu.Unlock()
@@ -75,6 +91,10 @@ func flap(t *testing.T, fn func(b *board)) {
 			},
 		})
 		ctx, cancel := context.WithCancel(t.Context())
+		ctx, err := quiet.Endable(ctx, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
 		r := &reader{ctx: ctx, requests: make(chan *discoveryv3.DeltaDiscoveryRequest, 10), got: b.take}
 		r.requests <- &discoveryv3.DeltaDiscoveryRequest{TypeUrl: thing, Node: &corev3.Node{Id: "n"}, ResourceNamesSubscribe: []string{"*"}}
 		done := make(chan struct{})

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/xds/quiet"
 )
 
 // checkPause is between two streams at least, so that what Authenticate asks is
@@ -43,16 +44,16 @@ func (s *Server) Recheck(ctx context.Context, period time.Duration) {
 // Dismiss ends the streams that there are, with a gRPC status.
 func (s *Server) Dismiss(why error) {
 	for _, st := range s.list() {
-		st.cancel(why)
+		quiet.End(st.str.Context(), why)
 	}
 }
 
 func (s *Server) recheck(st *stream) {
-	node, err := s.cfg.Authenticate(st.Context(), st.claim)
+	node, err := s.cfg.Authenticate(st.str.Context(), st.claim)
 	switch status.Code(err) {
 	case codes.OK:
 	case codes.Unauthenticated, codes.PermissionDenied:
-		st.cancel(err)
+		quiet.End(st.str.Context(), err)
 		return
 	default:
 		return

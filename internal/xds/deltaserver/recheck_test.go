@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -17,6 +16,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/xds/deltaserver"
+	"chandler.dev/chandler/internal/xds/quiet"
 )
 
 // A stream that stays goes by who its node is now: other labels, another view; no
@@ -34,12 +34,13 @@ func TestRecheck(t *testing.T) {
 	c := &control{}
 	c.Server = deltaserver.New(deltaserver.Config{
 		TypeURL: typeURL,
-		Authenticate: func(_ context.Context, n *corev3.Node) (chandler.Node, error) {
+		Claimed: claimed,
+		Authenticate: func(_ context.Context, n chandler.Node) (chandler.Node, error) {
 			mu.Lock()
 			defer mu.Unlock()
 			asked++
-			if n.GetId() != "ns/a" {
-				t.Errorf("asked about %q", n.GetId())
+			if n.ID() != "ns/a" {
+				t.Errorf("asked about %q", n.ID())
 			}
 			return chandler.Node{Namespace: "ns", Name: "a", Labels: map[string]string{"color": color}}, verdict
 		},
@@ -54,7 +55,7 @@ func TestRecheck(t *testing.T) {
 		},
 	})
 	l := bufconn.Listen(1 << 20)
-	g := grpc.NewServer()
+	g := grpc.NewServer(quiet.ServerOptions()...)
 	c.Register(g)
 	c.dial = func(ctx context.Context) (net.Conn, error) { return l.DialContext(ctx) }
 	ctx, cancel := context.WithCancel(context.Background())

@@ -101,6 +101,18 @@ func TestRefuse_B94_Names(t *testing.T) {
 		}))
 }
 
+// B94: what one request may not name, many may not either.
+func TestRefuse_B94_NamesInManyRequests(t *testing.T) {
+	t.Parallel()
+	c := serve(t)
+	c.set("ns/a", "x@1")
+	var reqs []*discoveryv3.DeltaDiscoveryRequest
+	for i := range 10 {
+		reqs = append(reqs, hello(func(r *discoveryv3.DeltaDiscoveryRequest) { r.ResourceNamesSubscribe = names(1024, 1+i) }))
+	}
+	c.refused(t, codes.ResourceExhausted, chandler.CodeXDSLimit, "more than 10000 resource names on a stream", reqs...)
+}
+
 // B95: by its name, what is for another node is as if it were not there; both are
 // counted alike.
 func TestRefuse_B95_AnothersPlugin(t *testing.T) {

@@ -2,6 +2,7 @@ package deltaserver
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +11,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"chandler.dev/chandler/internal/xds/quiet"
 )
 
 // silent is a stream on which nothing comes.
@@ -21,18 +24,24 @@ type silent struct {
 func (s *silent) Context() context.Context                       { return s.ctx }
 func (s *silent) Send(*discoveryv3.DeltaDiscoveryResponse) error { return nil }
 func (s *silent) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (s *silent) RecvMsg(any) error {
 	<-s.ctx.Done()
-	return nil, s.ctx.Err()
+	return s.ctx.Err()
 }
 
 // B100: a stream that says nothing is ended.
 func TestRefuse_B100_SilentStream(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
+		ctx, err := quiet.Endable(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
 		began := time.Now()
-		err := New(Config{}).DeltaAggregatedResources(&silent{ctx: ctx})
+		err = New(Config{}).DeltaAggregatedResources(&silent{ctx: ctx})
 		if status.Code(err) != codes.DeadlineExceeded || time.Since(began) != firstTimeout {
 			t.Errorf("after %v: %v", time.Since(began), err)
 		}

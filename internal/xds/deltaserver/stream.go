@@ -2,91 +2,112 @@ package deltaserver
 
 import (
 	"cmp"
-	"context"
 	"errors"
+	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 	"unicode"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/wire"
+	"chandler.dev/chandler/internal/xds/quiet"
 )
 
-// stream is one agent's stream in both of its roles: towards go-control-plane's
-// stream loop it is the transport, whose Recv checks every request, and it is
-// the ConfigWatcher of that loop, so that a watch knows its stream.
+// stream is one agent's stream.
 type stream struct {
-	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 	server *Server
-	id     string       // the xDS node id of the first message
-	name   string       // the node's id
-	claim  *corev3.Node // the node of the first message, which go-control-plane keeps too
-	cancel context.CancelCauseFunc
+	str    discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+	id     string        // the xDS node id of the first message
+	name   string        // the node's id
+	claim  chandler.Node // of the first message
 
-	// Only the receiving goroutine touches these.
-	first *discoveryv3.DeltaDiscoveryRequest
-	types map[string]bool
-	asked bool // something, in words or by saying nothing
+	// Only whoever deals with what was received touches these.
+	entered bool     // who it is is known
+	types   []string // that were asked for
+	asked   bool     // something, in words or by saying nothing
+
+	// sending is held while an answer is written, and for ever once the stream has ended.
+	// It is asked for only with TryLock, so that nobody waits for an agent.
+	sending sync.Mutex
 
 	mu       sync.Mutex
 	node     chandler.Node     // its labels may change, its name does not
-	refused  error             // why Recv ended the stream
-	watch    *watch            // open while the agent waits for news; nil while an answer is under way
+	wanted   wanted            // what the agent subscribes to
+	waiting  bool              // the agent waits for news; not while an answer is under way
+	missed   bool              // a refresh, as something was being sent
 	held     map[string]string // what the agent holds when all that was made has arrived; nil before its first word on it
 	answered bool
+	nonce    uint64   // of the last answer
 	names    []string // of the last answer
 	made     time.Time
 	pace     pace
 	again    *time.Timer // refreshes when what was held back may be sent; nil before the first time
 }
 
-func newStream(s *Server, str discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, node chandler.Node, first *discoveryv3.DeltaDiscoveryRequest) *stream {
-	return &stream{
-		AggregatedDiscoveryService_DeltaAggregatedResourcesServer: str,
-		server: s, node: node, name: node.ID(), id: first.GetNode().GetId(), claim: first.GetNode(), first: first,
-		types: map[string]bool{},
+// serve takes in what the agent says, until the stream ends. The first message says who
+// it is, and must not be long in coming.
+func (st *stream) serve() error {
+	late := time.AfterFunc(firstTimeout, func() {
+		quiet.End(st.str.Context(), wire.Refusal(codes.DeadlineExceeded, chandler.CodeXDSLimit, "no first message in %v", firstTimeout))
+	})
+	defer late.Stop()
+	for {
+		received, err := quiet.Receive(st.str, func(req *discoveryv3.DeltaDiscoveryRequest) error {
+			if !st.entered {
+				late.Stop()
+				if err := st.server.begin(st, req); err != nil {
+					return err
+				}
+			} else if id := req.GetNode().GetId(); id != "" && id != st.id {
+				return wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "node id changed from %s to %s", chandler.Quote(st.id), chandler.Quote(id))
+			}
+			return st.take(req)
+		})
+		switch {
+		case err == nil:
+		case received:
+			return err
+		case errors.Is(err, io.EOF):
+			return nil
+		default:
+			return quiet.Because(st.str.Context(), err)
+		}
 	}
 }
 
-// watch is the agent waiting for news. It is answered once at most.
-type watch struct {
-	req *cache.DeltaRequest
-	sub cache.Subscription
-	out chan cache.DeltaResponse
-}
-
-// Recv gives the next request that is fit to be looked at. The first one was
-// received before the stream began.
-func (st *stream) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
-	req := st.first
-	if req != nil {
-		st.first = nil
-	} else {
-		var err error
-		if req, err = st.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Recv(); err != nil {
-			return nil, err
-		}
-		if id := req.GetNode().GetId(); id != "" && id != st.id {
-			return nil, st.refuse(wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "node id changed from %s to %s", chandler.Quote(st.id), chandler.Quote(id)))
-		}
-		req.Node = nil
-	}
+// take takes a request in, and answers it if there is news for it. A type that is not
+// served never has any.
+func (st *stream) take(req *discoveryv3.DeltaDiscoveryRequest) error {
 	if err := st.check(req); err != nil {
-		return nil, st.refuse(err)
+		return err
 	}
-	if req.GetTypeUrl() == st.server.cfg.TypeURL {
-		st.note(req)
+	if req.GetTypeUrl() != st.server.cfg.TypeURL {
+		return nil
 	}
-	return req, nil
+	st.note(req)
+	st.mu.Lock()
+	st.waiting = true
+	st.wanted.update(req.GetResourceNamesSubscribe(), req.GetResourceNamesUnsubscribe())
+	for _, name := range req.GetResourceNamesUnsubscribe() {
+		delete(st.held, name)
+	}
+	named := len(st.wanted.names)
+	st.mu.Unlock()
+	if named > MaxVersions {
+		return wire.Refusal(codes.ResourceExhausted, chandler.CodeXDSLimit, "more than %d resource names on a stream", MaxVersions)
+	}
+	st.count(req)
+	st.refresh()
+	return nil
 }
 
 // check bounds a request.
@@ -95,11 +116,11 @@ func (st *stream) check(req *discoveryv3.DeltaDiscoveryRequest) error {
 	if typ == "" || len(typ) > MaxName {
 		return wire.Refusal(codes.InvalidArgument, chandler.CodeXDSType, "type URL of %d bytes, limit %d", len(typ), MaxName)
 	}
-	if !st.types[typ] {
+	if !slices.Contains(st.types, typ) {
 		if len(st.types) == maxTypes {
 			return wire.Refusal(codes.ResourceExhausted, chandler.CodeXDSLimit, "more than %d resource types on a stream", maxTypes)
 		}
-		st.types[typ] = true
+		st.types = append(st.types, typ)
 		if typ != st.server.cfg.TypeURL {
 			st.server.cfg.Log.Warn("resource type is not served here", "code", chandler.CodeXDSType, "node", st.name, "type", chandler.Quote(typ))
 		}
@@ -138,19 +159,6 @@ func checkName(name string) error {
 	return nil
 }
 
-func (st *stream) refuse(err error) error {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.refused = err
-	return err
-}
-
-func (st *stream) refusal() error {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	return st.refused
-}
-
 // note takes in what a request tells of the agent: what it holds from before
 // (the first time), or that it took or refused the last answer.
 func (st *stream) note(req *discoveryv3.DeltaDiscoveryRequest) {
@@ -173,45 +181,12 @@ func (st *stream) note(req *discoveryv3.DeltaDiscoveryRequest) {
 	}
 }
 
-// CreateWatch is the state of the world, which is not served.
-func (st *stream) CreateWatch(*cache.Request, cache.Subscription, chan cache.Response) (func(), error) {
-	return nil, errors.New("only delta is served here")
-}
-
-// CreateDeltaWatch opens a watch and answers it at once when there is news. A
-// type that is not served never has any.
-//
-// The loop closes out after it has cancelled its watches, so sending and
-// cancelling share a lock. The channel has room: a watch sends once, and the
-// loop empties it before it opens the next.
-func (st *stream) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscription, out chan cache.DeltaResponse) (func(), error) {
-	if req.GetTypeUrl() != st.server.cfg.TypeURL {
-		return nil, nil
-	}
-	w := &watch{req: req, sub: sub, out: out}
-	st.mu.Lock()
-	st.watch = w
-	for _, name := range req.GetResourceNamesUnsubscribe() {
-		delete(st.held, name)
-	}
-	st.mu.Unlock()
-	st.count(req, sub)
-	st.refresh()
-	return func() {
-		st.mu.Lock()
-		defer st.mu.Unlock()
-		if st.watch == w {
-			st.watch = nil
-		}
-	}, nil
-}
-
 // count tells what a request asks for. The first one asks for all when it names
 // nothing.
-func (st *stream) count(req *cache.DeltaRequest, sub cache.Subscription) {
+func (st *stream) count(req *discoveryv3.DeltaDiscoveryRequest) {
 	names := req.GetResourceNamesSubscribe()
-	if len(names) == 0 && !st.asked && sub.IsWildcard() {
-		names = []string{"*"}
+	if len(names) == 0 && !st.asked { // see wanted.update
+		names = []string{wildcard}
 	}
 	if len(names) == 0 {
 		return
@@ -227,7 +202,7 @@ func (st *stream) count(req *cache.DeltaRequest, sub cache.Subscription) {
 	}
 	for _, name := range names {
 		switch {
-		case name == "*":
+		case name == wildcard:
 			all++
 		case !own[name]:
 			other++
@@ -240,34 +215,77 @@ func (st *stream) count(req *cache.DeltaRequest, sub cache.Subscription) {
 	}
 }
 
-// refresh answers the open watch if there is news for it. The first answer of
-// a stream is sent in any case: it tells the agent that it is up to date.
+// refresh sends the agent what is new, if it waits for that. If something is being sent
+// to it, whoever does that goes on with it.
 func (st *stream) refresh() {
+	for a := st.next(); a != nil; a = st.after() {
+		parts, err := a.encode()
+		if err == nil {
+			err = st.str.SendMsg(parts)
+		}
+		if err != nil {
+			quiet.End(st.str.Context(), status.Convert(err).Err())
+		}
+	}
+}
+
+// next gives the answer that is to be sent now, or nil. With one, sending is held.
+func (st *stream) next() *answer {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	w := st.watch
-	if w == nil {
-		return
+	if !st.waiting {
+		return nil
 	}
+	if !st.sending.TryLock() {
+		st.missed = true
+		return nil
+	}
+	a := st.answer()
+	if a == nil {
+		st.sending.Unlock()
+	}
+	return a
+}
+
+// after gives the answer that is to be sent after one that was.
+func (st *stream) after() *answer {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.missed {
+		if st.missed = false; st.waiting {
+			if a := st.answer(); a != nil {
+				return a
+			}
+		}
+	}
+	st.sending.Unlock()
+	return nil
+}
+
+// answer makes the answer for an agent that waits, if there is news. The first one of a
+// stream is sent in any case: it tells the agent that it is up to date.
+func (st *stream) answer() *answer {
 	view, ok := st.server.cfg.View(st.node)
 	if !ok {
-		return
+		return nil
 	}
 	now := time.Now()
-	r, held := st.difference(w, view, now)
+	a, held := st.difference(view, now)
 	if held {
 		st.refreshIn(st.pace.wait(now))
 	}
-	if len(r.changed)+len(r.removed) == 0 && st.answered {
-		return
+	if len(a.changed)+len(a.removed) == 0 && st.answered {
+		return nil
 	}
-	st.hold(r)
-	if st.names, st.made = r.names(), now; st.answered { // what a stream begins with is no change
+	st.nonce++
+	a.typeURL, a.nonce = st.server.cfg.TypeURL, strconv.FormatUint(st.nonce, 10)
+	st.hold(a)
+	if st.names, st.made = a.names(), now; st.answered { // what a stream begins with is no change
 		st.pace.spend(st.names, now)
 	}
-	st.watch, st.answered = nil, true
-	st.server.cfg.Sent(r.bytes)
-	w.out <- r
+	st.waiting, st.answered = false, true
+	st.server.cfg.Sent(a.bytes)
+	return a
 }
 
 // refreshIn has refresh called again, unless the stream has ended by then.
@@ -279,10 +297,13 @@ func (st *stream) refreshIn(wait time.Duration) {
 	st.again.Reset(wait)
 }
 
-// end stops what the stream has started. Its watch is cancelled by then.
-func (st *stream) end() {
+// close stops what the stream has started. Nothing is sent afterwards: gRPC forbids it.
+func (st *stream) close() {
+	quiet.End(st.str.Context(), nil) // so that whoever sends does not wait any more
+	st.sending.Lock()
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	st.waiting = false
 	if st.again != nil {
 		st.again.Stop()
 	}
@@ -291,18 +312,21 @@ func (st *stream) end() {
 // difference compares a view with what the agent holds. Changes beyond the size
 // of one answer are left for the next, which the acknowledgement brings, and those
 // of what changes too often for later: then held is true.
-func (st *stream) difference(w *watch, view []*Resource, now time.Time) (r *response, held bool) {
-	r = &response{req: w.req}
-	there := make(map[string]bool, len(view))
+func (st *stream) difference(view []*Resource, now time.Time) (r *answer, held bool) {
+	r = &answer{}
+	there := 0 // of what is held: where that is all, as nearly always, nothing is to be removed
 	for _, res := range view {
-		if _, named := w.sub.SubscribedResources()[res.Name]; !named && !w.sub.IsWildcard() {
+		if !st.wanted.has(res.Name) {
 			continue
 		}
-		there[res.Name] = true
+		version, holds := st.held[res.Name]
+		if holds {
+			there++
+		}
 		if res.Body == nil {
 			continue
 		}
-		if version, ok := st.held[res.Name]; ok && (version == res.Version || res.Newcomers) {
+		if holds && (version == res.Version || res.Newcomers) {
 			continue
 		}
 		if !st.pace.may(res.Name, now) {
@@ -316,9 +340,16 @@ func (st *stream) difference(w *watch, view []*Resource, now time.Time) (r *resp
 		r.bytes += size
 		r.changed = append(r.changed, res)
 	}
+	if there == len(st.held) {
+		return r, held
+	}
+	stays := make(map[string]bool, len(view))
+	for _, res := range view {
+		stays[res.Name] = st.wanted.has(res.Name)
+	}
 	for name := range st.held {
 		switch {
-		case there[name]:
+		case stays[name]:
 		case st.pace.may(name, now):
 			r.removed = append(r.removed, name)
 		default:
@@ -329,55 +360,55 @@ func (st *stream) difference(w *watch, view []*Resource, now time.Time) (r *resp
 	return r, held
 }
 
-// hold counts an answer as arrived. The loop sends what is in its channel in
-// order or ends the stream, and its own account of what was returned lags
-// behind: between its emptying the channel and its cancelling the watch another
-// answer may be made.
-func (st *stream) hold(r *response) {
-	for _, res := range r.changed {
+// hold counts an answer as arrived: answers are sent in order, or the stream ends.
+func (st *stream) hold(a *answer) {
+	for _, res := range a.changed {
 		st.held[res.Name] = res.Version
 	}
-	for _, name := range r.removed {
+	for _, name := range a.removed {
 		delete(st.held, name)
 	}
 }
 
-// response is one answer to one watch.
-type response struct {
-	req     *cache.DeltaRequest
-	changed []*Resource
-	removed []string
-	bytes   int // of what changed
+// wanted is what an agent subscribes to. A stream that begins without a name wants all,
+// until it names something, and then that too.
+type wanted struct {
+	begun bool
+	all   bool
+	names map[string]struct{} // nil: none
 }
 
-var _ cache.DeltaResponse = (*response)(nil)
-
-func (r *response) names() []string {
-	names := make([]string, 0, len(r.changed)+len(r.removed))
-	for _, res := range r.changed {
-		names = append(names, res.Name)
+func (w *wanted) has(name string) bool {
+	if w.all {
+		return true
 	}
-	return append(names, r.removed...)
+	_, ok := w.names[name]
+	return ok
 }
 
-// GetDeltaDiscoveryResponse builds the message; the loop puts its nonce in, so
-// it is never shared.
-func (r *response) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryResponse, error) {
-	m := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: r.req.GetTypeUrl(), RemovedResources: r.removed}
-	for _, res := range r.changed {
-		m.Resources = append(m.Resources, &discoveryv3.Resource{Name: res.Name, Version: res.Version, Resource: res.Body})
+// update takes in what a request says.
+func (w *wanted) update(subscribe, unsubscribe []string) {
+	if !w.begun && len(subscribe) == 0 {
+		w.all = true
 	}
-	return m, nil
+	w.begun = true
+	for _, name := range subscribe {
+		switch {
+		case name == wildcard:
+			w.all = true
+		case w.names == nil:
+			w.names = map[string]struct{}{name: {}}
+		default:
+			w.names[name] = struct{}{}
+		}
+	}
+	for _, name := range unsubscribe {
+		if name == wildcard {
+			w.all = false
+		}
+		delete(w.names, name)
+	}
 }
 
-func (r *response) GetDeltaRequest() *discoveryv3.DeltaDiscoveryRequest { return r.req }
-func (r *response) GetSystemVersion() (string, error)                   { return "", nil }
-func (r *response) GetResponseVersion() string                          { return "" }
-func (r *response) GetContext() context.Context                         { return context.Background() }
-
-// GetReturnedResources is the loop's account, which is not used here; the loop
-// writes into it, so it is not nil.
-func (r *response) GetReturnedResources() map[string]string { return map[string]string{} }
-
-// GetNextVersionMap is the older name of GetReturnedResources.
-func (r *response) GetNextVersionMap() map[string]string { return r.GetReturnedResources() }
+// wildcard is the name of all resources.
+const wildcard = "*"
