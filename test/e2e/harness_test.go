@@ -479,8 +479,9 @@ type load struct {
 	stop    chan struct{}
 	wg      sync.WaitGroup
 	answers atomic.Int64
+	failed  atomic.Int64
 	mu      sync.Mutex
-	wrong   []string
+	wrong   []string // why, of the first that failed
 	// closed counts the kept connections that the proxy ended, and the answers that
 	// announced it would.
 	closed atomic.Int64
@@ -550,6 +551,7 @@ func (l *load) run(client *http.Client, port int, keeps bool, right func(answer)
 			l.closed.Add(1)
 		}
 		if err != nil {
+			l.failed.Add(1)
 			l.mu.Lock()
 			if len(l.wrong) < 20 {
 				l.wrong = append(l.wrong, err.Error())
