@@ -24,7 +24,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-authors authors test-rules plugins test-plugins e2e-kube generate cross bench bench-fleet clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-authors authors test-rules plugins test-plugins e2e-kube generate cross bench bench-fleet bench-go clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -146,7 +146,12 @@ cross: ## compile for every supported platform
 		echo "$$p" && GOOS="$${p%/*}" GOARCH="$${p#*/}" $(BUILD) -o /dev/null $(COMMANDS) || exit 1; \
 	done
 
-bench: tools tools-kube build bin/basicauth.wasm ## all benchmarks
+# Not a part of CI: figures of a machine that does other things say little, and the
+# peer is compiled for it, which takes minutes the first time.
+bench: tools bin/basicauth.wasm ## one proxy's figures beside targets and the peer's, about ten minutes; ONLY=REGEXP
+	go run ./bench/proxy -only '$(ONLY)'
+
+bench-go: tools tools-kube build bin/basicauth.wasm ## all of Go's benchmarks, as they are
 	go test -tags kube -run '^$$' -bench . -benchmem -timeout 30m -p 1 ./...
 
 # Its sizes and more are flags: make bench-fleet FLEET='-sizes 10000 -tls no -profiles DIR'
