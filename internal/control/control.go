@@ -131,7 +131,8 @@ type Control struct {
 	published atomic.Pointer[publication]     // nil before the first snapshot
 	gauges    atomic.Pointer[gauges]          // what was measured last; nil: nothing
 	broken    atomic.Pointer[[]source.Broken] // of the newest snapshot
-	reading   chan struct{}                   // counts reads of modules under way
+	turns     *turns                          // of those who read modules
+	encodings *encodings
 
 	snapshots chan delivery
 	gates     chan Gate
@@ -167,7 +168,8 @@ func New(cfg Config) (*Control, error) {
 	}
 	c := &Control{
 		cfg: cfg, log: cfg.Log,
-		reading:   make(chan struct{}, maxReads),
+		turns:     &turns{free: maxReads},
+		encodings: newEncodings(maxEncoded),
 		snapshots: make(chan delivery),
 		gates:     make(chan Gate),
 		outcomes:  make(chan outcome, maxJobs+maxAtVet),

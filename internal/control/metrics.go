@@ -56,7 +56,7 @@ func newMetrics(c *Control) *metrics {
 			Name: "chandler_xds_resource_bytes_sent_total", Help: "Bytes of attachments sent to agents; one that is up to date gets none.",
 		}),
 		sent: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "chandler_module_bytes_sent_total", Help: "Bytes of modules sent to agents.",
+			Name: "chandler_module_bytes_sent_total", Help: "Bytes of modules sent to agents, as they were sent: compressed to those who read that.",
 		}),
 		asked: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "chandler_agents_asked_total",
@@ -88,6 +88,7 @@ func levels(c *Control) []prometheus.Collector {
 	return []prometheus.Collector{
 		gauge("chandler_agents", "Connected agents.", func() float64 { return float64(c.fleet.size()) }),
 		gauge("chandler_agents_disconnected", "Agents that were connected within a day and are not now.", func() float64 { return float64(c.fleet.away()) }),
+		gauge("chandler_module_reads_waiting", "Agents' reads of modules that wait for their turn.", func() float64 { return float64(c.turns.length()) }),
 		gauge("chandler_leader", "1 while this control plane resolves plugins and moves rollouts; of several replicas one does.", func() float64 {
 			return float64(one(c.leads()))
 		}),

@@ -4,11 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -193,6 +197,99 @@ func TestModulesAreForTheirNodesOnly(t *testing.T) {
 	}
 	if got := gauge(t, r.metrics, "chandler_module_bytes_sent_total"); got != float64(2*len(mod)-150_000) {
 		t.Errorf("%v bytes counted", got)
+	}
+}
+
+// Who reads zstd gets a module compressed, from any offset; who does not say so, as
+// agents of before, gets it as it is.
+func TestModulesAreCompressedForThoseWhoReadThat(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mod := module.Append(module.WithSection("text", bytes.Repeat([]byte("some words that come again and again, "), 20_000)))
+	r.set("auth:v1", mod)
+	a := r.join(gateway)
+	r.apply("auth", "oci://reg.example/auth:v1", nil)
+	digest := string(a.has("auth", runs(mod)).Program.Module.Digest)
+	decoder, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer decoder.Close()
+	for _, offset := range []int{0, 1, 256 << 10, 300_000, len(mod) - 1, len(mod)} {
+		before := gauge(t, r.metrics, "chandler_module_bytes_sent_total")
+		str, err := chandlerv1.NewModulesClient(a.conn()).Read(t.Context(), &chandlerv1.ReadRequest{
+			Node: wire.NodeToProto(a.node), Digest: digest, Offset: uint64(offset), Zstd: true,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []byte
+		for first := true; ; first = false {
+			m, err := str.Recv()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if first != (m.GetSize() == uint64(len(mod))) {
+				t.Errorf("from %d: a message says %d bytes", offset, m.GetSize())
+			}
+			plain, err := decoder.DecodeAll(m.GetZstd(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(append(got, m.GetChunk()...), plain...)
+		}
+		if !bytes.Equal(got, mod[offset:]) {
+			t.Errorf("from %d came %d bytes, want %d", offset, len(got), len(mod)-offset)
+		}
+		if sent := gauge(t, r.metrics, "chandler_module_bytes_sent_total") - before; offset == 0 && sent > float64(len(mod)/20) {
+			t.Errorf("%v bytes were sent of %d", sent, len(mod))
+		}
+	}
+}
+
+// Agents that ask for a module and then take next to nothing of it cost little, also
+// those that get it as it is. Not beside other tests, whose memory would count.
+func TestStalledReadsHoldLittle(t *testing.T) {
+	r := newRig(t)
+	mod := module.Append(module.WithSection("pad", make([]byte, 4<<20)))
+	r.set("auth:v1", mod)
+	a := r.join(gateway)
+	r.apply("auth", "oci://reg.example/auth:v1", nil)
+	digest := string(a.has("auth", runs(mod)).Program.Module.Digest)
+	const conns, each = 6, 50
+	var before, now runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range conns {
+		conn, err := grpc.NewClient("passthrough:///control", append(r.options(), grpc.WithStaticStreamWindowSize(1<<16), grpc.WithStaticConnWindowSize(each<<16))...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		for range each {
+			if _, err := chandlerv1.NewModulesClient(conn).Read(ctx, &chandlerv1.ReadRequest{Node: wire.NodeToProto(gateway), Digest: digest}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	sent := func() float64 { return gauge(t, r.metrics, "chandler_module_bytes_sent_total") }
+	eventually(t, func() bool {
+		was := sent()
+		time.Sleep(200 * time.Millisecond)
+		return was > 256*64<<10 && sent() == was
+	}, func() string { return fmt.Sprintf("%v bytes were sent, and no more are", sent()) })
+	runtime.GC()
+	runtime.ReadMemStats(&now)
+	// 64 KiB at each end of each stream, and the pipes between them.
+	if more := int64(now.HeapAlloc) - int64(before.HeapAlloc); more > 96<<20 {
+		t.Errorf("%d bytes are held for %d reads", more, conns*each)
+	} else {
+		t.Logf("%d bytes are held for %d reads", more, conns*each)
 	}
 }
 

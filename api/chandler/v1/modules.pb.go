@@ -24,9 +24,14 @@ const (
 type ReadRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Absent when another control plane asks, which may have any.
-	Node          *Node  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Digest        string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
-	Offset        uint64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	Node   *Node  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// In bytes of the module, however they were sent: so a read that broke off goes
+	// on at any control plane.
+	Offset uint64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	// The asker reads zstd, too. A control plane that does not know the field sends
+	// chunks as before.
+	Zstd          bool `protobuf:"varint,4,opt,name=zstd,proto3" json:"zstd,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -82,11 +87,22 @@ func (x *ReadRequest) GetOffset() uint64 {
 	return 0
 }
 
+func (x *ReadRequest) GetZstd() bool {
+	if x != nil {
+		return x.Zstd
+	}
+	return false
+}
+
+// ReadResponse brings the next bytes of the module, in one form or the other. One
+// without bytes says that the asker's turn has not come yet, and that it will.
 type ReadResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Size of the whole module, in the first message.
-	Size          uint64 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
-	Chunk         []byte `protobuf:"bytes,2,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	// Size of the whole module, in the first message that has bytes.
+	Size  uint64 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
+	Chunk []byte `protobuf:"bytes,2,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	// One zstd frame over at most 1 MiB, which depends on no other.
+	Zstd          []byte `protobuf:"bytes,3,opt,name=zstd,proto3" json:"zstd,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -135,18 +151,27 @@ func (x *ReadResponse) GetChunk() []byte {
 	return nil
 }
 
+func (x *ReadResponse) GetZstd() []byte {
+	if x != nil {
+		return x.Zstd
+	}
+	return nil
+}
+
 var File_chandler_v1_modules_proto protoreflect.FileDescriptor
 
 const file_chandler_v1_modules_proto_rawDesc = "" +
 	"\n" +
-	"\x19chandler/v1/modules.proto\x12\vchandler.v1\x1a\x16chandler/v1/node.proto\"d\n" +
+	"\x19chandler/v1/modules.proto\x12\vchandler.v1\x1a\x16chandler/v1/node.proto\"x\n" +
 	"\vReadRequest\x12%\n" +
 	"\x04node\x18\x01 \x01(\v2\x11.chandler.v1.NodeR\x04node\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x16\n" +
-	"\x06offset\x18\x03 \x01(\x04R\x06offset\"8\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04zstd\x18\x04 \x01(\bR\x04zstd\"L\n" +
 	"\fReadResponse\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x14\n" +
-	"\x05chunk\x18\x02 \x01(\fR\x05chunk2H\n" +
+	"\x05chunk\x18\x02 \x01(\fR\x05chunk\x12\x12\n" +
+	"\x04zstd\x18\x03 \x01(\fR\x04zstd2H\n" +
 	"\aModules\x12=\n" +
 	"\x04Read\x12\x18.chandler.v1.ReadRequest\x1a\x19.chandler.v1.ReadResponse0\x01B2Z0chandler.dev/chandler/api/chandler/v1;chandlerv1b\x06proto3"
 
