@@ -152,6 +152,8 @@ var agentModules = []string{
 	"github.com/google/go-containerregistry", "github.com/klauspost/compress", "github.com/opencontainers/go-digest",
 	"github.com/opencontainers/image-spec", "github.com/docker/cli", "github.com/docker/docker-credential-helpers",
 	"github.com/sirupsen/logrus", "golang.org/x/sync",
+	// The operator's mirrors, in containerd's form.
+	"github.com/BurntSushi/toml",
 }
 
 // symbols are the rules for single names of the standard library.

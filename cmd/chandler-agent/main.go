@@ -24,6 +24,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/agent"
+	"chandler.dev/chandler/internal/fetch/hosts"
 	"chandler.dev/chandler/internal/store"
 )
 
@@ -133,8 +134,9 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 	flags.BoolVar(&cfg.LeaveEnvoy, "leave-envoy", false, "leave Envoy running when the agent is stopped; the next agent adopts it")
 	flags.StringVar(&cfg.Restart, "restart", agent.RestartNever, "when Envoy ends by itself: never (the agent ends with its exit code) or on-failure (the agent starts it anew)")
 	flags.Var((*size)(&cfg.StoreMax), "store-max", "how much the modules on disk may take, for example 500MiB; default 2GiB")
-	flags.StringVar(&cfg.FetchFrom, "fetch-from", agent.FromControl, "where modules are fetched from: control, or origin with control as the fallback")
-	flags.StringVar(&cfg.DockerConfig, "docker-config", "", "directory of the config.json with this node's credentials for --fetch-from origin; anonymously without")
+	flags.StringVar(&cfg.FetchFrom, "fetch-from", agent.FromControl, "where modules are fetched from: control; mirror (those of --hosts-dir) or origin (mirrors, then the registry), with control as the fallback")
+	hostsDir := flags.String("hosts-dir", "", "folder of HOST/hosts.toml files in containerd's form, with the mirrors for --fetch-from mirror or origin; read again when they change")
+	flags.StringVar(&cfg.DockerConfig, "docker-config", "", "directory of the config.json with this node's credentials for --fetch-from mirror or origin; anonymously without")
 	flags.DurationVar(&cfg.Scrub, "scrub", store.DefaultScrub, "period within which every stored module is hashed again")
 	files := tlsFlags(flags)
 	enrolToken := flags.String("enrol-token-file", "", "file with a token of \"chandler node token create\": this node is enrolled with it, and renews its certificate by itself")
@@ -173,6 +175,13 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 	cfg.EnvoyArgs = flags.Args()
 	cfg.EnvoyLog = stderr
 	cfg.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: lvl}))
+	if *hostsDir != "" {
+		mirrors, err := hosts.Open(*hostsDir, time.Now, cfg.Log)
+		if err != nil {
+			return cfg, fmt.Errorf("--hosts-dir: %w", err)
+		}
+		cfg.Hosts = mirrors
+	}
 	return cfg, secure(&cfg, *files, *enrolToken)
 }
 

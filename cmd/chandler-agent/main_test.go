@@ -103,6 +103,7 @@ func TestMistakes(t *testing.T) {
 		{nil, []string{"--label", "a=1,=2"}, `"=2" is not KEY=VALUE`},
 		{nil, []string{"--drain", "soon"}, "drain"},
 		{nil, []string{"--log-level", "loud"}, "--log-level"},
+		{nil, []string{"--hosts-dir", "/nowhere/at/all"}, "--hosts-dir"},
 		{map[string]string{"CHANDLER_AGENT_DRAIN": "soon"}, nil, "CHANDLER_AGENT_DRAIN"},
 		{map[string]string{"CHANDLER_AGENT_LABEL": "a"}, nil, "CHANDLER_AGENT_LABEL"},
 	} {
@@ -124,6 +125,10 @@ func TestMistakes(t *testing.T) {
 	if code := run([]string{"--data", t.TempDir()}, nil, &stdout, &stderr); code != exitUsage || !strings.Contains(stderr.String(), "-c FILE") {
 		t.Errorf("without Envoy arguments: exit code %d, errors %q", code, stderr.String())
 	}
+	stderr.Reset()
+	if code := run([]string{"--data", t.TempDir(), "--hosts-dir", t.TempDir(), "--", "-c", "envoy.yaml"}, nil, &stdout, &stderr); code != exitUsage || !strings.Contains(stderr.String(), "folder of mirrors") {
+		t.Errorf("mirrors that are not to be asked: exit code %d, errors %q", code, stderr.String())
+	}
 }
 
 func TestHelpAndVersion(t *testing.T) {
@@ -132,7 +137,7 @@ func TestHelpAndVersion(t *testing.T) {
 		flag string
 		want []string
 	}{
-		{"--help", []string{"chandler-agent [flags] -- ENVOY ARGUMENTS", "CHANDLER_AGENT_", "-control", "-node", "-namespace", "-label", "-data", "-admin", "-envoy", "-fetch-from", "-docker-config", "-drain"}},
+		{"--help", []string{"chandler-agent [flags] -- ENVOY ARGUMENTS", "CHANDLER_AGENT_", "-control", "-node", "-namespace", "-label", "-data", "-admin", "-envoy", "-fetch-from", "-hosts-dir", "-docker-config", "-drain"}},
 		{"-h", []string{"Usage:"}},
 		{"--version", []string{"chandler-agent " + version + "\n"}},
 	} {

@@ -24,6 +24,7 @@ import (
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/durable"
+	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/store"
 	"chandler.dev/chandler/internal/xds/envoyads"
 )
@@ -54,11 +55,13 @@ type Config struct {
 	Restart string
 	// StoreMax bounds the modules on disk, in bytes; default store.DefaultMaxBytes.
 	StoreMax int64
-	// FetchFrom says where modules are fetched from: FromControl, the default, or
-	// FromOrigin.
+	// FetchFrom says where modules are fetched from: FromControl, the default,
+	// FromMirror or FromOrigin.
 	FetchFrom string
-	// DockerConfig is a directory whose config.json has this node's credentials
-	// for FromOrigin; empty: anonymously.
+	// Hosts has the mirrors for FromMirror, which needs it, and for FromOrigin.
+	Hosts fetch.Hosts
+	// DockerConfig is a directory whose config.json has this node's credentials for
+	// either; empty: anonymously.
 	DockerConfig string
 	// Scrub is the period within which every stored module is hashed again; default
 	// store.DefaultScrub.
@@ -77,10 +80,11 @@ type Config struct {
 	Collectors []prometheus.Collector
 }
 
-// Where modules can be fetched from. An origin is asked by digest, and the
-// control plane is asked for what no origin has.
+// Where modules can be fetched from. An origin and its mirrors, or the mirrors alone,
+// are asked by digest, and the control plane is asked for what none of them has.
 const (
 	FromControl = "control"
+	FromMirror  = "mirror"
 	FromOrigin  = "origin"
 )
 
@@ -187,9 +191,12 @@ func New(cfg Config) (*Agent, error) {
 	switch cfg.FetchFrom {
 	case "":
 		cfg.FetchFrom = FromControl
-	case FromControl, FromOrigin:
+	case FromControl, FromMirror, FromOrigin:
 	default:
-		return nil, fmt.Errorf("modules are fetched from %q or %q, not from %s", FromControl, FromOrigin, chandler.Quote(cfg.FetchFrom))
+		return nil, fmt.Errorf("modules are fetched from %q, %q or %q, not from %s", FromControl, FromMirror, FromOrigin, chandler.Quote(cfg.FetchFrom))
+	}
+	if cfg.FetchFrom == FromMirror && cfg.Hosts == nil || cfg.FetchFrom == FromControl && cfg.Hosts != nil {
+		return nil, fmt.Errorf("a folder of mirrors is for modules that are fetched from %q, which needs one, or %q", FromMirror, FromOrigin)
 	}
 	switch cfg.Restart {
 	case "":

@@ -17,6 +17,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/durable"
+	"chandler.dev/chandler/internal/fetch/hosts"
 	"chandler.dev/chandler/internal/store"
 	"chandler.dev/chandler/internal/wire"
 	"chandler.dev/chandler/internal/xds/deltaclient"
@@ -33,7 +34,9 @@ func TestNewRefuses(t *testing.T) {
 		"a name and a namespace":  func(c *Config) { c.Node.Namespace = "" },
 		"directory of its own":    func(c *Config) { c.Data = "" },
 		"name no configuration":   func(c *Config) { c.EnvoyArgs = nil },
-		`"control" or "origin"`:   func(c *Config) { c.FetchFrom = "the moon" },
+		`"mirror" or "origin"`:    func(c *Config) { c.FetchFrom = "the moon" },
+		"which needs one":         func(c *Config) { c.FetchFrom = FromMirror },
+		"a folder of mirrors":     func(c *Config) { c.Hosts = &hosts.Directory{} },
 		"call envoy itself":       func(c *Config) { c.EnvoyArgs = []string{"--mode", "validate"} },
 		"lacks its value":         func(c *Config) { c.EnvoyArgs = []string{"-c"} },
 		"reads YAML and JSON, no": func(c *Config) { c.EnvoyArgs = []string{"-c", "a.pb"} },

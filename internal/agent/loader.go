@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -30,8 +31,18 @@ import (
 // not hold up the others; reads of what is in the store do not count.
 const maxLoads = 32
 
+// maxChunk bounds what one message of a control plane decompresses to.
+const maxChunk = 1 << 20
+
 // maxFileModule bounds a module that is read from a file:// url.
 const maxFileModule = 64 << 20
+
+// Patience with mirrors, in whose place the control plane is asked: for a connection
+// and for an answer, and the least speed, in bytes a second, held over that time.
+const (
+	mirrorPatience = 5 * time.Second
+	mirrorRate     = 128 << 10
+)
 
 // Patience with the control plane while a module is read from it.
 const (
@@ -42,14 +53,14 @@ const (
 )
 
 // loader brings modules to local disk: from the store, from the control plane
-// by digest, from where they come from when so configured, or from a file of this
-// machine.
+// by digest, from where they come from or a mirror of that when so configured, or
+// from a file of this machine.
 type loader struct {
 	store *store.Store
 	node  *chandlerv1.Node
 	log   *slog.Logger
-	// origin fetches from where modules come from; nil: only the control plane is
-	// asked.
+	// origin fetches from where modules come from, or from mirrors of that alone; nil:
+	// only the control plane is asked.
 	origin *fetch.Client
 	// conn is the connection to the control plane, nil while there is none.
 	conn    atomic.Pointer[grpc.ClientConn]
@@ -67,8 +78,11 @@ func newLoader(modules *store.Store, cfg Config, m *metrics) *loader {
 		store: modules, node: wire.NodeToProto(cfg.Node), log: cfg.Log, metrics: m,
 		slots: semaphore.NewWeighted(maxLoads), running: map[Source]context.CancelFunc{},
 	}
-	if cfg.FetchFrom == FromOrigin {
-		fc := fetch.Config{Dir: cfg.Data}
+	if cfg.FetchFrom == FromOrigin || cfg.FetchFrom == FromMirror {
+		fc := fetch.Config{Dir: cfg.Data, Hosts: cfg.Hosts, Log: cfg.Log}
+		if cfg.FetchFrom == FromMirror {
+			fc.OnlyMirrors, fc.IdleTimeout, fc.MinRate = true, mirrorPatience, mirrorRate
+		}
 		if cfg.DockerConfig != "" {
 			fc.Keychain = fetch.DockerConfig(cfg.DockerConfig)
 		}
@@ -164,6 +178,9 @@ func (l *loader) bring(ctx context.Context, digest chandler.ModuleDigest, origin
 	var failed error // at an origin
 	for _, origin := range origins {
 		err := l.pull(ctx, origin, digest)
+		if l.origin.OnlyMirrors && notThere(err) {
+			continue // few mirrors have everything
+		}
 		l.metrics.fetched(err)
 		if err == nil || ctx.Err() != nil {
 			return err
@@ -190,6 +207,12 @@ func (l *loader) pull(ctx context.Context, origin string, digest chandler.Module
 	return err
 }
 
+// notThere tells whether an error says that a place does not have a module.
+func notThere(err error) bool {
+	var fetched *fetch.Error
+	return errors.As(err, &fetched) && fetched.Problem.Code == chandler.CodeNotFound
+}
+
 // onlyModule takes in the module of one digest and no other.
 type onlyModule struct {
 	store  *store.Store
@@ -204,7 +227,7 @@ func (o onlyModule) Ingest(r io.Reader, _ chandler.ModuleDigest) (chandler.Modul
 // resumed where it broke, also at another control plane.
 func (l *loader) download(ctx context.Context, digest chandler.ModuleDigest) error {
 	r := &moduleReader{ctx: ctx, loader: l, digest: digest}
-	defer r.close()
+	defer r.end()
 	_, _, err := l.store.Ingest(r, digest)
 	return err
 }
@@ -267,6 +290,9 @@ type moduleReader struct {
 	cancel context.CancelFunc
 	chunk  []byte
 	offset uint64
+
+	decoder *zstd.Decoder // nil before the first chunk that needs it
+	decoded []byte
 }
 
 func (r *moduleReader) Read(p []byte) (int, error) {
@@ -324,9 +350,26 @@ func (r *moduleReader) receive() error {
 	stalled := time.AfterFunc(chunkPatience, r.cancel)
 	defer stalled.Stop()
 	msg, err := r.stream.Recv()
-	r.chunk = msg.GetChunk()
 	outlived(r.conn, err, r.loader.log)
+	r.chunk = msg.GetChunk()
+	if frame := msg.GetZstd(); err == nil && len(frame) > 0 {
+		r.chunk, err = r.decode(frame)
+	}
 	return err
+}
+
+// decode decompresses one chunk.
+func (r *moduleReader) decode(frame []byte) (chunk []byte, err error) {
+	if r.decoder == nil {
+		r.decoder, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxChunk))
+		if err != nil {
+			return nil, err
+		}
+	}
+	if r.decoded, err = r.decoder.DecodeAll(frame, r.decoded[:0]); err != nil {
+		return nil, fmt.Errorf("the control plane sends what cannot be decompressed: %w", err)
+	}
+	return r.decoded, nil
 }
 
 func (r *moduleReader) open() error {
@@ -336,7 +379,7 @@ func (r *moduleReader) open() error {
 	}
 	ctx, cancel := context.WithCancel(r.ctx)
 	stream, err := chandlerv1.NewModulesClient(conn).Read(ctx, &chandlerv1.ReadRequest{
-		Node: r.loader.node, Digest: string(r.digest), Offset: r.offset,
+		Node: r.loader.node, Digest: string(r.digest), Offset: r.offset, Zstd: true,
 	})
 	if err != nil {
 		cancel()
@@ -350,6 +393,14 @@ func (r *moduleReader) close() {
 	if r.cancel != nil {
 		r.cancel()
 		r.stream, r.cancel = nil, nil
+	}
+}
+
+// end gives back all that a reader took.
+func (r *moduleReader) end() {
+	r.close()
+	if r.decoder != nil {
+		r.decoder.Close()
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
@@ -64,6 +65,17 @@ func send(stream grpc.ServerStreamingServer[chandlerv1.ReadResponse], b []byte) 
 		b = b[n:]
 	}
 	return nil
+}
+
+// compressed gives b as one zstd frame.
+func compressed(t *testing.T, b []byte) []byte {
+	t.Helper()
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer enc.Close()
+	return enc.EncodeAll(b, nil)
 }
 
 // connect serves what register registers, in memory, until the test ends.
@@ -266,6 +278,38 @@ func TestLoadFromControlPlane(t *testing.T) {
 			t.Errorf("it asked from %v", asked)
 		}
 	})
+	t.Run("compressed, and resumed where it broke at one that does not compress", func(t *testing.T) {
+		content := bigModule()
+		d := &depot{}
+		d.read = func(req *chandlerv1.ReadRequest, stream grpc.ServerStreamingServer[chandlerv1.ReadResponse]) error {
+			if len(d.asked()) > 1 {
+				return send(stream, content[req.Offset:])
+			}
+			if !req.Zstd {
+				t.Error("it does not say that it reads zstd")
+			}
+			_ = stream.Send(&chandlerv1.ReadResponse{}) // its turn is still to come
+			_ = stream.Send(&chandlerv1.ReadResponse{Zstd: compressed(t, content[:2000])})
+			_ = stream.Send(&chandlerv1.ReadResponse{Zstd: compressed(t, content[2000:3000])})
+			return status.Error(codes.Unavailable, "going away")
+		}
+		l := newLoading(t, Config{}).from(d)
+		l.wantLoaded(l.load(sourceOf(content)), content)
+		if asked := d.asked(); len(asked) != 2 || asked[1] != 3000 {
+			t.Errorf("it asked from %v", asked)
+		}
+	})
+	for name, frame := range map[string][]byte{
+		"no frame": []byte("what is that"), "a frame of more than a message may bring": compressed(t, make([]byte, maxChunk+1)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &depot{read: func(_ *chandlerv1.ReadRequest, stream grpc.ServerStreamingServer[chandlerv1.ReadResponse]) error {
+				return stream.Send(&chandlerv1.ReadResponse{Zstd: frame})
+			}}
+			l := newLoading(t, Config{}).from(d)
+			l.wantError(l.load(sourceOf(bigModule())), chandler.CodeFetchFailed, true)
+		})
+	}
 	t.Run("resumed at another control plane", func(t *testing.T) {
 		content := bigModule()
 		l := newLoading(t, Config{})

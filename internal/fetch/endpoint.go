@@ -112,7 +112,7 @@ func (c *Client) from(ctx context.Context, ref chandler.Reference, own *Credenti
 	}
 	var failed []failure
 	for _, e := range all {
-		if !fits(e) {
+		if !fits(e) || c.OnlyMirrors && e.isHome(ref.Host) {
 			continue
 		}
 		s, err := c.sessionAt(ctx, e, ref, own, actionPull)
@@ -132,6 +132,9 @@ func (c *Client) from(ctx context.Context, ref chandler.Reference, own *Credenti
 			c.Log.Log(ctx, level, "a mirror fails", "registry", ref.Host, "mirror", e.Host, "error", why)
 		}
 		failed = append(failed, failure{e.Host, why})
+	}
+	if len(failed) == 0 && c.OnlyMirrors {
+		return refuse(chandler.CodeNotFound, "name one in its hosts.toml", "%s: no mirror is named for it", ref.Host)
 	}
 	return sum(ref.Host, failed)
 }

@@ -62,6 +62,9 @@ type Config struct {
 	// Hosts has the operator's mirrors, authorities and client certificates; nil is
 	// none.
 	Hosts Hosts
+	// OnlyMirrors is for those who have another source: of all places only the mirrors
+	// in Hosts are asked, never a registry itself or a web server.
+	OnlyMirrors bool
 	// TokenRealm tells whether the operator lets credentials for a registry (host,
 	// with a port if there is one) go to a token server (host) of another domain.
 	// Nil: never.
@@ -225,6 +228,9 @@ func (c *Client) Resolve(ctx context.Context, req Request) (Resolved, error) {
 func (c *Client) Pull(ctx context.Context, req Request, sink Sink) (Artifact, error) {
 	if err := check(req); err != nil {
 		return Artifact{}, err
+	}
+	if c.OnlyMirrors && req.Reference.Scheme != chandler.SchemeOCI {
+		return Artifact{}, refuse(chandler.CodeNotFound, "push it to a registry", "nothing at %s urls has a mirror", req.Reference.Scheme)
 	}
 	pull := c.pullHTTP
 	if req.Reference.Scheme == chandler.SchemeOCI {

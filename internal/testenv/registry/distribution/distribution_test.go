@@ -40,8 +40,14 @@ func (s *shelf) Ingest(r io.Reader, _ chandler.ModuleDigest) (chandler.ModuleDig
 // start runs the reference registry in memory on loopback.
 func start(t *testing.T) (host string) {
 	t.Helper()
+	return startWith(t, "")
+}
+
+// startWith is start with more of a configuration.
+func startWith(t *testing.T, more string) (host string) {
+	t.Helper()
 	logrus.SetOutput(io.Discard)
-	cfg, err := configuration.Parse(strings.NewReader("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {inmemory: {}, delete: {enabled: true}}\n"))
+	cfg, err := configuration.Parse(strings.NewReader("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {inmemory: {}, delete: {enabled: true}}\n" + more))
 	if err != nil {
 		t.Fatal(err)
 	}
