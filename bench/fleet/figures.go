@@ -40,6 +40,7 @@ func (t told) table() table.Run {
 		}
 		ratio := func(of func(*Result) float64) string { return compared(r, base, of) }
 		add("all connected", "s", r.Connected, want.connected, ratio(func(r *Result) float64 { return r.Connected }))
+		add("all connected, CPU", "s", r.Connecting, 0, "")
 		add("memory", "MB", r.Full, want.memory, fmt.Sprintf("%.1f KB an agent; %.0f MB at most while they connected", 1000*r.each(), r.Most))
 		add("memory after all changes", "MB", r.After, want.memory, "")
 		add("idle", "% of a core", 100*r.Idle, want.idle, "")

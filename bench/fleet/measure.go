@@ -35,8 +35,10 @@ type Result struct {
 	Agents int  `json:"agents"`
 	TLS    bool `json:"tls"`
 
-	// Connected is from the swarm's start to the last agent's first answer.
-	Connected float64 `json:"connectedSeconds"`
+	// Connected is from the swarm's start to the last agent's first answer, Connecting the
+	// CPU seconds that the control plane took until all knew of the first change.
+	Connected  float64 `json:"connectedSeconds"`
+	Connecting float64 `json:"connectingCPUSeconds"`
 	// Memory is the control plane's resident set with nobody connected, with all
 	// connected, after all changes, and at most while they connected.
 	Empty float64 `json:"emptyMB"`
@@ -212,17 +214,21 @@ func (b *bench) begin(ctx context.Context) error {
 // connect has the swarm come.
 func (b *bench) connect(ctx context.Context, m muster) (err error) {
 	began := time.Now()
-	if b.crowd, err = startCrowd(m); err != nil {
+	spent, err := b.spends(ctx, b.plane.child, func() error {
+		if b.crowd, err = startCrowd(m); err != nil {
+			return err
+		}
+		if err := b.crowd.connect(ctx, connectBound); err != nil {
+			return err
+		}
+		b.Connected = time.Since(began).Seconds()
+		return b.crowd.know(ctx, pluginAll, b.change, b.Agents, changeBound)
+	})
+	if err != nil {
 		return err
 	}
-	if err := b.crowd.connect(ctx, connectBound); err != nil {
-		return err
-	}
-	b.Connected = time.Since(began).Seconds()
-	if err := b.crowd.know(ctx, pluginAll, b.change, b.Agents, changeBound); err != nil {
-		return err
-	}
-	b.say("connected after %.2f s", b.Connected)
+	b.Connecting = spent.Seconds()
+	b.say("connected after %.2f s, %.2f CPU seconds", b.Connected, b.Connecting)
 	return pause(ctx, 2*settle)
 }
 
