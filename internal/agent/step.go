@@ -192,17 +192,28 @@ func (s *State) loaded(ev Loaded, now time.Time) {
 		return
 	}
 	l.problem = &ev.Err.Problem
-	wait := backoff(l.attempt, minBackoff, maxBackoff)
+	chance := s.set.Jitter()
+	wait := Retry(l.attempt, chance)
 	if !ev.Err.Temporary || l.standby {
-		wait = backoff(l.attempt, minPermanent, maxPermanent)
+		wait = spread(backoff(l.attempt, minPermanent, maxPermanent), chance)
 	}
-	wait -= time.Duration(float64(wait) / 2 * s.set.Jitter())
 	l.nextTry = now.Add(max(wait, ev.Err.RetryAfter))
 	for _, p := range s.plugins {
 		if l.attempt == 1 && p.want != nil && source(p.want) == ev.Source {
 			p.failCount++
 		}
 	}
+}
+
+// Retry is how long after a failure that may pass by itself the network is asked again
+// for a module; chance is in [0, 1).
+func Retry(attempt uint32, chance float64) time.Duration {
+	return spread(backoff(attempt, minBackoff, maxBackoff), chance)
+}
+
+// spread is between half a time and all of it.
+func spread(wait time.Duration, chance float64) time.Duration {
+	return wait - time.Duration(float64(wait)/2*chance)
 }
 
 // backoff doubles from least at the first attempt up to most.

@@ -22,20 +22,12 @@ import (
 // memory, and a leader that comes anew begins from the record.
 
 const (
-	// beat is between two looks at the rollouts that are under way, and beatMin where a
-	// step is watched for seconds only.
-	beat, beatMin = time.Second, 200 * time.Millisecond
+	// beat is between two looks at the rollouts that are under way, at most.
+	beat = rollout.MaxLook
 	// rewrite is how often what was seen is recorded, though nothing follows from it.
 	rewrite = 30 * time.Second
-	// foreword is how long a rollout waits before its first step for proxies to say what
-	// they answered before it.
-	foreword = 3 * time.Second
 	// empty is how long it waits for a proxy before it is over, as there is none.
 	empty = 10 * time.Second
-	// trafficMin and trafficMax bound how often proxies say what they answer, and fraction
-	// is how often of a plan's interval.
-	trafficMin, trafficMax = 500 * time.Millisecond, 5 * time.Second
-	fraction               = 8
 )
 
 // watched is a rollout that is under way, as this leader has seen it.
@@ -81,7 +73,7 @@ func (l *loop) advance(ctx context.Context) time.Duration {
 	pause := beat
 	for uid := range l.unsettled {
 		if st := l.at(uid).Stage; st != nil {
-			pause = min(pause, max(beatMin, st.Plan.Interval/fraction))
+			pause = min(pause, rollout.LookEvery(&st.Plan))
 		}
 	}
 	now := l.c.cfg.Now().UTC()
@@ -193,7 +185,7 @@ func (l *loop) first(ctx context.Context, ro record.Rollout, o rollout.Observed,
 	}
 	there := len(o.There(&ro.Stage.Plan, now))
 	switch {
-	case !o.Reunited(&ro.Stage.Plan, now), there == 0 && waited < empty, silent && waited < foreword:
+	case !o.Reunited(&ro.Stage.Plan, now), there == 0 && waited < empty, silent && waited < rollout.Foreword:
 		return
 	case there == 0:
 		l.move(ctx, arrived(ro, now), &chandler.Event{Reason: chandler.EventRolloutDone, Message: "no proxy is connected that it is for: there is nothing to watch"})
@@ -372,7 +364,7 @@ func (c *Control) says(e *entry, m *member) rollout.Proxy {
 // ask has proxies say what they answer, as long as a rollout is about them.
 func (l *loop) ask() {
 	var about []*entry
-	interval, text := trafficMax, ""
+	interval, text := rollout.MaxTraffic, ""
 	if l.restless() {
 		for _, uid := range slices.Sorted(maps.Keys(l.unsettled)) {
 			e := l.entryOf(uid)
@@ -380,7 +372,7 @@ func (l *loop) ask() {
 				continue
 			}
 			about = append(about, e)
-			interval = min(interval, max(trafficMin, e.course.rollout.Stage.Plan.Interval/fraction))
+			interval = min(interval, rollout.TrafficEvery(&e.course.rollout.Stage.Plan))
 			text += fmt.Sprint(uid, " ", e.course.rollout.Revision, ";")
 		}
 	}

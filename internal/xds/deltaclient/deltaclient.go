@@ -29,12 +29,12 @@ import (
 // Limits in time. A peer that is gone without a word is noticed after
 // keepaliveTime and keepaliveTimeout: 20 seconds.
 const (
-	MaxBackoff = 3 * time.Second
+	MaxBackoff   = 3 * time.Second
+	FirstTimeout = 15 * time.Second // from connect to the first answer
 
 	minBackoff       = 20 * time.Millisecond
 	firstSpread      = time.Second // over which agents come back that lost a control plane
 	connectTimeout   = 3 * time.Second
-	firstTimeout     = 15 * time.Second // from connect to the first answer
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 10 * time.Second
 	maxMessage       = 32 << 20 // bytes of one answer
@@ -118,7 +118,7 @@ func (c *Client) Run(ctx context.Context) error {
 		if answered && time.Since(began) >= MaxBackoff {
 			failures = 0 // one that answers and drops at once is no better than none
 		}
-		wait := delay(failures, len(c.cfg.Targets), rand.Float64())
+		wait := Delay(failures, len(c.cfg.Targets), rand.Float64())
 		if answered && outlived(failures, err) {
 			wait = minBackoff
 		}
@@ -133,11 +133,11 @@ func (c *Client) Run(ctx context.Context) error {
 	return nil
 }
 
-// delay is how long to wait after a failure: any time up to a bound that doubles
+// Delay is how long to wait after a failure: any time up to a bound that doubles
 // with every round of the targets. It is all chance from the first try on, because
 // an agent cannot know whether a whole fleet lost the same control plane in the
 // same moment, and a fleet must not come back in one.
-func delay(failures, targets int, chance float64) time.Duration {
+func Delay(failures, targets int, chance float64) time.Duration {
 	bound := firstSpread
 	for range min(failures/targets, 16) {
 		bound = min(2*bound, MaxBackoff)
@@ -163,8 +163,8 @@ func (c *Client) session(ctx context.Context, target string) (answered bool, err
 	}
 	defer conn.Close()
 
-	first := time.AfterFunc(firstTimeout, func() {
-		cancel(fmt.Errorf("no answer within %v", firstTimeout))
+	first := time.AfterFunc(FirstTimeout, func() {
+		cancel(fmt.Errorf("no answer within %v", FirstTimeout))
 	})
 	defer first.Stop()
 	because := func(err error) error {

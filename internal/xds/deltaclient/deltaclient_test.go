@@ -285,8 +285,8 @@ func TestDelay(t *testing.T) {
 		{1000, 1, 0.5, MaxBackoff / 2},
 		{1000, 1, 1, MaxBackoff},
 	} {
-		if got := delay(c.failures, c.targets, c.chance); got != c.want {
-			t.Errorf("delay(%d, %d, %v) = %v, want %v", c.failures, c.targets, c.chance, got, c.want)
+		if got := Delay(c.failures, c.targets, c.chance); got != c.want {
+			t.Errorf("Delay(%d, %d, %v) = %v, want %v", c.failures, c.targets, c.chance, got, c.want)
 		}
 	}
 }
