@@ -24,7 +24,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-authors authors test-rules plugins test-plugins e2e-kube generate cross bench bench-fleet bench-go clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-authors authors test-rules plugins test-plugins e2e-kube generate cross bench bench-fleet bench-go simulate clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -158,6 +158,11 @@ bench-go: tools tools-kube build bin/basicauth.wasm ## all of Go's benchmarks, a
 bench-fleet: build ## what 100, 1,000 and 10,000 agents cost one control plane (a quarter of an hour)
 	go build -o bin/fleet ./bench/fleet
 	@exec bin/fleet $(FLEET)
+
+# Its shape and more are flags: make simulate SIMULATE='-proxies 20000 -replicas 2'
+simulate: ## what fleets would cost that no machine can try, up to 100,000 proxies in 50 clusters (minutes)
+	go build -o bin/simulate ./bench/simulate
+	@exec bin/simulate $(SIMULATE)
 
 clean: ## remove what was built and what a demo left (not .tools)
 	rm -rf bin .run dist

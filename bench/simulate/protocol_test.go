@@ -1,0 +1,289 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/stats"
+
+	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/control"
+	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/record"
+	"chandler.dev/chandler/internal/resolve"
+	"chandler.dev/chandler/internal/source"
+	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/testenv/module"
+	"chandler.dev/chandler/internal/testenv/registry"
+	"chandler.dev/chandler/internal/testenv/swarm"
+)
+
+// heard counts what agents say and are told, by the calls of the real protocol: "out" and
+// "in" behind the method's name.
+type heard struct {
+	mu     sync.Mutex
+	counts map[string]count
+}
+
+type methodKey struct{}
+
+func (h *heard) TagRPC(ctx context.Context, i *stats.RPCTagInfo) context.Context {
+	return context.WithValue(ctx, methodKey{}, i.FullMethodName[strings.LastIndex(i.FullMethodName, "/")+1:])
+}
+func (h *heard) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+func (h *heard) HandleConn(context.Context, stats.ConnStats)                       {}
+func (h *heard) HandleRPC(ctx context.Context, s stats.RPCStats) {
+	method, _ := ctx.Value(methodKey{}).(string)
+	n := 0
+	switch s := s.(type) {
+	case *stats.OutPayload:
+		method, n = method+" out", s.Length
+	case *stats.InPayload:
+		method, n = method+" in", s.Length
+	default:
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c := h.counts[method]
+	h.counts[method] = count{c.Messages + 1, c.Bytes + int64(n)}
+}
+
+// since gives what was counted, and begins anew if it is asked to.
+func (h *heard) since(anew bool) map[string]count {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	counts := map[string]count{}
+	for k, v := range h.counts {
+		counts[k] = v
+	}
+	if anew {
+		clear(h.counts)
+	}
+	return counts
+}
+
+// byCall is a simulated tally as the real protocol's calls have it.
+func byCall(t *tally, agents int64) map[string]count {
+	calls := map[string]count{}
+	for k, name := range map[kind]string{
+		subscribe: "DeltaAggregatedResources out", ack: "DeltaAggregatedResources out", push: "DeltaAggregatedResources in",
+		report: "Report out", taken: "Report in", ask: "Read out", piece: "Read in",
+	} {
+		if c := calls[name]; t[k].Messages > 0 {
+			calls[name] = count{c.Messages + t[k].Messages*agents/1000, c.Bytes + t[k].Bytes*agents/1000}
+		}
+	}
+	return calls
+}
+
+// fleet is a real control plane with a swarm of agents, in this process.
+type fleet struct {
+	*heard
+	*swarm.Swarm
+	registry *registry.Registry
+	source   edits
+	t        *testing.T
+	change   [pluginN]int
+	url      string
+}
+
+type edits chan source.Snapshot
+
+func (e edits) Run(ctx context.Context, deliver func(source.Snapshot)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case s := <-e:
+			deliver(s)
+		}
+	}
+}
+
+const agents = 100
+
+func startFleet(t *testing.T, fetches bool) *fleet {
+	t.Helper()
+	reg, err := registry.Start(registry.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	modules, err := store.Open(store.Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := fetch.New(fetch.Config{Dir: t.TempDir()})
+	f := &fleet{heard: &heard{counts: map[string]count{}}, registry: reg, source: make(edits), t: t}
+	c, err := control.New(control.Config{
+		Source: f.source, Records: record.NewMemory(), Store: modules, Listener: l,
+		Resolver: resolve.New(resolve.Config{Fetcher: client, Store: modules}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Swarm = swarm.New(swarm.Config{
+		Target: l.Addr().String(), Agents: agents, Fetch: fetches, Dial: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithStatsHandler(f.heard)},
+		Node: func(i int) chandler.Node {
+			n := chandler.Node{
+				Namespace: "default", Name: fmt.Sprintf("agent-%06d", i), AgentVersion: "bench", EnvoyVersion: "1.40.0",
+				Labels: map[string]string{"app": "bench", "version": "v1"},
+			}
+			if i%fewEvery == 0 {
+				n.Labels["few"] = "yes"
+			}
+			return n
+		},
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	for _, run := range []func(context.Context) error{c.Run, f.Swarm.Run} {
+		running.Go(func() {
+			if err := run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+		client.Close()
+		modules.Close()
+		reg.Close()
+	})
+	return f
+}
+
+// push puts a module into the registry, for the next change.
+func (f *fleet) push(size int) {
+	f.t.Helper()
+	client := fetch.New(fetch.Config{Dir: f.t.TempDir()})
+	defer client.Close()
+	ref := fmt.Sprintf("%s/bench/append:%d", f.registry.Addr, size)
+	mod := module.Append(module.WithSection("rest", bytes.Repeat([]byte{1}, size)))
+	if _, err := client.Push(context.Background(), ref, mod, fetch.PushOptions{}); err != nil {
+		f.t.Fatal(err)
+	}
+	f.url = "oci://" + ref
+}
+
+// apply changes one plugin.
+func (f *fleet) apply(plugin int) {
+	f.change[plugin]++
+	var objects []source.Object
+	ref, problem := chandler.ParseReference(f.url)
+	if problem != nil {
+		f.t.Fatal(problem)
+	}
+	for i, n := range f.change {
+		p := pluginOf(i)
+		p.Generation = int64(n)
+		a := attachment(p, n, 0, false)
+		p.Wasm = &chandler.Wasm{URL: f.url, Reference: ref, FailStrategy: a.FailStrategy, Config: a.Config}
+		objects = append(objects, source.Object{Key: p.Key, UID: p.UID, Created: p.Created, Generation: p.Generation, Plugin: p})
+	}
+	f.source <- source.Snapshot{Objects: objects}
+}
+
+// eventually waits for something, which then stays so for a moment.
+func (f *fleet) eventually(what string, ok func() bool) {
+	f.t.Helper()
+	for deadline, held := time.Now().Add(30*time.Second), 0; held < 5; {
+		if held++; !ok() {
+			held = 0
+		}
+		if time.Now().After(deadline) {
+			f.t.Fatalf("never %s", what)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// agrees waits until the real fleet has said what the simulated one says.
+func (f *fleet) agrees(in Inputs, s Scenario) Outcome {
+	f.t.Helper()
+	o, err := Simulate(in, Shape{Proxies: 1000, Clusters: 1, Replicas: 1}, s, 1)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	want := byCall(&o.Sent, agents)
+	var got map[string]count
+	same := func() bool {
+		got = f.since(false)
+		for name := range want {
+			if got[name].Messages != want[name].Messages {
+				return false
+			}
+		}
+		return len(got) == len(want)
+	}
+	defer func() {
+		if f.t.Failed() {
+			f.t.Logf("%s: %v, simulated %v", s, got, want)
+		}
+	}()
+	f.eventually("are the messages the simulated ones", same)
+	for name, g := range got {
+		if w := want[name].Bytes; g.Bytes < w*95/100 || g.Bytes > w*105/100 {
+			f.t.Errorf("%s: %s has %d bytes, simulated %d", s, name, g.Bytes, w)
+		}
+	}
+	f.since(true)
+	return o
+}
+
+// A simulated fleet of a thousand says as much, message for message, as real agents do to
+// a real control plane, a tenth as many; and asks as much of a registry.
+func TestAgreesWithTheProtocol(t *testing.T) {
+	in := Measured()
+	in.Load, in.Configure = 0, 0 // the swarm's Envoys take what comes at once
+	t.Run("changes", func(t *testing.T) {
+		f := startFleet(t, false)
+		f.push(1000)
+		f.apply(everyone)
+		f.eventually("are all connected", func() bool { return f.Connected() == agents })
+		f.apply(few)
+		in := in
+		f.eventually("is all quiet", func() bool { return len(f.since(true)) == 0 })
+		f.apply(everyone)
+		f.agrees(in, OneChange)
+		f.apply(few)
+		f.agrees(in, FewChange)
+		for _, away := range []bool{true, false} {
+			for _, a := range f.Agents() {
+				a.Away(away)
+			}
+		}
+		f.agrees(in, Restart)
+	})
+	t.Run("module", func(t *testing.T) {
+		f := startFleet(t, true)
+		f.push(1000)
+		f.apply(everyone)
+		f.eventually("are all connected", func() bool { return f.Connected() == agents })
+		f.eventually("is all quiet", func() bool { return len(f.since(true)) == 0 })
+		in := in
+		in.Module = 300_000
+		f.push(300_000)
+		before := f.registry.Counts()
+		f.apply(everyone)
+		o := f.agrees(in, NewModule)
+		after := f.registry.Counts()
+		requests := func(c registry.Counts) int { return c.ManifestHead + c.ManifestGet + c.BlobGet + c.Token + c.Other }
+		if n := requests(after) - requests(before); int64(n) != o.Registry.Messages {
+			t.Errorf("the registry was asked %d times, simulated %d: before %+v, after %+v", n, o.Registry.Messages, before, after)
+		}
+	})
+}
