@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/rollout"
 )
 
@@ -53,10 +54,15 @@ func (o *Outcome) Bytes(framing int64) int64 {
 
 // Simulate has a scenario happen. The same arguments give the same outcome.
 func Simulate(in Inputs, shape Shape, s Scenario, seed uint64) (Outcome, error) {
-	if shape.Clusters < 1 || shape.Replicas < 1 || shape.Proxies < shape.Clusters {
-		return Outcome{}, fmt.Errorf("%d proxies in %d clusters with %d replicas are no fleet", shape.Proxies, shape.Clusters, shape.Replicas)
-	}
 	shape.From = cmp.Or(shape.From, fromControl)
+	switch {
+	case shape.Clusters < 1 || shape.Replicas < 1 || shape.Proxies < shape.Clusters:
+		return Outcome{}, fmt.Errorf("%d proxies in %d clusters with %d replicas are no fleet", shape.Proxies, shape.Clusters, shape.Replicas)
+	case shape.Proxies > shape.Clusters*control.MaxNodes:
+		return Outcome{}, fmt.Errorf("%d proxies in %d clusters: a control plane knows at most %d", shape.Proxies, shape.Clusters, control.MaxNodes)
+	case !slices.Contains([]origin{fromControl, fromRegistry, fromMirror}, shape.From):
+		return Outcome{}, fmt.Errorf("modules do not come from %q: write %q, %q or %q", shape.From, fromControl, fromRegistry, fromMirror)
+	}
 	w, err := newWorld(in, shape, s == NewModule, seed)
 	if err != nil {
 		return Outcome{}, err

@@ -144,7 +144,7 @@ func TestStages(t *testing.T) {
 // What cannot be simulated is refused.
 func TestRefused(t *testing.T) {
 	t.Parallel()
-	for _, shape := range []Shape{{}, {Proxies: 1, Clusters: 2, Replicas: 1}, {Proxies: 1, Clusters: 1}} {
+	for _, shape := range []Shape{{}, {Proxies: 1, Clusters: 2, Replicas: 1}, {Proxies: 1, Clusters: 1}, {Proxies: 1, Clusters: 1, Replicas: 1, From: "the moon"}, {Proxies: 40_001, Clusters: 2, Replicas: 1}} {
 		if _, err := Simulate(Measured(), shape, OneChange, 1); err == nil {
 			t.Errorf("%+v is a fleet", shape)
 		}
