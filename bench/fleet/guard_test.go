@@ -162,7 +162,7 @@ func TestAnAgentCosts(t *testing.T) {
 	know(pluginAll, 1, agents)
 	know(pluginFew, 1, agents/fewEvery)
 
-	const goroutinesEach = 5 // reads, writes, keeps alive, hears requests, hears reports
+	const goroutinesEach = 5  // reads, writes, keeps alive, hears requests, hears reports
 	const mostEach = 56 << 10 // of which stacks are 33 KiB: 8 of each of three, 4 of the others
 	deadline := time.Now().Add(time.Minute)
 	for {

@@ -44,14 +44,14 @@ func (c *cache) carries(bytes int64) time.Duration {
 	return time.Duration(bytes * int64(time.Second) / c.bandwidth)
 }
 
-// read sends the module to somebody, as soon as there is room.
-func (w *world) read(from *cache, done func()) {
+// read sends so many bytes of the module to somebody, as soon as there is room.
+func (w *world) read(from *cache, bytes int64, done func()) {
 	if from.serving == w.Reads && !from.far {
-		from.waiting = append(from.waiting, func() { w.read(from, done) })
+		from.waiting = append(from.waiting, func() { w.read(from, bytes, done) })
 		return
 	}
 	from.serving++
-	w.piece(from, w.Module, done)
+	w.piece(from, bytes, done)
 }
 
 // piece sends what is left, piece by piece, so that all who read have their turn.
@@ -86,7 +86,7 @@ func (w *world) piece(from *cache, left int64, done func()) {
 // pull fetches from the registry.
 func (w *world) pull(requests int64, done func()) {
 	w.pulled.Messages += requests
-	w.after(w.Far*time.Duration(2*requests-1), func() { w.read(w.registry, done) })
+	w.after(w.Far*time.Duration(2*requests-1), func() { w.read(w.registry, w.Module, done) })
 }
 
 // fetch has a cache get the module, once for all who hope for it.
@@ -116,9 +116,9 @@ func (p *proxy) load(done func()) {
 	case p.From == fromRegistry:
 		p.pull(p.Pulls, done)
 	case p.From == fromMirror && p.mirror.have:
-		p.read(p.mirror, done)
+		p.read(p.mirror, p.Module, done)
 	case p.From == fromMirror:
-		p.fetch(p.mirror, func(done func()) { p.pull(p.Pulls, done) }, func() { p.read(p.mirror, done) })
+		p.fetch(p.mirror, func(done func()) { p.pull(p.Pulls, done) }, func() { p.read(p.mirror, p.Module, done) })
 	default:
 		p.download(1, done)
 	}
@@ -135,11 +135,11 @@ func (p *proxy) download(attempt uint32, done func()) {
 	}
 	p.up(from, ask, p.size.asking, p.Message, func() {
 		if from.have {
-			p.read(&from.cache, done)
+			p.read(&from.cache, p.Sent, done)
 			return
 		}
 		p.fetch(&from.cache, func(done func()) {
-			p.after(2*p.latency(), func() { p.read(&p.planes[0].cache, done) })
+			p.after(2*p.latency(), func() { p.read(&p.planes[0].cache, p.Module, done) })
 		}, nil)
 		p.after(p.latency()+agent.Retry(attempt, p.chance.Float64()), func() { p.download(attempt+1, done) })
 	})

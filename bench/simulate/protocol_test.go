@@ -1,9 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
@@ -172,7 +172,9 @@ func (f *fleet) push(size int) {
 	client := fetch.New(fetch.Config{Dir: f.t.TempDir()})
 	defer client.Close()
 	ref := fmt.Sprintf("%s/bench/append:%d", f.registry.Addr, size)
-	mod := module.Append(module.WithSection("rest", bytes.Repeat([]byte{1}, size)))
+	rest := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(rest) // which no compression makes less of
+	mod := module.Append(module.WithSection("rest", rest))
 	if _, err := client.Push(context.Background(), ref, mod, fetch.PushOptions{}); err != nil {
 		f.t.Fatal(err)
 	}
@@ -275,7 +277,7 @@ func TestAgreesWithTheProtocol(t *testing.T) {
 		f.eventually("are all connected", func() bool { return f.Connected() == agents })
 		f.eventually("is all quiet", func() bool { return len(f.since(true)) == 0 })
 		in := in
-		in.Module = 300_000
+		in.Module, in.Sent, in.Piece = 300_000, 300_000, 256<<10
 		f.push(300_000)
 		before := f.registry.Counts()
 		f.apply(everyone)

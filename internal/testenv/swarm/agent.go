@@ -352,11 +352,11 @@ func (a *Agent) fetch(ctx context.Context, conn *grpc.ClientConn) (bool, error) 
 
 // readModule reads a module and holds it against its digest.
 func (a *Agent) readModule(ctx context.Context, conn *grpc.ClientConn, m chandler.Module) error {
-	stream, err := chandlerv1.NewModulesClient(conn).Read(ctx, &chandlerv1.ReadRequest{Node: wire.NodeToProto(a.node), Digest: string(m.Digest)})
+	stream, err := chandlerv1.NewModulesClient(conn).Read(ctx, &chandlerv1.ReadRequest{Node: wire.NodeToProto(a.node), Digest: string(m.Digest), Zstd: true})
 	if err != nil {
 		return err
 	}
-	sum := sha256.New()
+	sum, plain := sha256.New(), []byte(nil)
 	for {
 		chunk, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -366,6 +366,10 @@ func (a *Agent) readModule(ctx context.Context, conn *grpc.ClientConn, m chandle
 			return err
 		}
 		sum.Write(chunk.GetChunk())
+		if plain, err = a.swarm.zstd.DecodeAll(chunk.GetZstd(), plain[:0]); err != nil {
+			return err
+		}
+		sum.Write(plain)
 	}
 	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != string(m.Digest) {
 		return fmt.Errorf("module %s came as %s", m.Digest, got)

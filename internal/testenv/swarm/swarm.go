@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -55,6 +56,7 @@ type Config struct {
 type Swarm struct {
 	cfg    Config
 	agents []*Agent
+	zstd   *zstd.Decoder // for all, without goroutines
 
 	mu   sync.Mutex
 	read map[string]*chandler.Attachment // by version: agents share what is the same
@@ -80,7 +82,8 @@ func New(cfg Config) *Swarm {
 	}
 	// Thousands of them share this process: a connection has no buffers of its own.
 	cfg.Dial = append([]grpc.DialOption{grpc.WithWriteBufferSize(4 << 10), grpc.WithSharedWriteBuffer(true), grpc.WithReadBufferSize(0)}, cfg.Dial...)
-	s := &Swarm{cfg: cfg, read: map[string]*chandler.Attachment{}}
+	decoder, _ := zstd.NewReader(nil) // it fails for options only
+	s := &Swarm{cfg: cfg, zstd: decoder, read: map[string]*chandler.Attachment{}}
 	for i := range cfg.Agents {
 		s.agents = append(s.agents, newAgent(s, i))
 	}
