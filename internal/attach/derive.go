@@ -206,7 +206,7 @@ func OwnSlots(text []byte) ([]Slot, error) {
 
 // edit puts slots into copies of the user's listeners.
 func (d *Derived) edit(own []Slot) (*editor, []*yaml.Node, error) {
-	e := &editor{shared: d.shared, own: own, slots: map[Slot]bool{}, sites: map[Site]bool{}}
+	e := &editor{plan: newPlan(d.shared, own)}
 	var listeners []*yaml.Node
 	for _, template := range d.templates {
 		l, err := (&resolver{open: map[*yaml.Node]bool{}}).resolve(template.Node)

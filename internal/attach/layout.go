@@ -52,14 +52,14 @@ func (l *Listener) InOrder(own []Slot) []Slot {
 	return append(list, shared...)
 }
 
-// enter begins with a listener.
-func (e *editor) enter(l item, mode chandler.Mode, port uint32) error {
+// enterTree begins with a listener.
+func (e *editor) enterTree(l item, mode chandler.Mode, port uint32) error {
 	name, err := scalarText(l.Node, l.path, "name")
 	if err != nil {
 		return err
 	}
 	address, err := fullAddress(l)
-	e.layout = append(e.layout, Listener{Name: name, Address: address, Mode: mode, Port: port})
+	e.enter(Listener{Name: name, Address: address, Mode: mode, Port: port})
 	return err
 }
 
@@ -93,32 +93,9 @@ func fullAddress(l item) (string, error) {
 	return scalarText(pipe, sub(path, "pipe"), "path")
 }
 
-// slot notes a shared slot of the listener at hand.
-func (e *editor) slot(s Slot) {
-	e.slots[s] = true
-	if l := &e.layout[len(e.layout)-1]; !slices.Contains(l.Slots, s) {
-		l.Slots = append(l.Slots, s)
-	}
-}
-
-// site notes a site of the listener at hand.
-func (e *editor) site(s Site) {
-	e.sites[s] = true
-	if l := &e.layout[len(e.layout)-1]; !slices.Contains(l.Sites, s) {
-		l.Sites = append(l.Sites, s)
-	}
-}
-
-// counted notes under which name Envoy counts what a connection manager does.
-func (e *editor) counted(hcm item, mode chandler.Mode, port uint32) error {
+// countedTree notes under which name Envoy counts what a connection manager does.
+func (e *editor) countedTree(hcm item, mode chandler.Mode, port uint32) error {
 	prefix, err := scalarText(hcm.Node, hcm.path, "stat_prefix")
-	if err != nil {
-		return err
-	}
-	// As Envoy makes a text fit for the name of a statistic.
-	m := Counted{strings.NewReplacer("://", "_", ":/", "_", ":", "_", "\x00", "_").Replace(prefix), mode, port}
-	if l := &e.layout[len(e.layout)-1]; m.Stats != "" && !slices.Contains(l.Counted, m) {
-		l.Counted = append(l.Counted, m)
-	}
-	return nil
+	e.counted(prefix, mode, port)
+	return err
 }

@@ -25,19 +25,11 @@ const (
 	hcmFilterNameBefore = "envoy.http_connection_manager"
 )
 
-// editor puts slots into listeners.
+// editor puts slots into listeners that are trees.
 type editor struct {
-	// shared: Envoy has the filter that shared slots need.
-	shared bool
-	// own are the slots of one plugin each, in the order in which they stand.
-	own []Slot
-
-	slots    map[Slot]bool // the shared ones that it put in
-	sites    map[Site]bool
-	layout   []Listener
-	udp      bool                // of the listener at hand
-	read     map[*yaml.Node]bool // connection managers that have got theirs
-	warnings []string
+	plan
+	udp  bool                // of the listener at hand
+	read map[*yaml.Node]bool // connection managers that have got theirs
 }
 
 // listener gives slots to every connection manager of a listener. One that it
@@ -53,7 +45,7 @@ func (e *editor) listener(l item) error {
 		return err
 	}
 	if e.udp = udp != nil; e.udp {
-		e.warnings = append(e.warnings, l.path+" takes datagrams: it runs no NETWORK plugins")
+		e.warnDatagrams(l.path)
 	}
 	mode, err := listenerMode(l)
 	if err != nil {
@@ -74,7 +66,7 @@ func (e *editor) listener(l item) error {
 	if chain != nil {
 		chains = append(chains, item{chain, sub(l.path, "default_filter_chain")})
 	}
-	if err := e.enter(l, mode, port); err != nil {
+	if err := e.enterTree(l, mode, port); err != nil {
 		return err
 	}
 	e.read = map[*yaml.Node]bool{}
@@ -117,7 +109,7 @@ func (e *editor) filterChain(c item, mode chandler.Mode, port uint32) error {
 		}
 		terminal = i
 		e.read[hcm.Node] = true
-		if err := e.counted(hcm, mode, port); err != nil {
+		if err := e.countedTree(hcm, mode, port); err != nil {
 			return err
 		}
 		if err := e.connectionManager(hcm, mode, port); err != nil {
@@ -127,35 +119,30 @@ func (e *editor) filterChain(c item, mode chandler.Mode, port uint32) error {
 	if terminal < 0 || e.udp {
 		return nil // a chain without filters closes every connection
 	}
-	return e.networkFilters(c, filters, terminal, Site{mode, port, true})
+	return e.networkFilters(c, filters, terminal, mode, port)
 }
 
 // networkFilters puts the slots of NETWORK plugins before a chain's connection
-// manager or terminal filter, in the order of their phases.
-func (e *editor) networkFilters(c item, filters []item, terminal int, site Site) error {
-	e.site(site)
+// manager or terminal filter.
+func (e *editor) networkFilters(c item, filters []item, terminal int, mode chandler.Mode, port uint32) error {
+	slots := e.inNetwork(mode, port)
+	if len(slots) == 0 {
+		return nil
+	}
 	list := newSequence()
 	for i, f := range filters {
 		if i == terminal {
-			for _, phase := range chandler.Phases() {
-				list.Content = append(list.Content, e.ownFilters(site, phase)...)
-			}
+			list.Content = append(list.Content, slotFilters(slots)...)
 		}
 		list.Content = append(list.Content, f.Node)
-	}
-	if len(list.Content) == len(filters) {
-		return nil
 	}
 	return set(c.Node, c.path, "filters", list)
 }
 
-// ownFilters are the slots of one plugin each that stand at a site, in order.
-func (e *editor) ownFilters(site Site, phase chandler.Phase) []*yaml.Node {
-	var filters []*yaml.Node
-	for _, slot := range e.own {
-		if slot.Phase == phase && (Site{slot.Mode, slot.Port, slot.Network}) == site {
-			filters = append(filters, slotFilter(slot))
-		}
+func slotFilters(slots []Slot) []*yaml.Node {
+	filters := make([]*yaml.Node, len(slots))
+	for i, s := range slots {
+		filters[i] = slotFilter(s)
 	}
 	return filters
 }
@@ -255,7 +242,7 @@ func (e *editor) chain(m item, name string, mode chandler.Mode, port uint32) err
 		return err
 	}
 	if len(filters) == 0 {
-		e.warnings = append(e.warnings, fmt.Sprintf("%s has no filters, not even a router: it gets no plugins", sub(m.path, name)))
+		e.warnEmpty(sub(m.path, name))
 		return nil
 	}
 	chain := make([]Filter, len(filters))
@@ -267,23 +254,10 @@ func (e *editor) chain(m item, name string, mode chandler.Mode, port uint32) err
 			return problem(sub(f.path, "name"), "start the agent with the original configuration", "the name %s belongs to a slot", chandler.Quote(chain[i].Name))
 		}
 	}
-	places := Places(chain)
+	before := e.inHTTP(chain, mode, port)
 	list := newSequence()
 	for i, f := range filters {
-		for p, phase := range chandler.Phases() {
-			if places[p] != i {
-				continue
-			}
-			if e.shared {
-				slot := Slot{Phase: phase, Mode: mode, Port: port}
-				e.slot(slot)
-				list.Content = append(list.Content, slotFilter(slot))
-				continue
-			}
-			site := Site{mode, port, false}
-			e.site(site)
-			list.Content = append(list.Content, e.ownFilters(site, phase)...)
-		}
+		list.Content = append(list.Content, slotFilters(before[i])...)
 		list.Content = append(list.Content, f.Node)
 	}
 	return set(m.Node, m.path, name, list)
@@ -414,17 +388,9 @@ func (e *editor) readInside(typedStruct *yaml.Node) bool {
 	return err == nil && value != nil && e.read[value]
 }
 
-// listenerMode tells inbound from outbound; a listener without a direction
-// counts as a gateway's, which is a client.
 func listenerMode(l item) (chandler.Mode, error) {
 	direction, err := scalarText(l.Node, l.path, "traffic_direction")
-	switch {
-	case err != nil:
-		return "", err
-	case direction == "INBOUND", direction == "1":
-		return chandler.ModeServer, nil
-	}
-	return chandler.ModeClient, nil
+	return modeOf(direction == "INBOUND" || direction == "1"), err
 }
 
 // listenerPort is the port of a listener's address; 0 when it has none.
