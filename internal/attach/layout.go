@@ -76,10 +76,7 @@ func fullAddress(l item) (string, error) {
 			return "", err
 		}
 		port, err := scalarText(socket, path, "port_value")
-		if strings.Contains(host, ":") {
-			host = "[" + host + "]"
-		}
-		return host + ":" + port, err
+		return hostPort(host, port), err
 	}
 	path = sub(l.path, "address")
 	address, err := message(l.Node, l.path, "address")
@@ -91,6 +88,13 @@ func fullAddress(l item) (string, error) {
 		return "", err
 	}
 	return scalarText(pipe, sub(path, "pipe"), "path")
+}
+
+func hostPort(host, port string) string {
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return host + ":" + port
 }
 
 // countedTree notes under which name Envoy counts what a connection manager does.

@@ -157,7 +157,7 @@ func connectionManager(f item) (item, error) {
 	if discovery != nil {
 		if types, err := typeURLs(discovery, sub(f.path, "config_discovery")); err != nil {
 			return item{}, err
-		} else if len(types) > 0 && !slices.ContainsFunc(types, isManagerType) {
+		} else if !mayBeManager(types) {
 			return item{}, nil
 		}
 		return item{}, problem(sub(f.path, "config_discovery"), "write its configuration into the file",
@@ -190,6 +190,12 @@ func connectionManager(f item) (item, error) {
 
 // isManagerType tells whether a type is, or holds, a connection manager.
 func isManagerType(typeURL string) bool { return strings.HasSuffix(typeName(typeURL), hcmTypeSuffix) }
+
+// mayBeManager tells whether a configuration from elsewhere of one of these types may
+// be a connection manager's; without a type it may be anything.
+func mayBeManager(types []string) bool {
+	return len(types) == 0 || slices.ContainsFunc(types, isManagerType)
+}
 
 // unwrap gives a message and the name of its type, looking into a TypedStruct,
 // whose body may be missing.
@@ -283,13 +289,16 @@ func slotFilter(s Slot) *yaml.Node {
 	case s.Shared():
 		discovery["default_config"] = object{
 			"@type":                typeURLPrefix + filterChainType,
-			"default_filter_chain": object{"filters": []any{object{"name": "deny", "typed_config": deny}}},
+			"default_filter_chain": object{"filters": []any{object{"name": denyName, "typed_config": deny}}},
 		}
 	default:
 		discovery["default_config"] = deny
 	}
 	return fromObject(object{"name": s.Name(), "config_discovery": discovery})
 }
+
+// denyName is the name of the denial in a slot that holds nothing yet.
+const denyName = "deny"
 
 // slotTypes are the types of all that a slot may hold.
 func slotTypes(s Slot) []string {

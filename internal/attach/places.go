@@ -73,7 +73,7 @@ func familyOf(typeURL string) family {
 	}
 	for _, segment := range segments[:len(segments)-1] {
 		switch segment {
-		case "jwt_authn", "oauth2", "basic_auth", "api_key_auth", "gcp_authn":
+		case "jwt_authn", "oauth2", "basic_auth", "api_key_auth", "gcp_authn", "authn": // the last one is Istio's
 			return authnFilter
 		case "rbac", "ext_authz":
 			return authzFilter
