@@ -20,6 +20,7 @@ type plan struct {
 	slots    map[Slot]bool // the shared ones that it put in
 	sites    map[Site]bool
 	layout   []Listener
+	names    map[Counted]bool // of the listener at hand
 	warnings []string
 }
 
@@ -77,7 +78,10 @@ func (p *plan) ownAt(site Site, phase chandler.Phase) []Slot {
 }
 
 // enter begins with a listener.
-func (p *plan) enter(l Listener) { p.layout = append(p.layout, l) }
+func (p *plan) enter(l Listener) {
+	p.layout = append(p.layout, l)
+	p.names = map[Counted]bool{}
+}
 
 // slot notes a shared slot of the listener at hand.
 func (p *plan) slot(s Slot) {
@@ -101,7 +105,8 @@ var statName = strings.NewReplacer("://", "_", ":/", "_", ":", "_", "\x00", "_")
 // counted notes under which name Envoy counts what a connection manager does.
 func (p *plan) counted(statPrefix string, mode chandler.Mode, port uint32) {
 	m := Counted{statName.Replace(statPrefix), mode, port}
-	if l := &p.layout[len(p.layout)-1]; m.Stats != "" && !slices.Contains(l.Counted, m) {
+	if l := &p.layout[len(p.layout)-1]; m.Stats != "" && !p.names[m] {
+		p.names[m] = true
 		l.Counted = append(l.Counted, m)
 	}
 }

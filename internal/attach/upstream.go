@@ -221,20 +221,24 @@ func (e *wireEditor) chainOf(b []byte, at *place, filters []wireFilter, mode cha
 // manager gives slots to a connection manager, and to the filters of its upgrades that
 // have a list of their own and would pass by.
 func (e *wireEditor) manager(b []byte, at *place, mode chandler.Mode, port uint32) ([]byte, error) {
+	upgrades := 0
 	s := scan(b, at)
 	for s.next() {
-		if s.num == managerStats {
+		switch s.num {
+		case managerStats:
 			e.counted(string(s.one("stat_prefix")), mode, port)
+		case managerUpgrades:
+			upgrades++
 		}
 	}
 	if s.err != nil {
 		return nil, s.err
 	}
 	b, err := e.httpFilters(b, managerFilters, at, "http_filters", mode, port, false)
-	if err != nil {
-		return nil, err
+	if err != nil || upgrades == 0 {
+		return b, err
 	}
-	upgrades := 0
+	upgrades = 0
 	return rewrite(b, at, func(s *scanner, out []byte) ([]byte, error) {
 		if s.num != managerUpgrades {
 			return s.keep(out), nil
