@@ -75,8 +75,17 @@ func only(slot Slot, members []Member) *anypb.Any {
 			return filter
 		}
 	}
-	if slot.Network {
-		return networkRBAC(false)
+	return inPlace(slot.Network, false)
+}
+
+// inPlace is the filter that stands where a program does not: a denial, or one that
+// does nothing.
+func inPlace(network, deny bool) *anypb.Any {
+	switch {
+	case network:
+		return networkRBAC(deny)
+	case deny:
+		return denyAll()
 	}
 	return &anypb.Any{TypeUrl: typeURLPrefix + rbacType} // without rules it does nothing
 }
@@ -113,10 +122,8 @@ func (m Member) filter() *anypb.Any {
 	switch {
 	case m.StandIn == chandler.StandInPass:
 		return nil
-	case (m.StandIn == chandler.StandInDeny || program.Deny) && m.Attachment.Type == chandler.Network:
-		return networkRBAC(true)
 	case m.StandIn == chandler.StandInDeny, program.Deny:
-		return denyAll()
+		return inPlace(m.Attachment.Type == chandler.Network, true)
 	case program.Lua != nil:
 		return packed(&luav3.Lua{DefaultSourceCode: &corev3.DataSource{
 			Specifier: &corev3.DataSource_InlineString{InlineString: text(program.Lua.InlineCode)},
