@@ -1,7 +1,7 @@
 // Package attach knows where plugins stand in Envoy's configuration: which
 // places of a filter chain belong to which phase, how the content of a slot is
-// composed, and how a user's bootstrap is edited so that its connection managers
-// have slots.
+// composed, and how a user's bootstrap, or a listener of another control plane, is
+// edited so that its connection managers have slots.
 //
 // It is pure: it reads no file, starts no Envoy and remembers nothing. It does
 // not decide which plugins a slot should hold; that is the agent's matter.

@@ -166,7 +166,8 @@ func (r *RemoteWasm) String() string {
 func (r *RemoteWasm) Local(path string) *anypb.Any { return r.with(r.form.local(text(path))) }
 
 // StandIn gives the resource with what stands there while the module cannot be had:
-// nothing for FAIL_OPEN, a denial otherwise, as for chandler's own plugins.
+// nothing for FAIL_OPEN, a denial otherwise, as for chandler's own plugins. It is an
+// RBAC filter: an Envoy whose listener allows no such type there (type_urls) refuses it.
 func (r *RemoteWasm) StandIn() *anypb.Any {
 	return r.with(inPlace(r.Network, r.FailStrategy != chandler.FailOpen))
 }
