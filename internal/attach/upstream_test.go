@@ -273,6 +273,35 @@ func TestPlaceSlotsNothing(t *testing.T) {
 	}
 }
 
+// The port of a chain's match wins over the listener's, and slots of NETWORK plugins stand
+// before the connection manager even if something follows it. An upgrade without a
+// list of its own is nothing to warn of.
+func TestPlaceSlotsOfChain(t *testing.T) {
+	t.Parallel()
+	manager := typedFilter(packed(&hcmv3.HttpConnectionManager{HttpFilters: []*hcmv3.HttpFilter{router},
+		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}}}))
+	other := typedFilter(packed(&tcpproxyv3.TcpProxy{}))
+	chain := chainWith(other, manager, other)
+	chain.FilterChainMatch = &listenerv3.FilterChainMatch{DestinationPort: wrapperspb.UInt32(9090)}
+	own := everySlot[0]
+	own.Port = 9090
+	placed, err := PlaceSlots(packed(listenerWith(chain)), []Slot{own, everySlot[0]}, false)
+	if err != nil || len(placed.Warnings) > 0 {
+		t.Fatal(placed.Warnings, err)
+	}
+	want := []string{own.Name()}
+	for _, phase := range chandler.Phases() {
+		want = append(want, Slot{Phase: phase, Mode: chandler.ModeServer, Port: 9090}.Name())
+	}
+	if got := namesIn(t, placed.Resource); !slices.Equal(got, append(want, "envoy.extensions.filters.http.router.v3.Router")) {
+		t.Errorf("%q", got)
+	}
+	var l listenerv3.Listener
+	if err := placed.Resource.UnmarshalTo(&l); err != nil || l.FilterChains[0].Filters[1].Name != own.Name() {
+		t.Errorf("%v, %v", l.FilterChains[0].Filters, err)
+	}
+}
+
 // Fields in another order than Envoy's libraries write them, unknown ones and lengths
 // that are written too long stay as they are.
 func TestPlaceSlotsKeepsBytes(t *testing.T) {
