@@ -4,17 +4,18 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
 
-// maxRequests is how many requests are kept, the newest: a client that is sent a bad
-// version again and again refuses it as often.
+// maxRequests is how many requests are kept, the newest.
 const maxRequests = 10_000
 
 type nodeID = core.Node
@@ -25,6 +26,8 @@ type Request struct {
 	Stream int64
 	// Node is the client's, as it said it first on this stream.
 	Node *core.Node
+	// Authorization is the header of that name, with which the stream began.
+	Authorization string
 	// Type is the type URL.
 	Type string
 	// Subscribe and Unsubscribe are names as they came; of a state-of-the-world
@@ -35,6 +38,9 @@ type Request struct {
 	Known map[string]string
 	// Acked or Nacked is the version that the request answers, Words why it is refused.
 	Acked, Nacked, Words string
+	// Again is how often the client refused the same once more, with nothing else said
+	// by anybody in between.
+	Again int
 }
 
 // ledger is what clients said.
@@ -49,6 +55,7 @@ type ledger struct {
 // stream is one that is open.
 type stream struct {
 	service string // the type URL of a service that has one type
+	shown   string // the header "authorization"
 	node    *core.Node
 	sent    map[string][]version       // by type URL: those from the last answered one on
 	wants   map[string]map[string]bool // by type URL: names; "*" is everything
@@ -142,23 +149,24 @@ func (u *Upstream) tell() {
 // callbacks keep the ledger.
 type callbacks struct{ u *Upstream }
 
-func (c callbacks) OnStreamOpen(_ context.Context, id int64, service string) error {
-	return c.open(id, service, false)
+func (c callbacks) OnStreamOpen(ctx context.Context, id int64, service string) error {
+	return c.open(ctx, id, service, false)
 }
 
-func (c callbacks) OnDeltaStreamOpen(_ context.Context, id int64, service string) error {
-	return c.open(id, service, true)
+func (c callbacks) OnDeltaStreamOpen(ctx context.Context, id int64, service string) error {
+	return c.open(ctx, id, service, true)
 }
 
 // open refuses the protocol that is not the variant's.
-func (c callbacks) open(id int64, service string, delta bool) error {
+func (c callbacks) open(ctx context.Context, id int64, service string, delta bool) error {
 	if delta != c.u.config.Delta {
 		return status.Errorf(codes.Unimplemented, "this control plane is %s", c.u.config.Variant)
 	}
 	c.u.mu.Lock()
 	defer c.u.mu.Unlock()
 	c.u.opened++
-	c.u.streams[id] = &stream{service: service, sent: map[string][]version{}, wants: map[string]map[string]bool{}}
+	shown := strings.Join(metadata.ValueFromIncomingContext(ctx, "authorization"), ",")
+	c.u.streams[id] = &stream{service: service, shown: shown, sent: map[string][]version{}, wants: map[string]map[string]bool{}}
 	return nil
 }
 
@@ -253,12 +261,20 @@ func (u *Upstream) note(s *stream, r Request, node *core.Node) {
 	if node != nil && s.node == nil {
 		s.node = proto.CloneOf(node)
 	}
-	r.Node = s.node
+	r.Node, r.Authorization = s.node, s.shown
+	defer u.tell()
+	if n := len(u.requests); n > 0 && r.Nacked != "" && r.sameRefusal(u.requests[n-1]) {
+		u.requests[n-1].Again++
+		return
+	}
 	if len(u.requests) == maxRequests {
 		u.requests = slices.Delete(u.requests, 0, maxRequests/10)
 	}
 	u.requests = append(u.requests, r)
-	u.tell()
+}
+
+func (r Request) sameRefusal(as Request) bool {
+	return r.Stream == as.Stream && r.Type == as.Type && r.Nacked == as.Nacked && r.Words == as.Words
 }
 
 // There is no REST here.

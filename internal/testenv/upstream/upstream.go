@@ -36,8 +36,9 @@ import (
 	"chandler.dev/chandler/internal/testenv/authority"
 )
 
-// bound is how long anything is waited for.
-const bound = 20 * time.Second
+// bound is how long anything is waited for: a thousand listeners take an Envoy
+// seconds of processor time.
+const bound = time.Minute
 
 // Variant is how a control plane speaks. The zero value is the state of the world
 // on one aggregated stream.
@@ -152,7 +153,7 @@ func (u *Upstream) Stop() {
 	u.running = nil
 }
 
-// Cut ends all connections; clients may come again at once.
+// Cut ends all connections of one that runs; clients may come again at once.
 func (u *Upstream) Cut() { u.running.conns.cut() }
 
 // order is that in which a change is told: what is named before what names it.

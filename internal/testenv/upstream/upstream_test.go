@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -157,25 +158,36 @@ func (e *envoy) resumes(end func()) {
 	})
 }
 
-// With mutual TLS an Envoy is served with the certificate of its bootstrap.
+// With mutual TLS an Envoy is served with the certificate of its bootstrap, and
+// nobody without one.
 func TestMutualTLS(t *testing.T) {
 	t.Parallel()
 	e := startEnvoy(t, Config{Authority: authority.New(t), Mutual: true})
 	socket := filepath.Join(e.dir, "l")
 	e.Set("1", Resources{e.config.Listener("l", socket, "r"), e.config.Cluster("c"), Route("r", "c", "safe"), Backend("c", e.backend)})
 	e.serves(socket, "safe")
+
+	nobody, err := tls.Dial("tcp", e.Addr, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nobody.Close()
+	_ = nobody.SetDeadline(time.Now().Add(bound))
+	if _, err := nobody.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "certificate required") {
+		t.Errorf("without a certificate: %v", err)
+	}
 }
 
-// A thousand listeners are served and changed; the same seed makes the same changes.
+// Many listeners are served and changed; the same seed makes the same changes.
 func TestSite(t *testing.T) {
 	t.Parallel()
 	e := startEnvoy(t, Config{Variant: Variant{Delta: true}})
-	site, twin := NewSite(e.config.Variant, 1000, e.dir, e.backend, 1), NewSite(e.config.Variant, 1000, e.dir, e.backend, 1)
-	for round := range 3 {
+	site, twin := NewSite(e.config.Variant, 200, e.dir, e.backend, 1), NewSite(e.config.Variant, 200, e.dir, e.backend, 1)
+	for round := range 2 {
 		e.Set(fmt.Sprint(round), site.Resources())
-		e.serves(site.Socket(999), site.Mark(999))
-		site.Change(500)
-		twin.Change(500)
+		e.serves(site.Socket(199), site.Mark(199))
+		site.Change(300)
+		twin.Change(300)
 	}
 	same := twin.Resources()
 	for i, r := range site.Resources() {
@@ -183,8 +195,8 @@ func TestSite(t *testing.T) {
 			t.Fatalf("two sites of one seed differ:\n%v", r)
 		}
 	}
-	other := NewSite(e.config.Variant, 1000, e.dir, e.backend, 2)
-	if other.Change(1500); slices.Equal(other.routes, site.routes) {
+	other := NewSite(e.config.Variant, 200, e.dir, e.backend, 2)
+	if other.Change(600); slices.Equal(other.routes, site.routes) {
 		t.Error("two seeds make the same changes")
 	}
 }
