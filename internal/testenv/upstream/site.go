@@ -38,7 +38,9 @@ func (s *Site) Socket(i int) string { return filepath.Join(s.dir, s.Name(i)) }
 func (s *Site) Mark(i int) string { return fmt.Sprint(s.routes[i]) }
 
 // Change changes one kind of resource of each of n listeners, drawn by chance: most
-// often the route, as it is in life. A listener may be drawn twice.
+// often the route, as it is in life. A listener may be drawn twice. A cluster's
+// endpoints change with it: over delta ADS, Envoy waits for endpoints of a changed
+// cluster that it has already, which nobody sends, until the fetch times out.
 func (s *Site) Change(n int) {
 	for range n {
 		kind := s.routes
@@ -61,7 +63,9 @@ func (s *Site) Resources() Resources {
 		l.PerConnectionBufferLimitBytes = wrapperspb.UInt32(1<<16 + uint32(s.listeners[i]))
 		c := s.variant.Cluster(name)
 		c.ConnectTimeout = durationpb.New(time.Second + time.Duration(s.clusters[i])*time.Millisecond)
-		all = append(all, l, c, Route(name, name, s.Mark(i)), Backend(name, s.backend))
+		b := Backend(name, s.backend)
+		b.Endpoints[0].LbEndpoints[0].LoadBalancingWeight = wrapperspb.UInt32(1 + uint32(s.clusters[i]))
+		all = append(all, l, c, b, Route(name, name, s.Mark(i)))
 	}
 	return all
 }

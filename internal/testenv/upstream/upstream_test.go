@@ -185,7 +185,12 @@ func TestSite(t *testing.T) {
 	site, twin := NewSite(e.config.Variant, 200, e.dir, e.backend, 1), NewSite(e.config.Variant, 200, e.dir, e.backend, 1)
 	for round := range 2 {
 		e.Set(fmt.Sprint(round), site.Resources())
-		e.serves(site.Socket(199), site.Mark(199))
+		for _, kind := range []string{Clusters, Endpoints, Listeners, Routes} {
+			e.Await(kind+" are taken", func() bool { return e.Acked(kind, fmt.Sprint(round)) })
+		}
+		for i := 0; i < 200; i += 20 {
+			e.serves(site.Socket(i), site.Mark(i))
+		}
 		site.Change(300)
 		twin.Change(300)
 	}
