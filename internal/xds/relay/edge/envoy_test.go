@@ -1,0 +1,252 @@
+package edge
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	buffer "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/buffer/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"chandler.dev/chandler/internal/testenv/module"
+	"chandler.dev/chandler/internal/testenv/upstream"
+	"chandler.dev/chandler/internal/xds/relay"
+)
+
+const bound = time.Minute
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// site is an upstream, an edge before it and a real Envoy behind that.
+type site struct {
+	*testing.T
+	*upstream.Upstream
+	variant      upstream.Variant
+	dir, backend string
+	hooks        relay.Hooks
+	edge         *Edge
+	stopEdge     func()
+	stopEnvoy    func()
+	envoys       int
+}
+
+func newSite(t *testing.T, v upstream.Variant, hooks relay.Hooks) *site {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "chandler") // short: paths of sockets are bounded
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "backend") }))
+	t.Cleanup(backend.Close)
+	s := &site{T: t, Upstream: upstream.New(t, upstream.Config{Variant: v}), variant: v, dir: dir, hooks: hooks,
+		backend: backend.Listener.Addr().String()}
+	t.Cleanup(func() {
+		if s.stopEnvoy != nil {
+			s.stopEnvoy()
+		}
+		if s.stopEdge != nil {
+			s.stopEdge()
+		}
+	})
+	return s
+}
+
+func (s *site) socket() string { return filepath.Join(s.dir, "xds") }
+
+// startEdge starts an edge with what one before remembered.
+func (s *site) startEdge(remembered []byte) {
+	s.Helper()
+	conn, err := grpc.NewClient(s.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		s.Fatal(err)
+	}
+	config := Config{Hooks: s.hooks, Upstream: conn}
+	if remembered != nil {
+		if config.Remembered, err = relay.ReadSnapshot(remembered); err != nil {
+			s.Fatal(err)
+		}
+	}
+	lis, err := net.Listen("unix", s.socket())
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.edge = New(config)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.edge.Serve(ctx, lis) }()
+	s.stopEdge = func() {
+		cancel()
+		if err := <-done; err != nil {
+			s.Errorf("Serve: %v", err)
+		}
+		_ = conn.Close()
+		s.stopEdge = nil
+	}
+}
+
+// startEnvoy starts one whose control plane is the edge.
+func (s *site) startEnvoy() {
+	s.Helper()
+	s.envoys++
+	_, port, _ := net.SplitHostPort(s.Addr)
+	direct := fmt.Sprintf("{socket_address: {address: 127.0.0.1, port_value: %s}}", port)
+	text := s.Bootstrap("tester", filepath.Join(s.dir, fmt.Sprint("admin", s.envoys)))
+	if !strings.Contains(text, direct) {
+		s.Fatal("the bootstrap has no address of the upstream")
+	}
+	text = strings.ReplaceAll(text, direct, fmt.Sprintf("{pipe: {path: %q}}", s.socket()))
+	bootstrap := filepath.Join(s.dir, "bootstrap.yaml")
+	if err := os.WriteFile(bootstrap, []byte(text), 0o600); err != nil {
+		s.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(s.dir, fmt.Sprint("log", s.envoys)))
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(module.Envoy(s.T), "-c", bootstrap, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning")
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		s.Fatal(err)
+	}
+	s.stopEnvoy = func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		s.stopEnvoy = nil
+		if s.Failed() {
+			text, _ := os.ReadFile(log.Name())
+			s.Logf("the log of Envoy %s:\n%.8000s", log.Name(), text)
+		}
+	}
+}
+
+// get asks on a socket and gives the answer's body and mark; nothing if there is none.
+func (s *site) get(socket string) (body, mark string) {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}
+	defer transport.CloseIdleConnections()
+	res, err := (&http.Client{Transport: transport, Timeout: bound}).Get("http://envoy/")
+	if err != nil {
+		return "", ""
+	}
+	defer res.Body.Close()
+	text, _ := io.ReadAll(res.Body)
+	return string(text), res.Header.Get("x-mark")
+}
+
+// serves waits until the backend answers through the listener with that mark.
+func (s *site) serves(want string) {
+	s.Helper()
+	var body, mark string
+	for until := time.Now().Add(bound); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
+		if body, mark = s.get(filepath.Join(s.dir, "l")); body == "backend" && mark == want {
+			return
+		}
+	}
+	s.Fatalf("answered %q with mark %q, want the backend with %q", body, mark, want)
+}
+
+func (s *site) set(version, mark string, more ...types.Resource) {
+	s.Helper()
+	filter := s.variant.Discovered("limit", "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer")
+	s.Set(version, append(upstream.Resources{
+		s.variant.Listener("l", filepath.Join(s.dir, "l"), "r", filter), s.variant.Cluster("c"),
+		upstream.Route("r", "c", mark), upstream.Backend("c", s.backend),
+		upstream.Extension("limit", &buffer.Buffer{MaxRequestBytes: wrapperspb.UInt32(1000)}),
+	}, more...))
+}
+
+// A real Envoy behind the edge has of every variant what it would have of the upstream
+// itself; and when the upstream is away, an Envoy that starts has it too, also behind
+// another edge.
+func TestEnvoyBehindTheEdge(t *testing.T) {
+	t.Parallel()
+	for _, v := range upstream.Variants {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t, v, relay.Hooks{})
+			s.startEdge(nil)
+			s.startEnvoy()
+			s.set("1", "first")
+			s.serves("first")
+			for kind, want := range map[string]string{upstream.Listeners: "*", upstream.Clusters: "*", upstream.Routes: "r",
+				upstream.Endpoints: "c", upstream.Extensions: "limit"} {
+				if got := s.Subscribed(kind); !slices.Equal(got, []string{want}) {
+					t.Errorf("of %s the upstream is asked for %q, want %q", kind, got, want)
+				}
+				s.Await(kind+" is acknowledged", func() bool { return s.Acked(kind, "1") })
+			}
+			if node := s.Requests()[0].Node; node.GetId() != "tester" || node.GetMetadata().GetFields()["LABELS"] == nil || len(node.GetExtensions()) < 100 {
+				t.Errorf("the upstream is told of node %q with %d extensions", node.GetId(), len(node.GetExtensions()))
+			}
+
+			s.set("2", "second")
+			s.serves("second")
+			s.set("3", "third", &listenerv3.Listener{Name: "bad"})
+			s.Await("the bad listener is refused", func() bool { return s.Nacked(upstream.Listeners, "3") != "" })
+			if words := s.Nacked(upstream.Listeners, "3"); !strings.Contains(words, "bad") {
+				t.Errorf("refused with %q", words)
+			}
+			s.serves("third")
+			time.Sleep(300 * time.Millisecond)
+			for _, r := range s.Requests() {
+				if r.Again > 2 {
+					t.Errorf("%s was refused %d times more in a moment", r.Type, r.Again)
+				}
+			}
+			s.set("4", "fourth")
+			s.serves("fourth")
+			s.Await("the routes are taken", func() bool { return s.Acked(upstream.Routes, "4") })
+
+			s.resumes()
+			s.set("5", "fifth")
+			s.serves("fifth")
+			s.Await("the routes are taken", func() bool { return s.Acked(upstream.Routes, "5") })
+
+			s.Stop()
+			s.stopEnvoy()
+			s.startEnvoy()
+			s.serves("fifth")
+			s.stopEnvoy()
+			remembered := s.edge.Snapshot().Bytes()
+			s.stopEdge()
+			s.startEdge(remembered)
+			s.startEnvoy()
+			s.serves("fifth")
+
+			s.Start()
+			s.set("6", "sixth")
+			s.serves("sixth")
+		})
+	}
+}
+
+// resumes has all streams of the upstream ended, and waits until the edge came back with
+// what Envoy has.
+func (s *site) resumes() {
+	s.Helper()
+	_, before := s.Streams()
+	s.Cut()
+	s.Await("the edge comes back", func() bool {
+		return slices.ContainsFunc(s.Requests(), func(r upstream.Request) bool {
+			return r.Stream > int64(before) && r.Type == upstream.Routes && len(r.Known) == 1
+		})
+	})
+}

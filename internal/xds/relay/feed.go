@@ -1,0 +1,519 @@
+package relay
+
+import (
+	"bytes"
+	"encoding/hex"
+	"hash/fnv"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// maxUnanswered is how many responses of a type Envoy may leave unanswered: it
+	// answers some only when another type has come. More wait, the newest wins.
+	maxUnanswered = 16
+	// maxAnswers is how many the upstream may leave unread; the oldest are dropped.
+	maxAnswers = 64
+	// What was refused and comes again waits, from minPause doubled up to maxPause.
+	minPause = time.Second
+	maxPause = time.Minute
+)
+
+// feed is one type on one stream.
+type feed struct {
+	stream  *Stream
+	typeURL string
+	shelf   *shelf
+	wants   subscription
+	entries map[string]*entry
+	round   int // counts responses of the upstream
+
+	// Towards Envoy.
+	due      []*entry
+	restores []*entry
+	must     bool // a response is owed even when there is nothing in it
+	everSent bool
+	sent     []delivery
+	refusals int // in a row, of the same
+	retryAt  time.Time
+	lastNo   []byte // Envoy's last refusal
+
+	// From the upstream: its last response, on whatever stream, and what is said to it on
+	// the stream at hand.
+	version string
+	rest    []byte
+	nonce   string // empty: none on this stream
+	owes    bool   // nonce is not answered, nor in a delivery
+	no      []byte // by which it will be
+	epoch   int    // counts streams
+	told    bool
+	ask     bool // the names are others than it was told (state of the world)
+	orders  orders
+	answers []answer
+	taken   string // the version that was acknowledged last (state of the world)
+}
+
+// entry is one name.
+type entry struct {
+	name                     string
+	up                       *Item // the upstream's; nil: it has none
+	made                     *Item // what Envoy gets for it, once that is known
+	sent, acked, refused     *Item // of Envoy
+	beat                     []byte
+	at, round                int
+	due                      dueness
+	listed, held, kept, gone bool
+	solo                     bool // it was refused together with others
+}
+
+// dueness is why an entry is to be sent.
+type dueness int
+
+const (
+	notDue dueness = iota
+	again          // Envoy refused it, and it is the same
+	same           // Envoy has it; the upstream said it once more
+	own            // the upstream said nothing
+	fresh
+)
+
+// delivery is a response that Envoy has not answered.
+type delivery struct {
+	nonce             string
+	parts             []part
+	upNonce, version  string // the upstream's response that it answers; no nonce: none
+	epoch             int
+	isFresh, wasAgain bool
+	no                []byte // of a part of the upstream's response that went before
+}
+
+// part is what a delivery had for an entry; nil: its removal.
+type part struct {
+	entry *entry
+	item  *Item
+}
+
+// answer is one for the upstream.
+type answer struct {
+	nonce, version string
+	no             []byte
+}
+
+func newFeed(s *Stream, typeURL string) *feed {
+	return &feed{stream: s, typeURL: typeURL, entries: map[string]*entry{},
+		shelf: s.relay.shelf(shelfKey{typeURL, s.kind.Delta})}
+}
+
+func (f *feed) delta() bool { return f.stream.kind.Delta }
+
+// isFull says that a response holds all there is, and what is not in it is gone.
+func (f *feed) isFull() bool {
+	return !f.delta() && (f.wants.all || f.typeURL == listenerType || f.typeURL == clusterType)
+}
+
+// entry gives that of a name, a new one if need be.
+func (f *feed) entry(name string) *entry {
+	e := f.entries[name]
+	if e == nil {
+		e = &entry{name: name}
+		f.entries[name] = e
+	}
+	return e
+}
+
+// subscribe takes what a request says of names.
+func (f *feed) subscribe(q Request) {
+	first := !f.wants.asked
+	if !f.delta() {
+		if !f.wants.set(q.Subscribe) {
+			return
+		}
+		f.ask = true
+		f.refuseWaiting()
+		f.dropUnwanted()
+		f.recall(nil)
+		return
+	}
+	f.wants.change(q.Subscribe, q.Unsubscribe)
+	if f.told {
+		f.orders.note(q.Subscribe, q.Unsubscribe)
+	}
+	if len(q.Unsubscribe) > 0 {
+		f.dropUnwanted()
+	}
+	if first || len(q.Subscribe) > 0 {
+		f.recall(q.Held)
+	}
+	if first {
+		for name := range q.Held {
+			if f.wants.isWanted(name, nil) {
+				f.entry(name) // the upstream must be asked whether it is still there
+			}
+		}
+	}
+}
+
+// dropUnwanted forgets what Envoy does not want any more: the upstream will not tell of
+// it either.
+func (f *feed) dropUnwanted() {
+	for name, e := range f.entries {
+		var aliases []string
+		if e.up != nil {
+			aliases = e.up.aliases
+		}
+		if !f.wants.isWanted(name, aliases) {
+			f.delete(e)
+		}
+	}
+}
+
+func (f *feed) delete(e *entry) {
+	f.keepUp(e, nil)
+	f.shelf.forget(e)
+	e.gone, e.due = true, notDue
+	delete(f.entries, e.name)
+}
+
+// keepUp notes what the upstream has, and how large that is.
+func (f *feed) keepUp(e *entry, it *Item) {
+	if e.up != nil {
+		f.stream.size -= len(e.up.Raw)
+	}
+	if it != nil {
+		f.stream.size += len(it.Raw)
+	}
+	e.up = it
+}
+
+// recall gives Envoy at once what it acknowledged before, as far as it does not hold it.
+func (f *feed) recall(held map[string]string) {
+	if len(f.shelf.items) == 0 && !f.shelf.known {
+		return
+	}
+	if f.version == "" {
+		f.version = f.shelf.version
+	}
+	found := false
+	for i, name := range sorted(f.shelf.items) {
+		k := f.shelf.items[name]
+		if !f.wants.isWanted(name, k.item.aliases) || f.entries[name] != nil && f.entries[name].up != nil {
+			continue
+		}
+		e := f.entry(name)
+		f.keepUp(e, k.item)
+		f.shelf.use(e, k)
+		e.at, found = i, true
+		if m, ready := f.make(e); ready && f.delta() && held[name] != "" && held[name] == m.Version {
+			e.sent, e.acked = m, m
+			continue
+		}
+		f.mark(e, own)
+	}
+	if !found && f.shelf.known && f.wants.all && !f.everSent {
+		f.must = true // Envoy waits to be told that there is nothing
+	}
+	f.enqueue(true)
+}
+
+// receive takes a response of the upstream.
+func (f *feed) receive(p Response) {
+	f.version, f.rest, f.nonce, f.owes = p.Version, p.Rest, p.Nonce, true
+	f.round++
+	for i, it := range p.Items {
+		f.put(it, i)
+	}
+	if f.isFull() {
+		for _, e := range f.entries {
+			if e.up != nil && e.round != f.round {
+				f.remove(e)
+			}
+		}
+	}
+	for _, name := range p.Removed {
+		f.remove(f.entry(name))
+	}
+	empty := len(p.Items)+len(p.Removed) == 0
+	f.must = f.must || empty && !f.everSent || !f.delta() && (empty || f.isFull())
+	if !f.isDue() {
+		f.settle()
+	}
+	f.enqueue(false)
+}
+
+// put takes one resource.
+func (f *feed) put(it *Item, at int) {
+	if it.Name == "" {
+		it.Name = "#" + strconv.Itoa(at) // of a type that nobody here knows
+	}
+	e := f.entry(it.Name)
+	e.at, e.round = at, f.round
+	if it.beat {
+		e.beat = it.Raw
+		f.mark(e, max(e.due, same))
+		return
+	}
+	if e.up != nil && bytes.Equal(e.up.Raw, it.Raw) {
+		it = e.up
+	}
+	f.keepUp(e, it)
+	e.beat = nil
+	switch {
+	case e.refused != nil && (e.refused.origin() == it || bytes.Equal(e.refused.origin().body(f.delta()), it.body(f.delta()))):
+		f.mark(e, again)
+	case e.sent != nil && e.sent.origin() == it:
+		f.mark(e, same)
+	default:
+		f.mark(e, fresh)
+	}
+}
+
+// remove takes that the upstream has no such resource.
+func (f *feed) remove(e *entry) {
+	f.keepUp(e, nil)
+	e.held, e.beat, e.made, e.refused = false, nil, nil, nil
+	f.mark(e, fresh)
+}
+
+// mark has an entry sent.
+func (f *feed) mark(e *entry, why dueness) {
+	e.due = why
+	if !e.listed {
+		e.listed = true
+		f.due = append(f.due, e)
+	}
+}
+
+func (f *feed) isDue() bool { return f.must || len(f.due) > 0 || len(f.restores) > 0 }
+
+func (f *feed) enqueue(own bool) {
+	if f.isDue() {
+		f.stream.enqueue(f, own)
+	}
+}
+
+// onlyAgain says that there is nothing to send but what Envoy refused.
+func (f *feed) onlyAgain() bool {
+	if len(f.restores) > 0 || !f.everSent {
+		return false
+	}
+	found := false
+	for _, e := range f.due {
+		if e.due == fresh || e.due == own {
+			return false
+		}
+		found = found || e.due == again
+	}
+	return found
+}
+
+// changed looks what the transform makes of entries by now.
+func (f *feed) changed(names []string) {
+	look := func(e *entry) {
+		e.made = nil
+		if e.up == nil {
+			return
+		}
+		m, ready := f.make(e)
+		switch {
+		case !ready:
+			e.held = true
+		case e.due != notDue, e.refused != nil && bytes.Equal(e.refused.Raw, m.Raw):
+		case e.held || e.sent == nil || !bytes.Equal(e.sent.Raw, m.Raw):
+			f.mark(e, own)
+		}
+	}
+	if len(names) == 0 {
+		names = sorted(f.entries)
+	}
+	for _, name := range names {
+		if e := f.entries[name]; e != nil {
+			look(e)
+		}
+	}
+	f.enqueue(true)
+}
+
+// make gives what Envoy gets for an entry; not ready: nothing yet.
+func (f *feed) make(e *entry) (*Item, bool) {
+	if e.made != nil && e.made.origin() == e.up {
+		return e.made, true
+	}
+	transform := f.stream.relay.hooks.Transforms[f.typeURL]
+	if transform == nil {
+		return e.up, true
+	}
+	body := e.up.body(f.delta())
+	to, ready := transform(Resource{Type: f.typeURL, Name: e.name, Version: e.up.Version, Body: body})
+	if !ready {
+		return nil, false
+	}
+	e.made = e.up
+	if !bytes.Equal(body, to) {
+		e.made = e.up.with(f.delta(), to)
+	}
+	return e.made, true
+}
+
+// next makes the next response to Envoy; nil: none yet.
+func (f *feed) next(now time.Time) *Response {
+	if !f.isDue() || len(f.sent) >= maxUnanswered {
+		return nil
+	}
+	if len(f.restores) > 0 {
+		return f.restore()
+	}
+	onlyAgain := f.onlyAgain()
+	if onlyAgain && now.Before(f.retryAt) {
+		return nil
+	}
+	if onlyAgain && f.typeURL == extensionType {
+		f.refuseWaiting() // Envoy would acknowledge the same extension without taking it
+		return nil
+	}
+	d := delivery{epoch: f.epoch, wasAgain: onlyAgain}
+	p := &Response{Type: f.typeURL}
+	heldBack := false
+	for list := f.candidates(); len(list) > 0; list = f.candidates() {
+		for _, e := range list {
+			f.add(e, p, &d)
+			heldBack = heldBack || e.held
+		}
+		if len(d.parts)+len(p.Items) > 0 {
+			break
+		}
+	}
+	if len(d.parts)+len(p.Items) == 0 && (!f.must || heldBack) {
+		f.must = false
+		f.settle()
+		return nil
+	}
+	if f.owes && len(f.due) == 0 {
+		d.upNonce, d.no, f.owes, f.no = f.nonce, f.no, false, nil
+		p.Rest, f.rest = f.rest, nil
+	}
+	f.must = false
+	f.deliver(p, d)
+	return p
+}
+
+// candidates are the entries of the next response, none of which is due afterwards.
+// Extensions go one by one, as does what was refused together with something else: so
+// what is good is not refused with what is bad.
+func (f *feed) candidates() []*entry {
+	list := slices.DeleteFunc(f.due, func(e *entry) bool {
+		if e.listed = !e.gone && e.due != notDue; e.listed {
+			return false
+		}
+		return true
+	})
+	f.due = nil
+	if isFull := f.isFull(); !isFull && len(list) > 1 && (list[0].solo || f.typeURL == extensionType) {
+		list, f.due = list[:1:1], list[1:]
+	} else if !isFull {
+		if i := slices.IndexFunc(list, func(e *entry) bool { return e.solo }); i > 0 {
+			list, f.due = list[:i:i], list[i:]
+		}
+	}
+	for _, e := range list {
+		e.listed, e.solo = false, false
+	}
+	if !f.isFull() {
+		return list
+	}
+	list = list[:0]
+	for _, e := range f.entries {
+		if e.up != nil || e.due != notDue {
+			list = append(list, e)
+		}
+	}
+	slices.SortFunc(list, func(a, b *entry) int {
+		if a.at != b.at {
+			return a.at - b.at
+		}
+		return strings.Compare(a.name, b.name)
+	})
+	return list
+}
+
+// add puts an entry into a response.
+func (f *feed) add(e *entry, p *Response, d *delivery) {
+	e.due = notDue
+	if e.up == nil && e.beat == nil {
+		e.sent = nil
+		d.parts = append(d.parts, part{entry: e})
+		if f.delta() {
+			p.Removed = append(p.Removed, e.name)
+		}
+		return
+	}
+	if beat := e.beat; beat != nil {
+		e.beat = nil
+		if e.up == nil || e.sent != nil && e.sent.origin() == e.up {
+			p.Items = append(p.Items, &Item{Name: e.name, Raw: beat})
+			return
+		}
+	}
+	m, ready := f.make(e)
+	if e.held = !ready; e.held {
+		if !f.isFull() || e.acked == nil {
+			return
+		}
+		m = e.acked // what is not in the response would be gone
+	}
+	isTold := e.refused != nil && e.refused.origin() == m.origin()
+	d.isFresh = d.isFresh || !isTold && (e.acked == nil || e.acked.origin() != m.origin())
+	e.sent = m
+	p.Items = append(p.Items, m)
+	d.parts = append(d.parts, part{e, m})
+}
+
+// restore sends what Envoy acknowledged before it refused something: as long as it
+// remembers a refused extension, it does not take a listener that names it.
+func (f *feed) restore() *Response {
+	d := delivery{epoch: f.epoch}
+	p := &Response{Type: f.typeURL}
+	for _, e := range f.restores {
+		if e.gone || e.up == nil || e.acked == nil {
+			continue
+		}
+		e.sent = e.acked
+		p.Items = append(p.Items, e.acked)
+		d.parts = append(d.parts, part{e, e.acked})
+	}
+	f.restores = nil
+	if len(d.parts) == 0 {
+		return nil
+	}
+	f.deliver(p, d)
+	return p
+}
+
+// deliver gives a response its nonce and version and awaits the answer.
+func (f *feed) deliver(p *Response, d delivery) {
+	p.Nonce, p.Version = f.stream.nextNonce(), f.version
+	d.nonce, d.version = p.Nonce, f.version
+	if !f.delta() {
+		p.Version = ownVersion(f.version, p.Items)
+	}
+	f.everSent = true
+	f.sent = append(f.sent, d)
+}
+
+// ownVersion is that of a response of the state of the world with resources that are not
+// the upstream's.
+func ownVersion(version string, items []*Item) string {
+	h := fnv.New64a()
+	changed := false
+	for _, it := range items {
+		if it.from != nil {
+			changed = true
+			_, _ = h.Write([]byte(it.Name + it.Version))
+		}
+	}
+	if !changed {
+		return version
+	}
+	return version + "+" + hex.EncodeToString(h.Sum(nil))
+}

@@ -1,0 +1,102 @@
+package relay
+
+import "time"
+
+// keepLeft is how long what Envoy acknowledged is remembered after the last stream that
+// wanted it was closed, counted while Envoy is there: one that was started anew has
+// asked by then for what it wants.
+const keepLeft = 10 * time.Minute
+
+// shelfKey names what is remembered together: the bytes of the two protocols differ.
+type shelfKey struct {
+	typeURL string
+	delta   bool
+}
+
+// shelf is what Envoy acknowledged of a type, on whatever stream.
+type shelf struct {
+	relay   *Relay
+	key     shelfKey
+	version string // the upstream's of the state of the world, or of its system
+	known   bool   // that all of it is here: Envoy wants everything there is
+	items   map[string]*kept
+}
+
+// kept is one resource on a shelf.
+type kept struct {
+	item  *Item
+	users int       // streams that have it
+	left  time.Time // when the last of them was closed
+}
+
+func (r *Relay) shelf(key shelfKey) *shelf {
+	s := r.memory[key]
+	if s == nil {
+		s = &shelf{relay: r, key: key, items: map[string]*kept{}}
+		r.memory[key] = s
+	}
+	return s
+}
+
+// keep remembers what an entry's Envoy has acknowledged.
+func (s *shelf) keep(e *entry) {
+	item := e.acked.origin()
+	k := s.items[e.name]
+	if k == nil {
+		k = &kept{}
+		s.items[e.name] = k
+	}
+	if k.item != item {
+		k.item = item
+		s.relay.changes++
+	}
+	s.use(e, k)
+}
+
+func (s *shelf) use(e *entry, k *kept) {
+	if !e.kept {
+		e.kept = true
+		k.users++
+	}
+}
+
+// forget is for what Envoy wants no more, or the upstream has no more.
+func (s *shelf) forget(e *entry) {
+	k := s.items[e.name]
+	if !e.kept || k == nil {
+		return
+	}
+	e.kept = false
+	if k.users--; k.users == 0 {
+		delete(s.items, e.name)
+		s.relay.changes++
+	}
+}
+
+// leave is for a stream that is closed: Envoy may come back for it.
+func (s *shelf) leave(e *entry, now time.Time) {
+	k := s.items[e.name]
+	if !e.kept || k == nil {
+		return
+	}
+	e.kept = false
+	if k.users--; k.users == 0 {
+		k.left = now
+	}
+}
+
+// Trim forgets what no stream wants that Envoy has open by now. It is to be called now
+// and then.
+func (r *Relay) Trim(now time.Time) {
+	if len(r.streams) == 0 || now.Sub(r.since) < keepLeft {
+		return
+	}
+	for _, s := range r.memory {
+		for name, k := range s.items {
+			if k.users == 0 && now.Sub(k.left) >= keepLeft {
+				delete(s.items, name)
+				r.changes++
+			}
+		}
+	}
+}

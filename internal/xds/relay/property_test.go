@@ -1,0 +1,132 @@
+package relay
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// For every interleaving of what the upstream, Envoy and the owner of the transforms do,
+// and of their messages, Envoy has in the end what the upstream has, with transforms.
+func TestEnvoyHasWhatTheUpstreamHas(t *testing.T) {
+	t.Parallel()
+	for _, delta := range []bool{false, true} {
+		t.Run(fmt.Sprintf("delta=%v", delta), func(t *testing.T) {
+			t.Parallel()
+			rapid.Check(t, func(t *rapid.T) { interleave(t, delta) })
+		})
+	}
+}
+
+func interleave(t *rapid.T, delta bool) {
+	w := newWorld(fatal{t: t}, delta)
+	w.up.storms = rapid.Bool().Draw(t, "storms")
+	types := []string{clusterType, listenerType, routeType, extensionType}
+	name := rapid.SampledFrom([]string{"a", "b", "c"})
+	some := rapid.SliceOfNDistinct(name, 1, 3, rapid.ID[string])
+	count := 0
+	content := func(kind string) string {
+		count++
+		return fmt.Sprint(kind, count)
+	}
+	w.envoy.want(clusterType)
+	w.envoy.want(listenerType)
+	t.Repeat(map[string]func(*rapid.T){
+		"set": func(t *rapid.T) {
+			w.up.set(rapid.SampledFrom(types).Draw(t, "type"), name.Draw(t, "name"), content("good"))
+		},
+		"set bad": func(t *rapid.T) {
+			w.up.set(rapid.SampledFrom(types).Draw(t, "type"), name.Draw(t, "name"), content("bad"))
+		},
+		"remove": func(t *rapid.T) {
+			w.up.remove(rapid.SampledFrom(types).Draw(t, "type"), name.Draw(t, "name"))
+		},
+		"subscribe": func(t *rapid.T) {
+			w.envoy.want(rapid.SampledFrom(types[2:]).Draw(t, "type"), some.Draw(t, "names")...)
+		},
+		"connect":             func(*rapid.T) { w.connect() },
+		"disconnect":          func(*rapid.T) { w.disconnect() },
+		"Envoy's stream ends": func(*rapid.T) { w.reopen(false) },
+		"Envoy restarts":      func(*rapid.T) { w.reopen(true) },
+		"the agent restarts": func(t *rapid.T) {
+			w.restart()
+			w.reopen(rapid.Bool().Draw(t, "Envoy too"))
+		},
+		"slots change": func(t *rapid.T) {
+			w.slots = rapid.SampledFrom([]string{"", "+one", "+two", "+bad"}).Draw(t, "slots")
+			w.relay.Changed(listenerType)
+		},
+		"a module goes":  func(t *rapid.T) { w.held[name.Draw(t, "name")] = true },
+		"a module comes": func(t *rapid.T) { n := name.Draw(t, "name"); delete(w.held, n); w.relay.Changed(extensionType, n) },
+		"time": func(t *rapid.T) {
+			w.now = w.now.Add(time.Duration(rapid.IntRange(1, 100_000).Draw(t, "ms")) * time.Millisecond)
+			w.relay.Trim(w.now)
+		},
+		"Envoy speaks":        func(*rapid.T) { w.envoySpeaks() },
+		"Envoy hears":         func(*rapid.T) { w.envoyHears() },
+		"the upstream hears":  func(*rapid.T) { w.upstreamHears() },
+		"the upstream speaks": func(*rapid.T) { w.upstreamSpeaks() },
+		"all settles":         func(*rapid.T) { w.settle() },
+	})
+	// In the end all is good, and there.
+	for _, typeURL := range types {
+		for n, c := range w.up.resources[typeURL] {
+			if c[0] == 'b' {
+				w.up.set(typeURL, n, content("good"))
+			}
+		}
+	}
+	if w.slots == "+bad" {
+		w.slots = "+three"
+	}
+	clear(w.held)
+	w.relay.Changed(listenerType)
+	w.relay.Changed(extensionType)
+	w.connect()
+	for range 3 {
+		if !w.settle() {
+			t.Fatal("it never settles")
+		}
+		w.now = w.now.Add(maxPause)
+	}
+	w.check()
+	w.checkMemory(t)
+}
+
+// checkMemory: what is remembered of listeners and clusters is what the upstream has.
+func (w *world) checkMemory(t *rapid.T) {
+	for _, typeURL := range []string{listenerType, clusterType} {
+		items := w.relay.shelf(shelfKey{typeURL, w.delta}).items
+		for n, c := range w.up.resources[typeURL] {
+			if k := items[n]; k == nil || contentOf(k.item.body(w.delta)) != c {
+				t.Fatalf("%s is not remembered as %q", n, c)
+			}
+		}
+		if len(items) != len(w.up.resources[typeURL]) {
+			t.Fatalf("%d are remembered of %d", len(items), len(w.up.resources[typeURL]))
+		}
+	}
+	size := 0
+	for _, f := range w.stream.feeds {
+		for _, e := range f.entries {
+			if e.up != nil {
+				size += len(e.up.Raw)
+			}
+		}
+	}
+	if size != w.stream.size {
+		t.Fatalf("%d bytes are counted as %d", size, w.stream.size)
+	}
+}
+
+// fatal lets a model end a property's run.
+type fatal struct {
+	testing.TB
+	t *rapid.T
+}
+
+func (f fatal) Helper()                      {}
+func (f fatal) Fatal(args ...any)            { f.t.Fatal(args...) }
+func (f fatal) Fatalf(form string, a ...any) { f.t.Fatalf(form, a...) }

@@ -1,0 +1,162 @@
+// Package relay decides what passes between one Envoy and the control plane that its
+// bootstrap names, its upstream, when the agent stands between the two. It computes
+// only: events go in, messages come out, and the time is given. The streams themselves
+// are in relay/edge.
+//
+// The relay ends the protocol on both sides; it does not splice. Each stream that Envoy
+// opens is a Stream, and the relay opens one of the same kind to the upstream: the same
+// method, so aggregated or of one type, and the state of the world or deltas, which are
+// never turned into each other. Both are read into one form, Request and Response, by
+// which one loop serves both:
+//
+//	r := relay.New(hooks)
+//	s := r.Open(kind, now)       // Envoy has opened a stream
+//	s.FromEnvoy(request, now)    // it asks, acknowledges or refuses
+//	s.Connected()                // a stream to the upstream is there
+//	s.FromUpstream(response)     // the upstream says something
+//	s.Disconnected()             // that stream is gone; Envoy's stays
+//	r.Changed(type, names...)    // the transform of a type says something else now
+//	s.Close(now)                 // Envoy's stream is gone
+//
+// After each event, and at s.Wake, ToEnvoy and ToUpstream are asked for what is to be
+// sent until they give nothing. They make messages of what is newest in that moment, so
+// nothing queues: a peer that reads slowly gets fewer and newer messages.
+//
+// For each stream and type the relay knows what Envoy wants, what the upstream says
+// there is (a version and the exact bytes for each name), and what Envoy acknowledged.
+// From these follows all else:
+//
+//   - What the upstream sends goes on in the order in which it came, whatever is not yet
+//     answered. The upstream is answered when Envoy has answered, with Envoy's words.
+//   - A new stream to the upstream is told what Envoy wants and what it acknowledged;
+//     Envoy hears only the difference.
+//   - What Envoy acknowledged is remembered (Memory). An Envoy that asks for it anew is
+//     given it at once, and from then on what the upstream makes of it.
+//   - What Envoy refused and the upstream sends once more, unchanged, is handed on after
+//     a pause that doubles; what differs is handed on at once.
+//
+// Resources are bytes here. What a transform does not change, and everything of a message
+// that nobody here needs to know, goes on byte for byte.
+package relay
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+)
+
+// Kind is what a stream is like. It is the same on both sides.
+type Kind struct {
+	// Delta is the incremental protocol; otherwise it is the state of the world.
+	Delta bool
+	// Type is the type URL of a service that has only one; empty: aggregated.
+	Type string
+}
+
+// Resource is one resource of an upstream, as a transform sees it.
+type Resource struct {
+	// Type is the type URL, Name and Version are the upstream's. In the state of the
+	// world a resource has no version of its own: it is empty.
+	Type, Name, Version string
+	// Body is the resource's message. It must not be changed.
+	Body []byte
+}
+
+// Transform gives what Envoy gets in the place of a resource: Body itself for no change.
+// ready false means not yet: Envoy keeps what it has until Changed says that the answer
+// may be another one. It is pure and quick, and gives the same bytes for the same
+// knowledge.
+type Transform func(Resource) (body []byte, ready bool)
+
+// Event tells the owner what Envoy did with resources.
+type Event struct {
+	Type string
+	// Acked are names that Envoy has taken, Removed those that it has dropped.
+	Acked, Removed []string
+	// Refused are names of which Envoy refused at least one, in its Words. Own means that
+	// the upstream had changed none of them: it is not told.
+	Refused []string
+	Words   string
+	Own     bool
+}
+
+// Hooks are what the owner adds. All may be nil. They are called from within the
+// relay's methods, and must not call these.
+type Hooks struct {
+	// Node gives what goes up in the place of Envoy's node message.
+	Node func(node []byte) []byte
+	// Transforms are by type URL; resources of others are not touched.
+	Transforms map[string]Transform
+	// Tell is told what Envoy did.
+	Tell func(Event)
+}
+
+// Relay holds the streams of one Envoy, and what it acknowledged. Its methods and those
+// of its streams are to be called by one goroutine at a time.
+type Relay struct {
+	hooks   Hooks
+	memory  map[shelfKey]*shelf
+	streams map[*Stream]bool
+	since   time.Time // when the first of the streams was opened
+	changes uint64
+}
+
+// New gives a relay without streams and without a memory.
+func New(hooks Hooks) *Relay {
+	if hooks.Node == nil {
+		hooks.Node = func(node []byte) []byte { return node }
+	}
+	if hooks.Tell == nil {
+		hooks.Tell = func(Event) {}
+	}
+	return &Relay{hooks: hooks, memory: map[shelfKey]*shelf{}, streams: map[*Stream]bool{}}
+}
+
+// Open begins a stream of Envoy's.
+func (r *Relay) Open(kind Kind, now time.Time) *Stream {
+	if len(r.streams) == 0 {
+		r.since = now
+	}
+	s := &Stream{relay: r, kind: kind, feeds: map[string]*feed{}}
+	r.streams[s] = true
+	return s
+}
+
+// Changed says that the transform of a type may give something else now for those
+// names, or for all. What differs is sent, what was held back goes on.
+func (r *Relay) Changed(typeURL string, names ...string) {
+	for s := range r.streams {
+		if f := s.feeds[typeURL]; f != nil {
+			f.changed(names)
+		}
+	}
+}
+
+// ranks is the order in which types are told that change by the relay's own doing: what
+// is named before what names it.
+var ranks = map[string]int{
+	typePrefix + "envoy.config.cluster.v3.Cluster":                  1,
+	typePrefix + "envoy.config.endpoint.v3.ClusterLoadAssignment":   2,
+	typePrefix + "envoy.config.endpoint.v3.LbEndpoint":              2,
+	typePrefix + "envoy.extensions.transport_sockets.tls.v3.Secret": 2,
+	listenerType: 3,
+	typePrefix + "envoy.config.route.v3.ScopedRouteConfiguration": 4,
+	typePrefix + "envoy.config.route.v3.RouteConfiguration":       4,
+	typePrefix + "envoy.config.route.v3.VirtualHost":              5,
+}
+
+const (
+	typePrefix    = "type.googleapis.com/"
+	listenerType  = typePrefix + "envoy.config.listener.v3.Listener"
+	clusterType   = typePrefix + "envoy.config.cluster.v3.Cluster"
+	extensionType = typePrefix + "envoy.config.core.v3.TypedExtensionConfig"
+)
+
+// rank is that of a type; those that nobody knows come last.
+func rank(typeURL string) int {
+	return cmp.Or(ranks[typeURL], len(ranks))
+}
+
+// sorted gives the keys of a map in an order that is always the same.
+func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
