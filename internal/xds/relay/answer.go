@@ -81,6 +81,7 @@ func (f *feed) take(p part, ev *Event) {
 	e.acked = p.item
 	if p.item.origin() == e.up {
 		e.refused = nil
+		delete(f.shelf.refused, e.name)
 	}
 	f.shelf.keep(e)
 }
@@ -89,7 +90,7 @@ func (f *feed) take(p part, ev *Event) {
 func (f *feed) refuse(d delivery, no []byte, now time.Time, ev *Event) {
 	ev.Words, ev.Own = words(no), d.upNonce == "" && !d.isFresh
 	f.lastNo = no
-	bad := f.accused(d.parts, ev.Words)
+	bad, exact := f.accused(d.parts, ev.Words)
 	for _, p := range d.parts {
 		e := p.entry
 		if p.item == nil || !bad[e.name] {
@@ -101,7 +102,8 @@ func (f *feed) refuse(d delivery, no []byte, now time.Time, ev *Event) {
 		}
 		ev.Refused = append(ev.Refused, e.name)
 		e.refused = p.item
-		if len(bad) > 1 && !f.isFull() && e.due == notDue && e.up != nil {
+		f.shelf.refuse(e, no)
+		if !exact && len(bad) > 1 && !f.isFull() && e.due == notDue && e.up != nil {
 			e.solo = true
 			f.mark(e, own)
 		}
@@ -109,18 +111,23 @@ func (f *feed) refuse(d delivery, no []byte, now time.Time, ev *Event) {
 			f.restores = append(f.restores, e)
 		}
 	}
-	f.refusals++
-	if !d.wasAgain {
-		f.refusals = 1
-	}
-	f.retryAt = now.Add(min(minPause<<min(f.refusals-1, 16), maxPause))
+	f.pause(d.wasAgain, now)
 	f.enqueue(true)
 }
 
+// pause has what was refused wait if it comes once more, longer each time.
+func (f *feed) pause(isAgain bool, now time.Time) {
+	f.refusals++
+	if !isAgain {
+		f.refusals = 1
+	}
+	f.retryAt = now.Add(min(minPause<<min(f.refusals-1, 16), maxPause))
+}
+
 // accused are the names that a refusal is about. Of listeners and clusters Envoy takes
-// those that are good and names the others; elsewhere, and where it had no room for all
-// names, all are.
-func (f *feed) accused(parts []part, words string) map[string]bool {
+// those that are good and names the others, exactly; elsewhere, and where it had no room
+// for all names, all are.
+func (f *feed) accused(parts []part, words string) (names map[string]bool, exact bool) {
 	all, named := map[string]bool{}, map[string]bool{}
 	for _, p := range parts {
 		if p.item == nil {
@@ -132,9 +139,9 @@ func (f *feed) accused(parts []part, words string) map[string]bool {
 		}
 	}
 	if f.typeURL != listenerType && f.typeURL != clusterType || len(named) == 0 || strings.HasSuffix(words, "(truncated)") {
-		return all
+		return all, false
 	}
-	return named
+	return named, true
 }
 
 // isNamed says whether a refusal has "NAME: why", after a space or at the begin of a line.
@@ -153,7 +160,7 @@ func isNamed(words, name string) bool {
 
 // refuseWaiting answers the upstream for what Envoy refused before, with the same words,
 // and does not trouble Envoy.
-func (f *feed) refuseWaiting() {
+func (f *feed) refuseWaiting(now time.Time) {
 	if !f.onlyAgain() {
 		return
 	}
@@ -161,8 +168,7 @@ func (f *feed) refuseWaiting() {
 		e.due, e.listed = notDue, false
 	}
 	f.due, f.must = nil, false
-	f.refusals++
-	f.retryAt = f.retryAt.Add(min(minPause<<min(f.refusals-1, 16), maxPause))
+	f.pause(true, now)
 	if f.owes {
 		f.owes = false
 		f.reply(answer{f.nonce, f.version, f.lastNo})

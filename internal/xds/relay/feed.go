@@ -119,19 +119,22 @@ func (f *feed) entry(name string) *entry {
 	if e == nil {
 		e = &entry{name: name}
 		f.entries[name] = e
+		if no, ok := f.shelf.refused[name]; ok {
+			e.refused, f.lastNo = no.item, no.no
+		}
 	}
 	return e
 }
 
 // subscribe takes what a request says of names.
-func (f *feed) subscribe(q Request) {
+func (f *feed) subscribe(q Request, now time.Time) {
 	first := !f.wants.asked
 	if !f.delta() {
 		if !f.wants.set(q.Subscribe) {
 			return
 		}
 		f.ask = true
-		f.refuseWaiting()
+		f.refuseWaiting(now)
 		f.dropUnwanted()
 		f.recall(nil)
 		return
@@ -172,6 +175,7 @@ func (f *feed) dropUnwanted() {
 func (f *feed) delete(e *entry) {
 	f.keepUp(e, nil)
 	f.shelf.forget(e)
+	delete(f.shelf.refused, e.name)
 	e.gone, e.due = true, notDue
 	delete(f.entries, e.name)
 }
@@ -295,7 +299,7 @@ func (f *feed) enqueue(own bool) {
 
 // onlyAgain says that there is nothing to send but what Envoy refused.
 func (f *feed) onlyAgain() bool {
-	if len(f.restores) > 0 || !f.everSent {
+	if len(f.restores) > 0 || f.must && !f.everSent {
 		return false
 	}
 	found := false
@@ -316,11 +320,11 @@ func (f *feed) changed(names []string) {
 			return
 		}
 		m, ready := f.make(e)
+		e.held = !ready
 		switch {
 		case !ready:
-			e.held = true
 		case e.due != notDue, e.refused != nil && bytes.Equal(e.refused.Raw, m.Raw):
-		case e.held || e.sent == nil || !bytes.Equal(e.sent.Raw, m.Raw):
+		case e.sent == nil || !bytes.Equal(e.sent.Raw, m.Raw):
 			f.mark(e, own)
 		}
 	}
@@ -369,7 +373,7 @@ func (f *feed) next(now time.Time) *Response {
 		return nil
 	}
 	if onlyAgain && f.typeURL == extensionType {
-		f.refuseWaiting() // Envoy would acknowledge the same extension without taking it
+		f.refuseWaiting(now) // Envoy would acknowledge the same extension without taking it
 		return nil
 	}
 	d := delivery{epoch: f.epoch, wasAgain: onlyAgain}
@@ -380,13 +384,14 @@ func (f *feed) next(now time.Time) *Response {
 			f.add(e, p, &d)
 			heldBack = heldBack || e.held
 		}
-		if len(d.parts)+len(p.Items) > 0 {
+		if len(d.parts)+len(p.Items) > 0 || len(f.due) == 0 {
 			break
 		}
 	}
 	if len(d.parts)+len(p.Items) == 0 && (!f.must || heldBack) {
-		f.must = false
-		f.settle()
+		if f.must = false; len(f.due) == 0 {
+			f.settle()
+		}
 		return nil
 	}
 	if f.owes && len(f.due) == 0 {
@@ -400,7 +405,7 @@ func (f *feed) next(now time.Time) *Response {
 
 // candidates are the entries of the next response, none of which is due afterwards.
 // Extensions go one by one, as does what was refused together with something else: so
-// what is good is not refused with what is bad.
+// what is good is not refused with what is bad. One that was refused stays behind.
 func (f *feed) candidates() []*entry {
 	list := slices.DeleteFunc(f.due, func(e *entry) bool {
 		if e.listed = !e.gone && e.due != notDue; e.listed {
@@ -409,12 +414,21 @@ func (f *feed) candidates() []*entry {
 		return true
 	})
 	f.due = nil
-	if isFull := f.isFull(); !isFull && len(list) > 1 && (list[0].solo || f.typeURL == extensionType) {
-		list, f.due = list[:1:1], list[1:]
-	} else if !isFull {
-		if i := slices.IndexFunc(list, func(e *entry) bool { return e.solo }); i > 0 {
-			list, f.due = list[:i:i], list[i:]
+	if !f.isFull() && len(list) > 0 {
+		n := slices.IndexFunc(list, func(e *entry) bool { return e.solo })
+		switch {
+		case f.typeURL == extensionType:
+			slices.SortStableFunc(list, func(a, b *entry) int { return min(int(b.due), int(same)) - min(int(a.due), int(same)) })
+			n = 1
+			if list[0].due == again {
+				n = 0
+			}
+		case n == 0:
+			n = 1
+		case n < 0:
+			n = len(list)
 		}
+		list, f.due = list[:n:n], list[n:]
 	}
 	for _, e := range list {
 		e.listed, e.solo = false, false

@@ -20,6 +20,14 @@ type shelf struct {
 	version string // the upstream's of the state of the world, or of its system
 	known   bool   // that all of it is here: Envoy wants everything there is
 	items   map[string]*kept
+	refused map[string]refusal // of extensions
+}
+
+// refusal is an extension that Envoy refused. The same process of Envoy would acknowledge
+// it if it came again, on whatever stream, and not take it.
+type refusal struct {
+	item *Item  // the upstream's
+	no   []byte // Envoy's answer
 }
 
 // kept is one resource on a shelf.
@@ -32,7 +40,7 @@ type kept struct {
 func (r *Relay) shelf(key shelfKey) *shelf {
 	s := r.memory[key]
 	if s == nil {
-		s = &shelf{relay: r, key: key, items: map[string]*kept{}}
+		s = &shelf{relay: r, key: key, items: map[string]*kept{}, refused: map[string]refusal{}}
 		r.memory[key] = s
 	}
 	return s
@@ -57,6 +65,24 @@ func (s *shelf) use(e *entry, k *kept) {
 	if !e.kept {
 		e.kept = true
 		k.users++
+	}
+}
+
+// refuse remembers what Envoy refused.
+func (s *shelf) refuse(e *entry, no []byte) {
+	if s.key.typeURL == extensionType {
+		s.refused[e.name] = refusal{e.refused.origin(), no}
+		s.relay.changes++
+	}
+}
+
+// Another says that Envoy is another process from now on, which has refused nothing yet.
+// Without it, extensions that Envoy refused are refused in its place as long as they stay
+// the same.
+func (r *Relay) Another() {
+	for _, s := range r.memory {
+		r.changes += uint64(len(s.refused))
+		clear(s.refused)
 	}
 }
 

@@ -72,6 +72,7 @@ type upstreamType struct {
 	waits   bool
 	pending map[string]bool // names that were asked for again
 	changed bool            // other names were asked for
+	noes    int
 }
 
 func newUpstream(delta bool) *upstream {
@@ -105,6 +106,7 @@ func (u *upstream) take(q Request) {
 		t.all = len(q.Subscribe) == 0
 	}
 	if q.Error != nil {
+		t.noes++
 		u.noes[q.Type] = words(q.Error)
 	}
 	if !u.delta {
@@ -469,6 +471,7 @@ func (w *world) reopen(anew bool) {
 	w.disconnect()
 	w.stream.Close(w.now)
 	if anew {
+		w.relay.Another()
 		before := w.envoy
 		w.envoy = newEnvoy(w.t, w.delta)
 		for _, typeURL := range before.order {
@@ -528,13 +531,19 @@ func (w *world) has(typeURL string) map[string]string {
 	return found
 }
 
-// check holds what Envoy has against what the upstream has, with transforms.
-func (w *world) check() {
+// check holds what Envoy has against what the upstream has, with transforms. Of what is
+// bad it has what was good before, or nothing; with all nothing is bad.
+func (w *world) check(all bool) {
 	w.t.Helper()
 	for typeURL, t := range w.envoy.types {
 		want := map[string]string{}
+		got := w.has(typeURL)
 		for n, content := range w.up.resources[typeURL] {
 			if !t.all && !slices.Contains(t.names, n) {
+				continue
+			}
+			if content[0] == 'b' && !all {
+				delete(got, n)
 				continue
 			}
 			want[n] = content
@@ -542,7 +551,6 @@ func (w *world) check() {
 				want[n] += w.slots
 			}
 		}
-		got := w.has(typeURL)
 		if !w.delta && typeURL != listenerType && typeURL != clusterType {
 			// The state of the world does not tell what is gone.
 			maps.DeleteFunc(got, func(n, _ string) bool { _, there := want[n]; return !there })

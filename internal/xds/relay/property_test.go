@@ -2,6 +2,7 @@ package relay
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -64,20 +65,14 @@ func interleave(t *rapid.T, delta bool) {
 			w.now = w.now.Add(time.Duration(rapid.IntRange(1, 100_000).Draw(t, "ms")) * time.Millisecond)
 			w.relay.Trim(w.now)
 		},
-		"Envoy speaks":        func(*rapid.T) { w.envoySpeaks() },
-		"Envoy hears":         func(*rapid.T) { w.envoyHears() },
-		"the upstream hears":  func(*rapid.T) { w.upstreamHears() },
-		"the upstream speaks": func(*rapid.T) { w.upstreamSpeaks() },
-		"all settles":         func(*rapid.T) { w.settle() },
-	})
-	// In the end all is good, and there.
-	for _, typeURL := range types {
-		for n, c := range w.up.resources[typeURL] {
-			if c[0] == 'b' {
-				w.up.set(typeURL, n, content("good"))
+		"messages move": func(t *rapid.T) {
+			for _, move := range rapid.SliceOfN(rapid.IntRange(0, 3), 1, 16).Draw(t, "moves") {
+				[]func(){w.envoySpeaks, w.envoyHears, w.upstreamHears, w.upstreamSpeaks}[move]()
 			}
-		}
-	}
+		},
+		"all settles": func(*rapid.T) { w.settle() },
+	})
+	// Everything comes, also to the upstream what is bad, and that harms nothing else.
 	if w.slots == "+bad" {
 		w.slots = "+three"
 	}
@@ -85,14 +80,41 @@ func interleave(t *rapid.T, delta bool) {
 	w.relay.Changed(listenerType)
 	w.relay.Changed(extensionType)
 	w.connect()
-	for range 3 {
+	w.finish(t)
+	w.check(false)
+	w.checkTold(t)
+	// In the end all is good.
+	for _, typeURL := range types {
+		for n, c := range w.up.resources[typeURL] {
+			if c[0] == 'b' {
+				w.up.set(typeURL, n, content("good"))
+			}
+		}
+	}
+	w.finish(t)
+	w.check(true)
+	w.checkMemory(t)
+}
+
+// finish lets time pass until nothing is to be expected any more.
+func (w *world) finish(t *rapid.T) {
+	for range 4 {
 		if !w.settle() {
 			t.Fatal("it never settles")
 		}
 		w.now = w.now.Add(maxPause)
 	}
-	w.check()
-	w.checkMemory(t)
+}
+
+// checkTold: the upstream knows on its present stream of what is bad.
+func (w *world) checkTold(t *rapid.T) {
+	for typeURL, e := range w.envoy.types {
+		for n, c := range w.up.resources[typeURL] {
+			if c[0] == 'b' && (e.all || slices.Contains(e.names, n)) && w.up.stream.types[typeURL].noes == 0 {
+				t.Fatalf("the upstream was not told that %s of %s is bad", n, typeURL)
+			}
+		}
+	}
 }
 
 // checkMemory: what is remembered of listeners and clusters is what the upstream has.

@@ -16,6 +16,7 @@
 //	s.FromUpstream(response)     // the upstream says something
 //	s.Disconnected()             // that stream is gone; Envoy's stays
 //	r.Changed(type, names...)    // the transform of a type says something else now
+//	r.Another()                  // Envoy is another process
 //	s.Close(now)                 // Envoy's stream is gone
 //
 // After each event, and at s.Wake, ToEnvoy and ToUpstream are asked for what is to be

@@ -31,6 +31,7 @@ type view struct {
 	version string
 	known   bool
 	items   []*Item
+	refused []refusal
 }
 
 // The fields of a snapshot, of a view in it, and of a resource in that. A protocol's
@@ -38,6 +39,7 @@ type view struct {
 const (
 	snapshotFormField, snapshotView                            protowire.Number = 1, 2
 	viewType, viewDelta, viewVersion, viewKnown, viewResources protowire.Number = 1, 2, 3, 4, 5
+	viewRefused, refusedResource, refusedStatus                protowire.Number = 6, 1, 2
 )
 
 // Changes counts what Envoy acknowledged that was not remembered before, and what was
@@ -53,7 +55,10 @@ func (r *Relay) Snapshot() Snapshot {
 		for _, k := range s.items {
 			v.items = append(v.items, k.item)
 		}
-		if len(v.items) > 0 || v.known {
+		for _, no := range s.refused {
+			v.refused = append(v.refused, no)
+		}
+		if len(v.items)+len(v.refused) > 0 || v.known {
 			snapshot.views = append(snapshot.views, v)
 		}
 	}
@@ -68,6 +73,9 @@ func (r *Relay) Restore(snapshot Snapshot) {
 		s.version, s.known = v.version, v.known
 		for _, it := range v.items {
 			s.items[it.Name] = &kept{item: it}
+		}
+		for _, no := range v.refused {
+			s.refused[no.item.Name] = no
 		}
 	}
 }
@@ -104,9 +112,13 @@ func compareBool(a, b bool) int {
 
 func (v view) append(b []byte) []byte {
 	slices.SortFunc(v.items, func(a, b *Item) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(v.refused, func(a, b refusal) int { return cmp.Compare(a.item.Name, b.item.Name) })
 	b = v.head(b)
 	for _, it := range v.items {
 		b = appendBytes(b, viewResources, it.Raw)
+	}
+	for _, no := range v.refused {
+		b = appendBytes(b, viewRefused, no.bytes())
 	}
 	return b
 }
@@ -118,10 +130,17 @@ func (v view) head(b []byte) []byte {
 	return appendFlag(b, viewKnown, v.known)
 }
 
+func (r refusal) bytes() []byte {
+	return appendMessage(appendMessage(nil, refusedResource, r.item.Raw), refusedStatus, r.no)
+}
+
 func (v view) size() int {
 	n := len(v.head(nil))
 	for _, it := range v.items {
 		n += protowire.SizeTag(viewResources) + protowire.SizeBytes(len(it.Raw))
+	}
+	for _, no := range v.refused {
+		n += protowire.SizeTag(viewRefused) + protowire.SizeBytes(len(no.bytes()))
 	}
 	return n
 }
@@ -165,7 +184,7 @@ func ReadSnapshot(b []byte) (Snapshot, error) {
 
 func readView(b []byte) (view, error) {
 	var v view
-	var raw [][]byte
+	var raw, refused [][]byte
 	err := fields(b, func(num protowire.Number, content, whole []byte) {
 		switch num {
 		case viewType:
@@ -178,22 +197,52 @@ func readView(b []byte) (view, error) {
 			v.known = number(whole) == 1
 		case viewResources:
 			raw = append(raw, content)
+		case viewRefused:
+			refused = append(refused, content)
 		}
 	})
-	if err == nil && len(raw) > maxNames {
-		err = damaged("it has %d resources of one type", len(raw))
+	if err == nil && len(raw)+len(refused) > maxNames {
+		err = damaged("it has %d resources of one type", len(raw)+len(refused))
 	}
-	for _, content := range raw {
-		if err != nil {
-			break
-		}
+	for i := 0; i < len(raw) && err == nil; i++ {
 		var it *Item
-		it, err = readItem(slices.Clone(content), v.key.delta)
-		if it.Name != "" && !it.beat {
+		if it, err = v.item(raw[i]); it != nil {
 			v.items = append(v.items, it)
 		}
 	}
+	for i := 0; i < len(refused) && err == nil; i++ {
+		err = v.readRefusal(refused[i])
+	}
 	return v, err
+}
+
+// item reads a resource; nil: it is none that can be served.
+func (v *view) item(raw []byte) (*Item, error) {
+	it, err := readItem(slices.Clone(raw), v.key.delta)
+	if err != nil || it.Name == "" || it.beat {
+		return nil, err
+	}
+	return it, nil
+}
+
+func (v *view) readRefusal(b []byte) error {
+	var resource, no []byte
+	err := fields(b, func(num protowire.Number, content, _ []byte) {
+		switch num {
+		case refusedResource:
+			resource = content
+		case refusedStatus:
+			no = slices.Clone(content)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	it, err := v.item(resource)
+	if it != nil {
+		v.refused = append(v.refused, refusal{it, no})
+	}
+	return err
 }
 
 func damaged(format string, args ...any) error {

@@ -47,7 +47,7 @@ func (s *Stream) FromEnvoy(q Request, now time.Time) error {
 	if q.Nonce != "" {
 		f.answered(q, now)
 	}
-	f.subscribe(q)
+	f.subscribe(q, now)
 	if len(f.wants.names) > maxNames {
 		return limit("Envoy asks for more than %d resources of type %s", maxNames, chandler.Quote(f.typeURL))
 	}

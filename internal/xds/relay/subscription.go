@@ -18,13 +18,14 @@ type subscription struct {
 }
 
 // isWanted says whether a resource belongs to the subscription: by its name, by an
-// alias, or as a member of a collection, whose name ends in "/*".
+// alias, as a member of a collection, whose name ends in "/*", or as a virtual host of a
+// route configuration, whose name stands before its own.
 func (w *subscription) isWanted(name string, aliases []string) bool {
 	if w.all || w.names[name] || slices.ContainsFunc(aliases, func(a string) bool { return w.names[a] }) {
 		return true
 	}
 	i := strings.LastIndexByte(name, '/')
-	return i >= 0 && strings.HasPrefix(name, "xdstp:") && w.names[name[:i]+"/*"]
+	return i >= 0 && (w.names[name[:i]] || strings.HasPrefix(name, "xdstp:") && w.names[name[:i]+"/*"])
 }
 
 // isEmpty says that nothing is wanted (any more).

@@ -117,6 +117,13 @@ func (e *Edge) Changed(typeURL string, names ...string) {
 	}
 }
 
+// Another says that Envoy is another process from now on.
+func (e *Edge) Another() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.relay.Another()
+}
+
 // Snapshot gives what Envoy acknowledged last, to be kept and to be given to the next
 // relay.
 func (e *Edge) Snapshot() relay.Snapshot {
