@@ -223,13 +223,20 @@ func ReadResponse(b []byte, delta bool) (Response, error) {
 	return p, err
 }
 
-// Bytes is the response as a message.
-func (p *Response) Bytes(delta bool) []byte {
+// Size is how many bytes the response takes as a message, at most.
+func (p *Response) Size() int {
 	size := len(p.Rest) + len(p.Type) + len(p.Version) + len(p.Nonce) + 32
 	for _, it := range p.Items {
 		size += 1 + protowire.SizeBytes(len(it.Raw))
 	}
-	b := make([]byte, 0, size)
+	for _, n := range p.Removed {
+		size += 1 + protowire.SizeBytes(len(n))
+	}
+	return size
+}
+
+// Append appends the response as a message.
+func (p *Response) Append(b []byte, delta bool) []byte {
 	b = appendText(b, responseVersion, p.Version)
 	for _, it := range p.Items {
 		b = appendBytes(b, responseItems, it.Raw)
@@ -244,27 +251,45 @@ func (p *Response) Bytes(delta bool) []byte {
 	return append(b, p.Rest...)
 }
 
+// Bytes is the response as a message.
+func (p *Response) Bytes(delta bool) []byte { return p.Append(make([]byte, 0, p.Size()), delta) }
+
 // readItem reads a resource as far as the relay has to know it. It keeps raw.
 func readItem(raw []byte, delta bool) (*Item, error) {
 	it := &Item{Raw: raw}
 	if delta {
 		return it, it.wrapped(raw)
 	}
-	typeURL, value, err := readAny(raw)
+	isWrapper, value, err := readAny(raw)
 	if err != nil {
 		return it, err
 	}
-	if typeURL == wrapperType {
+	if isWrapper {
 		return it, it.wrapped(value)
 	}
-	// All types that are discovered have their name in their first field. What is not
-	// such a message is Envoy's to refuse.
-	_ = fields(value, func(num protowire.Number, content, _ []byte) {
-		if num == firstField && it.Name == "" {
-			it.Name = string(content)
-		}
-	})
+	it.Name = nameOf(value)
 	return it, nil
+}
+
+// nameOf gives the name of a resource: all types that are discovered have it in their
+// first field, which stands first. What is not such a message is Envoy's to refuse.
+func nameOf(message []byte) string {
+	for len(message) > 0 {
+		num, typ, tag := protowire.ConsumeTag(message)
+		if tag < 0 {
+			break
+		}
+		if num == firstField && typ == protowire.BytesType {
+			name, _ := protowire.ConsumeBytes(message[tag:])
+			return string(name)
+		}
+		n := protowire.ConsumeFieldValue(num, typ, message[tag:])
+		if n < 0 {
+			break
+		}
+		message = message[tag+n:]
+	}
+	return ""
 }
 
 // wrapped reads a Resource.
@@ -284,24 +309,25 @@ func (it *Item) wrapped(resource []byte) error {
 	})
 }
 
-func readAny(b []byte) (typeURL string, value []byte, err error) {
+// readAny gives the value of an Any; isWrapper: it is a Resource.
+func readAny(b []byte) (isWrapper bool, value []byte, err error) {
 	err = fields(b, func(num protowire.Number, content, _ []byte) {
 		switch num {
 		case anyType:
-			typeURL = string(content)
+			isWrapper = string(content) == wrapperType
 		case anyValue:
 			value = content
 		}
 	})
-	return typeURL, value, err
+	return isWrapper, value, err
 }
 
 // body is the resource's own message.
 func (it *Item) body(delta bool) []byte {
 	inner := it.Raw
 	if !delta {
-		typeURL, value, _ := readAny(inner) // readItem has seen that they are messages
-		if typeURL != wrapperType {
+		isWrapper, value, _ := readAny(inner) // readItem has seen that they are messages
+		if !isWrapper {
 			return value
 		}
 		inner = value
@@ -327,9 +353,9 @@ func (it *Item) with(delta bool, body []byte) *Item {
 		out.Raw = resource(it.Raw)
 		return out
 	}
-	typeURL, _, _ := readAny(it.Raw)
+	isWrapper, _, _ := readAny(it.Raw)
 	out.Raw = replace(it.Raw, anyValue, func(value []byte) []byte {
-		if typeURL == wrapperType {
+		if isWrapper {
 			return resource(value)
 		}
 		return body

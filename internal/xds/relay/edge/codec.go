@@ -14,7 +14,7 @@ type codec struct{}
 
 func (codec) Name() string { return "proto" }
 
-// request and response are messages that are read.
+// request and response are messages that are read, and responses are written.
 type (
 	request struct {
 		relay.Request
@@ -26,8 +26,14 @@ type (
 	}
 )
 
-// Marshal takes bytes.
+// Marshal takes bytes and responses.
 func (codec) Marshal(v any) (mem.BufferSlice, error) {
+	if m, ok := v.(*response); ok {
+		pool := mem.DefaultBufferPool()
+		b := pool.Get(m.Size())
+		*b = m.Append((*b)[:0], m.delta)
+		return mem.BufferSlice{mem.NewBuffer(b, pool)}, nil
+	}
 	b, ok := v.([]byte)
 	if !ok {
 		return nil, fmt.Errorf("a message of type %T", v)

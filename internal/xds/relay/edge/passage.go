@@ -138,7 +138,7 @@ func (p *passage) send(rpc grpc.ServerStream) (wait time.Time, err error) {
 		if m == nil {
 			return wait, nil
 		}
-		if err := rpc.SendMsg(m.Bytes(p.delta)); err != nil {
+		if err := rpc.SendMsg(&response{*m, p.delta}); err != nil {
 			return wait, err
 		}
 	}
