@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"chandler.dev/chandler/internal/testenv/upstream"
@@ -193,13 +194,14 @@ func TestSlowEnvoy(t *testing.T) {
 	t.Parallel()
 	const pushes = 200
 	var sent atomic.Int32
+	large := protowire.AppendBytes(protowire.AppendTag(nil, 100, protowire.BytesType), make([]byte, 1<<19))
 	up := plane(t, func(_ any, rpc grpc.ServerStream) error {
 		var b []byte
 		if err := rpc.RecvMsg(&b); err != nil {
 			return err
 		}
 		for i := range pushes {
-			p := relay.Response{Type: upstream.Clusters, Nonce: fmt.Sprint(i), Version: fmt.Sprint(i), Rest: bytes.Repeat([]byte{0x1a, 0}, 1<<18)}
+			p := relay.Response{Type: upstream.Clusters, Nonce: fmt.Sprint(i), Version: fmt.Sprint(i), Rest: large}
 			if err := rpc.SendMsg(p.Bytes(false)); err != nil {
 				return err
 			}

@@ -15,12 +15,16 @@ import (
 	"testing"
 	"time"
 
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	buffer "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/buffer/v3"
+	wasm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
+	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"chandler.dev/chandler/internal/testenv/module"
@@ -165,7 +169,7 @@ func (s *site) serves(want string) {
 
 func (s *site) set(version, mark string, more ...types.Resource) {
 	s.Helper()
-	filter := s.variant.Discovered("limit", "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer")
+	filter := s.variant.Discovered("limit", bufferType)
 	s.Set(version, append(upstream.Resources{
 		s.variant.Listener("l", filepath.Join(s.dir, "l"), "r", filter), s.variant.Cluster("c"),
 		upstream.Route("r", "c", mark), upstream.Backend("c", s.backend),
@@ -237,6 +241,50 @@ func TestEnvoyBehindTheEdge(t *testing.T) {
 		})
 	}
 }
+
+// A real Envoy that refuses an extension keeps the one before, and takes a listener that
+// names it: it would not as long as it remembers the refused one.
+func TestRefusedExtension(t *testing.T) {
+	t.Parallel()
+	for _, v := range []upstream.Variant{{}, {Delta: true}} {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t, v, relay.Hooks{})
+			s.startEdge(nil)
+			s.startEnvoy()
+			set := func(version string, bad proto.Message, more uint32) {
+				l := v.Listener("l", filepath.Join(s.dir, "l"), "r",
+					v.Discovered("bad", bufferType, wasmType), v.Discovered("good", bufferType))
+				l.PerConnectionBufferLimitBytes = wrapperspb.UInt32(1<<20 + more)
+				good := &buffer.Buffer{MaxRequestBytes: wrapperspb.UInt32(1000 + more)}
+				s.Set(version, upstream.Resources{l, v.Cluster("c"), upstream.Backend("c", s.backend), upstream.Route("r", "c", version),
+					upstream.Extension("bad", bad), upstream.Extension("good", good)})
+			}
+			set("1", &buffer.Buffer{MaxRequestBytes: wrapperspb.UInt32(1000)}, 0)
+			s.serves("1")
+			s.Await("both are taken", func() bool { return s.Acked(upstream.Extensions, "1") })
+			set("2", missing, 1)
+			s.Await("one is refused", func() bool { return s.Nacked(upstream.Extensions, "2") != "" })
+			if words := s.Nacked(upstream.Extensions, "2"); !strings.Contains(words, "/missing") {
+				t.Errorf("refused with %q", words)
+			}
+			set("3", missing, 2)
+			s.Await("the listener is taken", func() bool { return s.Acked(upstream.Listeners, "3") })
+			s.serves("3")
+			set("4", &buffer.Buffer{MaxRequestBytes: wrapperspb.UInt32(2000)}, 3)
+			s.Await("both are taken again", func() bool { return s.Acked(upstream.Extensions, "4") })
+		})
+	}
+}
+
+// missing is a plugin whose module is not there.
+var missing = &wasm.Wasm{Config: &wasmv3.PluginConfig{Name: "missing", Vm: &wasmv3.PluginConfig_VmConfig{VmConfig: &wasmv3.VmConfig{
+	Runtime: "envoy.wasm.runtime.v8", Code: &core.AsyncDataSource{Specifier: &core.AsyncDataSource_Local{Local: &core.DataSource{
+		Specifier: &core.DataSource_Filename{Filename: "/missing"}}}}}}}}
+
+const wasmType = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm"
+
+const bufferType = "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer"
 
 // resumes has all streams of the upstream ended, and waits until the edge came back with
 // what Envoy has.
