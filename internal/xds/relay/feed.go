@@ -135,8 +135,8 @@ func (f *feed) subscribe(q Request, now time.Time) {
 		}
 		f.ask = true
 		f.refuseWaiting(now)
-		f.dropUnwanted()
-		f.recall(nil)
+		f.dropUnwanted(sorted(f.entries))
+		f.recall(q.Subscribe, nil)
 		return
 	}
 	f.wants.change(q.Subscribe, q.Unsubscribe)
@@ -144,10 +144,10 @@ func (f *feed) subscribe(q Request, now time.Time) {
 		f.orders.note(q.Subscribe, q.Unsubscribe)
 	}
 	if len(q.Unsubscribe) > 0 {
-		f.dropUnwanted()
+		f.dropUnwanted(q.Unsubscribe)
 	}
 	if first || len(q.Subscribe) > 0 {
-		f.recall(q.Held)
+		f.recall(q.Subscribe, q.Held)
 	}
 	if first {
 		for name := range q.Held {
@@ -158,10 +158,17 @@ func (f *feed) subscribe(q Request, now time.Time) {
 	}
 }
 
-// dropUnwanted forgets what Envoy does not want any more: the upstream will not tell of
-// it either.
-func (f *feed) dropUnwanted() {
-	for name, e := range f.entries {
+// dropUnwanted forgets those of the names that Envoy does not want any more: the upstream
+// will not tell of them either.
+func (f *feed) dropUnwanted(names []string) {
+	if f.isNamedOtherwise(names) {
+		names = sorted(f.entries)
+	}
+	for _, name := range names {
+		e := f.entries[name]
+		if e == nil {
+			continue
+		}
 		var aliases []string
 		if e.up != nil {
 			aliases = e.up.aliases
@@ -191,8 +198,16 @@ func (f *feed) keepUp(e *entry, it *Item) {
 	e.up = it
 }
 
-// recall gives Envoy at once what it acknowledged before, as far as it does not hold it.
-func (f *feed) recall(held map[string]string) {
+// isNamedOtherwise says that a subscription to those names may be to resources that have
+// others: everything, collections, aliases of virtual hosts.
+func (f *feed) isNamedOtherwise(names []string) bool {
+	return len(names) == 0 || f.typeURL == virtualHostType ||
+		slices.ContainsFunc(names, func(n string) bool { return strings.HasSuffix(n, wildcard) })
+}
+
+// recall gives Envoy at once what it acknowledged before of those names, as far as it does
+// not hold it.
+func (f *feed) recall(names []string, held map[string]string) {
 	if len(f.shelf.items) == 0 && !f.shelf.known {
 		return
 	}
@@ -200,9 +215,12 @@ func (f *feed) recall(held map[string]string) {
 		f.version = f.shelf.version
 	}
 	found := false
-	for i, name := range sorted(f.shelf.items) {
+	if f.isNamedOtherwise(names) {
+		names = sorted(f.shelf.items)
+	}
+	for i, name := range names {
 		k := f.shelf.items[name]
-		if !f.wants.isWanted(name, k.item.aliases) || f.entries[name] != nil && f.entries[name].up != nil {
+		if k == nil || !f.wants.isWanted(name, k.item.aliases) || f.entries[name] != nil && f.entries[name].up != nil {
 			continue
 		}
 		e := f.entry(name)

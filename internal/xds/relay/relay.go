@@ -137,21 +137,22 @@ func (r *Relay) Changed(typeURL string, names ...string) {
 // ranks is the order in which types are told that change by the relay's own doing: what
 // is named before what names it.
 var ranks = map[string]int{
-	typePrefix + "envoy.config.cluster.v3.Cluster":                  1,
+	clusterType: 1,
 	typePrefix + "envoy.config.endpoint.v3.ClusterLoadAssignment":   2,
 	typePrefix + "envoy.config.endpoint.v3.LbEndpoint":              2,
 	typePrefix + "envoy.extensions.transport_sockets.tls.v3.Secret": 2,
 	listenerType: 3,
 	typePrefix + "envoy.config.route.v3.ScopedRouteConfiguration": 4,
 	typePrefix + "envoy.config.route.v3.RouteConfiguration":       4,
-	typePrefix + "envoy.config.route.v3.VirtualHost":              5,
+	virtualHostType: 5,
 }
 
 const (
-	typePrefix    = "type.googleapis.com/"
-	listenerType  = typePrefix + "envoy.config.listener.v3.Listener"
-	clusterType   = typePrefix + "envoy.config.cluster.v3.Cluster"
-	extensionType = typePrefix + "envoy.config.core.v3.TypedExtensionConfig"
+	typePrefix      = "type.googleapis.com/"
+	clusterType     = typePrefix + "envoy.config.cluster.v3.Cluster"
+	listenerType    = typePrefix + "envoy.config.listener.v3.Listener"
+	extensionType   = typePrefix + "envoy.config.core.v3.TypedExtensionConfig"
+	virtualHostType = typePrefix + "envoy.config.route.v3.VirtualHost"
 )
 
 // rank is that of a type; those that nobody knows come last.

@@ -700,6 +700,34 @@ func TestAliases(t *testing.T) {
 	}
 }
 
+// A virtual host that was asked for by its alias is remembered under that, and forgotten
+// with it.
+func TestVirtualHosts(t *testing.T) {
+	t.Parallel()
+	k := newTalk(t, true, nil)
+	k.want(virtualHostType, "r/host", "r/other")
+	host := item(true, virtualHostType, "r/vhost", "1", "1")
+	host.Raw = appendBytes(host.Raw, resourceAliases, "r/host")
+	it, err := readItem(host.Raw, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := k.FromUpstream(Response{Type: virtualHostType, Items: []*Item{it}}); err != nil {
+			t.Fatal(err)
+		}
+		k.ack(k.gets(virtualHostType, "r/vhost=1"))
+	}
+	k.Close(k.now)
+	k.Stream = k.relay.Open(Kind{Delta: true}, k.now)
+	k.want(virtualHostType, "r/host", "r/other")
+	k.ack(k.gets(virtualHostType, "r/vhost=1"))
+	k.ask(Request{Type: virtualHostType, Unsubscribe: []string{"r/host"}})
+	if got := sorted(k.relay.shelf(shelfKey{virtualHostType, true}).items); len(got) != 0 {
+		t.Errorf("%q is remembered, and nobody wants it", got)
+	}
+}
+
 // What one stream makes the relay keep is bounded.
 func TestLimits(t *testing.T) {
 	t.Parallel()
