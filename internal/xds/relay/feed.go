@@ -243,6 +243,7 @@ func (f *feed) recall(names []string, held map[string]string) {
 func (f *feed) receive(p Response) {
 	f.version, f.rest, f.nonce, f.owes = p.Version, p.Rest, p.Nonce, true
 	f.round++
+	f.due = slices.Grow(f.due, len(p.Items))
 	for i, it := range p.Items {
 		f.put(it, i)
 	}
@@ -398,6 +399,7 @@ func (f *feed) next(now time.Time) *Response {
 	p := &Response{Type: f.typeURL}
 	heldBack := false
 	for list := f.candidates(); len(list) > 0; list = f.candidates() {
+		p.Items, d.parts = make([]*Item, 0, len(list)), make([]part, 0, len(list))
 		for _, e := range list {
 			f.add(e, p, &d)
 			heldBack = heldBack || e.held
@@ -451,7 +453,7 @@ func (f *feed) candidates() []*entry {
 	for _, e := range list {
 		e.listed, e.solo = false, false
 	}
-	if !f.isFull() {
+	if !f.isFull() || len(list) == len(f.entries) {
 		return list
 	}
 	list = list[:0]

@@ -30,7 +30,7 @@ func methodOf(delta bool) string {
 	return adsMethod + "StreamAggregatedResources"
 }
 
-// clusters are as a mesh has them: of about 600 bytes each.
+// clusters are as a mesh has them: of about 450 bytes each.
 func clusters(n, round int) []*anypb.Any {
 	var all []*anypb.Any
 	for i := range n {
