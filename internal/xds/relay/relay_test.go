@@ -593,7 +593,21 @@ func TestUnanswered(t *testing.T) {
 	k.push(endpointType, "1", "a=1")
 	k.gets(endpointType, "a=1")
 	k.ack(last)
-	k.gets(clusterType, "a=new", "-b", "-c")
+	k.nack(k.gets(clusterType, "a=new", "-b", "-c"), "Error adding/updating cluster(s) a: bad")
+
+	// Nothing wakes a stream for what Envoy must answer first.
+	for i := range maxUnanswered {
+		k.push(clusterType, "1", fmt.Sprint("d=", i))
+		last = k.gets(clusterType, fmt.Sprint("d=", i))
+	}
+	k.push(clusterType, "1", "a=new")
+	if !k.Wake().IsZero() {
+		t.Error("it wakes though nothing can be sent")
+	}
+	k.ack(last)
+	if k.Wake().IsZero() {
+		t.Error("it does not wake for what was refused")
+	}
 }
 
 // Everything of a response passes that nobody here needs to know, and a sign that a

@@ -152,7 +152,7 @@ func (s *Stream) ToUpstream() *Request {
 func (s *Stream) Wake() time.Time {
 	var first time.Time
 	for _, f := range s.queue {
-		if t := f.retryAt; f.onlyAgain() && (first.IsZero() || t.Before(first)) {
+		if t := f.retryAt; len(f.sent) < maxUnanswered && f.onlyAgain() && (first.IsZero() || t.Before(first)) {
 			first = t
 		}
 	}

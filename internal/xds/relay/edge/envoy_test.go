@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -140,13 +142,13 @@ func (s *site) startEnvoy() {
 	}
 }
 
-// get asks on a socket and gives the answer's body and mark; nothing if there is none.
-func (s *site) get(socket string) (body, mark string) {
+// ask asks on a socket and gives the answer's body and mark; nothing if there is none.
+func (s *site) ask(socket, path string) (body, mark string) {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}}
 	defer transport.CloseIdleConnections()
-	res, err := (&http.Client{Transport: transport, Timeout: bound}).Get("http://envoy/")
+	res, err := (&http.Client{Transport: transport, Timeout: bound}).Get("http://envoy" + path)
 	if err != nil {
 		return "", ""
 	}
@@ -155,12 +157,18 @@ func (s *site) get(socket string) (body, mark string) {
 	return string(text), res.Header.Get("x-mark")
 }
 
-// serves waits until the backend answers through the listener with that mark.
+// serves waits until the backend answers through the listener l with that mark.
 func (s *site) serves(want string) {
+	s.Helper()
+	s.answers(filepath.Join(s.dir, "l"), want)
+}
+
+// answers waits until the backend answers through a socket with that mark.
+func (s *site) answers(socket, want string) {
 	s.Helper()
 	var body, mark string
 	for until := time.Now().Add(bound); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
-		if body, mark = s.get(filepath.Join(s.dir, "l")); body == "backend" && mark == want {
+		if body, mark = s.ask(socket, "/"); body == "backend" && mark == want {
 			return
 		}
 	}
@@ -297,4 +305,49 @@ func (s *site) resumes() {
 			return r.Stream > int64(before) && r.Type == upstream.Routes && len(r.Known) == 1
 		})
 	})
+}
+
+// Many listeners and routes of a real Envoy change while a transform of listeners changes
+// and the upstream's connections are cut; Envoy has in the end what the upstream has, with
+// the transform.
+func TestManyChanges(t *testing.T) {
+	t.Parallel()
+	const n = 100
+	for _, v := range []upstream.Variant{{}, {Delta: true}} {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			var edits atomic.Int32
+			s := newSite(t, v, relay.Hooks{Transforms: map[string]relay.Transform{upstream.Listeners: func(r relay.Resource) ([]byte, bool) {
+				const statPrefix = 28
+				b := protowire.AppendTag(slices.Clip(r.Body), statPrefix, protowire.BytesType)
+				return protowire.AppendString(b, fmt.Sprint("edit-", edits.Load())), true
+			}}})
+			many := upstream.NewSite(v, n, s.dir, s.backend, 1)
+			s.startEdge(nil)
+			s.startEnvoy()
+			s.Set("0", many.Resources())
+			s.Await("all listeners are taken", func() bool { return s.Acked(upstream.Routes, "0") })
+			for round := 1; round <= 4; round++ {
+				many.Change(n)
+				s.Set(fmt.Sprint(round), many.Resources())
+				edits.Add(1)
+				s.edge.Changed(upstream.Listeners)
+				if round == 3 {
+					s.Cut()
+				}
+			}
+			s.Await("the last routes are taken", func() bool { return s.Acked(upstream.Routes, "4") })
+			for i := range n {
+				s.answers(many.Socket(i), many.Mark(i))
+			}
+			want, got := fmt.Sprint("edit-", edits.Load()), 0
+			for until := time.Now().Add(bound); got != n && time.Now().Before(until); time.Sleep(200 * time.Millisecond) {
+				dump, _ := s.ask(filepath.Join(s.dir, "admin1"), "/config_dump?resource=dynamic_listeners")
+				got = strings.Count(dump, fmt.Sprintf("%q", want))
+			}
+			if got != n {
+				t.Errorf("%d listeners of %d have what the transform gives", got, n)
+			}
+		})
+	}
 }
