@@ -80,7 +80,7 @@ func (f *feed) take(p part, ev *Event) {
 	ev.Acked = append(ev.Acked, e.name)
 	e.acked = p.item
 	if p.item.origin() == e.up {
-		e.refused = nil
+		e.refused, e.ours = nil, false
 		delete(f.shelf.refused, e.name)
 	}
 	f.shelf.keep(e)
@@ -101,7 +101,7 @@ func (f *feed) refuse(d delivery, no []byte, now time.Time, ev *Event) {
 			continue // as part of a whole; it was taken before
 		}
 		ev.Refused = append(ev.Refused, e.name)
-		e.refused = p.item
+		e.refused, e.ours = p.item, ev.Own
 		f.shelf.refuse(e, no)
 		if !exact && len(bad) > 1 && !f.isFull() && e.due == notDue && e.up != nil {
 			e.solo = true

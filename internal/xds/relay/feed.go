@@ -66,6 +66,7 @@ type entry struct {
 	due                      dueness
 	listed, held, kept, gone bool
 	solo                     bool // it was refused together with others
+	ours                     bool // it was refused for what the transform made of it
 }
 
 // dueness is why an entry is to be sent.
@@ -295,7 +296,7 @@ func (f *feed) put(it *Item, at int) {
 // remove takes that the upstream has no such resource.
 func (f *feed) remove(e *entry) {
 	f.keepUp(e, nil)
-	e.held, e.beat, e.made, e.refused = false, nil, nil, nil
+	e.held, e.ours, e.beat, e.made, e.refused = false, false, nil, nil, nil
 	f.mark(e, fresh)
 }
 
@@ -495,6 +496,9 @@ func (f *feed) add(e *entry, p *Response, d *delivery) {
 			return
 		}
 		m = e.acked // what is not in the response would be gone
+	}
+	if e.ours && e.acked != nil && bytes.Equal(m.Raw, e.refused.Raw) {
+		m = e.acked // the upstream must not hear that it is to blame
 	}
 	isTold := e.refused != nil && e.refused.origin() == m.origin()
 	d.isFresh = d.isFresh || !isTold && (e.acked == nil || e.acked.origin() != m.origin())

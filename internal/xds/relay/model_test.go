@@ -468,6 +468,12 @@ func (w *world) disconnect() {
 
 // reopen is Envoy's stream broken and begun anew, of the same Envoy or of another one.
 func (w *world) reopen(anew bool) {
+	// An extension's refusal that is lost with the stream nobody can know of: the same
+	// Envoy will acknowledge it. Other answers are lost here.
+	w.envoy.asks = slices.DeleteFunc(w.envoy.asks, func(q Request) bool { return q.Type != extensionType })
+	for len(w.envoy.asks) > 0 {
+		w.envoySpeaks()
+	}
 	w.disconnect()
 	w.stream.Close(w.now)
 	if anew {

@@ -449,7 +449,7 @@ func TestTransform(t *testing.T) {
 		if delta {
 			k.gets(listenerType, "m=1+others")
 		} else {
-			k.gets(listenerType, "l=1+slots", "m=1+others")
+			k.gets(listenerType, "l=1", "m=1+others")
 		}
 	})
 }
