@@ -88,7 +88,7 @@ func (f *feed) take(p part, ev *Event) {
 
 // refuse notes that Envoy has refused some parts of a delivery.
 func (f *feed) refuse(d delivery, no []byte, now time.Time, ev *Event) {
-	ev.Words, ev.Own = words(no), d.upNonce == "" && !d.isFresh
+	ev.Words, ev.Own = words(no), true
 	f.lastNo = no
 	bad, exact := f.accused(d.parts, ev.Words)
 	for _, p := range d.parts {
@@ -101,7 +101,9 @@ func (f *feed) refuse(d delivery, no []byte, now time.Time, ev *Event) {
 			continue // as part of a whole; it was taken before
 		}
 		ev.Refused = append(ev.Refused, e.name)
-		e.refused, e.ours = p.item, ev.Own
+		// What Envoy has taken in another form it refuses for what the transform made of it.
+		e.refused, e.ours = p.item, e.acked != nil && e.acked.origin() == p.item.origin()
+		ev.Own = ev.Own && e.ours
 		f.shelf.refuse(e, no)
 		if !exact && len(bad) > 1 && !f.isFull() && e.due == notDue && e.up != nil {
 			e.solo = true

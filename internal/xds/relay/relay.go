@@ -75,8 +75,9 @@ type Event struct {
 	Type string
 	// Acked are names that Envoy has taken, Removed those that it has dropped.
 	Acked, Removed []string
-	// Refused are names of which Envoy refused at least one, in its Words. Own means that
-	// the upstream had changed none of them: it is not told.
+	// Refused are names of which Envoy refused at least one, in its Words. Own means that it
+	// has taken all of them as the transform made them before: that is to blame, not the
+	// upstream.
 	Refused []string
 	Words   string
 	Own     bool
