@@ -119,7 +119,7 @@ var imports = []rule{
 // dependencies are the rules for what is linked, however it comes in.
 var dependencies = []rule{
 	{
-		in:    []string{"internal/store", "internal/durable", "internal/proxywasm"},
+		in:    []string{"internal/store", "internal/durable", "internal/proxywasm", "internal/xds/viewstore"},
 		never: []string{"google.golang.org/grpc/...", "net/http/..."},
 		why:   "bytes on disk know nothing of how they got there",
 	},

@@ -8,8 +8,10 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"time"
 
 	yaml "go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"chandler.dev/chandler"
 )
@@ -25,6 +27,10 @@ type DeriveConfig struct {
 	NodeID, Cluster string
 	// ADSSocket is the Unix socket where the agent serves slots.
 	ADSSocket string
+	// UpstreamSocket is the Unix socket where the agent takes what Envoy says to the
+	// control plane of its own; for a second one "-2" is added, and so on. Empty: an
+	// Envoy that has one is refused.
+	UpstreamSocket string
 	// ListenersFile is where Envoy will read Derived.Listeners from: a path
 	// without its extension, to which Derived.Extension is added.
 	ListenersFile string
@@ -64,9 +70,18 @@ type Derived struct {
 	Admin Admin
 	// AgentCluster is the name of the cluster that was added for the agent.
 	AgentCluster string
+	// ControlPlanes are those that the user's file takes from, which Envoy now
+	// reaches through the agent only.
+	ControlPlanes []ControlPlane
+	// UpstreamListeners: listeners come from one of ControlPlanes. Then there is no
+	// listeners file, those that the file has stay in it and run no plugins, and
+	// PlaceSlots is for what comes.
+	UpstreamListeners bool
 	// Warnings are sentences for a person.
 	Warnings []string
 
+	// slotCluster is where slots are asked for; empty: over ADS.
+	slotCluster string
 	// templates are the user's listeners, named but without slots.
 	templates []item
 	shared    bool
@@ -89,8 +104,9 @@ const listenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
 
 // Derive edits an Envoy configuration so that every HTTP connection manager of
 // its listeners has the slots of its mode and port: the listeners move to a file
-// that Envoy watches, and slots come over ADS from the agent. All else stays as
-// it is, extensions that nobody here knows included. What cannot be edited with
+// that Envoy watches, and slots come over ADS from the agent. Where the user's file
+// takes listeners, or ADS, from a control plane, that stays so, through the agent, and
+// slots come over a stream of their own. All else stays as it is, extensions that nobody here knows included. What cannot be edited with
 // certainty is refused. Errors are *chandler.Problem, with the path of the field
 // in the user's configuration; config itself is not changed.
 func Derive(config *Config, dc DeriveConfig) (Derived, error) {
@@ -102,25 +118,27 @@ func Derive(config *Config, dc DeriveConfig) (Derived, error) {
 	if config.json {
 		d.Extension = ".json"
 	}
-	d.ListenersFile = dc.ListenersFile + d.Extension
-	if err := d.takeListeners(root); err != nil {
-		return Derived{}, err
-	}
-	for _, step := range []func(*yaml.Node, DeriveConfig) error{d.addCluster, d.addDynamic, addNode, d.addAdmin} {
+	for _, step := range []func(*yaml.Node, DeriveConfig) error{
+		d.divert, d.takeListeners, d.addCluster, d.addDynamic, addNode, d.addAdmin, d.readListeners,
+	} {
 		if err := step(root, dc); err != nil {
 			return Derived{}, err
 		}
-	}
-	if err := d.readListeners(dc.ListenersVersion); err != nil {
-		return Derived{}, err
 	}
 	d.Bootstrap, err = render(root, config.json)
 	return d, err
 }
 
+// PlaceSlots puts slots into a listener of one of the control planes; see the function
+// of that name.
+func (d *Derived) PlaceSlots(listener *anypb.Any, own []Slot) (Placed, error) {
+	return PlaceSlots(listener, own, !d.shared, d.slotCluster)
+}
+
 // takeListeners takes all listeners out of root, except those of the API, which
-// Envoy accepts nowhere else.
-func (d *Derived) takeListeners(root *yaml.Node) error {
+// Envoy accepts nowhere else. Beside listeners of a control plane they stay: Envoy has
+// one source of listeners.
+func (d *Derived) takeListeners(root *yaml.Node, dc DeriveConfig) error {
 	const path = "static_resources"
 	static, err := ensure(root, "", path)
 	if err != nil {
@@ -130,6 +148,13 @@ func (d *Derived) takeListeners(root *yaml.Node) error {
 	if err != nil {
 		return err
 	}
+	if d.UpstreamListeners {
+		if len(all) > 0 {
+			d.warn("%s of the file must stay without plugins: the others come from a control plane", chandler.Count(len(all), "listener", "listeners"))
+		}
+		return nil
+	}
+	d.ListenersFile = dc.ListenersFile + d.Extension
 	if d.ListenerNames, err = nameListeners(all); err != nil {
 		return err
 	}
@@ -152,7 +177,10 @@ func (d *Derived) takeListeners(root *yaml.Node) error {
 
 // readListeners learns what the listeners hold, and gives their file as it is
 // without slots of one plugin.
-func (d *Derived) readListeners(version string) error {
+func (d *Derived) readListeners(_ *yaml.Node, dc DeriveConfig) error {
+	if d.UpstreamListeners {
+		return nil
+	}
 	e, listeners, err := d.edit(nil)
 	if err != nil {
 		return err
@@ -164,7 +192,7 @@ func (d *Derived) readListeners(version string) error {
 	if !slices.ContainsFunc(d.Sites, func(s Site) bool { return !s.Network }) && len(d.Slots) == 0 {
 		d.warn("no listener has an HTTP connection manager: no HTTP plugin can run here")
 	}
-	d.Listeners, d.ListenersVersion, err = renderListeners(listeners, version, d.json)
+	d.Listeners, d.ListenersVersion, err = renderListeners(listeners, dc.ListenersVersion, d.json)
 	return err
 }
 
@@ -206,7 +234,7 @@ func OwnSlots(text []byte) ([]Slot, error) {
 
 // edit puts slots into copies of the user's listeners.
 func (d *Derived) edit(own []Slot) (*editor, []*yaml.Node, error) {
-	e := &editor{plan: newPlan(d.shared, own)}
+	e := &editor{plan: newPlan(d.shared, own, d.slotCluster)}
 	var listeners []*yaml.Node
 	for _, template := range d.templates {
 		l, err := (&resolver{open: map[*yaml.Node]bool{}}).resolve(template.Node)
@@ -307,15 +335,11 @@ func (d *Derived) addCluster(root *yaml.Node, dc DeriveConfig) error {
 	for n := 2; taken[d.AgentCluster]; n++ {
 		d.AgentCluster = fmt.Sprintf("%s_%d", agentCluster, n)
 	}
-	endpoint := object{"endpoint": object{"address": object{"pipe": object{"path": dc.ADSSocket}}}}
 	cluster := fromObject(object{
 		"name":            d.AgentCluster,
 		"type":            "STATIC",
 		"connect_timeout": "1s",
-		"load_assignment": object{
-			"cluster_name": d.AgentCluster,
-			"endpoints":    []object{{"lb_endpoints": []object{endpoint}}},
-		},
+		"load_assignment": pipeTo(d.AgentCluster, dc.ADSSocket),
 		"typed_extension_protocol_options": object{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": object{
 			"@type":                "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
 			"explicit_http_config": object{"http2_protocol_options": object{}},
@@ -324,34 +348,57 @@ func (d *Derived) addCluster(root *yaml.Node, dc DeriveConfig) error {
 	return set(static, path, "clusters", newSequence(append(nodes, cluster)...))
 }
 
-// addDynamic tells Envoy to read its listeners from the file and to ask the
-// agent for slots: the node only in the first message, as it is 61 KB, and with
-// a short back-off, so that an agent that restarts is found at once.
-func (d *Derived) addDynamic(root *yaml.Node, dc DeriveConfig) error {
+// pipeTo is the load assignment of a cluster with one endpoint, a socket.
+func pipeTo(cluster, socket string) object {
+	endpoint := object{"endpoint": object{"address": object{"pipe": object{"path": socket}}}}
+	return object{"cluster_name": cluster, "endpoints": []object{{"lb_endpoints": []object{endpoint}}}}
+}
+
+// addDynamic tells Envoy to read its listeners from the file, unless they come from
+// a control plane, and to ask the agent for slots: over ADS, unless that is a control
+// plane's.
+func (d *Derived) addDynamic(root *yaml.Node, _ DeriveConfig) error {
 	const path = "dynamic_resources"
-	own, err := message(root, "", path)
+	dynamic, err := ensure(root, "", path)
 	if err != nil {
 		return err
 	}
-	if own != nil && len(own.Content) > 0 {
-		return problem(path, "run this Envoy with static listeners and clusters",
-			"the Envoy has a control plane of its own; the agent cannot stand in its stream yet")
+	ads, err := message(dynamic, path, "ads_config")
+	if err != nil {
+		return err
 	}
-	return set(root, "", path, fromObject(object{
-		"lds_config": object{
-			"resource_api_version": "V3",
-			"path_config_source":   object{"path": d.ListenersFile},
-		},
-		"ads_config": object{
-			"api_type":                       "DELTA_GRPC",
-			"transport_api_version":          "V3",
-			"set_node_on_first_message_only": true,
-			"grpc_services": []object{{"envoy_grpc": object{
-				"cluster_name": d.AgentCluster,
-				"retry_policy": object{"retry_back_off": object{"base_interval": "0.050s", "max_interval": "0.500s"}},
-			}}},
-		},
+	if ads != nil {
+		d.slotCluster = d.AgentCluster
+	} else if err := set(dynamic, path, "ads_config", fromObject(agentSource(d.AgentCluster))); err != nil {
+		return err
+	}
+	if d.UpstreamListeners {
+		return nil
+	}
+	return set(dynamic, path, "lds_config", fromObject(object{
+		"resource_api_version": "V3",
+		"path_config_source":   object{"path": d.ListenersFile},
 	}))
+}
+
+// How soon Envoy tries again: an agent that restarts is to be found at once.
+const (
+	agentBackOff    = 50 * time.Millisecond
+	agentBackOffMax = 500 * time.Millisecond
+)
+
+// agentSource asks the agent: the node only in the first message, as it is 61 KB.
+func agentSource(cluster string) object {
+	seconds := func(d time.Duration) string { return fmt.Sprintf("%.3fs", d.Seconds()) }
+	return object{
+		"api_type":                       "DELTA_GRPC",
+		"transport_api_version":          "V3",
+		"set_node_on_first_message_only": true,
+		"grpc_services": []object{{"envoy_grpc": object{
+			"cluster_name": cluster,
+			"retry_policy": object{"retry_back_off": object{"base_interval": seconds(agentBackOff), "max_interval": seconds(agentBackOffMax)}},
+		}}},
+	}
 }
 
 // addNode writes node id and cluster where there are none: without them Envoy

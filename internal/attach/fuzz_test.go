@@ -17,12 +17,12 @@ import (
 // FuzzDerive: any file is refused with its field, or becomes a bootstrap and
 // listeners that can be read, the same each time.
 func FuzzDerive(f *testing.F) {
-	files, err := filepath.Glob("testdata/derive/*")
+	files, err := filepath.Glob("testdata/*/*")
 	if err != nil || len(files) == 0 {
 		f.Fatal("no seeds", err)
 	}
 	for _, file := range files {
-		if strings.HasSuffix(file, ".golden") {
+		if dir := filepath.Base(filepath.Dir(file)); strings.HasSuffix(file, ".golden") || dir != "derive" && dir != "upstream" {
 			continue
 		}
 		f.Add(readSeed(f, file), "")
@@ -43,8 +43,15 @@ func FuzzDerive(f *testing.F) {
 			if err := yaml.Unmarshal(b, &v); err != nil {
 				t.Fatalf("%v in\n%s", err, b)
 			}
-			if d.Extension == ".json" && !json.Valid(b) {
+			if d.Extension == ".json" && b != nil && !json.Valid(b) {
 				t.Fatalf("no JSON: %s", b)
+			}
+		}
+		for _, c := range d.ControlPlanes {
+			for _, part := range []Part{c.Service, c.TLS, c.Keepalive, c.HTTP} {
+				if part.JSON != nil && !json.Valid(part.JSON) {
+					t.Fatalf("%s is no JSON: %s", part.Path, part.JSON)
+				}
 			}
 		}
 		again, err := deriveText(file, override)
@@ -71,7 +78,7 @@ func deriveText(file []byte, override string) (Derived, error) {
 	if err != nil {
 		return Derived{}, err
 	}
-	return Derive(c, testConfig)
+	return Derive(c, upstreamConfig)
 }
 
 // FuzzPluginOfNack: a refusal is of the plugin that Envoy names, or of none.

@@ -132,17 +132,17 @@ func (e *editor) networkFilters(c item, filters []item, terminal int, mode chand
 	list := newSequence()
 	for i, f := range filters {
 		if i == terminal {
-			list.Content = append(list.Content, slotFilters(slots)...)
+			list.Content = append(list.Content, e.slotFilters(slots)...)
 		}
 		list.Content = append(list.Content, f.Node)
 	}
 	return set(c.Node, c.path, "filters", list)
 }
 
-func slotFilters(slots []Slot) []*yaml.Node {
+func (e *editor) slotFilters(slots []Slot) []*yaml.Node {
 	filters := make([]*yaml.Node, len(slots))
 	for i, s := range slots {
-		filters[i] = slotFilter(s)
+		filters[i] = slotFilter(s, e.cluster)
 	}
 	return filters
 }
@@ -263,7 +263,7 @@ func (e *editor) chain(m item, name string, mode chandler.Mode, port uint32) err
 	before := e.inHTTP(chain, mode, port)
 	list := newSequence()
 	for i, f := range filters {
-		list.Content = append(list.Content, slotFilters(before[i])...)
+		list.Content = append(list.Content, e.slotFilters(before[i])...)
 		list.Content = append(list.Content, f.Node)
 	}
 	return set(m.Node, m.path, name, list)
@@ -274,15 +274,14 @@ func (e *editor) chain(m item, name string, mode chandler.Mode, port uint32) err
 // force. If Envoy refuses what one slot is filled with it waits no longer for any
 // of them: those that are empty still then deny, where without a default they
 // would answer 500.
-func slotFilter(s Slot) *yaml.Node {
-	discovery := object{
-		"config_source": object{
-			"ads":                   object{},
-			"resource_api_version":  "V3",
-			"initial_fetch_timeout": "0s",
-		},
-		"type_urls": slotTypes(s),
+func slotFilter(s Slot, cluster string) *yaml.Node {
+	source := object{"resource_api_version": "V3", "initial_fetch_timeout": "0s"}
+	if cluster == "" {
+		source["ads"] = object{}
+	} else {
+		source["api_config_source"] = agentSource(cluster)
 	}
+	discovery := object{"config_source": source, "type_urls": slotTypes(s)}
 	deny := object{"@type": typeURLPrefix + rbacType, "rules": object{}}
 	switch {
 	case s.Network: // without a configuration it closes connections anyway
