@@ -4,8 +4,9 @@
 //	chandler-agent --control 10.0.0.1:9910 --node edge-1 --label istio=ingressgateway -- -c envoy.yaml
 //
 // Every flag can also be given as a variable: --control is
-// CHANDLER_AGENT_CONTROL. It is no control plane; see chandler serve for that.
-// chandler-agent status, bypass and store are for an agent on this machine.
+// CHANDLER_AGENT_CONTROL. Under the name envoy the agent takes the place of an Envoy that
+// a parent starts: all arguments are Envoy's then, and its own are variables. It is no
+// control plane; see chandler serve for that. chandler-agent status, bypass and store are for an agent on this machine.
 package main
 
 import (
@@ -38,21 +39,40 @@ const (
 )
 
 func main() {
-	os.Exit(run(os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
+	os.Exit(runAs(os.Args[0], os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }
 
 func run(args, environ []string, stdout, stderr io.Writer) int {
 	if code, ok := subcommand(args, environ, stdout, stderr); ok {
 		return code
 	}
-	cfg, err := parse(args, variables(environ), stdout, stderr)
+	return parseAndServe(args, variables(environ), environ, stdout, stderr, func(*agent.Config) {})
+}
+
+// parseAndServe runs an agent until it has ended. also has the last word on its settings.
+func parseAndServe(args []string, env map[string]string, environ []string, stdout, stderr io.Writer, also func(*agent.Config)) int {
+	cfg, err := parse(args, env, stdout, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
-	case err != nil:
+	case err == nil && agent.EnvoyAnswers(cfg.EnvoyArgs):
+		return beEnvoy(cfg.Envoy, cfg.EnvoyArgs, environ, stderr)
+	case err == nil:
+		err = inside(env)
+	}
+	if err != nil {
 		fmt.Fprintf(stderr, "chandler-agent: %v\nTry \"chandler-agent --help\".\n", err)
 		return exitUsage
 	}
+	also(&cfg)
+	signals := make(chan os.Signal, 4) // further ones are lost, as they are in a kernel
+	signal.Notify(signals, forEnvoy...)
+	defer signal.Stop(signals)
+	cfg.Signals = signals
+	return serve(cfg, stderr)
+}
+
+func serve(cfg agent.Config, stderr io.Writer) int {
 	a, err := agent.New(cfg)
 	if err != nil {
 		fmt.Fprintf(stderr, "chandler-agent: %v\n", err)
@@ -172,6 +192,7 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 		return cfg, err
 	}
 	cfg.Data = data
+	cfg.Drain = max(cfg.Drain, 1) // that of 0 is the default
 	cfg.EnvoyArgs = flags.Args()
 	cfg.EnvoyLog = stderr
 	cfg.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: lvl}))

@@ -5,10 +5,9 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"time"
 
@@ -41,8 +40,22 @@ func (a *Agent) derive(sockets string) error {
 	for _, warning := range a.derived.Warnings {
 		a.log.Warn("envoy configuration", "warning", warning)
 	}
-	a.envoyAdmin = newAdminClient(a.derived.Admin.Network, a.derived.Admin.Address)
+	a.envoyAdmin = newAdminClient(a.adminAddress())
 	return nil
+}
+
+// adminAddress tells where Envoy's admin interface is. When Envoy chooses its port it
+// writes it into a file: where the user wants that, else into one of the agent's.
+func (a *Agent) adminAddress() adminAddress {
+	at := adminAddress{network: a.derived.Admin.Network, address: a.derived.Admin.Address}
+	if _, port, err := net.SplitHostPort(at.address); at.network != "tcp" || err != nil || port != "0" {
+		return at
+	}
+	if a.envoyArgs.adminAddressPath == "" {
+		a.envoyArgs.adminAddressPath = filepath.Join(a.envoyDir(), "admin-address")
+	}
+	at.file = a.envoyArgs.adminAddressPath
+	return at
 }
 
 // deriveConfig leaves the node's id and cluster out where the command line
@@ -94,6 +107,9 @@ func (a *Agent) configDigest() string {
 	for _, arg := range append([]string{a.envoyArgs.logPath, a.envoyArgs.serviceNode, a.envoyArgs.serviceCluster}, a.envoyArgs.rest...) {
 		parts = append(parts, []byte(arg))
 	}
+	if path := a.envoyArgs.adminAddressPath; path != "" {
+		parts = append(parts, []byte(path))
+	}
 	return string(chandler.Digest[string](bytes.Join(parts, []byte{0})))
 }
 
@@ -116,13 +132,14 @@ func (a *Agent) leftOver(config string) (listed []attach.Slot) {
 		return nil
 	}
 	listed, err := a.listedSlots()
-	if err == nil && a.restored && record.Binary == a.binary.Digest && record.Config == config {
+	// One that is adopted is no child, which the kernel would kill with its parent.
+	if err == nil && !a.cfg.DieTogether && a.restored && record.Binary == a.binary.Digest && record.Config == config {
 		a.process, a.adopted = process, true
 		a.log.Info("envoy adopted", "version", a.binary.Version, "pid", record.PID)
 		return listed
 	}
-	a.log.Info("an Envoy of another program or configuration is stopped first", "pid", record.PID)
-	process.stop(newAdminClient(record.AdminNetwork, record.AdminAddress), a.cfg.Drain)
+	a.log.Info("an Envoy that cannot be adopted is stopped first", "pid", record.PID)
+	process.stop(record.admin(), a.cfg.Drain)
 	return nil
 }
 
@@ -156,11 +173,7 @@ func (a *Agent) takeEnvoy(ctx context.Context, g *errgroup.Group) error {
 func (a *Agent) validate(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	args := append(slices.Clone(a.cfg.EnvoyArgs), "--mode", "validate")
-	if !a.envoyArgs.has("--disable-hot-restart") {
-		args = append(args, "--disable-hot-restart")
-	}
-	out, err := exec.CommandContext(ctx, a.binary.path, args...).CombinedOutput()
+	out, err := envoyCommand(ctx, a.binary.path, a.envoyArgs.validateLine()...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("envoy refuses the configuration (%w):\n%s", err, chandler.Printable(string(out[max(0, len(out)-reasonLimit):]), reasonLimit))
 	}
@@ -189,8 +202,10 @@ func (a *Agent) launch(config string) error {
 	if err := durable.Write(durable.OS(), a.bootstrapPath(), a.derived.Bootstrap); err != nil {
 		return err
 	}
-	drain := strconv.Itoa(max(1, int(a.cfg.Drain/time.Second)))
-	started, err := startEnvoy(a.binary, a.envoyArgs.commandLine(a.bootstrapPath(), drain), a.envoyLog.path)
+	if file := a.envoyAdmin.file; file != "" {
+		_ = os.Remove(file) // the address in it was that of another Envoy
+	}
+	started, err := startEnvoy(a.binary, a.envoyArgs.commandLine(a.bootstrapPath(), a.drainSeconds()), a.envoyLog.path, a.cfg.DieTogether)
 	if err != nil {
 		return err
 	}
@@ -203,9 +218,16 @@ func (a *Agent) launch(config string) error {
 	}
 	if err := saveProcess(a.envoyDir(), processRecord{
 		PID: pid, Started: begun, Binary: a.binary.Digest, Config: config,
-		AdminNetwork: a.derived.Admin.Network, AdminAddress: a.derived.Admin.Address,
+		AdminNetwork: a.derived.Admin.Network, AdminAddress: a.derived.Admin.Address, AdminFile: a.envoyAdmin.file,
 	}); err != nil {
 		a.log.Warn("the next agent cannot adopt this Envoy", "error", err)
 	}
 	return nil
+}
+
+func (a *Agent) drainSeconds() string {
+	if a.cfg.Drain < time.Millisecond {
+		return ""
+	}
+	return strconv.Itoa(max(1, int(a.cfg.Drain/time.Second)))
 }
