@@ -37,10 +37,18 @@ type Agent struct {
 	adopted    bool      // the process was left behind by the agent before
 	begun      time.Time // the process
 	unfollow   func()    // ends followListeners
-	restarts   restarts
-	lastExit   *ExitError
-	restartAt  time.Time   // zero: none is due
-	draining   atomic.Bool // the agent is to end
+	group      int       // that may read what Envoy needs, or noGroup
+	// Of an Envoy that somebody else starts: here, it is there; first, it was so from the
+	// beginning; parting, something may still come of the one before; next came
+	// meanwhile; absent, why there is none; lookNow, it may have gone.
+	here, parting bool
+	first, next   *sighting
+	absent        atomic.Pointer[string]
+	lookNow       chan struct{}
+	restarts      restarts
+	lastExit      *ExitError
+	restartAt     time.Time   // zero: none is due
+	draining      atomic.Bool // the agent is to end
 	// listeners is the file that Envoy begins with, relistings are those that take
 	// its place.
 	listeners  listenersFile
@@ -90,6 +98,9 @@ type message struct {
 	fatal error
 	// parted: nothing more comes of the Envoy that ended.
 	parted bool
+	// seen: an Envoy that somebody else started is there; lost, why it is not any more.
+	seen *sighting
+	lost string
 }
 
 // view is what the admin handlers show.
@@ -111,7 +122,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	defer lock.Unlock()
-	a.store, err = store.Open(store.Config{Dir: modulesDir(a.cfg.Data), MaxBytes: a.cfg.StoreMax, Log: a.log})
+	if a.cfg.NoChild || a.group != noGroup {
+		if err := a.shareDirectory(); err != nil {
+			return err
+		}
+	}
+	a.store, err = store.Open(store.Config{Dir: modulesDir(a.cfg.Data), FS: a.shared(), MaxBytes: a.cfg.StoreMax, Log: a.log})
 	if err != nil {
 		return err
 	}
@@ -122,21 +138,30 @@ func (a *Agent) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	if a.binary, err = probeEnvoy(ctx, a.cfg.Envoy, filepath.Join(a.envoyDir(), "probe.json")); err != nil {
+	if err := a.describe(ctx); err != nil {
 		return err
 	}
 	if !a.binary.Slots {
 		a.log.Warn("this Envoy has no filter chain filter (1.39 and newer have it): to attach or detach a plugin drains the listener's connections", "version", a.binary.Version)
 	}
 	a.cfg.Node.EnvoyVersion = a.binary.Version
+	return a.run(ctx)
+}
+
+// describe tells which Envoy it is, and with what it runs.
+func (a *Agent) describe(ctx context.Context) error {
+	if a.cfg.NoChild {
+		return a.describeSeparate()
+	}
+	var err error
+	if a.binary, err = probeEnvoy(ctx, a.cfg.Envoy, filepath.Join(a.envoyDir(), "probe.json")); err != nil {
+		return err
+	}
 	sockets, err := socketDir(a.envoyDir())
 	if err != nil {
 		return err
 	}
-	if err := a.derive(sockets); err != nil {
-		return err
-	}
-	return a.run(ctx)
+	return a.derive(sockets)
 }
 
 func (a *Agent) envoyDir() string { return filepath.Join(a.cfg.Data, "envoy") }
@@ -222,14 +247,22 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group) error {
 		}
 		g.Go(func() error { return serveHTTP(ctx, lis, a.adminHandler(a.cfg.Metrics)) })
 	}
-	if err := a.takeEnvoy(ctx, g); err != nil {
+	take := func() error { return a.takeEnvoy(ctx, g) }
+	if a.cfg.NoChild {
+		take = func() error { return a.takeSeparate(ctx) }
+	}
+	if err := take(); err != nil {
 		return err
 	}
 	g.Go(func() error { a.envoyLog.run(ctx); return nil })
 	g.Go(func() error { a.watchTraps(ctx); return nil })
 	g.Go(func() error { a.watchTraffic(ctx); return nil })
 	g.Go(func() error { a.watchBypasses(ctx); return nil })
-	a.followListeners(ctx, g)
+	if a.cfg.NoChild {
+		g.Go(func() error { a.watchSeparate(ctx); return nil })
+	} else {
+		a.followListeners(ctx, g)
+	}
 	g.Go(func() error {
 		a.store.Scrub(ctx, a.cfg.Scrub, func(d chandler.ModuleDigest) { a.send(ctx, message{event: Lost{Digest: d}}) })
 		return nil
@@ -255,7 +288,13 @@ func (a *Agent) send(ctx context.Context, m message) bool {
 
 // loop owns the state. It returns when Envoy has ended for good.
 func (a *Agent) loop(ctx, services context.Context, g *errgroup.Group) error {
-	a.envoyUp(services)
+	if a.cfg.NoChild {
+		if err := a.beginSeparate(services, g); err != nil {
+			return err
+		}
+	} else {
+		a.envoyUp(services)
+	}
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
@@ -263,6 +302,12 @@ func (a *Agent) loop(ctx, services context.Context, g *errgroup.Group) error {
 		select {
 		case m := <-a.inbox:
 			switch {
+			case m.fatal != nil && a.cfg.NoChild: // to end it is not ours
+				a.log.Error("envoy serves none of them, or only what it had; its own log says why", "error", m.fatal)
+			case a.cfg.NoChild && (m.seen != nil || m.lost != "" || m.parted):
+				if err := a.separate(services, g, m); err != nil {
+					return err
+				}
 			case m.fatal != nil:
 				a.stopEnvoy(time.Millisecond)
 				return fmt.Errorf("%w:\n%s", m.fatal, strings.Join(a.envoyLog.tail(12), "\n"))
@@ -298,6 +343,10 @@ func (a *Agent) loop(ctx, services context.Context, g *errgroup.Group) error {
 func (a *Agent) leave() {
 	if a.process != nil && a.cfg.LeaveEnvoy {
 		a.log.Info("envoy is left running", "pid", a.process.proc.Pid)
+		return
+	}
+	if a.cfg.NoChild {
+		a.log.Info("the agent ends; Envoy goes on with what it has")
 		return
 	}
 	a.draining.Store(true)
@@ -451,6 +500,11 @@ func (a *Agent) publish() {
 // no other push is under way meanwhile.
 func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 	switch ev := ev.(type) {
+	case envoyads.Disconnected:
+		select {
+		case a.lookNow <- struct{}{}:
+		default: // it will look anyway
+		}
 	case envoyads.Subscribed:
 		a.send(ctx, message{event: Subscribed{Slot: ev.Slot, Version: ev.Version}})
 	case envoyads.Unsubscribed:
@@ -464,6 +518,9 @@ func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 	case envoyads.Nacked:
 		reason := a.envoyLog.reason(ctx, a.logMark.Load(), ev.Message)
 		a.logMark.Store(a.envoyLog.mark())
+		if reason == "" && a.envoyLog.path == "" {
+			reason = unheard(ev.Message)
+		}
 		if a.discreet.Load() && !named(ev.Message) {
 			reason = "" // nobody knows whose words they are
 		}

@@ -291,11 +291,12 @@ type listenersStat struct {
 	version string // of the listeners file that it took in last
 	refused int64  // how often it refused one, or a part of one
 	warming int64
+	active  int64
 }
 
 func (c *adminClient) listeners(ctx context.Context) (listenersStat, error) {
 	const manager = "listener_manager."
-	body, err := c.get(ctx, "/stats?filter="+url.QueryEscape(`^listener_manager\.(lds\.(update_rejected|update_failure|version_text)|total_listeners_warming)$`))
+	body, err := c.get(ctx, "/stats?filter="+url.QueryEscape(`^listener_manager\.(lds\.(update_rejected|update_failure|version_text)|total_listeners_(warming|active))$`))
 	if err != nil {
 		return listenersStat{}, err
 	}
@@ -310,6 +311,8 @@ func (c *adminClient) listeners(ctx context.Context) (listenersStat, error) {
 			st.refused += n
 		case manager + "total_listeners_warming":
 			st.warming = n
+		case manager + "total_listeners_active":
+			st.active = n
 		}
 	}
 	return st, nil

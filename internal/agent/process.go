@@ -256,17 +256,19 @@ func processStart(pid int) (string, bool) {
 	return strings.TrimSpace(string(boot)) + "/" + fields[19], true
 }
 
+// longestSocketDir leaves room for the sockets' names.
+const longestSocketDir = 80
+
 // socketDir gives the directory for Unix sockets whose path is short enough for
 // the kernel (108 bytes): dir itself, or a private one under the temporary
 // directory. It is the same at every start, so that an Envoy left behind finds
 // its agent again.
 func socketDir(dir string) (string, error) {
-	const longest = 80 // leaves room for the sockets' names
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err
 	}
-	if len(abs) <= longest {
+	if len(abs) <= longestSocketDir {
 		return abs, nil
 	}
 	sum := sha256.Sum256([]byte(abs))

@@ -43,6 +43,15 @@ type Config struct {
 	// LeaveEnvoy leaves Envoy running when Run ends, for the next agent. DieTogether is
 	// the opposite: the kernel kills Envoy when this process ends, however it ends.
 	LeaveEnvoy, DieTogether bool
+	// NoChild: somebody else starts Envoy, with what WriteBootstrap wrote for the same
+	// Data and EnvoyArgs.
+	NoChild bool
+	// EnvoyAdmin is where the admin interface of such an Envoy is reached from here,
+	// HOST:PORT or unix:///PATH; default: where its configuration says.
+	EnvoyAdmin string
+	// DataGroup is the group, by its name or number, that may read modules and
+	// configuration in Data, and connect to its sockets; empty: nobody but the owner.
+	DataGroup string
 	// Signals are for Envoy: each is handed on to it. Nil: none are.
 	Signals <-chan os.Signal
 	// Restart says what becomes of an Envoy that ends by itself: RestartNever, the
@@ -121,6 +130,13 @@ func New(cfg Config) (*Agent, error) {
 	default:
 		return nil, fmt.Errorf("an Envoy that ends is started anew %q or %q, not %s", RestartNever, RestartOnFailure, chandler.Quote(cfg.Restart))
 	}
+	group, err := lookupGroup(cfg.DataGroup)
+	if err != nil {
+		return nil, err
+	}
+	if err := cfg.checkNoChild(); err != nil {
+		return nil, err
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -129,9 +145,10 @@ func New(cfg Config) (*Agent, error) {
 		cfg.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	}
 	return &Agent{
-		cfg: cfg, log: cfg.Log, envoyArgs: args,
+		cfg: cfg, log: cfg.Log, envoyArgs: args, group: group,
 		inbox:      make(chan message, 256),
 		relistings: make(chan listenersFile, 1),
+		lookNow:    make(chan struct{}, 1),
 		leases:     map[chandler.ModuleDigest]*store.Lease{},
 		assignedAt: map[chandler.Key]time.Time{},
 		attaching:  map[chandler.Key]attaching{},

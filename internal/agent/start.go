@@ -47,6 +47,10 @@ func (a *Agent) derive(sockets string) error {
 // adminAddress tells where Envoy's admin interface is. When Envoy chooses its port it
 // writes it into a file: where the user wants that, else into one of the agent's.
 func (a *Agent) adminAddress() adminAddress {
+	if a.cfg.EnvoyAdmin != "" {
+		at, _ := parseAdminAddress(a.cfg.EnvoyAdmin) // New has seen to it
+		return at
+	}
 	at := adminAddress{network: a.derived.Admin.Network, address: a.derived.Admin.Address}
 	if _, port, err := net.SplitHostPort(at.address); at.network != "tcp" || err != nil || port != "0" {
 		return at
@@ -66,6 +70,12 @@ func (a *Agent) deriveConfig(sockets string) attach.DeriveConfig {
 		AdminSocket:   filepath.Join(sockets, "admin.sock"),
 		ListenersFile: filepath.Join(a.envoyDir(), "listeners"),
 		NoSharedSlots: !a.binary.Slots,
+	}
+	if a.cfg.NoChild {
+		dc.AdminSocket = filepath.Join(a.adminDir(), "admin.sock")
+		if a.group != noGroup {
+			dc.AdminMode = 0o660
+		}
 	}
 	if a.envoyArgs.serviceNode == "" {
 		dc.NodeID = a.cfg.Node.ID()
@@ -91,7 +101,7 @@ func (a *Agent) openEnvoyLog() *envoyLog {
 		a.envoyArgs.logPath = ""
 	}
 	l := &envoyLog{path: a.envoyArgs.logPath, out: a.cfg.EnvoyLog}
-	if l.path == "" {
+	if l.path == "" && !a.cfg.NoChild {
 		l.path, l.own = filepath.Join(a.envoyDir(), "envoy.log"), true
 	}
 	if st, err := os.Stat(l.path); err == nil {
@@ -152,15 +162,7 @@ func (a *Agent) takeEnvoy(ctx context.Context, g *errgroup.Group) error {
 	if err := a.serveSlots(ctx, g); err != nil {
 		return err
 	}
-	a.state = NewState(Settings{
-		Slots: a.derived.Slots, Sites: a.derived.Sites, Listed: listed, Running: a.adopted, Shut: !a.adopted && len(a.derived.Slots) == 0,
-		OwnModules: bytes.Contains(a.derived.Listeners, []byte(".wasm.")) || bytes.Contains(a.derived.Bootstrap, []byte(".wasm.")),
-		HostEnv:    a.cfg.HostEnv, Features: a.cfg.Node.Features, Jitter: rand.Float64,
-	})
-	a.bypasses = bypassDir{dir: a.cfg.Data, log: a.log}
-	if orders, changed := a.bypasses.look(); changed {
-		a.step(ctx, message{event: Bypassed{Plugins: orders}})
-	}
+	a.newState(ctx, listed, a.adopted)
 	if a.adopted {
 		a.step(ctx, message{event: a.lastGood})
 		return nil
@@ -168,12 +170,25 @@ func (a *Agent) takeEnvoy(ctx context.Context, g *errgroup.Group) error {
 	return a.newEnvoy(ctx, config)
 }
 
-// validate asks Envoy about the user's configuration. It is for an Envoy that
-// begins without listeners, and would not tell what is wrong with them.
-func (a *Agent) validate(ctx context.Context) error {
+// newState begins with an Envoy that runs, with these slots of one plugin in its
+// listeners, or with none.
+func (a *Agent) newState(ctx context.Context, listed []attach.Slot, running bool) {
+	a.state = NewState(Settings{
+		Slots: a.derived.Slots, Sites: a.derived.Sites, Listed: listed, Running: running, Shut: !running && len(a.derived.Slots) == 0,
+		OwnModules: bytes.Contains(a.derived.Listeners, []byte(".wasm.")) || bytes.Contains(a.derived.Bootstrap, []byte(".wasm.")),
+		HostEnv:    a.cfg.HostEnv, Features: a.cfg.Node.Features, Jitter: rand.Float64,
+	})
+	a.bypasses = bypassDir{dir: a.cfg.Data, log: a.log}
+	if orders, changed := a.bypasses.look(); changed {
+		a.step(ctx, message{event: Bypassed{Plugins: orders}})
+	}
+}
+
+// validate asks Envoy about a configuration.
+func (a *Agent) validate(ctx context.Context, args []string) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	out, err := envoyCommand(ctx, a.binary.path, a.envoyArgs.validateLine()...).CombinedOutput()
+	out, err := envoyCommand(ctx, a.binary.path, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("envoy refuses the configuration (%w):\n%s", err, chandler.Printable(string(out[max(0, len(out)-reasonLimit):]), reasonLimit))
 	}
@@ -182,8 +197,8 @@ func (a *Agent) validate(ctx context.Context) error {
 
 // newEnvoy makes what the first Envoy begins with, and starts it.
 func (a *Agent) newEnvoy(ctx context.Context, config string) error {
-	if len(a.derived.Slots) == 0 {
-		if err := a.validate(ctx); err != nil {
+	if len(a.derived.Slots) == 0 { // it begins without listeners, and would not tell what is wrong with them
+		if err := a.validate(ctx, a.envoyArgs.validateLine()); err != nil {
 			return err
 		}
 	}
@@ -199,7 +214,7 @@ func (a *Agent) launch(config string) error {
 	if err := a.writeListeners(a.listeners); err != nil {
 		return err
 	}
-	if err := durable.Write(durable.OS(), a.bootstrapPath(), a.derived.Bootstrap); err != nil {
+	if err := durable.Write(a.shared(), a.bootstrapPath(), a.derived.Bootstrap); err != nil {
 		return err
 	}
 	if file := a.envoyAdmin.file; file != "" {
