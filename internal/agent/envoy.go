@@ -75,28 +75,14 @@ func probeEnvoy(ctx context.Context, path, memory string) (envoyBinary, error) {
 // FindEnvoy gives the absolute path of an Envoy binary that is named by its path, or by
 // a name that is looked up in PATH. This very program is none, whatever it is called.
 func FindEnvoy(path string) (string, error) {
-	candidates := []string{path}
-	if !strings.ContainsRune(path, filepath.Separator) {
-		candidates = nil
-		for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
-			if filepath.IsAbs(dir) {
-				candidates = append(candidates, filepath.Join(dir, path))
-			}
-		}
+	found, err := exec.LookPath(path)
+	if err == nil && isThisProgram(found) {
+		err = fmt.Errorf("%s is this agent itself", chandler.Quote(found))
 	}
-	var why error = fmt.Errorf("%s is not in PATH", chandler.Quote(path))
-	for _, c := range candidates {
-		found, err := exec.LookPath(c)
-		switch {
-		case err == nil && isThisProgram(found):
-			why = fmt.Errorf("%s is this agent itself", chandler.Quote(c))
-		case err == nil:
-			return filepath.Abs(found) // it is run from elsewhere too
-		case len(candidates) == 1:
-			why = err
-		}
+	if err != nil {
+		return "", fmt.Errorf("no Envoy binary: %w; give the path of the real one with --envoy, or in CHANDLER_AGENT_ENVOY", err)
 	}
-	return "", fmt.Errorf("no Envoy binary: %w; give the path of the real one with --envoy, or in CHANDLER_AGENT_ENVOY", why)
+	return filepath.Abs(found) // it is run from elsewhere too
 }
 
 func isThisProgram(path string) bool {
@@ -116,7 +102,7 @@ const InsideVariable = "CHANDLER_AGENT_INSIDE"
 // envoyCommand is a call of Envoy.
 func envoyCommand(ctx context.Context, path string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Env = append(os.Environ(), InsideVariable+"=1")
+	cmd.Env = append(cmd.Environ(), InsideVariable+"=1")
 	return cmd
 }
 

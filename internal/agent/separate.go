@@ -72,8 +72,10 @@ func parseAdminAddress(s string) (adminAddress, error) {
 	if u, err := url.Parse(s); err == nil && u.Scheme == "unix" && u.Path != "" {
 		return adminAddress{network: "unix", address: u.Path}, nil
 	}
-	if _, port, err := net.SplitHostPort(s); err == nil && port != "0" {
-		return adminAddress{network: "tcp", address: s}, nil
+	if _, port, err := net.SplitHostPort(s); err == nil {
+		if n, err := strconv.ParseUint(port, 10, 16); err == nil && n > 0 {
+			return adminAddress{network: "tcp", address: s}, nil
+		}
 	}
 	return adminAddress{}, fmt.Errorf("%s is no address of an admin interface; give HOST:PORT or unix:///PATH", chandler.Quote(s))
 }
@@ -86,15 +88,20 @@ func (a *Agent) sight(ctx context.Context) (*sighting, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := readServerInfo(body, time.Now())
-	if err != nil {
-		return nil, err
+	return readServerInfo(body, time.Now())
+}
+
+// serves tells whether an Envoy that is there has opened listeners, or all of those that
+// it was given.
+func (a *Agent) serves(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, sightPatience)
+	defer cancel()
+	st, err := a.envoyAdmin.listeners(ctx)
+	if err != nil || st.active == 0 && (st.warming > 0 || st.version == "" || st.version == noListeners) {
+		return false
 	}
-	if st, err := a.envoyAdmin.listeners(ctx); err == nil && (st.active > 0 || st.warming == 0 && st.version != "" && st.version != noListeners) {
-		_, err := a.envoyAdmin.get(ctx, "/ready")
-		s.open = err == nil
-	}
-	return s, nil
+	_, err = a.envoyAdmin.get(ctx, "/ready")
+	return err == nil
 }
 
 // readServerInfo reads Envoy's answer. Its age is by the machine's clock, and so is when
@@ -125,8 +132,8 @@ func gone(err error) bool {
 // are written before it reads them.
 func (a *Agent) takeSeparate(ctx context.Context) error {
 	s, err := a.sight(ctx)
-	if err == nil && s.open {
-		a.first = s
+	if err == nil && a.serves(ctx) {
+		a.first, s.open = s, true
 		listed, err := a.listedSlots()
 		if err != nil {
 			a.log.Warn("the listeners that Envoy serves with are not known; they are written anew", "error", err)
@@ -173,6 +180,7 @@ func (a *Agent) watchSeparate(ctx context.Context) {
 		switch {
 		case err == nil && here == nil:
 			here = s
+			s.open = a.serves(ctx)
 			a.send(ctx, message{seen: s})
 		case err == nil && s.begun.Sub(here.begun) > sameEnvoy:
 			here = nil

@@ -72,16 +72,21 @@ func (a *Agent) shareDirectory() error {
 			return err
 		}
 	}
-	files, err := os.ReadDir(modulesDir(a.cfg.Data))
-	if err != nil {
-		return err
-	}
-	for _, f := range files {
-		if !f.Type().IsRegular() || !strings.HasSuffix(f.Name(), ".wasm") {
-			continue
-		}
-		if err := a.share(filepath.Join(modulesDir(a.cfg.Data), f.Name()), 0o640); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for dir, is := range map[string]func(name string) bool{
+		modulesDir(a.cfg.Data): func(name string) bool { return strings.HasSuffix(name, ".wasm") },
+		a.envoyDir():           func(name string) bool { return strings.HasPrefix(name, listenersName+".") },
+	} {
+		files, err := os.ReadDir(dir)
+		if err != nil {
 			return err
+		}
+		for _, f := range files {
+			if !f.Type().IsRegular() || !is(f.Name()) {
+				continue
+			}
+			if err := a.share(filepath.Join(dir, f.Name()), 0o640); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
 	}
 	return nil

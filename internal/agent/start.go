@@ -68,7 +68,7 @@ func (a *Agent) deriveConfig(sockets string) attach.DeriveConfig {
 	dc := attach.DeriveConfig{
 		ADSSocket:     a.socket,
 		AdminSocket:   filepath.Join(sockets, "admin.sock"),
-		ListenersFile: filepath.Join(a.envoyDir(), "listeners"),
+		ListenersFile: filepath.Join(a.envoyDir(), listenersName),
 		NoSharedSlots: !a.binary.Slots,
 	}
 	if a.cfg.NoChild {
@@ -89,6 +89,9 @@ func (a *Agent) deriveConfig(sockets string) attach.DeriveConfig {
 // bootstrapName is that of the file that Envoy is started with, without what its
 // syntax adds.
 const bootstrapName = "bootstrap"
+
+// listenersName is that of the file that it reads its listeners from.
+const listenersName = "listeners"
 
 func (a *Agent) bootstrapPath() string {
 	return filepath.Join(a.envoyDir(), bootstrapName+a.derived.Extension)
