@@ -151,7 +151,7 @@ func (a *Agent) Run(ctx context.Context) error {
 // describe tells which Envoy it is, and with what it runs.
 func (a *Agent) describe(ctx context.Context) error {
 	if a.cfg.NoChild {
-		return a.describeSeparate()
+		return a.describeSeparate(ctx)
 	}
 	var err error
 	if a.binary, err = probeEnvoy(ctx, a.cfg.Envoy, filepath.Join(a.envoyDir(), "probe.json")); err != nil {

@@ -80,7 +80,7 @@ func (a *Agent) expectedEnvoy(ctx context.Context, version string) (envoyBinary,
 		}
 		return bin, err
 	}
-	if !majorMinor.MatchString(version) {
+	if !fullVersion.MatchString(version) {
 		return envoyBinary{}, fmt.Errorf("%s is no version of Envoy, such as 1.40.0", chandler.Quote(version))
 	}
 	return envoyBinary{Version: version, Slots: hasSlots(version)}, nil
@@ -92,7 +92,7 @@ func (a *Agent) writtenFor() (w writtenBootstrap, err error) {
 	if err == nil {
 		err = json.Unmarshal(b, &w)
 	}
-	if err == nil && !majorMinor.MatchString(w.Version) {
+	if err == nil && !fullVersion.MatchString(w.Version) {
 		err = fmt.Errorf("%s names no version of Envoy", a.writtenPath())
 	}
 	if err != nil {
@@ -158,7 +158,7 @@ func (a *Agent) judge(ctx context.Context) error {
 }
 
 // describeSeparate tells which Envoy somebody else starts, and with what.
-func (a *Agent) describeSeparate() error {
+func (a *Agent) describeSeparate(ctx context.Context) error {
 	written, err := a.writtenFor()
 	if err != nil {
 		return err
@@ -173,6 +173,12 @@ func (a *Agent) describeSeparate() error {
 	}
 	if a.bootstrapDigest() != written.Bootstrap {
 		a.log.Warn("the configuration is not the one that the bootstrap was written for: of it only the listeners count until chandler-agent bootstrap was run again, and Envoy started anew")
+	}
+	if s, err := a.sight(ctx); err == nil {
+		a.binary.Version = s.version
+	}
+	if hasSlots(a.binary.Version) != a.binary.Slots {
+		a.log.Error("this Envoy is not of the kind that the bootstrap was written for; run chandler-agent bootstrap again, and start the agent and Envoy anew", "version", a.binary.Version, "written_for", written.Version)
 	}
 	return nil
 }

@@ -225,10 +225,10 @@ func (a *Agent) separate(ctx context.Context, g *errgroup.Group, m message) erro
 
 // arrive begins with an Envoy.
 func (a *Agent) arrive(ctx context.Context, g *errgroup.Group, s *sighting) error {
-	if slots := hasSlots(s.version); slots != a.binary.Slots {
-		a.log.Error("this Envoy is of another version than the bootstrap was written for; run chandler-agent bootstrap again, and start the agent and Envoy anew", "version", s.version, "written_for", a.binary.Version)
+	if s.version != a.binary.Version { // the control plane was told of another
+		return fmt.Errorf("another Envoy (%s) has come, in the place of %s; start the agent anew", chandler.Printable(s.version, 64), a.binary.Version)
 	}
-	a.binary.Version, a.binary.Digest = s.version, string(chandler.Digest[string]([]byte(s.build)))
+	a.binary.Digest = string(chandler.Digest[string]([]byte(s.build)))
 	a.here, a.adopted, a.begun = true, s.open, s.begun
 	a.log.Info("envoy is here", "version", s.version, "since", s.begun.UTC().Format(time.RFC3339), "serves", s.open)
 	if err := a.serveSlots(ctx, g); err != nil {
@@ -290,11 +290,11 @@ func unheard(message string) string {
 	return cmp.Or(message, "Envoy refuses it") + "; why is in Envoy's own log, which this agent does not read (give it --log-path among the Envoy arguments)"
 }
 
-var majorMinor = regexp.MustCompile(`^(\d{1,4})\.(\d{1,4})(\.\d{1,4}.*)?$`)
+var fullVersion = regexp.MustCompile(`^(\d{1,4})\.(\d{1,4})\.\d{1,4}(-\w{1,32})?$`)
 
 // hasSlots tells whether an Envoy of that version has the filter that shared slots need.
 func hasSlots(version string) bool {
-	m := majorMinor.FindStringSubmatch(version)
+	m := fullVersion.FindStringSubmatch(version)
 	if m == nil {
 		return false
 	}

@@ -238,6 +238,17 @@ func TestWaysSeparate(t *testing.T) {
 	w.apply(plugin("p", w.push("append:v1", module.Append()), tag("four")))
 	sees(t, port, "four")
 
+	// Other listeners in the user's file count with the next agent, and Envoy serves on.
+	second := freePort(t)
+	if err := os.WriteFile(ap.config, []byte(w.gateway(listener{port: port, name: "in"}, listener{port: second, name: "second"})), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l = startLoad(port, 2, 1, matching("four"))
+	ap.kill(ap.agent)
+	ap.startAgent()
+	opens(t, second, "four")
+	unharmed(t, l)
+
 	// Both at once, without a control plane.
 	if err := w.control.stop(); err != nil {
 		t.Error(err)
@@ -262,5 +273,56 @@ func opens(t *testing.T, port int, want string) {
 			t.Errorf("the first answer: status %d, tags %s, want %s", a.code, got, want)
 		}
 		return true, ""
+	})
+}
+
+// A plugin that has its slot in the listeners: whoever begins anew, no connection goes
+// without it.
+func TestWaysSeparateNetwork(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	config, ports := tcpGateway(t)
+	ap := standApart(t, w, config)
+	ap.writeBootstrap()
+	url := w.push("prefix", module.Prefix())
+	w.submit(networkPlugin("prefix", url, "1"))
+	ap.startAgent() // before its Envoy
+	eventually(t, 20*time.Second, "the agent waits", func() (bool, string) {
+		return status("http://" + ap.admin + "/healthz/live")
+	})
+	ap.startEnvoy()
+	ap.awaitReady()
+	ports.everywhereSays(t, prefix("1")+"hello")
+	w.apply(networkPlugin("prefix", url, "2"))
+	ports.everywhereSays(t, prefix("2")+"hello")
+	for range 2 {
+		ap.kill(ap.envoy)
+		ap.startEnvoy()
+		eventually(t, 30*time.Second, "the listener opens", func() (bool, string) {
+			conn, err := dialTCP(ports.plain, "")
+			if err != nil {
+				return false, err.Error()
+			}
+			defer conn.Close()
+			if got := say(conn, "hello"); got != prefix("2")+"hello" {
+				t.Errorf("the first connection says %q", got)
+			}
+			return true, ""
+		})
+		ap.awaitReady()
+	}
+	ap.kill(ap.agent)
+	w.submit(networkPlugin("other", w.push("other", module.Prefix()), "3", "priority: 5"))
+	ap.startAgent()
+	eventually(t, 30*time.Second, "the second plugin is in force", func() (bool, string) {
+		got := said(t, ports.plain, "")
+		return got == prefix("2")+prefix("3")+"hello" || got == prefix("3")+prefix("2")+"hello", got
+	})
+	if out, ok := w.cli("", "delete", "wasmplugins.extensions.istio.io", "-n", "edge", "prefix"); !ok {
+		t.Fatal(out)
+	}
+	eventually(t, 30*time.Second, "the first is not any more", func() (bool, string) {
+		got := said(t, ports.plain, "")
+		return got == prefix("3")+"hello", got
 	})
 }
