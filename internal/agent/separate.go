@@ -243,11 +243,13 @@ func (a *Agent) arrive(ctx context.Context, g *errgroup.Group, s *sighting) erro
 }
 
 // renewListeners brings the listeners that an Envoy serves with, with the slots that they
-// have, to what the configuration makes of them now.
+// have, to what the configuration makes of them now. One that is new waits for its shared
+// slots; slots of one plugin enter it as they would any that serves.
 func (a *Agent) renewListeners() {
 	text, _, err := a.derived.ListenersWith(a.state.listed)
 	now, readErr := a.readListeners()
 	if err == nil && (readErr != nil || string(text) != string(now)) && a.state.listing == nil {
+		a.log.Warn("the listeners of the configuration are other ones than before; Envoy gets them while it runs")
 		a.relist(WriteListeners{Own: a.state.listed})
 	}
 }
