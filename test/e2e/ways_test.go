@@ -120,6 +120,48 @@ type parent struct {
 	address string // the file that the admin address is written to
 }
 
+// gatewaysBootstrap is what Envoy Gateway gives to its Envoys, but for its own clusters and
+// for dynamic resources; all of it comes in an argument.
+const gatewaysBootstrap = `admin:
+  access_log:
+  - name: envoy.access_loggers.file
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
+      path: /dev/null
+  address:
+    socket_address:
+      address: 127.0.0.1
+      port_value: 0
+node:
+  locality:
+    zone: $(ENVOY_SERVICE_ZONE)
+deferredStatOptions:
+  enableDeferredCreationStats: true
+stats_config:
+  use_all_default_tags: true
+  stats_tags:
+  - regex: \.zone(\.(([^\.]+)\.))
+    tag_name: from_zone
+  - regex: "^cluster(\\..+\\.(.+))\\.total_match_count$"
+    tag_name: socket_match_name
+  - regex: "circuit_breakers\\.((.+?)\\.).+"
+    tag_name: priority
+layered_runtime:
+  layers:
+  - name: global_config
+    static_layer:
+      envoy.reloadable_features.oauth2_use_gcm_encryption: true
+      re2.max_program_size.error_level: 4294967295
+      re2.max_program_size.warn_level: 1000
+overload_manager:
+  refresh_interval: 0.25s
+  resource_monitors:
+  - name: "envoy.resource_monitors.global_downstream_max_connections"
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig
+      max_active_downstream_connections: 50000
+`
+
 // startAsEnvoy starts the agent under the name envoy, with a configuration that stands in
 // the arguments alone.
 func (w *world) startAsEnvoy(t *testing.T, dir, config string) *parent {
@@ -129,8 +171,9 @@ func (w *world) startAsEnvoy(t *testing.T, dir, config string) *parent {
 		t.Fatal(err)
 	}
 	pa := &parent{t: t, dir: dir, address: filepath.Join(dir, "admin-address")}
-	cmd := exec.Command(name, "--config-yaml", config+"admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}\n",
-		"--admin-address-path", pa.address, "--service-node", "n", "--service-cluster", "c", "--concurrency", "1", "--", "--run-id", "5")
+	cmd := exec.Command(name, "--service-cluster", "envoy-gateway-system/eg", "--service-node", "envoy-gateway-system-eg-5391c79d", "--config-yaml", gatewaysBootstrap+config,
+		"--log-level", "info", "--cpuset-threads", "--drain-strategy", "immediate", "--concurrency", "1", "--component-log-level", "misc:error", "--drain-time-s", "60",
+		"--admin-address-path", pa.address, "--", "--run-id", "20261128_172428_558")
 	cmd.Env = append(os.Environ(), "CHANDLER_AGENT_CONTROL="+w.listen, "CHANDLER_AGENT_ENVOY="+envoyBinary(t), "CHANDLER_AGENT_NAMESPACE=edge",
 		"CHANDLER_AGENT_NODE=a", "CHANDLER_AGENT_DATA="+filepath.Join(dir, "data"), "CHANDLER_AGENT_ADMIN=")
 	pa.process = run(t, filepath.Join(dir, "envoy.log"), cmd)
@@ -198,7 +241,9 @@ func TestWaysCalledEnvoy(t *testing.T) {
 	dir := t.TempDir()
 
 	pa := w.startAsEnvoy(t, dir, config)
-	adminAt(t, pa.address)
+	if info := fetchText(t, "http://"+adminAt(t, pa.address)+"/server_info"); !strings.Contains(info, `"id": "envoy-gateway-system-eg-5391c79d"`) || !strings.Contains(info, `"cluster": "envoy-gateway-system/eg"`) {
+		t.Errorf("Envoy is not who its arguments say: %s", info)
+	}
 	walk(t, w, port, "the moon is wrong")
 	if log := pa.tail(); !strings.Contains(log, "starting main dispatch loop") {
 		t.Errorf("its parent does not read what Envoy says: %s", log)
