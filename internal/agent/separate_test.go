@@ -3,11 +3,13 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -147,48 +149,143 @@ func TestFindEnvoy(t *testing.T) {
 	}
 }
 
-// An agent that may not look at Envoy's admin interface says so, and serves nothing that
-// it cannot see taken.
-func TestSeparateCannotBeSeen(t *testing.T) {
-	t.Parallel()
+// scriptedAdmin is the admin interface of an Envoy that follows a script.
+type scriptedAdmin struct {
+	mu      sync.Mutex
+	version string
+	begun   time.Time
+	slow    chan struct{} // answers wait for it; nil: they do not
+}
+
+func (s *scriptedAdmin) set(change func(*scriptedAdmin)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(s)
+}
+
+func (s *scriptedAdmin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	version, age, slow := s.version, time.Since(s.begun), s.slow
+	s.mu.Unlock()
+	if slow != nil {
+		select {
+		case <-slow:
+		case <-r.Context().Done():
+			return
+		}
+	}
+	switch r.URL.Path {
+	case "/server_info":
+		fmt.Fprintf(w, `{"version": "abc/%s/Clean/RELEASE/BoringSSL", "uptime_current_epoch": "%ds"}`, version, int(age.Seconds()))
+	case "/stats":
+		fmt.Fprintln(w, "listener_manager.total_listeners_active: 1\nlistener_manager.total_listeners_warming: 0")
+	}
+}
+
+// separateAgent runs an agent beside a scripted Envoy, on an address of this machine.
+func separateAgent(t *testing.T, admin http.Handler) (a *Agent, srv *http.Server, ended chan error) {
+	t.Helper()
 	dir := t.TempDir()
 	config := filepath.Join(dir, "envoy.yaml")
 	if err := os.WriteFile(config, []byte("static_resources: {}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// Somebody listens, and is no Envoy.
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &http.Server{Handler: http.NotFoundHandler()}
+	srv = &http.Server{Handler: admin}
 	served := make(chan struct{})
 	go func() { defer close(served); _ = srv.Serve(lis) }()
-	defer func() { srv.Close(); <-served }()
+	t.Cleanup(func() { srv.Close(); <-served })
 	cfg := Config{Node: chandler.Node{Name: "n", Namespace: "ns"}, Data: filepath.Join(dir, "data"), EnvoyArgs: []string{"-c", config}, EnvoyAdmin: lis.Addr().String(), NoChild: true}
 	if err := WriteBootstrap(t.Context(), cfg, "1.40.0", filepath.Join(dir, "g.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	a, err := New(cfg)
-	if err != nil {
+	if a, err = New(cfg); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- a.Run(ctx) }()
-	deadline := time.Now().Add(10 * time.Second)
-	for a.view.Load() == nil && time.Now().Before(deadline) {
-		time.Sleep(time.Millisecond)
+	ended = make(chan error, 1)
+	done := make(chan struct{})
+	go func() { defer close(done); ended <- a.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	within(t, "the agent begins", func() bool { return a.view.Load() != nil })
+	return a, srv, ended
+}
+
+func within(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in time: %s", what)
+		}
 	}
+}
+
+// One that is slow is there; one that is younger than the one before is another; one that
+// refuses connections is gone; of another version it is for another agent.
+func TestSeparateComesAndGoes(t *testing.T) {
+	t.Parallel()
+	admin := &scriptedAdmin{version: "1.40.0", begun: time.Now().Add(-time.Hour)}
+	a, _, ended := separateAgent(t, admin)
+	within(t, "it is seen", func() bool { return a.status().Envoy.Running() })
+	first := a.status().Envoy
+	if first.Version != "1.40.0" || !first.Separate || time.Since(first.Since).Round(time.Minute) != time.Hour {
+		t.Errorf("%+v", first)
+	}
+
+	release := make(chan struct{})
+	admin.set(func(s *scriptedAdmin) { s.slow = release })
+	for until := time.Now().Add(3 * watchInterval); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+		if now := a.status().Envoy; !now.Running() || !now.Since.Equal(first.Since) {
+			t.Fatalf("slow is taken for gone: %+v", now)
+		}
+	}
+	admin.set(func(s *scriptedAdmin) { s.slow, s.begun = nil, time.Now().Add(-time.Minute) })
+	close(release)
+	within(t, "another is seen", func() bool {
+		now := a.status().Envoy
+		return now.Running() && time.Since(now.Since) < 2*time.Minute
+	})
+
+	admin.set(func(s *scriptedAdmin) { s.version, s.begun = "1.41.0", time.Now() })
+	select {
+	case err := <-ended:
+		if err == nil || !strings.Contains(err.Error(), "another Envoy (1.41.0) has come") {
+			t.Errorf("the agent ends with %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("one of another version is served")
+	}
+}
+
+func TestSeparateIsGone(t *testing.T) {
+	t.Parallel()
+	a, srv, ended := separateAgent(t, &scriptedAdmin{version: "1.40.0", begun: time.Now()})
+	within(t, "it is seen", func() bool { return a.status().Envoy.Running() })
+	srv.Close()
+	within(t, "it is gone", func() bool {
+		st := a.status()
+		return !st.Envoy.Running() && !st.Ready && strings.Contains(st.Envoy.Down, "connection refused")
+	})
+	select {
+	case err := <-ended:
+		t.Errorf("the agent ended too: %v", err)
+	default:
+	}
+}
+
+// An agent that may not look at Envoy's admin interface says so, and serves nothing that
+// it cannot see taken.
+func TestSeparateCannotBeSeen(t *testing.T) {
+	t.Parallel()
+	a, _, _ := separateAgent(t, http.NotFoundHandler()) // somebody listens, and is no Envoy
 	st := a.status()
-	if st.Ready || st.Envoy.Running() || !st.Envoy.Separate || !strings.Contains(st.Envoy.Down, lis.Addr().String()) || !strings.Contains(st.Envoy.Down, "404") {
+	if st.Ready || st.Envoy.Running() || !st.Envoy.Separate || !strings.Contains(st.Envoy.Down, a.cfg.EnvoyAdmin) || !strings.Contains(st.Envoy.Down, "404") {
 		t.Errorf("%+v", st.Envoy)
 	}
-	if _, err := os.Stat(filepath.Join(cfg.Data, "envoy", "ads.sock")); err == nil {
+	if _, err := os.Stat(filepath.Join(a.cfg.Data, "envoy", "ads.sock")); err == nil {
 		t.Error("slots are served to nobody knows whom")
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
 	}
 }

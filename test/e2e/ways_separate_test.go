@@ -37,6 +37,7 @@ type apart struct {
 	agent       *process
 	envoy       *process
 	envoysSoFar int
+	more        []string // Envoy arguments
 }
 
 func standApart(t *testing.T, w *world, config string) *apart {
@@ -108,6 +109,7 @@ func (ap *apart) startAgent() {
 	ap.t.Helper()
 	cmd := exec.Command(ap.program, "run", "--no-child", "--control", ap.w.listen, "--data", ap.data, "--namespace", "edge", "--node", "a",
 		"--data-group", strconv.Itoa(ap.group), "--admin", ap.admin, "--", "-c", ap.config)
+	cmd.Args = append(cmd.Args, ap.more...)
 	cmd.Dir = ap.dir
 	cmd.SysProcAttr = ap.agentUser
 	ap.agent = run(ap.t, filepath.Join(ap.dir, "agent.log"), cmd)
@@ -117,6 +119,7 @@ func (ap *apart) startEnvoy() {
 	ap.t.Helper()
 	ap.envoysSoFar++
 	cmd := exec.Command(ap.binary, "-c", ap.bootstrap, "--disable-hot-restart", "--concurrency", "1")
+	cmd.Args = append(cmd.Args, ap.more...)
 	cmd.Dir = ap.dir
 	cmd.SysProcAttr = ap.envoyUser
 	ap.envoy = run(ap.t, filepath.Join(ap.dir, fmt.Sprintf("envoy-%d.log", ap.envoysSoFar)), cmd)
@@ -279,6 +282,20 @@ func opens(t *testing.T, port int, want string) {
 		}
 		return true, ""
 	})
+}
+
+// With a log that both can get at, the reason of a refusal is told as of a child.
+func TestWaysSeparateLog(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	port := freePort(t)
+	ap := standApart(t, w, w.gateway(listener{port: port, name: "in"}))
+	ap.more = []string{"--log-path", filepath.Join(ap.data, "envoy", "admin", "envoy.log")}
+	ap.writeBootstrap()
+	ap.startEnvoy()
+	ap.startAgent()
+	ap.awaitReady()
+	walk(t, w, port, "the moon is wrong")
 }
 
 // A plugin that has its slot in the listeners: whoever begins anew, no connection goes
