@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -40,26 +41,29 @@ func (a *Agent) derive(sockets string) error {
 	for _, warning := range a.derived.Warnings {
 		a.log.Warn("envoy configuration", "warning", warning)
 	}
-	a.envoyAdmin = newAdminClient(a.adminAddress())
-	return nil
+	at, err := a.adminAddress()
+	a.envoyAdmin = newAdminClient(at)
+	return err
 }
 
 // adminAddress tells where Envoy's admin interface is. When Envoy chooses its port it
 // writes it into a file: where the user wants that, else into one of the agent's.
-func (a *Agent) adminAddress() adminAddress {
+func (a *Agent) adminAddress() (adminAddress, error) {
 	if a.cfg.EnvoyAdmin != "" {
-		at, _ := parseAdminAddress(a.cfg.EnvoyAdmin) // New has seen to it
-		return at
+		return parseAdminAddress(a.cfg.EnvoyAdmin)
 	}
 	at := adminAddress{network: a.derived.Admin.Network, address: a.derived.Admin.Address}
 	if _, port, err := net.SplitHostPort(at.address); at.network != "tcp" || err != nil || port != "0" {
-		return at
+		return at, nil
 	}
 	if a.envoyArgs.adminAddressPath == "" {
+		if a.cfg.NoChild {
+			return at, errors.New("envoy configuration: nobody knows which port Envoy will choose for its admin interface; give it a port, or --admin-address-path a file that both see, in the arguments of both, or the agent --envoy-admin")
+		}
 		a.envoyArgs.adminAddressPath = filepath.Join(a.envoyDir(), "admin-address")
 	}
 	at.file = a.envoyArgs.adminAddressPath
-	return at
+	return at, nil
 }
 
 // deriveConfig leaves the node's id and cluster out where the command line
