@@ -174,7 +174,9 @@ func (f *listenersFollower) look(ctx context.Context) {
 		f.agent.send(ctx, message{fatal: errListenersRefused})
 	case st.refused > f.refused:
 		f.awaited = ""
-		f.agent.send(ctx, message{event: ListenersRefused{Reason: f.reason()}})
+		why := f.reason()
+		f.agent.log.Warn("envoy refused a change of its listeners", "why", why)
+		f.agent.send(ctx, message{event: ListenersRefused{Reason: why}})
 	case st.version == f.awaited && (!f.open || st.warming == 0):
 		f.awaited, f.taken = "", true
 		f.agent.send(ctx, message{event: ListenersTaken{}})

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
 )
 
 // An Envoy that somebody else starts is known by its admin interface alone: that it is
@@ -134,11 +137,7 @@ func (a *Agent) takeSeparate(ctx context.Context) error {
 	s, err := a.sight(ctx)
 	if err == nil && a.serves(ctx) {
 		a.first, s.open = s, true
-		listed, err := a.listedSlots()
-		if err != nil {
-			a.log.Warn("the listeners that Envoy serves with are not known; they are written anew", "error", err)
-		}
-		a.newState(ctx, listed, true)
+		a.newState(ctx, a.standingSlots(), true)
 		if a.restored {
 			a.step(ctx, message{event: a.lastGood})
 		}
@@ -151,6 +150,38 @@ func (a *Agent) takeSeparate(ctx context.Context) error {
 		a.step(ctx, message{event: a.lastGood})
 	}
 	return a.writeListeners(a.listeners)
+}
+
+// standingSlots are the slots of one plugin in the listeners that Envoy serves with. When
+// those have to be written anew, as others were configured or their file is lost, all that
+// the last good set needs stand in the new ones: none of those opens before its plugins.
+func (a *Agent) standingSlots() []attach.Slot {
+	listed, err := a.listedSlots()
+	if err != nil {
+		a.log.Warn("the listeners that Envoy serves with are not known; they are written anew", "error", err)
+	} else if !a.outdated(listed) {
+		return listed
+	}
+	s := NewState(Settings{Slots: a.derived.Slots, Sites: a.derived.Sites})
+	s.restored(a.lastGood, time.Now())
+	for _, slot := range s.wantListed() {
+		if !slices.Contains(listed, slot) {
+			listed = append(listed, slot)
+		}
+	}
+	slices.SortStableFunc(listed, func(x, y attach.Slot) int {
+		x.Plugin, y.Plugin = chandler.Key{}, chandler.Key{}
+		return x.Compare(y)
+	})
+	return listed
+}
+
+// outdated tells whether the listeners' file is not what the configuration makes of it,
+// with these slots of one plugin.
+func (a *Agent) outdated(listed []attach.Slot) bool {
+	text, _, err := a.derived.ListenersWith(listed)
+	now, readErr := a.readListeners()
+	return err == nil && (readErr != nil || !bytes.Equal(text, now))
 }
 
 // missing notes why there is no Envoy.
@@ -242,13 +273,10 @@ func (a *Agent) arrive(ctx context.Context, g *errgroup.Group, s *sighting) erro
 	return nil
 }
 
-// renewListeners brings the listeners that an Envoy serves with, with the slots that they
-// have, to what the configuration makes of them now. One that is new waits for its shared
-// slots; slots of one plugin enter it as they would any that serves.
+// renewListeners brings the listeners that an Envoy serves with to what the configuration
+// makes of them now.
 func (a *Agent) renewListeners() {
-	text, _, err := a.derived.ListenersWith(a.state.listed)
-	now, readErr := a.readListeners()
-	if err == nil && (readErr != nil || string(text) != string(now)) && a.state.listing == nil {
+	if a.state.listing == nil && a.outdated(a.state.listed) {
 		a.log.Warn("the listeners of the configuration are other ones than before; Envoy gets them while it runs")
 		a.relist(WriteListeners{Own: a.state.listed})
 	}
