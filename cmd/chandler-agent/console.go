@@ -34,7 +34,9 @@ func (c console) flags(name string, data, admin *string) *flag.FlagSet {
 	if data != nil {
 		set.StringVar(data, "data", defaultData(c.env), "directory of the agent")
 	}
-	set.StringVar(admin, "admin", defaultAdmin, "address of the running agent")
+	if admin != nil {
+		set.StringVar(admin, "admin", defaultAdmin, "address of the running agent")
+	}
 	return set
 }
 
@@ -128,6 +130,8 @@ func subcommand(args, environ []string, stdout, stderr io.Writer) (code int, ok 
 		return runStore(c, args[1:]), true
 	case "bypass":
 		return runBypass(c, args[1:]), true
+	case "bootstrap":
+		return runBootstrap(c, args[1:]), true
 	case "status":
 		return runStatus(c, args[1:]), true
 	}

@@ -4,8 +4,9 @@
 //	chandler-agent --control 10.0.0.1:9910 --node edge-1 --label istio=ingressgateway -- -c envoy.yaml
 //
 // Every flag can also be given as a variable: --control is
-// CHANDLER_AGENT_CONTROL. It is no control plane; see chandler serve for that.
-// chandler-agent status, bypass and store are for an agent on this machine.
+// CHANDLER_AGENT_CONTROL. Under the name envoy the agent takes the place of an Envoy that
+// a parent starts: all arguments are Envoy's then, and its own are variables. It is no
+// control plane; see chandler serve for that. chandler-agent status, bypass and store are for an agent on this machine.
 package main
 
 import (
@@ -38,21 +39,40 @@ const (
 )
 
 func main() {
-	os.Exit(run(os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
+	os.Exit(runAs(os.Args[0], os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }
 
 func run(args, environ []string, stdout, stderr io.Writer) int {
 	if code, ok := subcommand(args, environ, stdout, stderr); ok {
 		return code
 	}
-	cfg, err := parse(args, variables(environ), stdout, stderr)
+	return parseAndServe(args, variables(environ), environ, stdout, stderr, func(*agent.Config) {})
+}
+
+// parseAndServe runs an agent until it has ended. also has the last word on its settings.
+func parseAndServe(args []string, env map[string]string, environ []string, stdout, stderr io.Writer, also func(*agent.Config)) int {
+	cfg, err := parse(args, env, stdout, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
-	case err != nil:
+	case err == nil && agent.EnvoyAnswers(cfg.EnvoyArgs):
+		return beEnvoy(cfg.Envoy, cfg.EnvoyArgs, environ, stderr)
+	case err == nil:
+		err = inside(env)
+	}
+	if err != nil {
 		fmt.Fprintf(stderr, "chandler-agent: %v\nTry \"chandler-agent --help\".\n", err)
 		return exitUsage
 	}
+	also(&cfg)
+	signals := make(chan os.Signal, 4) // further ones are lost, as they are in a kernel
+	signal.Notify(signals, forEnvoy...)
+	defer signal.Stop(signals)
+	cfg.Signals = signals
+	return serve(cfg, stderr)
+}
+
+func serve(cfg agent.Config, stderr io.Writer) int {
 	a, err := agent.New(cfg)
 	if err != nil {
 		fmt.Fprintf(stderr, "chandler-agent: %v\n", err)
@@ -106,30 +126,35 @@ func (l labels) Set(s string) error {
 const usage = `chandler-agent runs Envoy and keeps its plugins.
 
 Usage:
-  chandler-agent [flags] -- ENVOY ARGUMENTS
+  chandler-agent [flags] -- ENVOY ARGUMENTS      run Envoy
+  chandler-agent run --no-child [flags] -- ...   the same beside an Envoy that somebody else starts
+  chandler-agent bootstrap -c FILE -o FILE       what that Envoy is started with
   chandler-agent status                          what the running agent has in force
   chandler-agent bypass NAME --reason WHY        take a plugin out on this machine, whatever the control plane says
   chandler-agent store ls|verify|trim|import     the modules it keeps on disk
 
 The Envoy arguments are those you would give to envoy; they must name a
-configuration (-c FILE, --config-yaml YAML, or both). The file is not changed.
+configuration (-c FILE, --config-yaml YAML, or both). The file is not changed. Under
+the name envoy all arguments are Envoy's, and the flags below are variables only.
 
 Flags (each also as CHANDLER_AGENT_NAME in the environment):
 `
 
 // parse reads flags and variables; a flag wins over its variable.
 func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agent.Config, error) {
+	if len(args) > 0 && args[0] == "run" {
+		args = args[1:]
+	}
 	cfg := agent.Config{HostEnv: env, Node: chandler.Node{Labels: map[string]string{}, AgentVersion: version}}
-	host, _ := os.Hostname()
 	flags := flag.NewFlagSet("chandler-agent", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	control := flags.String("control", "127.0.0.1:9910", "addresses of control planes, separated by commas; unix:///PATH is a socket on this machine")
-	flags.StringVar(&cfg.Node.Name, "node", host, "name of this proxy")
-	flags.StringVar(&cfg.Node.Namespace, "namespace", "default", "namespace of this proxy")
+	nodeFlags(flags, &cfg)
 	flags.Var(labels(cfg.Node.Labels), "label", "label of this proxy, KEY=VALUE; may be given several times")
 	flags.StringVar(&cfg.Data, "data", defaultData(env), "directory of this agent")
 	flags.StringVar(&cfg.Admin, "admin", defaultAdmin, "address of health and metrics; empty for none")
-	flags.StringVar(&cfg.Envoy, "envoy", "envoy", "Envoy binary")
+	flags.BoolVar(&cfg.NoChild, "no-child", false, "somebody else starts Envoy, with what chandler-agent bootstrap wrote")
+	flags.StringVar(&cfg.EnvoyAdmin, "envoy-admin", "", "with --no-child, where Envoy's admin interface is reached, HOST:PORT or unix:///PATH; default: where the configuration has it, else a socket in --data")
 	flags.DurationVar(&cfg.Drain, "drain", 10*time.Second, "how long Envoy may finish what it serves when it is stopped")
 	flags.BoolVar(&cfg.LeaveEnvoy, "leave-envoy", false, "leave Envoy running when the agent is stopped; the next agent adopts it")
 	flags.StringVar(&cfg.Restart, "restart", agent.RestartNever, "when Envoy ends by itself: never (the agent ends with its exit code) or on-failure (the agent starts it anew)")
@@ -172,6 +197,7 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 		return cfg, err
 	}
 	cfg.Data = data
+	cfg.Drain = max(cfg.Drain, 1) // that of 0 is the default
 	cfg.EnvoyArgs = flags.Args()
 	cfg.EnvoyLog = stderr
 	cfg.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: lvl}))
@@ -183,6 +209,14 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 		cfg.Hosts = mirrors
 	}
 	return cfg, secure(&cfg, *files, *enrolToken)
+}
+
+// nodeFlags are those on which what Envoy is started with depends.
+func nodeFlags(flags *flag.FlagSet, cfg *agent.Config) {
+	flags.StringVar(&cfg.Node.Name, "node", hostName(), "name of this proxy")
+	flags.StringVar(&cfg.Node.Namespace, "namespace", "default", "namespace of this proxy")
+	flags.StringVar(&cfg.Envoy, "envoy", "envoy", "Envoy binary")
+	flags.StringVar(&cfg.DataGroup, "data-group", "", "group, by name or number, of an Envoy that is of another user: it may read modules and configuration in --data and connect to the sockets there")
 }
 
 // fromVariables sets every flag whose variable is there.

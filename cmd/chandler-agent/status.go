@@ -64,8 +64,10 @@ func (c console) status(st *agent.Status) error {
 		fmt.Fprintf(w, "%s\t%s\n", [2]string{"Not ready", ""}[min(i, 1)], text(why))
 	}
 	switch e := st.Envoy; {
-	case e.PID == 0:
+	case !e.Running():
 		fmt.Fprintf(w, "Envoy\t%s is not running: %s%s\n", text(e.Version), text(cmp.Or(e.Down, "it is not started yet")), next(e.NextTry))
+	case e.Separate:
+		fmt.Fprintf(w, "Envoy\t%s, started by somebody else, since %s\n", text(e.Version), e.Since.Format(time.RFC3339))
 	case e.Adopted:
 		fmt.Fprintf(w, "Envoy\t%s, pid %d, taken over from the agent before at %s\n", text(e.Version), e.PID, e.Since.Format(time.RFC3339))
 	default:

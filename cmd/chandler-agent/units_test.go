@@ -78,7 +78,7 @@ func TestAgentUnit(t *testing.T) {
 func TestUnitsAreUnderstood(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob(unitFiles + "*.service")
-	if err != nil || len(files) != 2 {
+	if err != nil || len(files) != 3 {
 		t.Fatalf("%v, %v", files, err)
 	}
 	dir := t.TempDir()
@@ -90,7 +90,9 @@ func TestUnitsAreUnderstood(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, command := range []string{"/usr/local/bin/chandler-agent", "/usr/local/bin/chandler"} {
-			b = bytes.ReplaceAll(b, []byte("ExecStart="+command+" "), []byte("ExecStart=/bin/true ")) // not installed here
+			for _, setting := range []string{"ExecStart=", "ExecStartPre="} {
+				b = bytes.ReplaceAll(b, []byte(setting+command+" "), []byte(setting+"/bin/true ")) // not installed here
+			}
 		}
 		copied := filepath.Join(dir, filepath.Base(file))
 		if err := os.WriteFile(copied, b, 0o600); err != nil {

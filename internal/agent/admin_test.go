@@ -38,7 +38,7 @@ func fakeEnvoyAdmin(t *testing.T, answers map[string]string) *adminClient {
 	})}
 	served := make(chan struct{})
 	go func() { defer close(served); _ = srv.Serve(lis) }()
-	client := newAdminClient("unix", socket)
+	client := newAdminClient(adminAddress{network: "unix", address: socket})
 	t.Cleanup(func() { client.http.CloseIdleConnections(); srv.Close(); <-served })
 	return client
 }
@@ -50,7 +50,7 @@ func adminAgent(t *testing.T) (*Agent, *httptest.Server) {
 		t.Fatal(err)
 	}
 	reg := prometheus.NewRegistry()
-	a := &Agent{metrics: newMetrics(reg, modules), envoyAdmin: newAdminClient("unix", filepath.Join(t.TempDir(), "nobody"))}
+	a := &Agent{metrics: newMetrics(reg, modules), envoyAdmin: newAdminClient(adminAddress{network: "unix", address: filepath.Join(t.TempDir(), "nobody")})}
 	srv := httptest.NewServer(a.adminHandler(reg))
 	t.Cleanup(func() { srv.Close(); modules.Close() })
 	return a, srv

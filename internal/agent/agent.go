@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -15,77 +14,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/durable"
-	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/store"
 	"chandler.dev/chandler/internal/xds/envoyads"
-)
-
-// Config is what an agent needs to be told. Zero values mean the default named
-// with the field.
-type Config struct {
-	// Control are addresses of control planes, tried in turn.
-	Control []string
-	// Node is who this proxy claims to be.
-	Node chandler.Node
-	// Data is the agent's own directory; one agent at a time.
-	Data string
-	// Admin is the address of health and metrics; empty: none.
-	Admin string
-	// Envoy is the path of the binary; default "envoy", looked up in PATH.
-	Envoy string
-	// EnvoyArgs is what a user would have given to Envoy.
-	EnvoyArgs []string
-	// HostEnv are the variables a plugin may copy from the agent's environment.
-	HostEnv map[string]string
-	// Drain bounds the time from a request to stop to Envoy's end; default 10 s.
-	Drain time.Duration
-	// LeaveEnvoy leaves Envoy running when Run ends, for the next agent.
-	LeaveEnvoy bool
-	// Restart says what becomes of an Envoy that ends by itself: RestartNever, the
-	// default, or RestartOnFailure.
-	Restart string
-	// StoreMax bounds the modules on disk, in bytes; default store.DefaultMaxBytes.
-	StoreMax int64
-	// FetchFrom says where modules are fetched from: FromControl, the default,
-	// FromMirror or FromOrigin.
-	FetchFrom string
-	// Hosts has the mirrors for FromMirror, which needs it, and for FromOrigin.
-	Hosts fetch.Hosts
-	// DockerConfig is a directory whose config.json has this node's credentials for
-	// either; empty: anonymously.
-	DockerConfig string
-	// Scrub is the period within which every stored module is hashed again; default
-	// store.DefaultScrub.
-	Scrub time.Duration
-	// DialOptions are used towards the control plane; default: no TLS.
-	DialOptions []grpc.DialOption
-	// Beside, when set, runs as long as Envoy is looked after, within Data; an error of
-	// it ends the agent.
-	Beside func(ctx context.Context) error
-	// EnvoyLog gets a copy of Envoy's log; nil: nobody.
-	EnvoyLog io.Writer
-	Log      *slog.Logger
-	// Metrics are registered on and served from it; default: a new one.
-	Metrics *prometheus.Registry
-	// Collectors are further metrics.
-	Collectors []prometheus.Collector
-}
-
-// Where modules can be fetched from. An origin and its mirrors, or the mirrors alone,
-// are asked by digest, and the control plane is asked for what none of them has.
-const (
-	FromControl = "control"
-	FromMirror  = "mirror"
-	FromOrigin  = "origin"
 )
 
 // Agent runs beside one Envoy.
@@ -102,10 +37,18 @@ type Agent struct {
 	adopted    bool      // the process was left behind by the agent before
 	begun      time.Time // the process
 	unfollow   func()    // ends followListeners
-	restarts   restarts
-	lastExit   *ExitError
-	restartAt  time.Time   // zero: none is due
-	draining   atomic.Bool // the agent is to end
+	group      int       // that may read what Envoy needs, or noGroup
+	// Of an Envoy that somebody else starts: here, it is there; first, it was so from the
+	// beginning; parting, something may still come of the one before; next came
+	// meanwhile; absent, why there is none; lookNow, it may have gone.
+	here, parting bool
+	first, next   *sighting
+	absent        atomic.Pointer[string]
+	lookNow       chan struct{}
+	restarts      restarts
+	lastExit      *ExitError
+	restartAt     time.Time   // zero: none is due
+	draining      atomic.Bool // the agent is to end
 	// listeners is the file that Envoy begins with, relistings are those that take
 	// its place.
 	listeners  listenersFile
@@ -155,6 +98,9 @@ type message struct {
 	fatal error
 	// parted: nothing more comes of the Envoy that ended.
 	parted bool
+	// seen: an Envoy that somebody else started is there; lost, why it is not any more.
+	seen *sighting
+	lost string
 }
 
 // view is what the admin handlers show.
@@ -167,61 +113,6 @@ type view struct {
 	pushing, counted bool
 }
 
-// New checks the configuration. It starts nothing and writes nothing.
-func New(cfg Config) (*Agent, error) {
-	if cfg.Node.Name == "" || cfg.Node.Namespace == "" {
-		return nil, errors.New("a node needs a name and a namespace")
-	}
-	if cfg.Data == "" {
-		return nil, errors.New("the agent needs a directory of its own")
-	}
-	args, err := parseEnvoyArgs(cfg.EnvoyArgs)
-	if err != nil {
-		return nil, err
-	}
-	if cfg.Envoy == "" {
-		cfg.Envoy = "envoy"
-	}
-	if cfg.Drain == 0 {
-		cfg.Drain = 10 * time.Second
-	}
-	if cfg.DialOptions == nil {
-		cfg.DialOptions = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
-	}
-	switch cfg.FetchFrom {
-	case "":
-		cfg.FetchFrom = FromControl
-	case FromControl, FromMirror, FromOrigin:
-	default:
-		return nil, fmt.Errorf("modules are fetched from %q, %q or %q, not from %s", FromControl, FromMirror, FromOrigin, chandler.Quote(cfg.FetchFrom))
-	}
-	if cfg.FetchFrom == FromMirror && cfg.Hosts == nil || cfg.FetchFrom == FromControl && cfg.Hosts != nil {
-		return nil, fmt.Errorf("a folder of mirrors is for modules that are fetched from %q, which needs one, or %q", FromMirror, FromOrigin)
-	}
-	switch cfg.Restart {
-	case "":
-		cfg.Restart = RestartNever
-	case RestartNever, RestartOnFailure:
-	default:
-		return nil, fmt.Errorf("an Envoy that ends is started anew %q or %q, not %s", RestartNever, RestartOnFailure, chandler.Quote(cfg.Restart))
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Metrics == nil {
-		cfg.Metrics = prometheus.NewRegistry()
-		cfg.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	}
-	return &Agent{
-		cfg: cfg, log: cfg.Log, envoyArgs: args,
-		inbox:      make(chan message, 256),
-		relistings: make(chan listenersFile, 1),
-		leases:     map[chandler.ModuleDigest]*store.Lease{},
-		assignedAt: map[chandler.Key]time.Time{},
-		attaching:  map[chandler.Key]attaching{},
-	}, nil
-}
-
 // Run runs Envoy and keeps its plugins until ctx ends, which drains Envoy and
 // gives nil, or until Envoy ends by itself and is not to be started anew, which
 // gives an *ExitError. All that it started has ended when it returns.
@@ -231,7 +122,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	defer lock.Unlock()
-	a.store, err = store.Open(store.Config{Dir: modulesDir(a.cfg.Data), MaxBytes: a.cfg.StoreMax, Log: a.log})
+	if a.cfg.NoChild || a.group != noGroup {
+		if err := a.shareDirectory(); err != nil {
+			return err
+		}
+	}
+	a.store, err = store.Open(store.Config{Dir: modulesDir(a.cfg.Data), FS: a.shared(), MaxBytes: a.cfg.StoreMax, Log: a.log})
 	if err != nil {
 		return err
 	}
@@ -242,21 +138,30 @@ func (a *Agent) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	if a.binary, err = probeEnvoy(ctx, a.cfg.Envoy, filepath.Join(a.envoyDir(), "probe.json")); err != nil {
+	if err := a.describe(ctx); err != nil {
 		return err
 	}
 	if !a.binary.Slots {
 		a.log.Warn("this Envoy has no filter chain filter (1.39 and newer have it): to attach or detach a plugin drains the listener's connections", "version", a.binary.Version)
 	}
 	a.cfg.Node.EnvoyVersion = a.binary.Version
+	return a.run(ctx)
+}
+
+// describe tells which Envoy it is, and with what it runs.
+func (a *Agent) describe(ctx context.Context) error {
+	if a.cfg.NoChild {
+		return a.describeSeparate(ctx)
+	}
+	var err error
+	if a.binary, err = probeEnvoy(ctx, a.cfg.Envoy, filepath.Join(a.envoyDir(), "probe.json")); err != nil {
+		return err
+	}
 	sockets, err := socketDir(a.envoyDir())
 	if err != nil {
 		return err
 	}
-	if err := a.derive(sockets); err != nil {
-		return err
-	}
-	return a.run(ctx)
+	return a.derive(sockets)
 }
 
 func (a *Agent) envoyDir() string { return filepath.Join(a.cfg.Data, "envoy") }
@@ -342,14 +247,22 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group) error {
 		}
 		g.Go(func() error { return serveHTTP(ctx, lis, a.adminHandler(a.cfg.Metrics)) })
 	}
-	if err := a.takeEnvoy(ctx, g); err != nil {
+	take := func() error { return a.takeEnvoy(ctx, g) }
+	if a.cfg.NoChild {
+		take = func() error { return a.takeSeparate(ctx) }
+	}
+	if err := take(); err != nil {
 		return err
 	}
 	g.Go(func() error { a.envoyLog.run(ctx); return nil })
 	g.Go(func() error { a.watchTraps(ctx); return nil })
 	g.Go(func() error { a.watchTraffic(ctx); return nil })
 	g.Go(func() error { a.watchBypasses(ctx); return nil })
-	a.followListeners(ctx, g)
+	if a.cfg.NoChild {
+		g.Go(func() error { a.watchSeparate(ctx); return nil })
+	} else {
+		a.followListeners(ctx, g)
+	}
 	g.Go(func() error {
 		a.store.Scrub(ctx, a.cfg.Scrub, func(d chandler.ModuleDigest) { a.send(ctx, message{event: Lost{Digest: d}}) })
 		return nil
@@ -375,7 +288,13 @@ func (a *Agent) send(ctx context.Context, m message) bool {
 
 // loop owns the state. It returns when Envoy has ended for good.
 func (a *Agent) loop(ctx, services context.Context, g *errgroup.Group) error {
-	a.envoyUp(services)
+	if a.cfg.NoChild {
+		if err := a.beginSeparate(services, g); err != nil {
+			return err
+		}
+	} else {
+		a.envoyUp(services)
+	}
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
@@ -383,6 +302,12 @@ func (a *Agent) loop(ctx, services context.Context, g *errgroup.Group) error {
 		select {
 		case m := <-a.inbox:
 			switch {
+			case m.fatal != nil && a.cfg.NoChild: // to end it is not ours
+				a.log.Error("envoy serves none of them, or only what it had; its own log says why", "error", m.fatal)
+			case a.cfg.NoChild && (m.seen != nil || m.lost != "" || m.parted):
+				if err := a.separate(services, g, m); err != nil {
+					return err
+				}
 			case m.fatal != nil:
 				a.stopEnvoy(time.Millisecond)
 				return fmt.Errorf("%w:\n%s", m.fatal, strings.Join(a.envoyLog.tail(12), "\n"))
@@ -400,6 +325,10 @@ func (a *Agent) loop(ctx, services context.Context, g *errgroup.Group) error {
 			if err := a.envoyEnded(services, g); err != nil {
 				return err
 			}
+		case s := <-a.cfg.Signals:
+			if a.process != nil {
+				_ = a.process.proc.Signal(s)
+			}
 		case <-ctx.Done():
 			a.leave()
 			return nil
@@ -414,6 +343,10 @@ func (a *Agent) loop(ctx, services context.Context, g *errgroup.Group) error {
 func (a *Agent) leave() {
 	if a.process != nil && a.cfg.LeaveEnvoy {
 		a.log.Info("envoy is left running", "pid", a.process.proc.Pid)
+		return
+	}
+	if a.cfg.NoChild {
+		a.log.Info("the agent ends; Envoy goes on with what it has")
 		return
 	}
 	a.draining.Store(true)
@@ -567,6 +500,11 @@ func (a *Agent) publish() {
 // no other push is under way meanwhile.
 func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 	switch ev := ev.(type) {
+	case envoyads.Disconnected:
+		select {
+		case a.lookNow <- struct{}{}:
+		default: // it will look anyway
+		}
 	case envoyads.Subscribed:
 		a.send(ctx, message{event: Subscribed{Slot: ev.Slot, Version: ev.Version}})
 	case envoyads.Unsubscribed:
@@ -580,6 +518,9 @@ func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 	case envoyads.Nacked:
 		reason := a.envoyLog.reason(ctx, a.logMark.Load(), ev.Message)
 		a.logMark.Store(a.envoyLog.mark())
+		if reason == "" && a.envoyLog.path == "" {
+			reason = unheard(ev.Message)
+		}
 		if a.discreet.Load() && !named(ev.Message) {
 			reason = "" // nobody knows whose words they are
 		}

@@ -37,7 +37,11 @@ func TestNewRefuses(t *testing.T) {
 		`"mirror" or "origin"`:    func(c *Config) { c.FetchFrom = "the moon" },
 		"which needs one":         func(c *Config) { c.FetchFrom = FromMirror },
 		"a folder of mirrors":     func(c *Config) { c.Hosts = &hosts.Directory{} },
-		"call envoy itself":       func(c *Config) { c.EnvoyArgs = []string{"--mode", "validate"} },
+		"hot restart":             func(c *Config) { c.EnvoyArgs = []string{"-c", "a.yaml", "--restart-epoch", "1"} },
+		"there is no group":       func(c *Config) { c.DataGroup = "no-such-group" },
+		"is not to end with it":   func(c *Config) { c.NoChild, c.LeaveEnvoy = true, true },
+		"it is not its parent":    func(c *Config) { c.NoChild, c.Restart = true, RestartOnFailure },
+		"no address":              func(c *Config) { c.NoChild, c.EnvoyAdmin = true, "nonsense" },
 		"lacks its value":         func(c *Config) { c.EnvoyArgs = []string{"-c"} },
 		"reads YAML and JSON, no": func(c *Config) { c.EnvoyArgs = []string{"-c", "a.pb"} },
 	} {

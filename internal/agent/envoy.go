@@ -47,11 +47,8 @@ stat_prefix: p, route_config: {}, http_filters: [
 // memory, under the identity of the binary's file: to hash 100 MB and to run it
 // twice would hold up every start.
 func probeEnvoy(ctx context.Context, path, memory string) (envoyBinary, error) {
-	found, err := exec.LookPath(path)
+	found, err := FindEnvoy(path)
 	if err != nil {
-		return envoyBinary{}, fmt.Errorf("no Envoy binary: %w; give its path with --envoy", err)
-	}
-	if found, err = filepath.Abs(found); err != nil { // it is run from elsewhere too
 		return envoyBinary{}, err
 	}
 	identity, err := fileIdentity(found)
@@ -75,6 +72,40 @@ func probeEnvoy(ctx context.Context, path, memory string) (envoyBinary, error) {
 	return bin, err
 }
 
+// FindEnvoy gives the absolute path of an Envoy binary that is named by its path, or by
+// a name that is looked up in PATH. This very program is none, whatever it is called.
+func FindEnvoy(path string) (string, error) {
+	found, err := exec.LookPath(path)
+	if err == nil && isThisProgram(found) {
+		err = fmt.Errorf("%s is this agent itself", chandler.Quote(found))
+	}
+	if err != nil {
+		return "", fmt.Errorf("no Envoy binary: %w; give the path of the real one with --envoy, or in CHANDLER_AGENT_ENVOY", err)
+	}
+	return filepath.Abs(found) // it is run from elsewhere too
+}
+
+func isThisProgram(path string) bool {
+	own, err := os.Executable()
+	if err != nil {
+		return false
+	}
+	a, errA := os.Stat(own)
+	b, errB := os.Stat(path)
+	return errA == nil && errB == nil && os.SameFile(a, b)
+}
+
+// InsideVariable is in the environment of every Envoy that an agent runs: an agent that
+// finds it was started in the place of an Envoy by another, and would start yet another.
+const InsideVariable = "CHANDLER_AGENT_INSIDE"
+
+// envoyCommand is a call of Envoy.
+func envoyCommand(ctx context.Context, path string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = append(cmd.Environ(), InsideVariable+"=1")
+	return cmd
+}
+
 // fileIdentity changes whenever the file is replaced or written.
 func fileIdentity(path string) (string, error) {
 	st, err := os.Stat(path)
@@ -96,7 +127,7 @@ func askEnvoy(ctx context.Context, path string) (bin envoyBinary, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, path, "--version").CombinedOutput()
+	out, err := envoyCommand(ctx, path, "--version").CombinedOutput()
 	m := versionPattern.FindSubmatch(out)
 	if m == nil {
 		return bin, fmt.Errorf("%s --version says no Envoy version: %s (%v)", path, chandler.Printable(string(out), 256), err)
@@ -107,7 +138,7 @@ func askEnvoy(ctx context.Context, path string) (bin envoyBinary, err error) {
 		return bin, err
 	}
 	defer os.RemoveAll(dir)
-	cmd := exec.CommandContext(ctx, path, "--mode", "validate", "--use-dynamic-base-id", "-l", "off", "--config-yaml", filterChainProbe)
+	cmd := envoyCommand(ctx, path, "--mode", "validate", "--use-dynamic-base-id", "-l", "off", "--config-yaml", filterChainProbe)
 	cmd.Dir = dir
 	err = cmd.Run()
 	bin.Slots = err == nil
@@ -130,8 +161,36 @@ func fileDigest(path string) (string, error) {
 	return chandler.DigestOf[string](h.Sum(nil)), nil
 }
 
+// adminAddress is where an admin interface is. The address stands in file if there is
+// one, as Envoy writes it.
+type adminAddress struct{ network, address, file string }
+
+func (at adminAddress) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	address := at.address
+	if at.file != "" {
+		b, err := os.ReadFile(at.file)
+		if err != nil {
+			return nil, err
+		}
+		address = strings.TrimSpace(string(b))
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, at.network, address)
+}
+
+func (at adminAddress) String() string {
+	switch {
+	case at.file != "":
+		return "the address in " + at.file
+	case at.network == "unix":
+		return "unix://" + at.address
+	}
+	return at.address
+}
+
 // adminClient speaks to Envoy's admin interface.
 type adminClient struct {
+	adminAddress
 	http http.Client
 	base string
 }
@@ -139,14 +198,11 @@ type adminClient struct {
 // adminLimit bounds what is read of an answer.
 const adminLimit = 64 << 20
 
-func newAdminClient(network, address string) *adminClient {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, network, address)
-	}
+func newAdminClient(at adminAddress) *adminClient {
 	return &adminClient{
-		base: "http://envoy",
-		http: http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConns: 2, IdleConnTimeout: 5 * time.Second}},
+		adminAddress: at,
+		base:         "http://envoy",
+		http:         http.Client{Transport: &http.Transport{DialContext: at.dial, MaxIdleConns: 2, IdleConnTimeout: 5 * time.Second}},
 	}
 }
 
@@ -221,11 +277,12 @@ type listenersStat struct {
 	version string // of the listeners file that it took in last
 	refused int64  // how often it refused one, or a part of one
 	warming int64
+	active  int64
 }
 
 func (c *adminClient) listeners(ctx context.Context) (listenersStat, error) {
 	const manager = "listener_manager."
-	body, err := c.get(ctx, "/stats?filter="+url.QueryEscape(`^listener_manager\.(lds\.(update_rejected|update_failure|version_text)|total_listeners_warming)$`))
+	body, err := c.get(ctx, "/stats?filter="+url.QueryEscape(`^listener_manager\.(lds\.(update_rejected|update_failure|version_text)|total_listeners_(warming|active))$`))
 	if err != nil {
 		return listenersStat{}, err
 	}
@@ -240,6 +297,8 @@ func (c *adminClient) listeners(ctx context.Context) (listenersStat, error) {
 			st.refused += n
 		case manager + "total_listeners_warming":
 			st.warming = n
+		case manager + "total_listeners_active":
+			st.active = n
 		}
 	}
 	return st, nil

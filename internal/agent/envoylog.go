@@ -78,6 +78,9 @@ func (l *envoyLog) pump() {
 }
 
 func (l *envoyLog) pumpLocked() {
+	if l.path == "" {
+		return // it cannot be read: the Envoy is somebody else's
+	}
 	f, err := os.Open(l.path)
 	if err != nil {
 		return // not there yet
@@ -190,6 +193,9 @@ func (l *envoyLog) tail(n int64) []string {
 // sent after mark. The log may come later than the answer, so it waits, with a
 // bound, for the line in which Envoy says that it rejects.
 func (l *envoyLog) reason(ctx context.Context, mark int64, message string) string {
+	if l.path == "" {
+		return ""
+	}
 	deadline := time.Now().Add(reasonPatience)
 	for {
 		lines := l.since(mark)

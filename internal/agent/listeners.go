@@ -33,7 +33,7 @@ func (a *Agent) writeListeners(f listenersFile) error {
 	if f.err != nil {
 		return f.err
 	}
-	return durable.Write(durable.OS(), a.derived.ListenersFile, f.text)
+	return durable.Write(a.shared(), a.derived.ListenersFile, f.text)
 }
 
 // firstListeners gives the file that an Envoy without plugins begins with. Where
@@ -49,20 +49,27 @@ func (a *Agent) firstListeners() listenersFile {
 // listedSlots are the slots of one plugin in the listeners that an Envoy was left
 // with.
 func (a *Agent) listedSlots() ([]attach.Slot, error) {
-	text, err := os.ReadFile(a.derived.ListenersFile)
+	text, err := a.readListeners()
 	if err != nil {
 		return nil, err
 	}
 	return attach.OwnSlots(text)
 }
 
+func (a *Agent) readListeners() ([]byte, error) { return os.ReadFile(a.derived.ListenersFile) }
+
 // relist runs a WriteListeners: what Envoy begins with while there is none, else
 // what followListeners writes next.
 func (a *Agent) relist(e WriteListeners) {
 	var file listenersFile
 	file.text, file.version, file.err = a.derived.ListenersWith(e.Own)
-	if a.process == nil {
+	if !a.running() {
 		a.listeners = file
+		if a.cfg.NoChild { // the next one may begin at any time
+			if err := a.writeListeners(file); err != nil {
+				a.log.Error("the listeners for the next Envoy cannot be written", "error", err)
+			}
+		}
 		return
 	}
 	select {
@@ -161,11 +168,15 @@ func (f *listenersFollower) look(ctx context.Context) {
 	switch {
 	case err != nil: // it will be asked again
 	case st.refused > f.refused && !f.open:
-		f.awaited = ""
+		if f.refused = st.refused; !f.agent.cfg.NoChild { // else it goes on, and may get better ones
+			f.awaited = ""
+		}
 		f.agent.send(ctx, message{fatal: errListenersRefused})
 	case st.refused > f.refused:
 		f.awaited = ""
-		f.agent.send(ctx, message{event: ListenersRefused{Reason: f.reason()}})
+		why := f.reason()
+		f.agent.log.Warn("envoy refused a change of its listeners", "why", why)
+		f.agent.send(ctx, message{event: ListenersRefused{Reason: why}})
 	case st.version == f.awaited && (!f.open || st.warming == 0):
 		f.awaited, f.taken = "", true
 		f.agent.send(ctx, message{event: ListenersTaken{}})

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,24 +28,37 @@ type envoyProcess struct {
 
 // startEnvoy runs Envoy in a process group of its own, so that a terminal's
 // interrupt reaches the agent alone, which then drains.
-func startEnvoy(bin envoyBinary, args []string, logPath string) (*envoyProcess, error) {
+func startEnvoy(bin envoyBinary, args []string, logPath string, dieTogether bool) (*envoyProcess, error) {
 	stderr, err := os.OpenFile(logPath, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer stderr.Close()
-	cmd := exec.Command(bin.path, args...)
+	cmd := envoyCommand(context.Background(), bin.path, args...)
 	cmd.Stdout = os.Stdout
 	cmd.Stderr = stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	if dieTogether {
+		killWithThread(cmd.SysProcAttr)
+	}
+	p := &envoyProcess{done: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		// For the kernel Envoy's parent is the thread that started it: that one is this
+		// goroutine's own, and lives until Envoy has ended.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		p.proc = cmd.Process
+		started <- err
+		if err == nil {
+			p.err = cmd.Wait()
+			close(p.done)
+		}
+	}()
+	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start Envoy: %w", err)
 	}
-	p := &envoyProcess{proc: cmd.Process, done: make(chan struct{})}
-	go func() {
-		p.err = cmd.Wait()
-		close(p.done)
-	}()
 	return p, nil
 }
 
@@ -120,6 +134,13 @@ type processRecord struct {
 	Config       string `json:"config"`
 	AdminNetwork string `json:"adminNetwork"`
 	AdminAddress string `json:"adminAddress"`
+	// AdminFile has the address in it when it is not known beforehand.
+	AdminFile string `json:"adminFile,omitempty"`
+}
+
+// admin speaks to that Envoy.
+func (r *processRecord) admin() *adminClient {
+	return newAdminClient(adminAddress{network: r.AdminNetwork, address: r.AdminAddress, file: r.AdminFile})
 }
 
 func recordPath(dir string) string { return filepath.Join(dir, "process.json") }
@@ -235,17 +256,19 @@ func processStart(pid int) (string, bool) {
 	return strings.TrimSpace(string(boot)) + "/" + fields[19], true
 }
 
+// longestSocketDir leaves room for the sockets' names.
+const longestSocketDir = 80
+
 // socketDir gives the directory for Unix sockets whose path is short enough for
 // the kernel (108 bytes): dir itself, or a private one under the temporary
 // directory. It is the same at every start, so that an Envoy left behind finds
 // its agent again.
 func socketDir(dir string) (string, error) {
-	const longest = 80 // leaves room for the sockets' names
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err
 	}
-	if len(abs) <= longest {
+	if len(abs) <= longestSocketDir {
 		return abs, nil
 	}
 	sum := sha256.Sum256([]byte(abs))

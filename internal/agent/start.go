@@ -3,12 +3,12 @@ package agent
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"time"
 
@@ -41,8 +41,29 @@ func (a *Agent) derive(sockets string) error {
 	for _, warning := range a.derived.Warnings {
 		a.log.Warn("envoy configuration", "warning", warning)
 	}
-	a.envoyAdmin = newAdminClient(a.derived.Admin.Network, a.derived.Admin.Address)
-	return nil
+	at, err := a.adminAddress()
+	a.envoyAdmin = newAdminClient(at)
+	return err
+}
+
+// adminAddress tells where Envoy's admin interface is. When Envoy chooses its port it
+// writes it into a file: where the user wants that, else into one of the agent's.
+func (a *Agent) adminAddress() (adminAddress, error) {
+	if a.cfg.EnvoyAdmin != "" {
+		return parseAdminAddress(a.cfg.EnvoyAdmin)
+	}
+	at := adminAddress{network: a.derived.Admin.Network, address: a.derived.Admin.Address}
+	if _, port, err := net.SplitHostPort(at.address); at.network != "tcp" || err != nil || port != "0" {
+		return at, nil
+	}
+	if a.envoyArgs.adminAddressPath == "" {
+		if a.cfg.NoChild {
+			return at, errors.New("envoy configuration: nobody knows which port Envoy will choose for its admin interface; give it a port, or --admin-address-path a file that both see, in the arguments of both, or the agent --envoy-admin")
+		}
+		a.envoyArgs.adminAddressPath = filepath.Join(a.envoyDir(), "admin-address")
+	}
+	at.file = a.envoyArgs.adminAddressPath
+	return at, nil
 }
 
 // deriveConfig leaves the node's id and cluster out where the command line
@@ -51,8 +72,14 @@ func (a *Agent) deriveConfig(sockets string) attach.DeriveConfig {
 	dc := attach.DeriveConfig{
 		ADSSocket:     a.socket,
 		AdminSocket:   filepath.Join(sockets, "admin.sock"),
-		ListenersFile: filepath.Join(a.envoyDir(), "listeners"),
+		ListenersFile: filepath.Join(a.envoyDir(), listenersName),
 		NoSharedSlots: !a.binary.Slots,
+	}
+	if a.cfg.NoChild {
+		dc.AdminSocket = filepath.Join(a.adminDir(), "admin.sock")
+		if a.group != noGroup {
+			dc.AdminMode = 0o660
+		}
 	}
 	if a.envoyArgs.serviceNode == "" {
 		dc.NodeID = a.cfg.Node.ID()
@@ -67,6 +94,9 @@ func (a *Agent) deriveConfig(sockets string) attach.DeriveConfig {
 // syntax adds.
 const bootstrapName = "bootstrap"
 
+// listenersName is that of the file that it reads its listeners from.
+const listenersName = "listeners"
+
 func (a *Agent) bootstrapPath() string {
 	return filepath.Join(a.envoyDir(), bootstrapName+a.derived.Extension)
 }
@@ -78,7 +108,7 @@ func (a *Agent) openEnvoyLog() *envoyLog {
 		a.envoyArgs.logPath = ""
 	}
 	l := &envoyLog{path: a.envoyArgs.logPath, out: a.cfg.EnvoyLog}
-	if l.path == "" {
+	if l.path == "" && !a.cfg.NoChild {
 		l.path, l.own = filepath.Join(a.envoyDir(), "envoy.log"), true
 	}
 	if st, err := os.Stat(l.path); err == nil {
@@ -93,6 +123,9 @@ func (a *Agent) configDigest() string {
 	parts := [][]byte{a.derived.Bootstrap, a.derived.Listeners}
 	for _, arg := range append([]string{a.envoyArgs.logPath, a.envoyArgs.serviceNode, a.envoyArgs.serviceCluster}, a.envoyArgs.rest...) {
 		parts = append(parts, []byte(arg))
+	}
+	if path := a.envoyArgs.adminAddressPath; path != "" {
+		parts = append(parts, []byte(path))
 	}
 	return string(chandler.Digest[string](bytes.Join(parts, []byte{0})))
 }
@@ -116,13 +149,14 @@ func (a *Agent) leftOver(config string) (listed []attach.Slot) {
 		return nil
 	}
 	listed, err := a.listedSlots()
-	if err == nil && a.restored && record.Binary == a.binary.Digest && record.Config == config {
+	// One that is adopted is no child, which the kernel would kill with its parent.
+	if err == nil && !a.cfg.DieTogether && a.restored && record.Binary == a.binary.Digest && record.Config == config {
 		a.process, a.adopted = process, true
 		a.log.Info("envoy adopted", "version", a.binary.Version, "pid", record.PID)
 		return listed
 	}
-	a.log.Info("an Envoy of another program or configuration is stopped first", "pid", record.PID)
-	process.stop(newAdminClient(record.AdminNetwork, record.AdminAddress), a.cfg.Drain)
+	a.log.Info("an Envoy that cannot be adopted is stopped first", "pid", record.PID)
+	process.stop(record.admin(), a.cfg.Drain)
 	return nil
 }
 
@@ -135,15 +169,7 @@ func (a *Agent) takeEnvoy(ctx context.Context, g *errgroup.Group) error {
 	if err := a.serveSlots(ctx, g); err != nil {
 		return err
 	}
-	a.state = NewState(Settings{
-		Slots: a.derived.Slots, Sites: a.derived.Sites, Listed: listed, Running: a.adopted, Shut: !a.adopted && len(a.derived.Slots) == 0,
-		OwnModules: bytes.Contains(a.derived.Listeners, []byte(".wasm.")) || bytes.Contains(a.derived.Bootstrap, []byte(".wasm.")),
-		HostEnv:    a.cfg.HostEnv, Features: a.cfg.Node.Features, Jitter: rand.Float64,
-	})
-	a.bypasses = bypassDir{dir: a.cfg.Data, log: a.log}
-	if orders, changed := a.bypasses.look(); changed {
-		a.step(ctx, message{event: Bypassed{Plugins: orders}})
-	}
+	a.newState(ctx, listed, a.adopted)
 	if a.adopted {
 		a.step(ctx, message{event: a.lastGood})
 		return nil
@@ -151,16 +177,25 @@ func (a *Agent) takeEnvoy(ctx context.Context, g *errgroup.Group) error {
 	return a.newEnvoy(ctx, config)
 }
 
-// validate asks Envoy about the user's configuration. It is for an Envoy that
-// begins without listeners, and would not tell what is wrong with them.
-func (a *Agent) validate(ctx context.Context) error {
+// newState begins with an Envoy that runs, with these slots of one plugin in its
+// listeners, or with none.
+func (a *Agent) newState(ctx context.Context, listed []attach.Slot, running bool) {
+	a.state = NewState(Settings{
+		Slots: a.derived.Slots, Sites: a.derived.Sites, Listed: listed, Running: running, Shut: !running && len(a.derived.Slots) == 0,
+		OwnModules: bytes.Contains(a.derived.Listeners, []byte(".wasm.")) || bytes.Contains(a.derived.Bootstrap, []byte(".wasm.")),
+		HostEnv:    a.cfg.HostEnv, Features: a.cfg.Node.Features, Jitter: rand.Float64,
+	})
+	a.bypasses = bypassDir{dir: a.cfg.Data, log: a.log}
+	if orders, changed := a.bypasses.look(); changed {
+		a.step(ctx, message{event: Bypassed{Plugins: orders}})
+	}
+}
+
+// validate asks Envoy about a configuration.
+func (a *Agent) validate(ctx context.Context, args []string) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	args := append(slices.Clone(a.cfg.EnvoyArgs), "--mode", "validate")
-	if !a.envoyArgs.has("--disable-hot-restart") {
-		args = append(args, "--disable-hot-restart")
-	}
-	out, err := exec.CommandContext(ctx, a.binary.path, args...).CombinedOutput()
+	out, err := envoyCommand(ctx, a.binary.path, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("envoy refuses the configuration (%w):\n%s", err, chandler.Printable(string(out[max(0, len(out)-reasonLimit):]), reasonLimit))
 	}
@@ -169,8 +204,8 @@ func (a *Agent) validate(ctx context.Context) error {
 
 // newEnvoy makes what the first Envoy begins with, and starts it.
 func (a *Agent) newEnvoy(ctx context.Context, config string) error {
-	if len(a.derived.Slots) == 0 {
-		if err := a.validate(ctx); err != nil {
+	if len(a.derived.Slots) == 0 { // it begins without listeners, and would not tell what is wrong with them
+		if err := a.validate(ctx, a.envoyArgs.validateLine()); err != nil {
 			return err
 		}
 	}
@@ -186,11 +221,13 @@ func (a *Agent) launch(config string) error {
 	if err := a.writeListeners(a.listeners); err != nil {
 		return err
 	}
-	if err := durable.Write(durable.OS(), a.bootstrapPath(), a.derived.Bootstrap); err != nil {
+	if err := durable.Write(a.shared(), a.bootstrapPath(), a.derived.Bootstrap); err != nil {
 		return err
 	}
-	drain := strconv.Itoa(max(1, int(a.cfg.Drain/time.Second)))
-	started, err := startEnvoy(a.binary, a.envoyArgs.commandLine(a.bootstrapPath(), drain), a.envoyLog.path)
+	if file := a.envoyAdmin.file; file != "" {
+		_ = os.Remove(file) // the address in it was that of another Envoy
+	}
+	started, err := startEnvoy(a.binary, a.envoyArgs.commandLine(a.bootstrapPath(), a.drainSeconds()), a.envoyLog.path, a.cfg.DieTogether)
 	if err != nil {
 		return err
 	}
@@ -203,9 +240,16 @@ func (a *Agent) launch(config string) error {
 	}
 	if err := saveProcess(a.envoyDir(), processRecord{
 		PID: pid, Started: begun, Binary: a.binary.Digest, Config: config,
-		AdminNetwork: a.derived.Admin.Network, AdminAddress: a.derived.Admin.Address,
+		AdminNetwork: a.derived.Admin.Network, AdminAddress: a.derived.Admin.Address, AdminFile: a.envoyAdmin.file,
 	}); err != nil {
 		a.log.Warn("the next agent cannot adopt this Envoy", "error", err)
 	}
 	return nil
+}
+
+func (a *Agent) drainSeconds() string {
+	if a.cfg.Drain < time.Millisecond {
+		return ""
+	}
+	return strconv.Itoa(max(1, int(a.cfg.Drain/time.Second)))
 }

@@ -42,12 +42,17 @@ type EnvoyStatus struct {
 	Version string `json:"version"`
 	// PID is 0 while there is none; then Down says why and NextTry when it is
 	// started.
-	PID     int       `json:"pid,omitzero"`
-	Since   time.Time `json:"since,omitzero"`
-	Adopted bool      `json:"adopted,omitempty"` // the agent before had started it
-	Down    string    `json:"down,omitempty"`
-	NextTry time.Time `json:"nextTry,omitzero"`
+	// Separate: somebody else starts Envoy, and PID stays 0.
+	PID      int       `json:"pid,omitzero"`
+	Separate bool      `json:"separate,omitempty"`
+	Since    time.Time `json:"since,omitzero"`
+	Adopted  bool      `json:"adopted,omitempty"` // the agent before had started it
+	Down     string    `json:"down,omitempty"`
+	NextTry  time.Time `json:"nextTry,omitzero"`
 }
+
+// Running tells whether there is an Envoy.
+func (e *EnvoyStatus) Running() bool { return e.PID != 0 || !e.Since.IsZero() }
 
 // ControlStatus tells of the connection to the control plane.
 type ControlStatus struct {
@@ -149,6 +154,9 @@ func (a *Agent) status() *Status {
 		return st
 	}
 	st.Envoy, st.Slots, st.Listeners = v.envoy, v.facts.Slots, listenersOf(v.facts)
+	if why := a.absent.Load(); st.Envoy.Separate && !st.Envoy.Running() && why != nil {
+		st.Envoy.Down = *why
+	}
 	for _, b := range v.facts.Bypassed {
 		st.Bypassed = append(st.Bypassed, BypassStatus{PluginRef(b.Key), b.Reason, b.At})
 	}
@@ -163,11 +171,14 @@ func (a *Agent) status() *Status {
 
 // envoyStatus is for the goroutine that owns the state.
 func (a *Agent) envoyStatus() EnvoyStatus {
-	st := EnvoyStatus{Version: a.binary.Version, Adopted: a.adopted}
-	if down := a.state.down; a.process == nil {
+	st := EnvoyStatus{Version: a.binary.Version, Adopted: a.adopted && !a.cfg.NoChild, Separate: a.cfg.NoChild}
+	if down := a.state.down; !a.running() {
 		st.Down, st.NextTry = down.Message, down.Next
 	} else {
-		st.PID, st.Since = a.process.proc.Pid, a.begun
+		st.Since = a.begun
+	}
+	if a.process != nil {
+		st.PID = a.process.proc.Pid
 	}
 	return st
 }

@@ -118,6 +118,9 @@ func lastWords(lines []string) []string {
 	return words
 }
 
+// running tells whether there is an Envoy.
+func (a *Agent) running() bool { return a.process != nil || a.here }
+
 // ended is closed when the present Envoy has ended; nil while there is none.
 func (a *Agent) ended() <-chan struct{} {
 	if a.process == nil {
@@ -171,7 +174,11 @@ func (a *Agent) serveSlots(ctx context.Context, g *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(a.socket, 0o600); err != nil {
+	err = os.Chmod(a.socket, 0o600)
+	if err == nil {
+		err = a.share(a.socket, 0o660)
+	}
+	if err != nil {
 		return errors.Join(err, lis.Close())
 	}
 	ctx, cancel := context.WithCancel(ctx)

@@ -235,7 +235,7 @@ func (a *Agent) watchTraffic(ctx context.Context) {
 // measure asks Envoy once.
 func (a *Agent) measure(ctx context.Context, m *meter) bool {
 	v := a.view.Load()
-	if v == nil || v.pushing || v.envoy.PID == 0 {
+	if v == nil || v.pushing || !v.envoy.Running() {
 		return false
 	}
 	poll, cancel := context.WithTimeout(ctx, trafficPatience)

@@ -49,7 +49,7 @@ func TestTrapsOfTheRealEnvoy(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Signal(syscall.SIGTERM); _ = cmd.Wait() })
-	admin := newAdminClient("unix", filepath.Join(dir, "admin"))
+	admin := newAdminClient(adminAddress{network: "unix", address: filepath.Join(dir, "admin")})
 	t.Cleanup(admin.http.CloseIdleConnections)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()

@@ -37,6 +37,8 @@ type DeriveConfig struct {
 	// AdminSocket is the Unix socket for Envoy's admin interface where the user's
 	// file has none.
 	AdminSocket string
+	// AdminMode is the mode of that socket; 0: as Envoy makes it.
+	AdminMode uint32
 	// ListenersVersion is the version_info of the listeners file; empty: a hash
 	// of its content.
 	ListenersVersion string
@@ -438,7 +440,11 @@ func (d *Derived) addAdmin(root *yaml.Node, dc DeriveConfig) error {
 	}
 	if address == nil {
 		d.Admin = Admin{"unix", dc.AdminSocket}
-		return set(admin, "admin", "address", fromObject(object{"pipe": object{"path": dc.AdminSocket}}))
+		pipe := object{"path": dc.AdminSocket}
+		if dc.AdminMode != 0 {
+			pipe["mode"] = dc.AdminMode
+		}
+		return set(admin, "admin", "address", fromObject(object{"pipe": pipe}))
 	}
 	const path = "admin.address"
 	pipe, err := message(address, path, "pipe")
