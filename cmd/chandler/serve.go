@@ -190,7 +190,10 @@ func newControl(f serveFlags, data string, op *operator, modules *store.Store, v
 		return nil, nil, shown, err
 	}
 	f.fetch.own.add(agents.listener)
-	cfg.Listener, cfg.Server, cfg.Authenticator = agents.listener, agents.options, agents.agents
+	cfg.Listener, cfg.Authenticator = agents.listener, agents.agents
+	if agents.tls != nil {
+		cfg.Credentials = agents.tls
+	}
 	if err := op.identify(agents.agents); err != nil {
 		agents.listener.Close()
 		return nil, nil, shown, err

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"reflect"
 	"slices"
 	"sync"
@@ -220,14 +221,14 @@ func (a *Agent) report(ctx context.Context, conn *grpc.ClientConn) error {
 	if err != nil {
 		return err
 	}
-	intervals, ended := make(chan time.Duration), make(chan error, 1)
+	asked, ended := make(chan *chandlerv1.ReportResponse), make(chan error, 1)
 	var receiving sync.WaitGroup
-	receiving.Go(func() { ended <- listen(ctx, stream, intervals) })
+	receiving.Go(func() { ended <- listen(ctx, stream, asked) })
 	defer receiving.Wait()
 	defer cancel()
 
 	var told reported
-	var interval time.Duration
+	var interval, spread time.Duration
 	var due time.Time // when traffic is to be told, if an interval is
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -254,25 +255,30 @@ func (a *Agent) report(ctx context.Context, conn *grpc.ClientConn) error {
 		select {
 		case err := <-ended:
 			return err
-		case asked := <-intervals:
-			if asked != interval {
-				interval, due = asked, time.Now()
+		case resp := <-asked:
+			spread = wire.SpreadFromProto(resp.GetSpread())
+			if every := wire.IntervalFromProto(resp.GetTrafficInterval()); every != interval {
+				interval, due = every, time.Now()
 			}
 		case <-a.changed:
+			select {
+			case <-time.After(rand.N(spread + 1)):
+			case <-ctx.Done():
+			}
 		case <-timer.C:
 		}
 	}
 }
 
-// listen passes on how often traffic is to be told, until the stream ends.
-func listen(ctx context.Context, stream grpc.BidiStreamingClient[chandlerv1.ReportRequest, chandlerv1.ReportResponse], intervals chan<- time.Duration) error {
+// listen passes on what is asked, until the stream ends.
+func listen(ctx context.Context, stream grpc.BidiStreamingClient[chandlerv1.ReportRequest, chandlerv1.ReportResponse], asked chan<- *chandlerv1.ReportResponse) error {
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
 			return err
 		}
 		select {
-		case intervals <- wire.IntervalFromProto(resp.GetTrafficInterval()):
+		case asked <- resp:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -284,12 +290,15 @@ const trapEvery = time.Second
 
 // message gives what is to be told, or nil, and how long nothing else is.
 func (a *Agent) message(told *reported, traffic bool) (*chandlerv1.ReportRequest, time.Duration) {
+	if told.sequence > 0 && a.swarm.hushed.Load() {
+		return nil, time.Hour
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := a.swarm.cfg.Now()
 	a.envoy.advance(now)
 	states, facts := a.envoy.report(), a.envoy.facts()
-	r := wire.Report{Sequence: told.sequence + 1}
+	r := wire.Report{Sequence: told.sequence + 1, Silent: told.sequence%4 != 0}
 	if told.sequence == 0 {
 		r.Node, r.Full = &a.node, true
 	}

@@ -13,14 +13,17 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/wire"
+	"chandler.dev/chandler/internal/xds/deltaclient"
 )
 
 // Config is a swarm. All but Target may be left out.
@@ -56,6 +59,7 @@ type Config struct {
 type Swarm struct {
 	cfg    Config
 	agents []*Agent
+	hushed atomic.Bool
 	zstd   *zstd.Decoder // for all, without goroutines
 
 	mu   sync.Mutex
@@ -80,8 +84,12 @@ func New(cfg Config) *Swarm {
 	if cfg.Dial == nil {
 		cfg.Dial = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
 	}
-	// Thousands of them share this process: a connection has no buffers of its own.
-	cfg.Dial = append([]grpc.DialOption{grpc.WithWriteBufferSize(4 << 10), grpc.WithSharedWriteBuffer(true), grpc.WithReadBufferSize(0)}, cfg.Dial...)
+	// Thousands of them share this process: a connection has small buffers, and its
+	// handshake, beside all the others', may take as long as an agent waits at all.
+	cfg.Dial = append([]grpc.DialOption{
+		grpc.WithWriteBufferSize(4 << 10), grpc.WithSharedWriteBuffer(true), grpc.WithReadBufferSize(2 << 10),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: deltaclient.FirstTimeout}),
+	}, cfg.Dial...)
 	decoder, _ := zstd.NewReader(nil) // it fails for options only
 	s := &Swarm{cfg: cfg, zstd: decoder, read: map[string]*chandler.Attachment{}}
 	for i := range cfg.Agents {
@@ -117,6 +125,16 @@ func (s *Swarm) Connected() (n int) {
 		a.mu.Unlock()
 	}
 	return n
+}
+
+// Hush has agents tell nothing that is new, or tell all of it after they did not.
+func (s *Swarm) Hush(hushed bool) {
+	s.hushed.Store(hushed)
+	if !hushed {
+		for _, a := range s.agents {
+			a.tell()
+		}
+	}
 }
 
 // Told is how many agents were ever told each release of a plugin.
