@@ -32,7 +32,7 @@ func TestTable(t *testing.T) {
 	}
 	for name, limit := range map[string]float64{
 		"1000 agents: a change, last told": 60, "1000 agents: memory": 120, "10000 agents: all connected": 20, "10000 agents: memory": 600,
-		"10000 agents: idle": 5, "10000 agents: a change, 99 of 100 told": 800, "10000 agents: a change, CPU": 0.6,
+		"10000 agents: idle": 5, "10000 agents: a change, 99 of 100 told": 800, "10000 agents: a change, CPU until it is acknowledged": 0.6,
 	} {
 		if limits[name] != limit {
 			t.Errorf("%s: target %v, want %v", name, limits[name], limit)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,6 +34,7 @@ const (
 	orderTold      = "told"      // how many know of a change
 	orderTimes     = "times"     // when each that knows of it came to know
 	orderMessages  = "messages"  // how often agents were told something
+	orderHush      = "hush"      // they are not to report, or again to
 )
 
 // muster is who the swarm is.
@@ -47,6 +49,7 @@ type order struct {
 	What   string
 	Plugin string
 	Change int64
+	Hush   bool
 }
 
 // answer is for one order.
@@ -61,6 +64,7 @@ const fewEvery = 100
 
 // beSwarm runs the agents until the input ends.
 func beSwarm(ctx context.Context, in io.Reader, out io.Writer) error {
+	debug.SetGCPercent(400) // it shares the machine with the control plane, which is what is measured
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	lines, answers := json.NewDecoder(bufio.NewReader(in)), json.NewEncoder(out)
@@ -99,9 +103,12 @@ func beSwarm(ctx context.Context, in io.Reader, out io.Writer) error {
 			return errors.Join(derr, err)
 		}
 		var a answer
-		if o.What == orderConnected {
+		switch o.What {
+		case orderConnected:
 			a.Count = int64(fleet.Connected())
-		} else {
+		case orderHush:
+			fleet.Hush(o.Hush)
+		default:
 			a = h.answer(o)
 		}
 		if werr := answers.Encode(a); werr != nil {
