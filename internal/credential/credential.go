@@ -184,7 +184,7 @@ func (s *Server) Verify(chain []*x509.Certificate) error {
 	now := s.Now()
 	s.mu.Lock()
 	p := s.proofs[chain[0]]
-	proven := p != nil && p.roots == roots && !now.Before(p.from) && !now.After(p.until)
+	proven := p != nil && (p.roots == roots || p.roots.Equal(roots)) && !now.Before(p.from) && !now.After(p.until)
 	s.mu.Unlock()
 	if proven { // to verify costs as much as a handshake
 		return nil
