@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/credential"
 	"chandler.dev/chandler/internal/durable"

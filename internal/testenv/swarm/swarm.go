@@ -87,7 +87,7 @@ func New(cfg Config) *Swarm {
 	// Thousands of them share this process: a connection has small buffers, and its
 	// handshake, beside all the others', may take as long as an agent waits at all.
 	cfg.Dial = append([]grpc.DialOption{
-		grpc.WithWriteBufferSize(4 << 10), grpc.WithSharedWriteBuffer(true), grpc.WithReadBufferSize(2 << 10),
+		grpc.WithWriteBufferSize(4 << 10), grpc.WithReadBufferSize(2 << 10),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: deltaclient.FirstTimeout}),
 	}, cfg.Dial...)
 	decoder, _ := zstd.NewReader(nil) // it fails for options only
