@@ -16,9 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/testenv/swarm"
 )
@@ -72,13 +69,13 @@ func beSwarm(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := lines.Decode(&m); err != nil {
 		return fmt.Errorf("who the swarm is: %w", err)
 	}
-	dial, err := m.dial()
+	secure, err := m.tls()
 	if err != nil {
 		return err
 	}
 	h := newHeard(m.Agents)
 	fleet := swarm.New(swarm.Config{
-		Target: m.Target, Dial: dial, Agents: m.Agents, Conduct: h.conduct,
+		Target: m.Target, TLS: secure, Agents: m.Agents, Conduct: h.conduct,
 		Node: func(i int) chandler.Node {
 			n := chandler.Node{
 				Namespace: "default", Name: fmt.Sprintf("agent-%d", i), AgentVersion: "bench", EnvoyVersion: "1.40.0",
@@ -119,9 +116,9 @@ func beSwarm(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 }
 
-// dial is how an agent connects. All show one certificate, which is good for any node of
-// their namespace.
-func (m *muster) dial() ([]grpc.DialOption, error) {
+// tls is what an agent shows and expects. All show one certificate, which is good for any
+// node of their namespace.
+func (m *muster) tls() (*tls.Config, error) {
 	if m.CA == "" {
 		return nil, nil
 	}
@@ -137,9 +134,7 @@ func (m *muster) dial() ([]grpc.DialOption, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
-		RootCAs: roots, Certificates: []tls.Certificate{own}, MinVersion: tls.VersionTLS13,
-	}))}, nil
+	return &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{own}, MinVersion: tls.VersionTLS13}, nil
 }
 
 // heard is what the agents were told, and when.

@@ -10,10 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/stats"
-
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/fetch"
@@ -33,28 +29,12 @@ type heard struct {
 	counts map[string]count
 }
 
-type methodKey struct{}
-
-func (h *heard) TagRPC(ctx context.Context, i *stats.RPCTagInfo) context.Context {
-	return context.WithValue(ctx, methodKey{}, i.FullMethodName[strings.LastIndex(i.FullMethodName, "/")+1:])
-}
-func (h *heard) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
-func (h *heard) HandleConn(context.Context, stats.ConnStats)                       {}
-func (h *heard) HandleRPC(ctx context.Context, s stats.RPCStats) {
-	method, _ := ctx.Value(methodKey{}).(string)
-	n := 0
-	switch s := s.(type) {
-	case *stats.OutPayload:
-		method, n = method+" out", s.Length
-	case *stats.InPayload:
-		method, n = method+" in", s.Length
-	default:
-		return
-	}
+func (h *heard) message(method string, sent bool, bytes int) {
+	method = method[strings.LastIndex(method, "/")+1:] + map[bool]string{true: " out", false: " in"}[sent]
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	c := h.counts[method]
-	h.counts[method] = count{c.Messages + 1, c.Bytes + int64(n)}
+	h.counts[method] = count{c.Messages + 1, c.Bytes + int64(bytes)}
 }
 
 // since gives what was counted, and begins anew if it is asked to.
@@ -135,7 +115,7 @@ func startFleet(t *testing.T, agents int, fetches bool) *fleet {
 		t.Fatal(err)
 	}
 	f.Swarm = swarm.New(swarm.Config{
-		Target: l.Addr().String(), Agents: agents, Fetch: fetches, Dial: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithStatsHandler(f.heard)},
+		Target: l.Addr().String(), Agents: agents, Fetch: fetches, Message: f.message,
 		Node: func(i int) chandler.Node {
 			n := chandler.Node{
 				Namespace: "default", Name: fmt.Sprintf("agent-%06d", i), AgentVersion: "bench", EnvoyVersion: "1.40.0",
