@@ -23,8 +23,8 @@ const (
 const (
 	connectBound = 3 * time.Minute
 	changeBound  = time.Minute
-	settle       = 2 * time.Second // after all were told, for their reports and what follows
-	idleFor      = 10 * time.Second
+	settle       = 2 * time.Second  // after all were told, for their reports and what follows
+	idleFor      = 20 * time.Second // in which each agent asks once whether the control plane is there
 )
 
 // stormEvery is between two changes of the storm.

@@ -291,7 +291,7 @@ func (c *Control) deliver(ctx context.Context, s source.Snapshot) {
 }
 
 // newServer gives the agents' server. An agent that is gone without a word is noticed in
-// 20 seconds; one that is there asks first, so that its ping is the only one.
+// half a minute; one that is there asks first, so that its ping is the only one.
 func (c *Control) newServer() *quiet.Server {
 	return quiet.NewServer(quiet.Config{
 		Credentials: c.cfg.Credentials, Unknown: unknown,

@@ -39,7 +39,7 @@ const (
 	// A server of which nothing came for silence is asked for a sign of life, which may
 	// take as long as patience. Writing may take both together, or twice as long: the
 	// deadline is not set anew for each message.
-	silence  = 10 * time.Second
+	silence  = 20 * time.Second
 	patience = 10 * time.Second
 )
 
