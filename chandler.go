@@ -258,6 +258,11 @@ type Node struct {
 // ID is "namespace/name", unique in a fleet.
 func (n Node) ID() string { return n.Namespace + "/" + n.Name }
 
+// Compare orders nodes by namespace and name.
+func (n Node) Compare(other Node) int {
+	return cmp.Or(strings.Compare(n.Namespace, other.Namespace), strings.Compare(n.Name, other.Name))
+}
+
 // HasLabels tells whether all of want are among the labels that there are, with their
 // values; none always are.
 func HasLabels(labels, want map[string]string) bool {

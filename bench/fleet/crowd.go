@@ -100,6 +100,12 @@ func (c *crowd) messages() (int64, error) {
 	return a.Count, err
 }
 
+// hush has agents not report, or again.
+func (c *crowd) hush(hush bool) error {
+	_, err := c.ask(order{What: orderHush, Hush: hush})
+	return err
+}
+
 // leave has all agents go, and the process end.
 func (c *crowd) leave() {
 	_ = c.in.Close()

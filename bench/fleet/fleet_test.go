@@ -16,7 +16,8 @@ func result(agents int) Result {
 	n := float64(agents)
 	return Result{
 		Agents: agents, Connected: n / 1000, Empty: 50, Full: 50 + n/20, Idle: 0.01,
-		All: Change{Told: agents, P50: n / 20, P99: n / 15, Last: n / 10, CPU: n / 20_000},
+		All:  Change{Told: agents, P50: n / 20, P99: n / 15, Last: n / 10, CPU: n / 20_000},
+		Told: Change{Told: agents, P50: n / 30, P99: n / 20, Last: n / 15, CPU: n / 40_000},
 	}
 }
 

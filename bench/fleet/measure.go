@@ -23,8 +23,8 @@ const (
 const (
 	connectBound = 3 * time.Minute
 	changeBound  = time.Minute
-	settle       = 2 * time.Second // after all were told, for their reports and what follows
-	idleFor      = 10 * time.Second
+	settle       = 2 * time.Second  // after all were told, for their reports and what follows
+	idleFor      = 20 * time.Second // in which each agent asks once whether the control plane is there
 )
 
 // stormEvery is between two changes of the storm.
@@ -49,6 +49,7 @@ type Result struct {
 	Idle float64 `json:"idleShare"`
 
 	All   Change    `json:"changeOfAll"`
+	Told  Change    `json:"changeOfAllTold"` // as All, by agents that acknowledge it and report nothing
 	Few   Change    `json:"changeOfFew"`
 	Back  Reconnect `json:"reconnect"`
 	Storm *Storm    `json:"storm,omitempty"`
@@ -123,7 +124,7 @@ func measure(ctx context.Context, o options, agents int, tls bool) (_ Result, er
 	if b.plane, err = newPlane(o.chandler, filepath.Join(dir, "control"), flags...); err != nil {
 		return b.Result, err
 	}
-	m.Target, b.plane.profiled = b.plane.listen, o.profiles != ""
+	m.Target, b.plane.profiled = b.plane.listen, o.profiles != "" && agents < 1000
 	defer func() {
 		if b.crowd != nil {
 			b.crowd.leave()
@@ -137,6 +138,7 @@ func measure(ctx context.Context, o options, agents int, tls bool) (_ Result, er
 		func(ctx context.Context) error { return b.connect(ctx, m) },
 		b.idle,
 		func(ctx context.Context) error { return b.changed(ctx, pluginAll, agents, &b.All) },
+		b.told,
 		func(ctx context.Context) error {
 			return b.changed(ctx, pluginFew, (agents+fewEvery-1)/fewEvery, &b.Few)
 		},
@@ -308,8 +310,19 @@ func (b *bench) changed(ctx context.Context, plugin string, agents int, c *Chang
 		CPU: max(0, ours.Seconds()-b.Idle*took) / n, Swarm: theirs.Seconds() / n,
 		Messages: float64(after-before) / n, ResourceBytes: (sent - bytes) / n,
 	}
-	b.say("a change for %d: p50 %.0f ms, p99 %.0f ms, last %.0f ms, %.3f CPU seconds (the agents took %.3f)", agents, c.P50, c.P99, c.Last, c.CPU, c.Swarm)
+	b.say("a change for %d%s: p50 %.0f ms, p99 %.0f ms, last %.0f ms, %.3f CPU seconds (the agents took %.3f)",
+		agents, map[bool]string{true: ", nothing reported"}[c == &b.Told], c.P50, c.P99, c.Last, c.CPU, c.Swarm)
 	return errors.Join(err, merr, <-profiled)
+}
+
+// told is what a change costs without reports: xDS control planes that are told nothing
+// else than acknowledgements are to be compared with that.
+func (b *bench) told(ctx context.Context) error {
+	if err := b.crowd.hush(true); err != nil {
+		return err
+	}
+	err := b.changed(ctx, pluginAll, b.Agents, &b.Told)
+	return errors.Join(err, b.crowd.hush(false), pause(ctx, settle))
 }
 
 // bytesSent is the metric of what agents are sent of resources.

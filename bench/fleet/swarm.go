@@ -10,13 +10,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
-
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/testenv/swarm"
@@ -33,6 +31,7 @@ const (
 	orderTold      = "told"      // how many know of a change
 	orderTimes     = "times"     // when each that knows of it came to know
 	orderMessages  = "messages"  // how often agents were told something
+	orderHush      = "hush"      // they are not to report, or again to
 )
 
 // muster is who the swarm is.
@@ -47,6 +46,7 @@ type order struct {
 	What   string
 	Plugin string
 	Change int64
+	Hush   bool
 }
 
 // answer is for one order.
@@ -61,6 +61,7 @@ const fewEvery = 100
 
 // beSwarm runs the agents until the input ends.
 func beSwarm(ctx context.Context, in io.Reader, out io.Writer) error {
+	debug.SetGCPercent(400) // it shares the machine with the control plane, which is what is measured
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	lines, answers := json.NewDecoder(bufio.NewReader(in)), json.NewEncoder(out)
@@ -68,13 +69,13 @@ func beSwarm(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := lines.Decode(&m); err != nil {
 		return fmt.Errorf("who the swarm is: %w", err)
 	}
-	dial, err := m.dial()
+	secure, err := m.tls()
 	if err != nil {
 		return err
 	}
 	h := newHeard(m.Agents)
 	fleet := swarm.New(swarm.Config{
-		Target: m.Target, Dial: dial, Agents: m.Agents, Conduct: h.conduct,
+		Target: m.Target, TLS: secure, Agents: m.Agents, Conduct: h.conduct,
 		Node: func(i int) chandler.Node {
 			n := chandler.Node{
 				Namespace: "default", Name: fmt.Sprintf("agent-%d", i), AgentVersion: "bench", EnvoyVersion: "1.40.0",
@@ -99,9 +100,12 @@ func beSwarm(ctx context.Context, in io.Reader, out io.Writer) error {
 			return errors.Join(derr, err)
 		}
 		var a answer
-		if o.What == orderConnected {
+		switch o.What {
+		case orderConnected:
 			a.Count = int64(fleet.Connected())
-		} else {
+		case orderHush:
+			fleet.Hush(o.Hush)
+		default:
 			a = h.answer(o)
 		}
 		if werr := answers.Encode(a); werr != nil {
@@ -112,9 +116,9 @@ func beSwarm(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 }
 
-// dial is how an agent connects. All show one certificate, which is good for any node of
-// their namespace.
-func (m *muster) dial() ([]grpc.DialOption, error) {
+// tls is what an agent shows and expects. All show one certificate, which is good for any
+// node of their namespace.
+func (m *muster) tls() (*tls.Config, error) {
 	if m.CA == "" {
 		return nil, nil
 	}
@@ -130,9 +134,7 @@ func (m *muster) dial() ([]grpc.DialOption, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
-		RootCAs: roots, Certificates: []tls.Certificate{own}, MinVersion: tls.VersionTLS13,
-	}))}, nil
+	return &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{own}, MinVersion: tls.VersionTLS13}, nil
 }
 
 // heard is what the agents were told, and when.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/rollout"
 )
 
@@ -56,8 +57,11 @@ func (c *cluster) publish(edit func(*[pluginN]entry)) {
 
 // demand has all agents say how often they are to tell their traffic, and do.
 func (c *cluster) demand(interval time.Duration) {
+	c.interval = interval
 	for _, p := range c.proxies {
-		p.down(taken, p.size.taken+intervalBytes, p.Message, func() {
+		spread := control.Spread(p.plane.online)
+		p.down(taken, takenSize(interval, spread), p.Message, func() {
+			p.spread = spread
 			began := p.interval == 0 && interval > 0
 			if p.interval = interval; began {
 				p.tell()
@@ -66,18 +70,13 @@ func (c *cluster) demand(interval time.Duration) {
 	}
 }
 
-// intervalBytes are those of a traffic interval of whole seconds in a message.
-const intervalBytes = 4
-
 // tell reports traffic, again and again.
 func (p *proxy) tell() {
 	if p.interval == 0 {
 		return
 	}
 	p.counting = true
-	if p.plane != nil && !p.reporting {
-		p.say(false)
-	}
+	p.remind()
 	p.after(p.interval, p.tell)
 }
 

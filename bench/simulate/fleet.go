@@ -8,6 +8,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/assign"
+	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/rollout"
 	"chandler.dev/chandler/internal/xds/deltaclient"
 )
@@ -40,9 +41,10 @@ type world struct {
 // cluster has a source of its own, with control planes and proxies.
 type cluster struct {
 	*world
-	planes  []*plane // the first one leads
-	proxies []*proxy
-	stage   *rollout.State // nil: changes go to all at once
+	planes   []*plane // the first one leads
+	proxies  []*proxy
+	stage    *rollout.State // nil: changes go to all at once
+	interval time.Duration  // at which traffic is to be told; zero: not at all
 }
 
 // plane is one replica of a control plane.
@@ -50,6 +52,7 @@ type plane struct {
 	cache
 	leads   bool
 	up      bool
+	online  int // proxies that it knows to be connected
 	plugins [pluginN]entry
 
 	streams []*proxy // of the pass under way, that are still to be asked
@@ -89,10 +92,13 @@ type proxy struct {
 	inForce    [pluginN]int
 	mirror     *cache // of its machine
 
-	reporting, unsaid, counting bool // a report is under way; more is to be said; of traffic
-	interval                    time.Duration
-	unheard                     bool // a word to the leader is under way
-	word, known                 word // as its replica knows it, and the leader
+	reports, taken         uint64        // of its stream: made, and known to be taken in
+	spread                 time.Duration // within which a change is to be reported
+	said                   word          // by the last report
+	soon, unsaid, counting bool          // the next one is to come; something is new; traffic, too
+	interval               time.Duration
+	unheard                bool // a word to the leader is under way
+	word, known            word // as its replica knows it, and the leader
 
 	greeted      bool          // it was answered on this connection,
 	back         time.Duration // at that time
@@ -101,6 +107,7 @@ type proxy struct {
 
 // word is what is known of a proxy.
 type word struct {
+	number        int // of two the newer one has the greater
 	told, inForce [pluginN]int
 	traffic       []chandler.Traffic
 }
@@ -122,6 +129,11 @@ func newWorld(in Inputs, shape Shape, isNew bool, seed uint64) (*world, error) {
 		}
 		for i := c * shape.Proxies / shape.Clusters; i < (c+1)*shape.Proxies/shape.Clusters; i++ {
 			cl.proxies = append(cl.proxies, cl.newProxy(i))
+		}
+	}
+	for _, c := range w.clusters {
+		for _, p := range c.proxies {
+			p.spread = control.Spread(p.plane.online)
 		}
 	}
 	for i := range w.releases {
@@ -154,9 +166,22 @@ func (c *cluster) newProxy(i int) *proxy {
 	} else {
 		p.mirror = c.proxies[at-1].mirror
 	}
-	p.word = word{told: p.told, inForce: p.inForce}
-	p.known = p.word
+	p.said = word{told: p.told, inForce: p.inForce}
+	p.word, p.known = p.said, p.said
+	if p.reports = c.Said; p.reports == 0 {
+		p.reports = 1 + c.chance.Uint64N(answerEvery)
+	}
+	p.taken = p.reports - (p.reports-1)%answerEvery
+	p.counts(1)
 	return p
+}
+
+// counts has its replica know that it came or went, and the leader, who knows of all.
+func (p *proxy) counts(by int) {
+	p.plane.online += by
+	if !p.plane.leads {
+		p.planes[0].online += by
+	}
 }
 
 // latency is one way between an agent and its control plane.
@@ -234,7 +259,7 @@ func (p *proxy) refresh(answer bool) (made time.Duration, ok bool) {
 func (p *proxy) hear(held [pluginN]int) {
 	if !p.greeted {
 		p.greeted, p.back, p.failures = true, p.now, 0
-		p.say(true)
+		p.report(true)
 	}
 	for i, n := range held {
 		if n > p.told[i] {
@@ -251,24 +276,55 @@ func (p *proxy) enforce(i, change int) {
 		took = p.Load
 	}
 	if took > 0 {
-		p.say(false)
+		p.say()
 	}
 	p.after(took, func() {
 		if change > p.inForce[i] {
 			p.inForce[i], p.done = change, p.now
-			p.say(false)
+			p.say()
 		}
 	})
 }
 
-// say reports what is true now. One message is under way at a time, and what is new
-// meanwhile is in the next.
-func (p *proxy) say(full bool) {
-	if p.plane == nil || p.reporting {
-		p.unsaid = true
+// As in internal/agent: of reports that are not known to be taken in there are so many at
+// most, and one of so many is answered.
+const (
+	mostUnderWay = 8
+	answerEvery  = 4
+)
+
+// say has something new reported.
+func (p *proxy) say() {
+	p.unsaid = true
+	p.remind()
+}
+
+// remind has the next report come, at a moment of the agent's own choice; what is new by
+// then is all in it.
+func (p *proxy) remind() {
+	if !p.greeted || p.soon || p.waits() {
 		return
 	}
-	now, bytes := word{p.told, p.inForce, p.word.traffic}, p.size.envelope
+	p.soon = true
+	here := p.connection
+	p.after(time.Duration(p.chance.Float64()*float64(p.spread)), func() {
+		if p.connection == here {
+			p.soon = false
+			p.report(false)
+		}
+	})
+}
+
+// waits tells whether no more may be reported before an answer.
+func (p *proxy) waits() bool { return p.reports >= p.taken+mostUnderWay }
+
+// report reports what is true now, if that is new; in full on a new connection.
+func (p *proxy) report(full bool) {
+	if !full && !p.unsaid && !p.counting {
+		return
+	}
+	now, bytes, cost := p.said, p.size.envelope, p.Message
+	now.number, now.told, now.inForce = now.number+1, p.told, p.inForce
 	if p.counting {
 		bytes += p.size.traffic
 		now.traffic = []chandler.Traffic{answers(p.now)}
@@ -276,19 +332,36 @@ func (p *proxy) say(full bool) {
 	switch {
 	case full:
 		bytes += p.size.node + p.states() + p.facts()
-	case now.inForce != p.word.inForce:
+	case now.inForce != p.said.inForce:
 		bytes += p.size.state + p.facts()
-	case now.told != p.word.told || p.unsaid:
+	case p.unsaid:
 		bytes += p.size.state
 	}
-	p.reporting, p.unsaid, p.counting = true, false, false
-	p.up(p.plane, report, bytes, 2*p.Message, func() {
+	p.said, p.unsaid, p.counting = now, false, false
+	p.reports++
+	sequence := p.reports
+	answered := sequence%answerEvery == 1
+	if answered {
+		cost += p.Message
+	} else {
+		bytes += p.size.silent
+	}
+	p.up(p.plane, report, bytes, cost, func() {
 		p.learn(now)
-		p.down(taken, p.size.taken, 0, func() {
-			if p.reporting = false; p.unsaid || p.counting {
-				p.say(false)
-			}
-		})
+		if answered {
+			p.answer(sequence)
+		}
+	})
+}
+
+// answer has an agent know that its reports were taken in up to one.
+func (p *proxy) answer(sequence uint64) {
+	spread := control.Spread(p.plane.online)
+	p.down(taken, takenSize(p.cluster.interval, spread), 0, func() {
+		waited := p.waits()
+		if p.taken, p.spread = sequence, spread; waited {
+			p.report(false)
+		}
 	})
 }
 
@@ -312,6 +385,9 @@ func (p *proxy) facts() int64 {
 // learn has the leader know of a proxy, by another replica's word if need be. Of one node
 // only the newest is told.
 func (p *proxy) learn(now word) {
+	if now.number < p.word.number {
+		return // came late
+	}
 	told := len(now.traffic) > 0 && (len(p.word.traffic) == 0 || &now.traffic[0] != &p.word.traffic[0])
 	if p.word = now; p.plane.leads {
 		p.known = now
@@ -329,18 +405,25 @@ func (p *proxy) learn(now word) {
 			bytes += p.size.traffic
 		}
 		p.count(relay, bytes)
-		p.after(p.latency(), func() { p.at(leader.works(p.now, p.Message), func() { p.known = now }) })
+		p.after(p.latency(), func() {
+			p.at(leader.works(p.now, p.Message), func() {
+				if now.number > p.known.number {
+					p.known = now
+				}
+			})
+		})
 	})
 }
 
 // restart ends all control planes of a cluster, which serve again after a while.
 func (c *cluster) restart() {
 	for _, pl := range c.planes {
-		pl.up = false
+		pl.up, pl.online = false, 0
 		c.after(c.Away, func() { pl.up = true })
 	}
 	for _, p := range c.proxies {
-		p.plane, p.greeted, p.answering, p.reporting, p.unheard = nil, false, false, false, false
+		p.plane, p.greeted, p.answering, p.soon, p.unheard = nil, false, false, false, false
+		p.reports, p.taken, p.spread = 0, 0, 0
 		p.connection++
 		p.retry()
 	}
@@ -369,11 +452,15 @@ func (p *proxy) connect() {
 	}
 	p.up(to, subscribe, bytes, p.Handshake+2*p.Message, func() {
 		p.plane, p.held = to, p.told
+		p.counts(1)
 		p.refresh(true)
 	})
 	here := p.connection
 	p.after(deltaclient.FirstTimeout, func() {
 		if p.connection == here && !p.greeted {
+			if p.plane != nil {
+				p.counts(-1)
+			}
 			p.plane, p.answering = nil, false
 			p.connection++
 			p.retry()

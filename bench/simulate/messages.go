@@ -94,13 +94,13 @@ func release(change int) chandler.ReleaseID {
 // sizes are how large messages are, as the product's encoders have them. Numbers in them
 // grow with time, which is left out.
 type sizes struct {
-	resource                   [pluginN]int64
-	answer, ack, taken, asking int64
-	node, xdsNode              int64
-	version                    int64          // of a resource that is held
-	facts                      [pluginN]int64 // of a proxy that has the plugins up to that one
-	state, traffic             int64
-	envelope                   int64 // of a report or a word to the leader
+	resource            [pluginN]int64
+	answer, ack, asking int64
+	node, xdsNode       int64
+	version             int64          // of a resource that is held
+	facts               [pluginN]int64 // of a proxy that has the plugins up to that one
+	state, traffic      int64
+	envelope, silent    int64 // of a report; of one that wants no answer, more
 }
 
 func measureSizes(n chandler.Node, module int64, isNew bool) (s sizes, err error) {
@@ -121,14 +121,22 @@ func measureSizes(n chandler.Node, module int64, isNew bool) (s sizes, err error
 	s.ack = size(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: wire.AttachmentTypeURL, ResponseNonce: "1"})
 	s.xdsNode = size(&discoveryv3.DeltaDiscoveryRequest{Node: wire.NodeToXDS(n), TypeUrl: wire.AttachmentTypeURL, ResourceNamesSubscribe: []string{"*"}})
 	s.version = size(&discoveryv3.DeltaDiscoveryRequest{InitialResourceVersions: map[string]string{key.String(): version}})
-	s.taken = size(&chandlerv1.ReportResponse{Sequence: 1})
 	s.asking = size(&chandlerv1.ReadRequest{Node: wire.NodeToProto(n), Digest: string(chandler.Digest[chandler.ModuleDigest](nil))})
 	s.envelope = size(wire.ReportToProto(wire.Report{Sequence: 1}))
+	s.silent = size(wire.ReportToProto(wire.Report{Silent: true}))
 	s.node = size(wire.ReportToProto(wire.Report{Node: &n, Full: true}))
 	st := state(0, 2, 2)
 	s.state = size(wire.ReportToProto(wire.Report{States: []chandler.AttachmentState{st}}))
 	s.traffic = size(wire.ReportToProto(wire.Report{Traffic: []chandler.Traffic{answers(time.Hour)}}))
 	return s, nil
+}
+
+// takenSize is that of an answer to a report: how often traffic is to be told is in it, and
+// within what time a change, if they are not zero.
+func takenSize(interval, spread time.Duration) int64 {
+	return int64(proto.Size(&chandlerv1.ReportResponse{
+		Sequence: 1, TrafficInterval: wire.IntervalToProto(interval), Spread: wire.IntervalToProto(spread),
+	}))
 }
 
 // state is what an agent says of the plugin i, of which it was told a change.

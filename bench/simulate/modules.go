@@ -122,7 +122,7 @@ func (p *proxy) load(done func()) {
 	default:
 		p.download(1, done)
 	}
-	p.say(false)
+	p.say()
 }
 
 // download asks the control plane. A replica that has not got the module refuses, and

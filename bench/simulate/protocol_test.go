@@ -10,10 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/stats"
-
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/fetch"
@@ -33,28 +29,12 @@ type heard struct {
 	counts map[string]count
 }
 
-type methodKey struct{}
-
-func (h *heard) TagRPC(ctx context.Context, i *stats.RPCTagInfo) context.Context {
-	return context.WithValue(ctx, methodKey{}, i.FullMethodName[strings.LastIndex(i.FullMethodName, "/")+1:])
-}
-func (h *heard) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
-func (h *heard) HandleConn(context.Context, stats.ConnStats)                       {}
-func (h *heard) HandleRPC(ctx context.Context, s stats.RPCStats) {
-	method, _ := ctx.Value(methodKey{}).(string)
-	n := 0
-	switch s := s.(type) {
-	case *stats.OutPayload:
-		method, n = method+" out", s.Length
-	case *stats.InPayload:
-		method, n = method+" in", s.Length
-	default:
-		return
-	}
+func (h *heard) message(method string, sent bool, bytes int) {
+	method = method[strings.LastIndex(method, "/")+1:] + map[bool]string{true: " out", false: " in"}[sent]
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	c := h.counts[method]
-	h.counts[method] = count{c.Messages + 1, c.Bytes + int64(n)}
+	h.counts[method] = count{c.Messages + 1, c.Bytes + int64(bytes)}
 }
 
 // since gives what was counted, and begins anew if it is asked to.
@@ -72,14 +52,14 @@ func (h *heard) since(anew bool) map[string]count {
 }
 
 // byCall is a simulated tally as the real protocol's calls have it.
-func byCall(t *tally, agents int64) map[string]count {
+func byCall(t *tally) map[string]count {
 	calls := map[string]count{}
 	for k, name := range map[kind]string{
 		subscribe: "DeltaAggregatedResources out", ack: "DeltaAggregatedResources out", push: "DeltaAggregatedResources in",
 		report: "Report out", taken: "Report in", ask: "Read out", piece: "Read in",
 	} {
 		if c := calls[name]; t[k].Messages > 0 {
-			calls[name] = count{c.Messages + t[k].Messages*agents/1000, c.Bytes + t[k].Bytes*agents/1000}
+			calls[name] = count{c.Messages + t[k].Messages, c.Bytes + t[k].Bytes}
 		}
 	}
 	return calls
@@ -91,6 +71,7 @@ type fleet struct {
 	*swarm.Swarm
 	registry *registry.Registry
 	source   edits
+	agents   int
 	t        *testing.T
 	change   [pluginN]int
 	url      string
@@ -109,9 +90,8 @@ func (e edits) Run(ctx context.Context, deliver func(source.Snapshot)) error {
 	}
 }
 
-const agents = 100
-
-func startFleet(t *testing.T, fetches bool) *fleet {
+// startFleet gives one whose agents have a plugin, and have made one report each.
+func startFleet(t *testing.T, agents int, fetches bool) *fleet {
 	t.Helper()
 	reg, err := registry.Start(registry.Config{})
 	if err != nil {
@@ -126,7 +106,7 @@ func startFleet(t *testing.T, fetches bool) *fleet {
 		t.Fatal(err)
 	}
 	client := fetch.New(fetch.Config{Dir: t.TempDir()})
-	f := &fleet{heard: &heard{counts: map[string]count{}}, registry: reg, source: make(edits), t: t}
+	f := &fleet{heard: &heard{counts: map[string]count{}}, registry: reg, source: make(edits), agents: agents, t: t}
 	c, err := control.New(control.Config{
 		Source: f.source, Records: record.NewMemory(), Store: modules, Listener: l,
 		Resolver: resolve.New(resolve.Config{Fetcher: client, Store: modules}),
@@ -135,7 +115,7 @@ func startFleet(t *testing.T, fetches bool) *fleet {
 		t.Fatal(err)
 	}
 	f.Swarm = swarm.New(swarm.Config{
-		Target: l.Addr().String(), Agents: agents, Fetch: fetches, Dial: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithStatsHandler(f.heard)},
+		Target: l.Addr().String(), Agents: agents, Fetch: fetches, Message: f.message,
 		Node: func(i int) chandler.Node {
 			n := chandler.Node{
 				Namespace: "default", Name: fmt.Sprintf("agent-%06d", i), AgentVersion: "bench", EnvoyVersion: "1.40.0",
@@ -163,7 +143,42 @@ func startFleet(t *testing.T, fetches bool) *fleet {
 		modules.Close()
 		reg.Close()
 	})
+	f.push(1000)
+	f.apply(everyone)
+	f.connected(agents)
+	f.apply(few)
+	f.quiet() // one or two reports, as it comes
+	f.leave()
+	f.back()
+	f.connected(agents)
+	f.quiet()
 	return f
+}
+
+func (f *fleet) connected(n int) {
+	f.t.Helper()
+	f.eventually("are so many connected", func() bool { return f.Connected() == n })
+}
+
+func (f *fleet) quiet() {
+	f.t.Helper()
+	f.eventually("is all quiet", func() bool { return len(f.since(true)) == 0 })
+}
+
+// leave has all agents go, of which the control plane then hears.
+func (f *fleet) leave() {
+	f.t.Helper()
+	for _, a := range f.Agents() {
+		a.Away(true)
+	}
+	f.connected(0)
+	f.quiet()
+}
+
+func (f *fleet) back() {
+	for _, a := range f.Agents() {
+		a.Away(false)
+	}
 }
 
 // push puts a module into the registry, for the next change.
@@ -216,11 +231,11 @@ func (f *fleet) eventually(what string, ok func() bool) {
 // agrees waits until the real fleet has said what the simulated one says.
 func (f *fleet) agrees(in Inputs, s Scenario) Outcome {
 	f.t.Helper()
-	o, err := Simulate(in, Shape{Proxies: 1000, Clusters: 1, Replicas: 1}, s, 1)
+	o, err := Simulate(in, Shape{Proxies: f.agents, Clusters: 1, Replicas: 1}, s, 1)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	want := byCall(&o.Sent, agents)
+	want := byCall(&o.Sent)
 	var got map[string]count
 	same := func() bool {
 		got = f.since(false)
@@ -246,38 +261,37 @@ func (f *fleet) agrees(in Inputs, s Scenario) Outcome {
 	return o
 }
 
-// A simulated fleet of a thousand says as much, message for message, as real agents do to
-// a real control plane, a tenth as many; and asks as much of a registry.
+// A simulated fleet says as much, message for message, as real agents do to a real control
+// plane, and asks as much of a registry.
 func TestAgreesWithTheProtocol(t *testing.T) {
 	in := Measured()
 	in.Load, in.Configure = 0, 0 // the swarm's Envoys take what comes at once
 	t.Run("changes", func(t *testing.T) {
-		f := startFleet(t, false)
-		f.push(1000)
-		f.apply(everyone)
-		f.eventually("are all connected", func() bool { return f.Connected() == agents })
-		f.apply(few)
-		in := in
-		f.eventually("is all quiet", func() bool { return len(f.since(true)) == 0 })
-		f.apply(everyone)
-		f.agrees(in, OneChange)
-		f.apply(few)
-		f.agrees(in, FewChange)
-		for _, away := range []bool{true, false} {
-			for _, a := range f.Agents() {
-				a.Away(away)
+		f, in := startFleet(t, 100, false), in
+		for in.Said = 1; in.Said <= answerEvery; in.Said++ { // the last one is answered
+			f.apply(everyone)
+			o := f.agrees(in, OneChange)
+			if n := o.Sent[taken].Messages; (n > 0) != (in.Said == answerEvery) {
+				t.Errorf("%d answers after %d reports", n, in.Said)
 			}
 		}
+		f.apply(few)
+		f.agrees(in, FewChange)
+		f.leave()
+		f.back()
 		f.agrees(in, Restart)
 	})
+	// So many are told to spread their reports.
+	t.Run("spread", func(t *testing.T) {
+		f, in := startFleet(t, 500, false), in
+		for in.Said = 1; in.Said <= answerEvery; in.Said++ {
+			f.apply(everyone)
+			f.agrees(in, OneChange)
+		}
+	})
 	t.Run("module", func(t *testing.T) {
-		f := startFleet(t, true)
-		f.push(1000)
-		f.apply(everyone)
-		f.eventually("are all connected", func() bool { return f.Connected() == agents })
-		f.eventually("is all quiet", func() bool { return len(f.since(true)) == 0 })
-		in := in
-		in.Module, in.Sent, in.Piece = 300_000, 300_000, 256<<10
+		f, in := startFleet(t, 100, true), in
+		in.Said, in.Module, in.Sent, in.Piece = 1, 300_000, 300_000, 256<<10
 		f.push(300_000)
 		before := f.registry.Counts()
 		f.apply(everyone)

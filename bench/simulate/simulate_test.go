@@ -21,7 +21,7 @@ func simulate(t *testing.T, in Inputs, shape Shape, s Scenario, seed uint64) Out
 }
 
 // Whatever happens to whatever fleet comes to its end on every proxy that it is about, and
-// what is said has an answer.
+// what is said has an answer, or a later one.
 func TestEveryProxyConverges(t *testing.T) {
 	t.Parallel()
 	for _, shape := range []Shape{{300, 1, 1, fromControl}, {1200, 3, 2, fromControl}, {500, 5, 3, fromRegistry}, {400, 2, 2, fromMirror}} {
@@ -37,7 +37,7 @@ func TestEveryProxyConverges(t *testing.T) {
 			if !slices.IsSorted(o.Done) || o.Done[0] <= 0 || at(o.Done, 1) < at(o.Told, 1) {
 				t.Errorf("%+v, %s: from %v to %v, told %v", shape, s, o.Done[0], at(o.Done, 1), at(o.Told, 1))
 			}
-			if o.Sent[push].Messages != o.Sent[ack].Messages || o.Sent[taken].Messages < o.Sent[report].Messages {
+			if o.Sent[push].Messages != o.Sent[ack].Messages || answerEvery*o.Sent[taken].Messages+int64((answerEvery-1)*shape.Proxies) < o.Sent[report].Messages {
 				t.Errorf("%+v, %s: %+v", shape, s, o.Sent)
 			}
 			if o.Sent[relay].Messages > 0 && shape.Replicas == 1 {
@@ -65,20 +65,69 @@ func TestDeterministic(t *testing.T) {
 // All bytes are those of the messages and of what the transport adds to each.
 func TestBytes(t *testing.T) {
 	t.Parallel()
-	in := Measured()
-	o := simulate(t, in, Shape{1000, 1, 1, fromControl}, OneChange, 1)
-	w, err := newWorld(in, Shape{Proxies: 1, Clusters: 1, Replicas: 1}, false, 1)
+	const proxies = 400
+	for said, answered := range map[uint64]bool{1: false, answerEvery: true} {
+		in := Measured()
+		in.Said = said
+		o := simulate(t, in, Shape{proxies, 1, 1, fromControl}, OneChange, 1)
+		w, err := newWorld(in, Shape{Proxies: 1, Clusters: 1, Replicas: 1}, false, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &w.size
+		each := s.answer + s.resource[everyone] + s.ack + 2*(s.envelope+s.silent+s.state) + s.facts[everyone] + 4*in.Framing
+		answers := int64(0)
+		if answered {
+			answers = proxies
+			each += takenSize(0, 0) - s.silent + in.Framing
+		}
+		more := proxies / fewEvery * (s.facts[few] - s.facts[everyone])
+		if got := o.Bytes(in.Framing); got != proxies*each+more {
+			t.Errorf("after %d reports: %d bytes, of %d for each of %d, and %d", said, got, each, proxies, more)
+		}
+		if k := o.Sent; k[push].Messages != proxies || k[report].Messages != 2*proxies || k[taken].Messages != answers || k[subscribe].Messages+k[ask].Messages+k[piece].Messages+k[relay].Messages != 0 {
+			t.Errorf("after %d reports: %+v", said, k)
+		}
+	}
+}
+
+// A large fleet reports what it was told and what is in force in one message, mostly; one
+// in four of which is answered.
+func TestReportsAreSpread(t *testing.T) {
+	t.Parallel()
+	const proxies = 5000
+	o := simulate(t, Measured(), Shape{proxies, 1, 1, fromControl}, OneChange, 1)
+	if n := o.Sent[report].Messages; n < proxies || n > proxies*11/10 {
+		t.Errorf("%d reports of %d proxies", n, proxies)
+	}
+	if n := o.Sent[taken].Messages; n < proxies/5 || n > proxies/3 {
+		t.Errorf("%d answers to %d reports", n, o.Sent[report].Messages)
+	}
+}
+
+// An agent that gets no answers reports no more after some, and tells the newest state
+// with the first answer.
+func TestUnansweredReportsAreBounded(t *testing.T) {
+	t.Parallel()
+	w, err := newWorld(Measured(), Shape{Proxies: 1, Clusters: 1, Replicas: 1}, false, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &w.size
-	each := s.answer + s.resource[everyone] + s.ack + 2*(s.envelope+s.state) + s.facts[everyone] + 2*s.taken + 6*in.Framing
-	more := 1000 / fewEvery * (s.facts[few] - s.facts[everyone])
-	if got := o.Bytes(in.Framing); got != 1000*each+more {
-		t.Errorf("%d bytes, of %d for each of 1000, and %d", got, each, more)
+	p := w.clusters[0].proxies[0]
+	p.reports, p.taken = 1, 1
+	for range w.Cores {
+		p.plane.works(0, time.Minute) // with something else
 	}
-	if k := o.Sent; k[push].Messages != 1000 || k[report].Messages != 2000 || k[subscribe].Messages+k[ask].Messages+k[piece].Messages+k[relay].Messages != 0 {
-		t.Errorf("%+v", o.Sent)
+	for range 20 {
+		p.say()
+		w.run(w.now + time.Second)
+	}
+	if n := w.sent[report].Messages; n != mostUnderWay {
+		t.Errorf("%d reports without an answer", n)
+	}
+	w.run(bound)
+	if n := w.sent[report].Messages; n != mostUnderWay+1 || p.unsaid || p.known.number != int(n) {
+		t.Errorf("%d reports, more to say %v, heard the one of number %d", n, p.unsaid, p.known.number)
 	}
 }
 

@@ -91,7 +91,7 @@ func swarmInScript(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	bad := chandler.Digest[chandler.ModuleDigest](module.Deny(503))
 	agents := swarm.New(swarm.Config{
-		Target: "passthrough:///" + ts.Getenv("LISTEN"), Agents: n, Rate: 200, History: time.Hour,
+		Target: ts.Getenv("LISTEN"), Agents: n, Rate: 200, History: time.Hour,
 		Conduct: func(_ chandler.Node, a *chandler.Attachment) swarm.Conduct {
 			if m := a.Program.Module; m != nil && m.Digest == bad {
 				return swarm.Conduct{Answers: swarm.Denies()}

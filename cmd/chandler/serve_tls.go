@@ -8,7 +8,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
-	"google.golang.org/grpc"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
@@ -38,7 +37,7 @@ func (f *tlsFlags) add(flags *pflag.FlagSet) {
 // port is how the agents' port is listened to, and who is believed there.
 type port struct {
 	listener net.Listener
-	options  []grpc.ServerOption
+	tls      *credential.Server // nil: there is none
 	agents   control.Authenticator
 	// roll and enrolment are nil where nobody is enrolled.
 	roll      *enrol.Roll
@@ -93,7 +92,7 @@ func (f *tlsFlags) secure(p *port, reviewer identity.Reviewer, enrols *enrolment
 	if err != nil {
 		return misconfigured(chandler.CodeConfTLS, "--tls-cert", "give a certificate, its key and authorities in PEM that belong together", err)
 	}
-	p.options = []grpc.ServerOption{grpc.Creds(server)}
+	p.tls = server
 	collectors := server.Collectors()
 	var roll identity.Roll
 	if enrols != nil {

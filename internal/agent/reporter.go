@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"maps"
+	"math/rand/v2"
 	"reflect"
 	"sync"
 	"sync/atomic"
@@ -18,9 +19,16 @@ import (
 // factsPause is between two messages in which only facts are told.
 const factsPause = time.Second
 
+// Of reports that the control plane has not said to have taken in there are mostUnderWay
+// at most, so that a slow one gets the newest state and no queue builds up. It is asked
+// to say so of every fourth, as an answer costs it as much as a report.
+const (
+	mostUnderWay = 8
+	answerEvery  = 4
+)
+
 // reporter tells the control plane what is true here: everything at connect,
-// then what changed. One message is under way at a time, so that a slow control
-// plane gets the newest state and no queue builds up.
+// then what changed.
 type reporter struct {
 	mu      sync.Mutex
 	node    *chandlerv1.Node
@@ -33,6 +41,11 @@ type reporter struct {
 	// capacity 1, says that it changed.
 	interval atomic.Int64
 	asked    chan struct{}
+
+	// Of the stream, and touched by run alone: the last report that was taken in, and
+	// within what time a change is to be told.
+	taken  uint64
+	spread time.Duration
 }
 
 func newReporter(node chandler.Node) *reporter {
@@ -94,19 +107,27 @@ func (r *reporter) run(ctx context.Context, conn *grpc.ClientConn) error {
 	defer cancel()
 	defer r.ask(0)
 
+	r.taken, r.spread = 0, 0
 	sent := said{states: map[chandler.Key]chandler.AttachmentState{}}
 	for sequence := uint64(1); ; {
+		for sequence > r.taken+mostUnderWay {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case a := <-answers:
+				if err := r.heard(a); err != nil {
+					return err
+				}
+			}
+		}
 		now := r.current()
 		msg, later := sent.difference(now, sequence == 1)
 		if msg != nil {
-			msg.Sequence = sequence
+			msg.Sequence, msg.Silent = sequence, sequence%answerEvery != 1
 			if sequence == 1 {
 				msg.Node = r.node
 			}
 			_ = stream.Send(msg) // if it failed, the stream's end says why
-			if err := r.await(ctx, answers, sequence); err != nil {
-				return err
-			}
 			sent.note(now, msg)
 			sequence++
 		}
@@ -114,15 +135,35 @@ func (r *reporter) run(ctx context.Context, conn *grpc.ClientConn) error {
 		if later > 0 {
 			again = time.After(later)
 		}
+		if err := r.news(ctx, answers, again); err != nil {
+			return err
+		}
+	}
+}
+
+// news waits until there is something to tell, and then until it is to be told.
+func (r *reporter) news(ctx context.Context, answers <-chan answer, again <-chan time.Time) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case a := <-answers:
+		return r.heard(a)
+	case <-again:
+		return nil
+	case <-r.changed:
+	}
+	due := time.NewTimer(rand.N(r.spread + 1))
+	defer due.Stop()
+	for {
 		select {
+		case <-due.C:
+			return nil
 		case <-ctx.Done():
 			return ctx.Err()
 		case a := <-answers:
 			if err := r.heard(a); err != nil {
 				return err
 			}
-		case <-r.changed:
-		case <-again:
 		}
 	}
 }
@@ -140,22 +181,9 @@ func (r *reporter) current() said {
 func (r *reporter) heard(a answer) error {
 	if a.err == nil {
 		r.ask(wire.IntervalFromProto(a.resp.GetTrafficInterval()))
+		r.taken, r.spread = max(r.taken, a.resp.GetSequence()), wire.SpreadFromProto(a.resp.GetSpread())
 	}
 	return a.err
-}
-
-// await waits for the acknowledgement of a message.
-func (r *reporter) await(ctx context.Context, answers <-chan answer, sequence uint64) error {
-	for {
-		select {
-		case a := <-answers:
-			if err := r.heard(a); err != nil || a.resp.GetSequence() >= sequence {
-				return err
-			}
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }
 
 // receive passes on what the control plane answers, until the stream ends.

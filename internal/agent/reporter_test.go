@@ -15,6 +15,7 @@ import (
 
 	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/internal/wire"
 )
 
 // clerk is a control plane that takes reports: the test sees each one and says
@@ -164,22 +165,107 @@ func TestReporterSendsEmptyState(t *testing.T) {
 	wantReport(t, r.report(), true, 1, nil)
 }
 
-// While the control plane is slow to take a report in, changes become one.
+// lateClerk takes reports in and says so when the test wants it to.
+type lateClerk struct {
+	chandlerv1.UnimplementedReportsServer
+	reports chan *chandlerv1.ReportRequest
+	answers chan *chandlerv1.ReportResponse
+}
+
+func (c *lateClerk) Report(stream grpc.BidiStreamingServer[chandlerv1.ReportRequest, chandlerv1.ReportResponse]) error {
+	go func() {
+		for {
+			select {
+			case resp := <-c.answers:
+				_ = stream.Send(resp)
+			case <-stream.Context().Done():
+				return
+			}
+		}
+	}()
+	for {
+		req, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		select {
+		case c.reports <- req:
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		}
+	}
+}
+
+func newLateReporting(t *testing.T) (*reporting, *lateClerk) {
+	late := &lateClerk{reports: make(chan *chandlerv1.ReportRequest, 100), answers: make(chan *chandlerv1.ReportResponse)}
+	r := &reporting{t: t, reporter: newReporter(chandler.Node{Name: "n"}), clerk: &clerk{reports: late.reports}, ended: make(chan error, 1)}
+	r.conn = connect(t, func(s grpc.ServiceRegistrar) { chandlerv1.RegisterReportsServer(s, late) })
+	return r, late
+}
+
+// While the control plane does not say that it took reports in, a few are under way, and
+// further changes become one.
 func TestReporterCoalesces(t *testing.T) {
 	leakFree(t)
-	r := newReporting(t)
+	r, late := newLateReporting(t)
 	r.set(states(map[string]string{"a": "0"}), nil)
 	r.run()
-	wantReport(t, r.report(), true, 1, []string{"a=0"})
+	for sequence := uint64(1); sequence <= mostUnderWay; sequence++ {
+		req := r.report()
+		wantReport(t, req, sequence == 1, sequence, []string{fmt.Sprintf("a=%d", sequence-1)})
+		if asks := sequence%answerEvery == 1; req.GetSilent() == asks {
+			t.Errorf("report %d wants an answer: %v", sequence, !req.GetSilent())
+		}
+		if sequence == mostUnderWay {
+			break
+		}
+		r.set(states(map[string]string{"a": fmt.Sprint(sequence)}), nil)
+	}
 	for i := range 1000 {
-		r.set(states(map[string]string{"a": fmt.Sprint(i), "passing": "by"}), nil)
+		r.set(states(map[string]string{"a": fmt.Sprint("passing", i), "passing": "by"}), nil)
 	}
 	r.set(states(map[string]string{"a": "last"}), nil)
-	r.answer(nil)
-	wantReport(t, r.report(), false, 2, []string{"a=last"})
-	r.answer(nil)
-	r.set(states(map[string]string{"a": "another"}), nil)
-	wantReport(t, r.report(), false, 3, []string{"a=another"})
+	late.answers <- &chandlerv1.ReportResponse{} // of how often traffic is to be told, say
+	select {
+	case req := <-r.reports:
+		t.Errorf("report %d is under way, too", req.GetSequence())
+	case <-time.After(100 * time.Millisecond):
+	}
+	late.answers <- &chandlerv1.ReportResponse{Sequence: 1}
+	wantReport(t, r.report(), false, mostUnderWay+1, []string{"a=last"})
+}
+
+// In a large fleet a change is told at any moment of a while, with all that changed by
+// then.
+func TestReporterSpreads(t *testing.T) {
+	leakFree(t)
+	r, late := newLateReporting(t)
+	r.run()
+	r.report()
+	late.answers <- &chandlerv1.ReportResponse{Sequence: 1, Spread: durationpb.New(time.Hour)}
+	for range 3 { // the answer is taken in before what comes after it
+		late.answers <- &chandlerv1.ReportResponse{Sequence: 1, Spread: durationpb.New(time.Hour)}
+	}
+	var first, last time.Duration
+	for i := range 20 {
+		began := time.Now()
+		r.set(states(map[string]string{"a": fmt.Sprint(i), "b": ""}), nil)
+		r.set(states(map[string]string{"a": fmt.Sprint(i)}), nil)
+		req := r.report()
+		took := time.Since(began)
+		if len(req.States) > 2 || took > 2*wire.MaxSpread {
+			t.Errorf("%v came after %v", req, took)
+		}
+		if first, last = min(first, took), max(last, took); i == 0 {
+			first = took
+		}
+		if req.GetSequence()%answerEvery == 1 {
+			late.answers <- &chandlerv1.ReportResponse{Sequence: req.GetSequence(), Spread: durationpb.New(200 * time.Millisecond)}
+		}
+	}
+	if last-first < 50*time.Millisecond {
+		t.Errorf("all came after %v to %v", first, last)
+	}
 }
 
 // A new stream begins with everything, whatever was sent on the one before.

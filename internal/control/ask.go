@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/wire"
 )
 
 // wishes are whose traffic is to be told, and how often.
@@ -97,7 +98,7 @@ type asked struct {
 	telling  bool
 
 	sending sync.Mutex // one Send at a time
-	send    func(sequence uint64, interval time.Duration) error
+	send    func(sequence uint64, interval, spread time.Duration) error
 }
 
 // request has an interval said, unless it is known. A stream whose other end does not
@@ -133,7 +134,17 @@ func (f *fleet) say(a *asked) (time.Duration, error) {
 	a.sending.Lock()
 	defer a.sending.Unlock()
 	f.mu.Lock()
-	sequence, interval := a.sequence, a.interval
+	sequence, interval, spread := a.sequence, a.interval, Spread(f.online)
 	f.mu.Unlock()
-	return interval, a.send(sequence, interval)
+	return interval, a.send(sequence, interval, spread)
+}
+
+// Spread is within what time a fleet of so many agents is to report a change. A report
+// takes its control plane some 50 µs, for which telling others must not wait.
+func Spread(agents int) time.Duration {
+	const few, each = 500, 100 * time.Microsecond
+	if agents < few {
+		return 0
+	}
+	return min(time.Duration(agents)*each, wire.MaxSpread)
 }

@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,8 +27,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"chandler.dev/chandler"
@@ -69,10 +68,10 @@ type Config struct {
 	Gate Gate
 	// Listener takes the agents' connections; Run closes it.
 	Listener net.Listener
-	// Server adds options to the gRPC server, for instance its credentials, and
-	// Services adds services; they decide themselves whom to answer.
-	Server   []grpc.ServerOption
-	Services []interface{ Register(grpc.ServiceRegistrar) }
+	// Credentials make the agents' port safe; nil: it is not. Services adds services;
+	// they decide themselves whom to answer.
+	Credentials credentials.TransportCredentials
+	Services    []interface{ Register(grpc.ServiceRegistrar) }
 
 	// Rollouts gives the plan of plugins that have none of their own; nil: they have
 	// none, and a change of them goes to everyone at once. What it says may change.
@@ -230,13 +229,13 @@ func (c *Control) Run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, c.cfg.Listener.Close())
 	}
-	grpcServer := grpc.NewServer(slices.Concat(serverDefaults(), quiet.ServerOptions(), c.cfg.Server)...)
-	c.server.Register(grpcServer)
-	chandlerv1.RegisterReportsServer(grpcServer, &reports{c: c})
-	chandlerv1.RegisterModulesServer(grpcServer, &modules{c: c})
-	healthv1.RegisterHealthServer(grpcServer, &health{c: c})
+	server := c.newServer()
+	c.server.Register(server)
+	chandlerv1.RegisterReportsServer(server, &reports{c: c})
+	chandlerv1.RegisterModulesServer(server, &modules{c: c})
+	healthv1.RegisterHealthServer(server, &health{c: c})
 	for _, s := range c.cfg.Services {
-		s.Register(grpcServer)
+		s.Register(server)
 	}
 
 	g, gctx := errgroup.WithContext(ctx)
@@ -260,8 +259,8 @@ func (c *Control) Run(ctx context.Context) error {
 		})
 		return nil
 	})
-	g.Go(func() error { return grpcServer.Serve(c.cfg.Listener) })
-	g.Go(func() error { <-gctx.Done(); grpcServer.Stop(); return gctx.Err() })
+	g.Go(func() error { return server.Serve(c.cfg.Listener) })
+	g.Go(func() error { <-gctx.Done(); server.Stop(); return gctx.Err() })
 	err = g.Wait()
 	if ctx.Err() != nil {
 		return nil
@@ -291,40 +290,19 @@ func (c *Control) deliver(ctx context.Context, s source.Snapshot) {
 	}
 }
 
-// serverDefaults stand before the caller's options. An agent that is gone without
-// a word is noticed in 20 seconds; one that is there asks first, so that its ping is
-// the only one.
-//
-// Buffers and windows are for ten thousand connections over which little goes: what a
-// connection keeps while nothing is said counts, and windows that follow the bandwidth
-// would cost a ping with every message.
-func serverDefaults() []grpc.ServerOption {
-	return []grpc.ServerOption{
-		grpc.WriteBufferSize(writeBuffer),
-		grpc.ReadBufferSize(readBuffer),
-		grpc.StaticStreamWindowSize(window),
-		grpc.StaticConnWindowSize(window),
-		grpc.MaxRecvMsgSize(8 << 20), // a full report of a thousand plugins with long reasons
-		grpc.MaxConcurrentStreams(64),
-		grpc.MaxHeaderListSize(64 << 10), // a token of 16 KiB at most
-		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.UnknownServiceHandler(unknown),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 12 * time.Second, Timeout: 8 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-	}
+// newServer gives the agents' server. An agent that is gone without a word is noticed in
+// half a minute; one that is there asks first, so that its ping is the only one.
+func (c *Control) newServer() *quiet.Server {
+	return quiet.NewServer(quiet.Config{
+		Credentials: c.cfg.Credentials, Unknown: unknown,
+		MaxMessage: 8 << 20,  // a full report of a thousand plugins with long reasons
+		MaxHeaders: 64 << 10, // a token of 16 KiB at most
+		MaxStreams: 64, MaxConnections: 2 * MaxNodes,
+	})
 }
 
-// Of one agent's connection, in bytes: what is read from it at a time, and how much it
-// may send before it is read. Larger messages take more round trips.
-const (
-	readBuffer  = 2 << 10
-	writeBuffer = 8 << 10 // thousands of writers may hold one in the same moment
-	window      = 64 << 10
-)
-
 // unknown refuses what is not served.
-func unknown(_ any, str grpc.ServerStream) error {
-	method, _ := grpc.MethodFromServerStream(str)
+func unknown(method string) error {
 	return wire.Refusal(codes.Unimplemented, chandler.CodeXDSPath, "%s is not served on the agents' port", chandler.Quote(method))
 }
 

@@ -3,6 +3,7 @@ package control
 import (
 	"maps"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,7 @@ type fleet struct {
 
 	mu      sync.Mutex
 	members map[string]*member // by node id
+	order   []*member          // all of them, by namespace and name; nil: to be made
 	online  int
 	swept   time.Time
 
@@ -94,7 +96,7 @@ func (f *fleet) admit(n chandler.Node) error {
 func (f *fleet) room(id string) error {
 	now := f.now()
 	if now.Sub(f.swept) > time.Minute {
-		f.swept = now
+		f.swept, f.order = now, nil
 		maps.DeleteFunc(f.members, func(_ string, m *member) bool {
 			return !m.online() && m.stream == nil && now.Sub(m.left) > forgetNode
 		})
@@ -112,6 +114,7 @@ func (f *fleet) room(id string) error {
 		return status.Errorf(codes.ResourceExhausted, "%d nodes are connected, limit %d", len(f.members), MaxNodes)
 	}
 	delete(f.members, oldest)
+	f.order = nil
 	return nil
 }
 
@@ -119,7 +122,7 @@ func (f *fleet) member(n chandler.Node) *member {
 	m := f.members[n.ID()]
 	if m == nil {
 		m = &member{left: f.now(), states: map[chandler.Key]chandler.AttachmentState{}}
-		f.members[n.ID()] = m
+		f.members[n.ID()], f.order = m, nil
 	}
 	return m
 }
@@ -158,7 +161,7 @@ func (f *fleet) turned(m *member, before bool) {
 }
 
 // begin makes a report stream the one that counts for its node.
-func (f *fleet) begin(n chandler.Node, send func(sequence uint64, interval time.Duration) error) (*reporter, error) {
+func (f *fleet) begin(n chandler.Node, send func(sequence uint64, interval, spread time.Duration) error) (*reporter, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.room(n.ID()); err != nil {
@@ -324,8 +327,11 @@ func (f *fleet) takeDirty() (all bool, some map[chandler.Key]bool) {
 func (f *fleet) list() []member {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	members := make([]member, 0, len(f.members))
-	for _, m := range f.members {
+	if f.order == nil {
+		f.order = slices.SortedFunc(maps.Values(f.members), func(a, b *member) int { return a.node.Compare(b.node) })
+	}
+	members := make([]member, 0, len(f.order))
+	for _, m := range f.order {
 		members = append(members, m.seen())
 	}
 	return members

@@ -19,7 +19,7 @@ func (c *counter) Add(v float64) { *c += counter(v) }
 func node(i int) chandler.Node { return chandler.Node{Namespace: "ns", Name: fmt.Sprint(i)} }
 
 // unheard is a stream whose other end hears nothing.
-func unheard(uint64, time.Duration) error { return nil }
+func unheard(uint64, time.Duration, time.Duration) error { return nil }
 
 func TestFleetForgetsWhoIsAwayForADay(t *testing.T) {
 	t.Parallel()

@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	// chunkSize is of a module that is sent as it is. With the rest of its message a
-	// chunk fits the transport's buffers of 32 KiB; what does not gets one of 1 MiB.
+	// chunkSize is of a module that is sent as it is: with the rest of its message what
+	// is written to a connection at a time.
 	chunkSize = 32<<10 - 64
 	maxReads  = 256 // modules being sent at a time; more wait for their turn
 	// turnSize is what one may get of a module before those who wait get theirs.
@@ -234,10 +234,7 @@ func (t *transfer) sendMsg(m any) error {
 		quiet.End(ctx, status.Errorf(codes.Unavailable, "nothing was taken of the module for %v", takePatience))
 	})
 	defer late.Stop()
-	if err := t.str.SendMsg(m); err != nil {
-		return quiet.Because(ctx, err)
-	}
-	return nil
+	return t.str.SendMsg(m)
 }
 
 // unreadable answers for a module that is there and cannot be read; why is not

@@ -212,10 +212,10 @@ func TestReadsThatWait(t *testing.T) {
 	content, digest := ingest(t, c, 1, 1000)
 	synctest.Test(t, func(t *testing.T) {
 		begun := time.Now()
-		endable, _ := quiet.Endable(t.Context(), nil)
+		endable, end := context.WithCancelCause(t.Context())
 		stalled := make(chan error, 1)
 		go func() {
-			stalled <- c.send(&taker{ctx: endable, take: func(ctx context.Context, _ any) error { <-ctx.Done(); return ctx.Err() }}, digest, &chandlerv1.ReadRequest{})
+			stalled <- c.send(&taker{ctx: quiet.Endable(endable, end), take: func(ctx context.Context, _ any) error { <-ctx.Done(); return context.Cause(ctx) }}, digest, &chandlerv1.ReadRequest{})
 		}()
 		synctest.Wait()
 		given, giveUp := context.WithCancel(t.Context())

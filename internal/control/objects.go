@@ -87,8 +87,10 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 		Now:        c.cfg.Now().UTC(),
 	}
 	if e.object.Plugin != nil {
+		in.Proxies = make([]status.Proxy, 0, len(members))
+		said := make([]chandler.AttachmentState, len(members)) // at once, not one by one
 		for i := range members {
-			if p, ok := c.proxy(e, &members[i]); ok {
+			if p, ok := c.proxy(e, &members[i], &said[i]); ok {
 				in.Proxies = append(in.Proxies, p)
 			}
 		}
@@ -108,11 +110,13 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 	return s
 }
 
-// proxy is a node as the status of a plugin has it; false: it has nothing to do with it.
-func (c *Control) proxy(e *entry, m *member) (status.Proxy, bool) {
+// proxy is a node as the status of a plugin has it, with what it said in said; false: it
+// has nothing to do with it.
+func (c *Control) proxy(e *entry, m *member, said *chandler.AttachmentState) (status.Proxy, bool) {
 	p := status.Proxy{Node: m.node, Connected: m.connected}
 	if s, ok := m.states[e.object.Key]; ok {
-		p.State = &s
+		*said = s
+		p.State = said
 	}
 	v := e.of(m.node, c.cfg.RootNamespace)
 	if v != nil && v == e.others && c.says(e, m).Keeps {

@@ -140,7 +140,7 @@ func (s *reports) Relay(str grpc.BidiStreamingServer[chandlerv1.RelayRequest, ch
 	if err := s.c.admitPeer(str.Context()); err != nil {
 		return err
 	}
-	from := &relay{asked: asked{send: func(_ uint64, d time.Duration) error {
+	from := &relay{asked: asked{send: func(_ uint64, d, _ time.Duration) error {
 		return str.Send(&chandlerv1.RelayResponse{TrafficInterval: wire.IntervalToProto(d)})
 	}}}
 	s.c.fleet.relays(from, true)

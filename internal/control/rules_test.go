@@ -67,7 +67,7 @@ func newSecured(t *testing.T, rules ...identity.Rule) *secured {
 	log := slog.New(slog.NewTextHandler(s, nil))
 	s.agents = identity.New(identity.Config{Verify: tls.Verify, Rules: rules, Authority: credential.NewAuthorities(nil).Verify, Log: log})
 	s.settle = func(c *control.Config) {
-		c.Authenticator, c.Recheck, c.Server = s.agents, 20*time.Millisecond, []grpc.ServerOption{grpc.Creds(tls)}
+		c.Authenticator, c.Recheck, c.Credentials = s.agents, 20*time.Millisecond, tls
 	}
 	s.restart()
 	return s

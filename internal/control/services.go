@@ -1,8 +1,6 @@
 package control
 
 import (
-	"errors"
-	"io"
 	"reflect"
 	"time"
 
@@ -27,30 +25,18 @@ type reports struct {
 // Report takes in one node's reports until its stream ends.
 func (s *reports) Report(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, chandlerv1.ReportResponse]) error {
 	h := &hearing{c: s.c, str: str}
-	defer func() {
-		if h.reporter != nil {
-			s.c.fleet.end(h.reporter)
-		}
-	}()
 	late := time.AfterFunc(firstReport, func() {
 		quiet.End(str.Context(), status.Errorf(codes.DeadlineExceeded, "no first report in %v", firstReport))
 	})
-	defer late.Stop()
-	for {
-		received, err := quiet.Receive(str, func(msg *chandlerv1.ReportRequest) error {
-			late.Stop()
-			return h.take(msg)
-		})
-		switch {
-		case err == nil:
-		case received:
-			return err
-		case errors.Is(err, io.EOF):
-			return nil
-		default:
-			return quiet.Because(str.Context(), err)
+	return quiet.Attend(str, func(msg *chandlerv1.ReportRequest) error {
+		late.Stop()
+		return h.take(msg)
+	}, func() {
+		late.Stop()
+		if h.reporter != nil {
+			s.c.fleet.end(h.reporter)
 		}
-	}
+	})
 }
 
 // hearing is one node's report stream.
@@ -71,8 +57,8 @@ func (h *hearing) begin(claimed *chandlerv1.Node) (err error) {
 	if err != nil {
 		return err
 	}
-	h.reporter, err = h.c.fleet.begin(node, func(sequence uint64, interval time.Duration) error {
-		return h.str.Send(&chandlerv1.ReportResponse{Sequence: sequence, TrafficInterval: wire.IntervalToProto(interval)})
+	h.reporter, err = h.c.fleet.begin(node, func(sequence uint64, interval, spread time.Duration) error {
+		return h.str.Send(&chandlerv1.ReportResponse{Sequence: sequence, TrafficInterval: wire.IntervalToProto(interval), Spread: wire.IntervalToProto(spread)})
 	})
 	if err == nil && reflect.DeepEqual(h.claim, h.reporter.node) {
 		h.claim = h.reporter.node // what is the same is kept once
@@ -103,6 +89,9 @@ func (h *hearing) take(msg *chandlerv1.ReportRequest) error {
 	}
 	if err := h.c.fleet.take(h.reporter, rep); err != nil {
 		return err
+	}
+	if rep.Silent {
+		return nil
 	}
 	_, err = h.c.fleet.say(&h.reporter.asked)
 	return err

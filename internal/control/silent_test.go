@@ -21,17 +21,14 @@ type silent struct {
 }
 
 func (s *silent) Context() context.Context { return s.ctx }
-func (s *silent) RecvMsg(any) error        { <-s.ctx.Done(); return s.ctx.Err() }
+func (s *silent) RecvMsg(any) error        { <-s.ctx.Done(); return context.Cause(s.ctx) }
 
 func TestSilentReportStreamIsEnded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		ctx, err := quiet.Endable(t.Context(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		ctx, end := context.WithCancelCause(t.Context())
 		began := time.Now()
-		err = (&reports{}).Report(&silent{ctx: ctx})
+		err := (&reports{}).Report(&silent{ctx: quiet.Endable(ctx, end)})
 		if status.Code(err) != codes.DeadlineExceeded || time.Since(began) != firstReport {
 			t.Errorf("after %v: %v", time.Since(began), err)
 		}

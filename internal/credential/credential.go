@@ -144,13 +144,22 @@ type Server struct {
 	set
 	failed prometheus.Counter
 
-	mu   sync.Mutex
-	open map[*connection]struct{} // of clients with a certificate
+	mu     sync.Mutex
+	open   map[*connection]struct{}     // of clients with a certificate
+	proofs map[*x509.Certificate]*proof // of clients' certificates, while one has a connection open
+}
+
+// proof is by which authorities a certificate was found good at a handshake, and from when
+// until when it is, with its chain.
+type proof struct {
+	roots       *x509.CertPool
+	from, until time.Time
+	connections int
 }
 
 // NewServer reads the files, which must be usable now.
 func NewServer(f Files) (*Server, error) {
-	s := &Server{set: newSet(f), open: map[*connection]struct{}{}, failed: prometheus.NewCounter(prometheus.CounterOpts{
+	s := &Server{set: newSet(f), open: map[*connection]struct{}{}, proofs: map[*x509.Certificate]*proof{}, failed: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "chandler_tls_handshakes_failed_total", Help: "Connections to the agents' port that ended before TLS was agreed on.",
 	})}
 	if s.pair == nil {
@@ -172,7 +181,15 @@ func (s *Server) Verify(chain []*x509.Certificate) error {
 	if err != nil {
 		return err
 	}
-	return verify(chain, roots, s.Now())
+	now := s.Now()
+	s.mu.Lock()
+	p := s.proofs[chain[0]]
+	proven := p != nil && (p.roots == roots || p.roots.Equal(roots)) && !now.Before(p.from) && !now.After(p.until)
+	s.mu.Unlock()
+	if proven { // to verify costs as much as a handshake
+		return nil
+	}
+	return verify(chain, roots, now)
 }
 
 // config is for one connection.
@@ -203,8 +220,8 @@ func (s *Server) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 		return nil, nil, err
 	}
 	last := &lastWords{}
-	if tcp, ok := raw.(*net.TCPConn); ok {
-		last.TCPConn, raw = tcp, last
+	if half, ok := raw.(halfCloser); ok {
+		last.halfCloser, raw = half, last
 	}
 	conn, auth, err := credentials.NewTLS(config).ServerHandshake(raw)
 	last.agreed.Store(err == nil)
@@ -213,7 +230,7 @@ func (s *Server) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 		s.Log.Debug("no TLS with a client", "address", raw.RemoteAddr(), "error", err)
 		return conn, auth, err
 	}
-	return s.track(conn, auth), auth, nil
+	return s.track(conn, auth, config.ClientCAs), auth, nil
 }
 
 // connection is one of a client with a certificate, while it is open.
@@ -223,7 +240,7 @@ type connection struct {
 	leaf   *x509.Certificate
 }
 
-func (s *Server) track(conn net.Conn, auth credentials.AuthInfo) net.Conn {
+func (s *Server) track(conn net.Conn, auth credentials.AuthInfo, roots *x509.CertPool) net.Conn {
 	info, ok := auth.(credentials.TLSInfo)
 	switch {
 	case !ok:
@@ -237,13 +254,44 @@ func (s *Server) track(conn net.Conn, auth credentials.AuthInfo) net.Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open[c] = struct{}{}
+	if len(info.State.VerifiedChains) > 0 {
+		s.proven(c.leaf, info.State.VerifiedChains[0], roots)
+	}
 	return c
 }
 
+// proven remembers what a handshake has found. Clients with one certificate share what is
+// known of it.
+func (s *Server) proven(leaf *x509.Certificate, chain []*x509.Certificate, roots *x509.CertPool) {
+	p := s.proofs[leaf]
+	if p == nil {
+		p = &proof{}
+		s.proofs[leaf] = p
+	}
+	p.connections++
+	p.roots, p.from, p.until = roots, leaf.NotBefore, leaf.NotAfter
+	for _, c := range chain {
+		if c.NotBefore.After(p.from) {
+			p.from = c.NotBefore
+		}
+		if c.NotAfter.Before(p.until) {
+			p.until = c.NotAfter
+		}
+	}
+}
+
 func (c *connection) Close() error {
-	c.server.mu.Lock()
-	delete(c.server.open, c)
-	c.server.mu.Unlock()
+	s := c.server
+	s.mu.Lock()
+	if _, open := s.open[c]; open {
+		delete(s.open, c)
+		if p := s.proofs[c.leaf]; p != nil {
+			if p.connections--; p.connections == 0 {
+				delete(s.proofs, c.leaf)
+			}
+		}
+	}
+	s.mu.Unlock()
 	return c.Conn.Close()
 }
 
@@ -287,15 +335,21 @@ func (s *Server) Cut(who func(*x509.Certificate) bool) int {
 // to close a connection on which it has been spoken to resets it, and the alert is
 // lost.
 type lastWords struct {
-	*net.TCPConn
+	halfCloser
 	agreed atomic.Bool
+}
+
+// halfCloser is a connection that can be closed for writing alone, as TCP's.
+type halfCloser interface {
+	net.Conn
+	CloseWrite() error
 }
 
 func (c *lastWords) Close() error {
 	if !c.agreed.Load() && c.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(lastWordsTime)) == nil {
-		_, _ = io.CopyN(io.Discard, c.TCPConn, maxLastWords)
+		_, _ = io.CopyN(io.Discard, c.halfCloser, maxLastWords)
 	}
-	return c.TCPConn.Close()
+	return c.halfCloser.Close()
 }
 
 // ClientHandshake implements credentials.TransportCredentials.

@@ -1,6 +1,7 @@
 package credential_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,6 +37,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type asked struct {
 	name  string // the serial number of the client's certificate
 	token string
+	leaf  *x509.Certificate
 }
 
 // served is a gRPC server and what it saw.
@@ -53,6 +56,7 @@ func serve(t *testing.T, options ...grpc.ServerOption) *served {
 		if p, ok := peer.FromContext(ctx); ok {
 			if info, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(info.State.VerifiedChains) > 0 {
 				a.name = info.State.VerifiedChains[0][0].SerialNumber.String()
+				a.leaf = info.State.PeerCertificates[0]
 			}
 		}
 		s.mu.Lock()
@@ -296,6 +300,51 @@ func TestRotation(t *testing.T) {
 	}
 	if after := value(t, srv.Collectors(), "chandler_tls_certificate_not_after_seconds"); after < float64(time.Now().Add(23*time.Hour).Unix()) {
 		t.Errorf("expiry is told as %v", after)
+	}
+}
+
+// What a handshake has found holds for its connection's certificate as long as the same
+// authorities are trusted and nothing has expired, and no longer than the connection.
+func TestProven(t *testing.T) {
+	t.Parallel()
+	ca := authority.New(t)
+	f := files(ca, ca.Issue(here))
+	var late atomic.Int64
+	f.Now = func() time.Time { return time.Now().Add(time.Duration(late.Load())) }
+	srv, creds := server(t, f)
+	s := serve(t, creds)
+	conn := dial(t, s.addr, credential.NewClient(files(ca, ca.Issue(authority.Leaf{}))).DialOptions()...)
+	if err := ask(t, conn); err != nil {
+		t.Fatal(err)
+	}
+	leaf := s.saw().leaf
+	good := func(want bool, when string) {
+		t.Helper()
+		if err := srv.Verify([]*x509.Certificate{leaf}); (err == nil) != want {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	spoiled := *leaf // as if it had been forged since: what was found is not found again
+	spoiled.Signature = bytes.Clone(spoiled.Signature)
+	spoiled.Signature[len(spoiled.Signature)-1] ^= 1
+	if err := srv.Verify([]*x509.Certificate{&spoiled}); err == nil {
+		t.Error("a certificate that no handshake has shown is believed")
+	}
+	leaf.Signature[len(leaf.Signature)-1] ^= 1
+	good(true, "while it is proven")
+	late.Store(int64(100 * 365 * 24 * time.Hour))
+	good(false, "when it has expired")
+	late.Store(0)
+	good(true, "again in time")
+	write(t, ca.File, read(t, authority.New(t).File))
+	good(false, "of an authority that is not trusted any more")
+	_ = conn.Close()
+	deadline := time.Now().Add(10 * time.Second)
+	for srv.Proofs() > 0 {
+		if time.Now().After(deadline) {
+			t.Fatal("what was found outlives its connection")
+		}
+		<-time.After(time.Millisecond)
 	}
 }
 

@@ -8,7 +8,6 @@
 package status
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -250,10 +249,10 @@ type counts struct {
 func tally(in Input, s *chandler.Status) counts {
 	var t counts
 	s.Proxies = slices.Grow(s.Proxies, len(in.Proxies))
-	proxies := slices.Clone(in.Proxies)
-	slices.SortFunc(proxies, func(a, b Proxy) int {
-		return cmp.Or(strings.Compare(a.Node.Namespace, b.Node.Namespace), strings.Compare(a.Node.Name, b.Node.Name))
-	})
+	proxies := in.Proxies
+	if byNode := func(a, b Proxy) int { return a.Node.Compare(b.Node) }; !slices.IsSortedFunc(proxies, byNode) {
+		proxies = slices.SortedFunc(slices.Values(proxies), byNode)
+	}
 	for _, p := range proxies {
 		s.Proxies = append(s.Proxies, line(in, p))
 	}

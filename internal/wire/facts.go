@@ -258,12 +258,24 @@ const (
 	MaxInterval = time.Hour
 )
 
-// IntervalToProto translates how often traffic is to be told; zero: not at all.
+// IntervalToProto translates how often traffic is to be told, or within what time; zero:
+// not at all, or at once.
 func IntervalToProto(d time.Duration) *durationpb.Duration {
 	if d <= 0 {
 		return nil
 	}
 	return durationpb.New(d)
+}
+
+// MaxSpread is within what time a fleet reports at most.
+const MaxSpread = time.Second
+
+// SpreadFromProto bounds within what time an agent is to report; zero: at once.
+func SpreadFromProto(m *durationpb.Duration) time.Duration {
+	if m.CheckValid() != nil {
+		return 0
+	}
+	return min(max(m.AsDuration(), 0), MaxSpread)
 }
 
 // IntervalFromProto bounds how often traffic is to be told; zero: not at all.

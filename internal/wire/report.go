@@ -37,11 +37,13 @@ type Report struct {
 	// Facts are nil where nothing is said of them, and Traffic is empty.
 	Facts   *chandler.Facts
 	Traffic []chandler.Traffic
+	// Silent: no answer is wanted.
+	Silent bool
 }
 
 // ReportToProto translates a report for the wire.
 func ReportToProto(r Report) *chandlerv1.ReportRequest {
-	m := &chandlerv1.ReportRequest{Sequence: r.Sequence, Full: r.Full, Facts: FactsToProto(r.Facts), Traffic: TrafficToProto(r.Traffic)}
+	m := &chandlerv1.ReportRequest{Sequence: r.Sequence, Full: r.Full, Facts: FactsToProto(r.Facts), Traffic: TrafficToProto(r.Traffic), Silent: r.Silent}
 	if r.Node != nil {
 		m.Node = NodeToProto(*r.Node)
 	}
@@ -57,7 +59,7 @@ func ReportToProto(r Report) *chandlerv1.ReportRequest {
 // ReportFromProto checks and translates a report. Lists over MaxStates are
 // refused whole: half of the truth is none.
 func ReportFromProto(m *chandlerv1.ReportRequest) (Report, error) {
-	r := Report{Sequence: m.GetSequence(), Full: m.GetFull()}
+	r := Report{Sequence: m.GetSequence(), Full: m.GetFull(), Silent: m.GetSilent()}
 	if m.GetNode() != nil {
 		n, err := NodeFromProto(m.GetNode())
 		if err != nil {

@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/credential"
 	"chandler.dev/chandler/internal/durable"
@@ -57,7 +55,7 @@ func (w *world) believing(t *testing.T, cluster *kubeenv.Cluster, own authority.
 	must(err)
 	fetcher := fetch.New(fetch.Config{})
 	plane, err := control.New(control.Config{
-		Source: plugins, Records: records, Store: modules, Listener: listener, Server: []grpc.ServerOption{grpc.Creds(creds)},
+		Source: plugins, Records: records, Store: modules, Listener: listener, Credentials: creds,
 		Resolver:      resolve.New(resolve.Config{Fetcher: fetcher, Store: modules}),
 		Authenticator: identity.New(identity.Config{Reviewer: tokens}), Recheck: time.Second,
 	})

@@ -153,7 +153,10 @@ type ReportRequest struct {
 	// In the first message of a stream, and again whenever they change.
 	Facts *Facts `protobuf:"bytes,6,opt,name=facts,proto3" json:"facts,omitempty"`
 	// As often as it was asked for, whole each time.
-	Traffic       []*Traffic `protobuf:"bytes,7,rep,name=traffic,proto3" json:"traffic,omitempty"`
+	Traffic []*Traffic `protobuf:"bytes,7,rep,name=traffic,proto3" json:"traffic,omitempty"`
+	// No answer is wanted. An answer to a later report says that this one was taken in,
+	// too.
+	Silent        bool `protobuf:"varint,8,opt,name=silent,proto3" json:"silent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -237,14 +240,24 @@ func (x *ReportRequest) GetTraffic() []*Traffic {
 	return nil
 }
 
+func (x *ReportRequest) GetSilent() bool {
+	if x != nil {
+		return x.Silent
+	}
+	return false
+}
+
 type ReportResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The last sequence that was taken in.
 	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// How often traffic is to be told; not set or zero: not at all.
 	TrafficInterval *durationpb.Duration `protobuf:"bytes,2,opt,name=traffic_interval,json=trafficInterval,proto3" json:"traffic_interval,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Within what time from a change on an agent is to report it, at a moment of its own
+	// choice, so that a large fleet does not report in one; not set: at once.
+	Spread        *durationpb.Duration `protobuf:"bytes,3,opt,name=spread,proto3" json:"spread,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportResponse) Reset() {
@@ -287,6 +300,13 @@ func (x *ReportResponse) GetSequence() uint64 {
 func (x *ReportResponse) GetTrafficInterval() *durationpb.Duration {
 	if x != nil {
 		return x.TrafficInterval
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetSpread() *durationpb.Duration {
+	if x != nil {
+		return x.Spread
 	}
 	return nil
 }
@@ -1071,7 +1091,7 @@ var File_chandler_v1_report_proto protoreflect.FileDescriptor
 
 const file_chandler_v1_report_proto_rawDesc = "" +
 	"\n" +
-	"\x18chandler/v1/report.proto\x12\vchandler.v1\x1a\x1cchandler/v1/attachment.proto\x1a\x16chandler/v1/node.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x02\n" +
+	"\x18chandler/v1/report.proto\x12\vchandler.v1\x1a\x1cchandler/v1/attachment.proto\x1a\x16chandler/v1/node.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x02\n" +
 	"\rReportRequest\x12%\n" +
 	"\x04node\x18\x01 \x01(\v2\x11.chandler.v1.NodeR\x04node\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x12\n" +
@@ -1079,10 +1099,12 @@ const file_chandler_v1_report_proto_rawDesc = "" +
 	"\x06states\x18\x04 \x03(\v2\x1c.chandler.v1.AttachmentStateR\x06states\x12\x18\n" +
 	"\aremoved\x18\x05 \x03(\tR\aremoved\x12(\n" +
 	"\x05facts\x18\x06 \x01(\v2\x12.chandler.v1.FactsR\x05facts\x12.\n" +
-	"\atraffic\x18\a \x03(\v2\x14.chandler.v1.TrafficR\atraffic\"r\n" +
+	"\atraffic\x18\a \x03(\v2\x14.chandler.v1.TrafficR\atraffic\x12\x16\n" +
+	"\x06silent\x18\b \x01(\bR\x06silent\"\xa5\x01\n" +
 	"\x0eReportResponse\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12D\n" +
-	"\x10traffic_interval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x0ftrafficInterval\"\xfe\x01\n" +
+	"\x10traffic_interval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x0ftrafficInterval\x121\n" +
+	"\x06spread\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06spread\"\xfe\x01\n" +
 	"\x05Facts\x12\x14\n" +
 	"\x05slots\x18\x01 \x01(\bR\x05slots\x123\n" +
 	"\tlisteners\x18\x02 \x03(\v2\x15.chandler.v1.ListenerR\tlisteners\x12#\n" +
@@ -1210,39 +1232,40 @@ var file_chandler_v1_report_proto_depIdxs = []int32{
 	4,  // 2: chandler.v1.ReportRequest.facts:type_name -> chandler.v1.Facts
 	9,  // 3: chandler.v1.ReportRequest.traffic:type_name -> chandler.v1.Traffic
 	15, // 4: chandler.v1.ReportResponse.traffic_interval:type_name -> google.protobuf.Duration
-	6,  // 5: chandler.v1.Facts.listeners:type_name -> chandler.v1.Listener
-	5,  // 6: chandler.v1.Facts.bypassed:type_name -> chandler.v1.Bypass
-	16, // 7: chandler.v1.Bypass.plugin:type_name -> chandler.v1.PluginRef
-	17, // 8: chandler.v1.Bypass.at:type_name -> google.protobuf.Timestamp
-	18, // 9: chandler.v1.Listener.mode:type_name -> chandler.v1.Mode
-	7,  // 10: chandler.v1.Listener.slots:type_name -> chandler.v1.Slot
-	19, // 11: chandler.v1.Slot.type:type_name -> chandler.v1.FilterType
-	20, // 12: chandler.v1.Slot.phase:type_name -> chandler.v1.Phase
-	8,  // 13: chandler.v1.Slot.members:type_name -> chandler.v1.SlotMember
-	16, // 14: chandler.v1.SlotMember.plugin:type_name -> chandler.v1.PluginRef
-	1,  // 15: chandler.v1.SlotMember.stand_in:type_name -> chandler.v1.StandIn
-	18, // 16: chandler.v1.Traffic.mode:type_name -> chandler.v1.Mode
-	10, // 17: chandler.v1.Traffic.now:type_name -> chandler.v1.Answers
-	10, // 18: chandler.v1.Traffic.hour:type_name -> chandler.v1.Answers
-	14, // 19: chandler.v1.RelayRequest.node:type_name -> chandler.v1.Node
-	13, // 20: chandler.v1.RelayRequest.states:type_name -> chandler.v1.AttachmentState
-	4,  // 21: chandler.v1.RelayRequest.facts:type_name -> chandler.v1.Facts
-	9,  // 22: chandler.v1.RelayRequest.traffic:type_name -> chandler.v1.Traffic
-	15, // 23: chandler.v1.RelayResponse.traffic_interval:type_name -> google.protobuf.Duration
-	16, // 24: chandler.v1.AttachmentState.plugin:type_name -> chandler.v1.PluginRef
-	0,  // 25: chandler.v1.AttachmentState.state:type_name -> chandler.v1.State
-	17, // 26: chandler.v1.AttachmentState.next_try:type_name -> google.protobuf.Timestamp
-	17, // 27: chandler.v1.AttachmentState.since:type_name -> google.protobuf.Timestamp
-	1,  // 28: chandler.v1.AttachmentState.stand_in:type_name -> chandler.v1.StandIn
-	2,  // 29: chandler.v1.Reports.Report:input_type -> chandler.v1.ReportRequest
-	11, // 30: chandler.v1.Reports.Relay:input_type -> chandler.v1.RelayRequest
-	3,  // 31: chandler.v1.Reports.Report:output_type -> chandler.v1.ReportResponse
-	12, // 32: chandler.v1.Reports.Relay:output_type -> chandler.v1.RelayResponse
-	31, // [31:33] is the sub-list for method output_type
-	29, // [29:31] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	15, // 5: chandler.v1.ReportResponse.spread:type_name -> google.protobuf.Duration
+	6,  // 6: chandler.v1.Facts.listeners:type_name -> chandler.v1.Listener
+	5,  // 7: chandler.v1.Facts.bypassed:type_name -> chandler.v1.Bypass
+	16, // 8: chandler.v1.Bypass.plugin:type_name -> chandler.v1.PluginRef
+	17, // 9: chandler.v1.Bypass.at:type_name -> google.protobuf.Timestamp
+	18, // 10: chandler.v1.Listener.mode:type_name -> chandler.v1.Mode
+	7,  // 11: chandler.v1.Listener.slots:type_name -> chandler.v1.Slot
+	19, // 12: chandler.v1.Slot.type:type_name -> chandler.v1.FilterType
+	20, // 13: chandler.v1.Slot.phase:type_name -> chandler.v1.Phase
+	8,  // 14: chandler.v1.Slot.members:type_name -> chandler.v1.SlotMember
+	16, // 15: chandler.v1.SlotMember.plugin:type_name -> chandler.v1.PluginRef
+	1,  // 16: chandler.v1.SlotMember.stand_in:type_name -> chandler.v1.StandIn
+	18, // 17: chandler.v1.Traffic.mode:type_name -> chandler.v1.Mode
+	10, // 18: chandler.v1.Traffic.now:type_name -> chandler.v1.Answers
+	10, // 19: chandler.v1.Traffic.hour:type_name -> chandler.v1.Answers
+	14, // 20: chandler.v1.RelayRequest.node:type_name -> chandler.v1.Node
+	13, // 21: chandler.v1.RelayRequest.states:type_name -> chandler.v1.AttachmentState
+	4,  // 22: chandler.v1.RelayRequest.facts:type_name -> chandler.v1.Facts
+	9,  // 23: chandler.v1.RelayRequest.traffic:type_name -> chandler.v1.Traffic
+	15, // 24: chandler.v1.RelayResponse.traffic_interval:type_name -> google.protobuf.Duration
+	16, // 25: chandler.v1.AttachmentState.plugin:type_name -> chandler.v1.PluginRef
+	0,  // 26: chandler.v1.AttachmentState.state:type_name -> chandler.v1.State
+	17, // 27: chandler.v1.AttachmentState.next_try:type_name -> google.protobuf.Timestamp
+	17, // 28: chandler.v1.AttachmentState.since:type_name -> google.protobuf.Timestamp
+	1,  // 29: chandler.v1.AttachmentState.stand_in:type_name -> chandler.v1.StandIn
+	2,  // 30: chandler.v1.Reports.Report:input_type -> chandler.v1.ReportRequest
+	11, // 31: chandler.v1.Reports.Relay:input_type -> chandler.v1.RelayRequest
+	3,  // 32: chandler.v1.Reports.Report:output_type -> chandler.v1.ReportResponse
+	12, // 33: chandler.v1.Reports.Relay:output_type -> chandler.v1.RelayResponse
+	32, // [32:34] is the sub-list for method output_type
+	30, // [30:32] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_chandler_v1_report_proto_init() }

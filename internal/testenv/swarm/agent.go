@@ -2,20 +2,20 @@ package swarm
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
+	"math/rand/v2"
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 
 	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/internal/testenv/swarm/lite"
 	"chandler.dev/chandler/internal/wire"
 	"chandler.dev/chandler/internal/xds/deltaclient"
 )
@@ -24,10 +24,11 @@ import (
 type Agent struct {
 	swarm   *Swarm
 	node    chandler.Node
-	changed chan struct{} // capacity 1: there is something to tell
+	changed atomic.Bool // there may be something to tell
 
 	mu        sync.Mutex
 	envoy     envoy
+	conn      *lite.Conn // nil: there is none
 	connected bool
 	away      chan struct{}                         // closed when it is to come back; nil: it is not away
 	leave     context.CancelFunc                    // ends the connection; nil: there is none
@@ -39,7 +40,7 @@ func newAgent(s *Swarm, i int) *Agent {
 	n := c.Node(i)
 	n.Features = slices.Concat(n.Features, []string{chandler.FeatureHTTP, chandler.FeatureNetwork, chandler.FeatureLua, chandler.FeatureFile, chandler.FeatureSecretConfig, chandler.FeatureSlots})
 	return &Agent{
-		swarm: s, node: n, changed: make(chan struct{}, 1), history: map[chandler.Key][]chandler.ReleaseID{},
+		swarm: s, node: n, history: map[chandler.Key][]chandler.ReleaseID{},
 		envoy: envoy{
 			mode: c.Mode, port: c.Port, rate: c.Rate, usual: c.Usual, history: c.History, at: now, began: now,
 			plugins: map[chandler.Key]*plugin{},
@@ -112,12 +113,9 @@ func (a *Agent) run(ctx context.Context) {
 		a.leave = leave
 		a.mu.Unlock()
 		if away == nil {
-			_ = a.client().Run(stay) // nil, or a mistake in this package
+			a.stay(stay)
 		}
 		leave()
-		a.mu.Lock()
-		a.connected = false
-		a.mu.Unlock()
 		if away != nil {
 			select {
 			case <-away:
@@ -127,16 +125,22 @@ func (a *Agent) run(ctx context.Context) {
 	}
 }
 
-func (a *Agent) client() *deltaclient.Client {
-	return deltaclient.New(deltaclient.Config{
-		Targets: []string{a.swarm.cfg.Target}, Dial: a.swarm.cfg.Dial, TypeURL: wire.AttachmentTypeURL,
-		Node: wire.NodeToXDS(a.node), Known: a.known, Handle: a.handle, Session: a.session,
-		Connected: func(ok bool, _ string, _ error) {
-			a.mu.Lock()
-			defer a.mu.Unlock()
-			a.connected = ok
-		},
-	})
+// stay connects, and connects again, until ctx ends.
+func (a *Agent) stay(ctx context.Context) {
+	for failures := 0; ctx.Err() == nil; failures++ {
+		began, s := time.Now(), newSession(a)
+		_ = s.serve(ctx) // why is the control plane's matter, which the test asks
+		a.mu.Lock()
+		a.connected = false
+		a.mu.Unlock()
+		if s.answered && time.Since(began) >= deltaclient.MaxBackoff {
+			failures = 0
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(deltaclient.Delay(failures, 1, rand.Float64())):
+		}
+	}
 }
 
 func (a *Agent) known() map[string]string {
@@ -149,30 +153,30 @@ func (a *Agent) known() map[string]string {
 	return known
 }
 
-// handle takes an update in.
-func (a *Agent) handle(u deltaclient.Update) error {
+// handle takes an answer in.
+func (a *Agent) handle(resp *discoveryv3.DeltaDiscoveryResponse) error {
 	var errs []error
-	for _, r := range u.Changed {
-		att, err := a.swarm.understand(r.Body)
+	for _, r := range resp.GetResources() {
+		att, err := a.swarm.understand(r.GetResource().GetValue())
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", r.Name, err))
+			errs = append(errs, fmt.Errorf("%s: %w", r.GetName(), err))
 			continue
 		}
 		conduct := a.swarm.cfg.Conduct(a.node, att)
 		a.mu.Lock()
 		a.keep(att.Key, att.UID)
-		a.envoy.assign(att, r.Version, conduct, a.swarm.cfg.Fetch, a.swarm.cfg.Now())
+		a.envoy.assign(att, r.GetVersion(), conduct, a.swarm.cfg.Fetch, a.swarm.cfg.Now())
 		a.mu.Unlock()
 	}
 	a.mu.Lock()
-	for _, name := range u.Removed {
+	defer a.mu.Unlock()
+	for _, name := range resp.GetRemovedResources() {
 		if key, ok := chandler.ParseKey(name); ok {
 			a.keep(key, "")
 			a.envoy.remove(key, a.swarm.cfg.Now())
 		}
 	}
-	a.mu.Unlock()
-	a.tell()
+	a.changed.Store(true)
 	return errors.Join(errs...)
 }
 
@@ -184,24 +188,14 @@ func (a *Agent) keep(key chandler.Key, next string) {
 	}
 }
 
+// tell has it look for something to tell.
 func (a *Agent) tell() {
-	select {
-	case a.changed <- struct{}{}:
-	default:
-	}
-}
-
-// again is how soon a report stream that broke is opened anew.
-const again = 100 * time.Millisecond
-
-// session reports over a connection until ctx ends.
-func (a *Agent) session(ctx context.Context, conn *grpc.ClientConn) {
-	for ctx.Err() == nil {
-		_ = a.report(ctx, conn) // why is the control plane's matter, which the test asks
-		select {
-		case <-ctx.Done():
-		case <-time.After(again):
-		}
+	a.changed.Store(true)
+	a.mu.Lock()
+	conn := a.conn
+	a.mu.Unlock()
+	if conn != nil {
+		conn.Wake()
 	}
 }
 
@@ -212,84 +206,20 @@ type reported struct {
 	facts    *chandler.Facts
 }
 
-// report tells everything, and then what changes, until the stream ends.
-func (a *Agent) report(ctx context.Context, conn *grpc.ClientConn) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := chandlerv1.NewReportsClient(conn).Report(ctx)
-	if err != nil {
-		return err
-	}
-	intervals, ended := make(chan time.Duration), make(chan error, 1)
-	var receiving sync.WaitGroup
-	receiving.Go(func() { ended <- listen(ctx, stream, intervals) })
-	defer receiving.Wait()
-	defer cancel()
-
-	var told reported
-	var interval time.Duration
-	var due time.Time // when traffic is to be told, if an interval is
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-	for {
-		traffic := interval > 0 && !time.Now().Before(due)
-		msg, wait := a.message(&told, traffic)
-		if msg != nil {
-			if err := stream.Send(msg); err != nil {
-				return err
-			}
-		}
-		if traffic {
-			due = time.Now().Add(interval)
-		}
-		if more, err := a.fetch(ctx, conn); err != nil {
-			return err
-		} else if more {
-			continue
-		}
-		if interval > 0 {
-			wait = min(wait, time.Until(due))
-		}
-		timer.Reset(wait)
-		select {
-		case err := <-ended:
-			return err
-		case asked := <-intervals:
-			if asked != interval {
-				interval, due = asked, time.Now()
-			}
-		case <-a.changed:
-		case <-timer.C:
-		}
-	}
-}
-
-// listen passes on how often traffic is to be told, until the stream ends.
-func listen(ctx context.Context, stream grpc.BidiStreamingClient[chandlerv1.ReportRequest, chandlerv1.ReportResponse], intervals chan<- time.Duration) error {
-	for {
-		resp, err := stream.Recv()
-		if err != nil {
-			return err
-		}
-		select {
-		case intervals <- wire.IntervalFromProto(resp.GetTrafficInterval()):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 // trapEvery is how often faults of VMs are looked at.
 const trapEvery = time.Second
 
 // message gives what is to be told, or nil, and how long nothing else is.
 func (a *Agent) message(told *reported, traffic bool) (*chandlerv1.ReportRequest, time.Duration) {
+	if told.sequence > 0 && a.swarm.hushed.Load() {
+		return nil, time.Hour
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := a.swarm.cfg.Now()
 	a.envoy.advance(now)
 	states, facts := a.envoy.report(), a.envoy.facts()
-	r := wire.Report{Sequence: told.sequence + 1}
+	r := wire.Report{Sequence: told.sequence + 1, Silent: told.sequence%4 != 0}
 	if told.sequence == 0 {
 		r.Node, r.Full = &a.node, true
 	}
@@ -325,54 +255,24 @@ func (a *Agent) message(told *reported, traffic bool) (*chandlerv1.ReportRequest
 	return wire.ReportToProto(r), wait
 }
 
-// fetch reads a module that is not there yet, and tells whether there was one.
-func (a *Agent) fetch(ctx context.Context, conn *grpc.ClientConn) (bool, error) {
-	a.mu.Lock()
-	var next *plugin
-	var module chandler.Module
-	for _, p := range a.envoy.plugins {
-		if !p.fetched {
-			next, module = p, *p.Program.Module
-		}
-	}
-	a.mu.Unlock()
-	if next == nil {
-		return false, nil
-	}
-	if err := a.readModule(ctx, conn, module); err != nil {
-		return false, err
-	}
+// lacks gives a plugin whose module is not there yet, or nil.
+func (a *Agent) lacks() (next *plugin) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if m := next.Program.Module; m != nil && m.Digest == module.Digest {
-		a.envoy.arrived(next, a.swarm.cfg.Now())
+	for _, p := range a.envoy.plugins {
+		if !p.fetched {
+			next = p
+		}
 	}
-	return true, nil
+	return next
 }
 
-// readModule reads a module and holds it against its digest.
-func (a *Agent) readModule(ctx context.Context, conn *grpc.ClientConn, m chandler.Module) error {
-	stream, err := chandlerv1.NewModulesClient(conn).Read(ctx, &chandlerv1.ReadRequest{Node: wire.NodeToProto(a.node), Digest: string(m.Digest), Zstd: true})
-	if err != nil {
-		return err
+// arrived notes that a plugin's module is there, if it is still the one that it needs.
+func (a *Agent) arrived(p *plugin, d chandler.ModuleDigest) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if m := p.Program.Module; m != nil && m.Digest == d {
+		a.envoy.arrived(p, a.swarm.cfg.Now())
 	}
-	sum, plain := sha256.New(), []byte(nil)
-	for {
-		chunk, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		sum.Write(chunk.GetChunk())
-		if plain, err = a.swarm.zstd.DecodeAll(chunk.GetZstd(), plain[:0]); err != nil {
-			return err
-		}
-		sum.Write(plain)
-	}
-	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != string(m.Digest) {
-		return fmt.Errorf("module %s came as %s", m.Digest, got)
-	}
-	return nil
+	a.changed.Store(true)
 }

@@ -8,8 +8,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
 	"chandler.dev/chandler"
@@ -49,11 +47,8 @@ func roll(t *testing.T, conduct swarm.Conduct, why string) {
 	p := newPlaneOn(t, pipes)
 	s := &script{of: map[string]swarm.Conduct{`{"n":2}`: conduct}}
 	fleet := swarm.New(swarm.Config{
-		Target: "passthrough:///control", Agents: 20, Conduct: s.conduct, Rate: 10, History: time.Hour,
-		Dial: []grpc.DialOption{
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipes.DialContext(ctx) }),
-		},
+		Target: "control", Agents: 20, Conduct: s.conduct, Rate: 10, History: time.Hour,
+		DialContext: func(ctx context.Context, _ string) (net.Conn, error) { return pipes.DialContext(ctx) },
 	})
 	run(t, fleet.Run)
 	first := p.apply(1)

@@ -10,14 +10,15 @@ package swarm
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/wire"
@@ -25,10 +26,14 @@ import (
 
 // Config is a swarm. All but Target may be left out.
 type Config struct {
-	// Target is the control plane as a gRPC name, and Dial how to get there; without
-	// encryption when it is nil.
-	Target string
-	Dial   []grpc.DialOption
+	// Target is the control plane's host and port, TLS what is shown and expected there,
+	// nil being without encryption, and DialContext how to get there; nil: over TCP.
+	Target      string
+	TLS         *tls.Config
+	DialContext func(ctx context.Context, target string) (net.Conn, error)
+	// Message is told of every message that agents send or are sent, by its method and
+	// size; it is called from many goroutines.
+	Message func(method string, sent bool, bytes int)
 	// Agents is how many there are, and Node who they are: default/agent-0, with the
 	// label "agent" that has its number, and so on.
 	Agents int
@@ -56,6 +61,7 @@ type Config struct {
 type Swarm struct {
 	cfg    Config
 	agents []*Agent
+	hushed atomic.Bool
 	zstd   *zstd.Decoder // for all, without goroutines
 
 	mu   sync.Mutex
@@ -77,11 +83,6 @@ func New(cfg Config) *Swarm {
 			return chandler.Node{Namespace: "default", Name: fmt.Sprintf("agent-%d", i), Labels: map[string]string{"agent": fmt.Sprint(i)}}
 		}
 	}
-	if cfg.Dial == nil {
-		cfg.Dial = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
-	}
-	// Thousands of them share this process: a connection has no buffers of its own.
-	cfg.Dial = append([]grpc.DialOption{grpc.WithWriteBufferSize(4 << 10), grpc.WithSharedWriteBuffer(true), grpc.WithReadBufferSize(0)}, cfg.Dial...)
 	decoder, _ := zstd.NewReader(nil) // it fails for options only
 	s := &Swarm{cfg: cfg, zstd: decoder, read: map[string]*chandler.Attachment{}}
 	for i := range cfg.Agents {
@@ -117,6 +118,16 @@ func (s *Swarm) Connected() (n int) {
 		a.mu.Unlock()
 	}
 	return n
+}
+
+// Hush has agents tell nothing that is new, or tell all of it after they did not.
+func (s *Swarm) Hush(hushed bool) {
+	s.hushed.Store(hushed)
+	if !hushed {
+		for _, a := range s.agents {
+			a.tell()
+		}
+	}
 }
 
 // Told is how many agents were ever told each release of a plugin.

@@ -27,7 +27,7 @@ import (
 )
 
 // Limits in time. A peer that is gone without a word is noticed after
-// keepaliveTime and keepaliveTimeout: 20 seconds.
+// keepaliveTime and keepaliveTimeout: 30 seconds.
 const (
 	MaxBackoff   = 3 * time.Second
 	FirstTimeout = 15 * time.Second // from connect to the first answer
@@ -35,7 +35,7 @@ const (
 	minBackoff       = 20 * time.Millisecond
 	firstSpread      = time.Second // over which agents come back that lost a control plane
 	connectTimeout   = 3 * time.Second
-	keepaliveTime    = 10 * time.Second
+	keepaliveTime    = 20 * time.Second
 	keepaliveTimeout = 10 * time.Second
 	maxMessage       = 32 << 20 // bytes of one answer
 	maxDetail        = 4 << 10  // bytes of a refusal's reason

@@ -7,9 +7,8 @@
 // whatever is newest by then. So a slow agent costs nothing and delays nobody. A
 // resource that changes without pause is sent a few times a second at most.
 //
-// A stream has one goroutine, which waits for the agent's word, and resources are
-// encoded once for all: with ten thousand agents these are what memory and time go
-// for.
+// A stream has no goroutine of its own, and resources are encoded once for all: with
+// ten thousand agents these are what memory and time go for.
 package deltaserver
 
 import (
@@ -86,7 +85,7 @@ const (
 )
 
 // Server serves delta ADS. New starts nothing; streams live with the gRPC
-// server it is registered at, which has quiet.ServerOptions.
+// server that it is registered at, a quiet one.
 type Server struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	cfg    Config
@@ -168,14 +167,7 @@ func (s *Server) Nodes() []chandler.Node {
 // DeltaAggregatedResources is one stream, from its first message, which must
 // name the node, to its end.
 func (s *Server) DeltaAggregatedResources(str discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	st := &stream{server: s, str: str}
-	defer func() {
-		if st.entered {
-			st.close()
-			s.leave(st)
-		}
-	}()
-	return st.serve()
+	return (&stream{server: s, str: str}).serve()
 }
 
 // begin finds out whose stream it is, by its first message.

@@ -94,7 +94,7 @@ func serve(t *testing.T) *control {
 		},
 	})
 	l := bufconn.Listen(1 << 20)
-	g := grpc.NewServer(quiet.ServerOptions()...)
+	g := quiet.NewServer(quiet.Config{})
 	c.Register(g)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = g.Serve(l) }()

@@ -34,7 +34,7 @@ type reader struct {
 
 func (r *reader) Context() context.Context { return r.ctx }
 
-// Messages have no wire here, and pass as what gRPC's codec would get and give.
+// Messages have no wire here.
 func (r *reader) Send(*discoveryv3.DeltaDiscoveryResponse) error { return errors.ErrUnsupported }
 
 func (r *reader) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
@@ -54,7 +54,8 @@ func (r *reader) SendMsg(v any) error {
 func (r *reader) RecvMsg(v any) error {
 	select {
 	case req := <-r.requests:
-		return quiet.Encoded(v, req)
+		proto.Merge(v.(proto.Message), req)
+		return nil
 	case <-r.ctx.Done():
 		return io.EOF
 	}
@@ -90,18 +91,14 @@ func flap(t *testing.T, fn func(b *board)) {
 				return view, true
 			},
 		})
-		ctx, cancel := context.WithCancel(t.Context())
-		ctx, err := quiet.Endable(ctx, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r := &reader{ctx: ctx, requests: make(chan *discoveryv3.DeltaDiscoveryRequest, 10), got: b.take}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		r := &reader{ctx: quiet.Endable(ctx, cancel), requests: make(chan *discoveryv3.DeltaDiscoveryRequest, 10), got: b.take}
 		r.requests <- &discoveryv3.DeltaDiscoveryRequest{TypeUrl: thing, Node: &corev3.Node{Id: "n"}, ResourceNamesSubscribe: []string{"*"}}
 		done := make(chan struct{})
 		go func() { defer close(done); _ = b.server.DeltaAggregatedResources(r) }()
 		synctest.Wait()
 		fn(b)
-		cancel()
+		cancel(nil)
 		<-done
 	})
 }

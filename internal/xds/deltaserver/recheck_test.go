@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
@@ -55,7 +54,7 @@ func TestRecheck(t *testing.T) {
 		},
 	})
 	l := bufconn.Listen(1 << 20)
-	g := grpc.NewServer(quiet.ServerOptions()...)
+	g := quiet.NewServer(quiet.Config{})
 	c.Register(g)
 	c.dial = func(ctx context.Context) (net.Conn, error) { return l.DialContext(ctx) }
 	ctx, cancel := context.WithCancel(context.Background())

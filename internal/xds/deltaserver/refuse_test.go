@@ -101,8 +101,8 @@ func TestRefuse_B94_Names(t *testing.T) {
 		}))
 }
 
-// B94: what one request may not name, many may not either.
-func TestRefuse_B94_NamesInManyRequests(t *testing.T) {
+// What one request may not name, many may not either.
+func TestNamesInManyRequests(t *testing.T) {
 	t.Parallel()
 	c := serve(t)
 	c.set("ns/a", "x@1")

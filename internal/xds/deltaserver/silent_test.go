@@ -29,19 +29,16 @@ func (s *silent) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
 
 func (s *silent) RecvMsg(any) error {
 	<-s.ctx.Done()
-	return s.ctx.Err()
+	return context.Cause(s.ctx)
 }
 
 // B100: a stream that says nothing is ended.
 func TestRefuse_B100_SilentStream(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		ctx, err := quiet.Endable(t.Context(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		ctx, end := context.WithCancelCause(t.Context())
 		began := time.Now()
-		err = New(Config{}).DeltaAggregatedResources(&silent{ctx: ctx})
+		err := New(Config{}).DeltaAggregatedResources(&silent{ctx: quiet.Endable(ctx, end)})
 		if status.Code(err) != codes.DeadlineExceeded || time.Since(began) != firstTimeout {
 			t.Errorf("after %v: %v", time.Since(began), err)
 		}

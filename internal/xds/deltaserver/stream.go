@@ -2,8 +2,6 @@ package deltaserver
 
 import (
 	"cmp"
-	"errors"
-	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -53,35 +51,29 @@ type stream struct {
 	again    *time.Timer // refreshes when what was held back may be sent; nil before the first time
 }
 
-// serve takes in what the agent says, until the stream ends. The first message says who
-// it is, and must not be long in coming.
+// serve has what the agent says taken in, until the stream ends. The first message says
+// who it is, and must not be long in coming.
 func (st *stream) serve() error {
 	late := time.AfterFunc(firstTimeout, func() {
 		quiet.End(st.str.Context(), wire.Refusal(codes.DeadlineExceeded, chandler.CodeXDSLimit, "no first message in %v", firstTimeout))
 	})
-	defer late.Stop()
-	for {
-		received, err := quiet.Receive(st.str, func(req *discoveryv3.DeltaDiscoveryRequest) error {
-			if !st.entered {
-				late.Stop()
-				if err := st.server.begin(st, req); err != nil {
-					return err
-				}
-			} else if id := req.GetNode().GetId(); id != "" && id != st.id {
-				return wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "node id changed from %s to %s", chandler.Quote(st.id), chandler.Quote(id))
+	return quiet.Attend(st.str, func(req *discoveryv3.DeltaDiscoveryRequest) error {
+		if !st.entered {
+			late.Stop()
+			if err := st.server.begin(st, req); err != nil {
+				return err
 			}
-			return st.take(req)
-		})
-		switch {
-		case err == nil:
-		case received:
-			return err
-		case errors.Is(err, io.EOF):
-			return nil
-		default:
-			return quiet.Because(st.str.Context(), err)
+		} else if id := req.GetNode().GetId(); id != "" && id != st.id {
+			return wire.Refusal(codes.InvalidArgument, chandler.CodeXDSNode, "node id changed from %s to %s", chandler.Quote(st.id), chandler.Quote(id))
 		}
-	}
+		return st.take(req)
+	}, func() {
+		late.Stop()
+		if st.entered {
+			st.close()
+			st.server.leave(st)
+		}
+	})
 }
 
 // take takes a request in, and answers it if there is news for it. A type that is not

@@ -1,148 +1,98 @@
-// Package quiet has what keeps streams small on which little is said: a control plane
-// has two of them for each of ten thousand agents, and what one keeps while it waits is
-// most of what an agent costs.
+// Package quiet serves gRPC to many clients that say little: a control plane has two
+// streams with each of ten thousand agents, and what one of them keeps while nothing is
+// said is most of what an agent costs.
 //
-// A goroutine keeps the largest stack that it ever needed, as long as a quarter of that
-// is in use, and one that waits in gRPC uses as much. So who waits does nothing else:
-// messages are decoded, and dealt with, by another goroutine, which then ends.
+// A Server has one goroutine for a connection, which waits for the other side and writes
+// what the protocol itself asks for. A stream on which the other side only now and then
+// has something to say has none: its handler says what is to be done with a message
+// (Attend) and returns. Whoever sends writes to the connection himself. gRPC's own server
+// has three goroutines for a connection and one for each stream, each with the largest
+// stack that it ever needed.
+//
+// Frames and headers are read by golang.org/x/net/http2. What is here is the part of RFC
+// 9113 and of gRPC's protocol (PROTOCOL-HTTP2.md) that gRPC clients use, with bounds on
+// all that they may ask for. It is not for browsers, not for HTTP/1, and does not
+// compress.
 package quiet
 
 import (
 	"context"
-	"sync"
-	"sync/atomic"
+	"errors"
+	"io"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/encoding"
-	protocodec "google.golang.org/grpc/encoding/proto"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
-	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/proto"
 )
 
-// Receive waits for the next message, decodes it and has it dealt with. The error is the
-// stream's, with received false, or what deal gave.
-func Receive[M any, P interface {
+// Parts is a message that is encoded already, in parts: whole fields, which together are
+// the message. SendMsg takes it. They are not to be changed afterwards, and may be shared
+// by many messages.
+type Parts [][]byte
+
+// Attend has every message of a stream dealt with, in their order and one at a time. It
+// is what the stream's handler returns, and then the stream goes on without the handler's
+// goroutine: until deal gives an error, which is how the stream ends, or the other side
+// has no more to say, or somebody ends it. Afterwards ended is called, once, when deal
+// does not run any more.
+func Attend[M any, P interface {
 	*M
 	proto.Message
-}](str grpc.ServerStream, deal func(P) error) (received bool, err error) {
-	var r raw
-	if err := str.RecvMsg(&r); err != nil {
-		return false, err
-	}
-	return true, Aside(func() error {
+}](str grpc.ServerStream, deal func(P) error, ended func()) error {
+	read := func(b []byte) error {
 		m := P(new(M))
-		if err := proto.Unmarshal(r, m); err != nil {
+		if err := proto.Unmarshal(b, m); err != nil {
 			return status.Errorf(codes.Internal, "a message cannot be decoded: %v", err)
 		}
 		return deal(m)
-	})
+	}
+	if st, ok := str.Context().Value(streamKey{}).(*stream); ok {
+		st.attend(read, ended)
+		return errAttended
+	}
+	defer ended()
+	for {
+		m := P(new(M))
+		if err := str.RecvMsg(m); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		if err := deal(m); err != nil {
+			return err
+		}
+	}
 }
 
-// Aside does something on a goroutine of its own and waits for it.
+// errAttended is what the handler of a stream returns that goes on.
+var errAttended = errors.New("the stream goes on")
+
+type (
+	streamKey struct{} // of a stream in its context
+	endKey    struct{} // of how to end one
+)
+
+// End ends a stream by its context, whoever is at it. The first reason, a gRPC status, is
+// what the other side is told; with nil the stream has ended well.
+func End(ctx context.Context, why error) {
+	if end, ok := ctx.Value(endKey{}).(func(error)); ok {
+		end(why)
+	}
+}
+
+// Endable gives a context by which End calls end; it is for streams without a server, in
+// tests.
+func Endable(ctx context.Context, end func(error)) context.Context {
+	return context.WithValue(ctx, endKey{}, end)
+}
+
+// Aside does something on a goroutine of its own and waits for it. A goroutine keeps the
+// largest stack that it ever needed, as long as a quarter of that is in use; who will
+// wait for long has what needs a large one done aside.
 func Aside(do func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- do() }()
 	return <-done
-}
-
-// raw is a message that is not decoded yet.
-type raw []byte
-
-// Encoded puts a message where RecvMsg is to put it; it is for streams without a wire, in
-// tests.
-func Encoded(into any, m proto.Message) (err error) {
-	*into.(*raw), err = proto.Marshal(m)
-	return err
-}
-
-// Parts is a message that is encoded already, in parts: whole fields, which together are
-// the message. They are not to be changed afterwards, and may be shared by many messages.
-type Parts [][]byte
-
-// ServerOptions are what a gRPC server needs on whose streams Receive and End are called
-// and Parts are sent.
-func ServerOptions() []grpc.ServerOption {
-	return []grpc.ServerOption{grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protocodec.Name)}), grpc.InTapHandle(Endable)}
-}
-
-// Endable gives the context of a stream that End can end.
-func Endable(ctx context.Context, _ *tap.Info) (context.Context, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	return context.WithValue(ctx, endKey{}, &end{cancel: cancel}), nil
-}
-
-type endKey struct{}
-
-// end is how a stream is ended from without.
-type end struct {
-	cancel context.CancelFunc
-	once   sync.Once
-	why    atomic.Pointer[status.Status]
-}
-
-// End ends a stream, whatever waits for it or for its other end. The first reason, a gRPC
-// status, is what the other end is told and what Because gives; nil is none. Without it
-// there would have to be a second goroutine, to wait for the reason while the first waits
-// for a message.
-func End(ctx context.Context, why error) {
-	e, ok := ctx.Value(endKey{}).(*end)
-	if !ok {
-		return
-	}
-	e.once.Do(func() {
-		if why != nil {
-			st := status.Convert(why)
-			e.why.Store(st)
-			tell(ctx, st)
-		}
-	})
-	e.cancel()
-}
-
-// tell writes how a stream ends to the other side. gRPC would write it when the handler
-// returns, but one that waits for a message is told of its end by way of the context, and
-// before it returns gRPC has written that the stream was cancelled. Were its transport
-// another one some day, that is what the other side would hear.
-func tell(ctx context.Context, st *status.Status) {
-	if t, ok := grpc.ServerTransportStreamFromContext(ctx).(interface{ WriteStatus(*status.Status) error }); ok {
-		_ = t.WriteStatus(st) // it fails if the other side is gone
-	}
-}
-
-// Because gives why a stream was ended here, or else the error by which that shows.
-func Because(ctx context.Context, err error) error {
-	if e, ok := ctx.Value(endKey{}).(*end); ok {
-		if why := e.why.Load(); why != nil {
-			return why.Err()
-		}
-	}
-	return err
-}
-
-type codec struct{ encoding.CodecV2 }
-
-// Marshal implements encoding.CodecV2.
-func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	parts, ok := v.(Parts)
-	if !ok {
-		return c.CodecV2.Marshal(v)
-	}
-	out := make(mem.BufferSlice, len(parts))
-	for i, p := range parts {
-		out[i] = mem.SliceBuffer(p)
-	}
-	return out, nil
-}
-
-// Unmarshal implements encoding.CodecV2.
-func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
-	r, ok := v.(*raw)
-	if !ok {
-		return c.CodecV2.Unmarshal(data, v)
-	}
-	*r = data.Materialize()
-	return nil
 }

@@ -5,180 +5,464 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"go.uber.org/goleak"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"chandler.dev/chandler/internal/xds/quiet"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// open gives the client's end of a stream that is served by serve.
-func open(t *testing.T, serve func(grpc.ServerStream) error, options ...grpc.CallOption) grpc.ClientStream {
+// text is the message of all services here.
+type text = wrapperspb.StringValue
+
+func say(s string) *text { return &text{Value: s} }
+
+// service is what a test serves: methods by their names.
+type service struct {
+	streams map[string]func(grpc.ServerStream) error
+	unary   map[string]func(context.Context, *text) (*text, error)
+}
+
+func (s service) desc() *grpc.ServiceDesc {
+	d := &grpc.ServiceDesc{ServiceName: "test", HandlerType: (*any)(nil)}
+	for name, h := range s.streams {
+		d.Streams = append(d.Streams, grpc.StreamDesc{StreamName: name, ServerStreams: true, ClientStreams: true, Handler: func(_ any, str grpc.ServerStream) error { return h(str) }})
+	}
+	for name, h := range s.unary {
+		d.Methods = append(d.Methods, grpc.MethodDesc{MethodName: name, Handler: func(_ any, ctx context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+			in := &text{}
+			if err := dec(in); err != nil {
+				return nil, err
+			}
+			return h(ctx, in)
+		}})
+	}
+	return d
+}
+
+// server is gRPC's own, or the one of this package.
+type server interface {
+	grpc.ServiceRegistrar
+	Serve(net.Listener) error
+	Stop()
+}
+
+// both runs a test with the server of this package, and with gRPC's, beside which it must
+// not be seen by clients.
+func both(t *testing.T, test func(t *testing.T, s server)) {
 	t.Helper()
-	l := bufconn.Listen(1 << 20)
-	g := grpc.NewServer(append(quiet.ServerOptions(), grpc.UnknownServiceHandler(func(_ any, str grpc.ServerStream) error { return serve(str) }))...)
-	var serving sync.WaitGroup
-	serving.Go(func() { _ = g.Serve(l) })
-	conn, err := grpc.NewClient("passthrough:///it", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	t.Run("quiet", func(t *testing.T) { t.Parallel(); test(t, quiet.NewServer(quiet.Config{})) })
+	t.Run("grpc", func(t *testing.T) { t.Parallel(); test(t, grpc.NewServer(grpc.WaitForHandlers(true))) })
+}
+
+// listen serves and gives the address.
+func listen(t *testing.T, s server, svc service) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close(); g.Stop(); serving.Wait() })
-	str, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/a.Service/Method", options...)
+	s.RegisterService(svc.desc(), nil)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if err := s.Serve(l); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() { s.Stop(); serving.Wait() })
+	return l.Addr().String()
+}
+
+func dial(t *testing.T, addr string, options ...grpc.DialOption) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(addr, append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, options...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+func open(t *testing.T, ctx context.Context, conn *grpc.ClientConn, method string) grpc.ClientStream {
+	t.Helper()
+	str, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/test/"+method)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return str
 }
 
-func said(t *testing.T, str grpc.ClientStream) error {
-	t.Helper()
-	return str.RecvMsg(&discoveryv3.DeltaDiscoveryResponse{})
+// echo gives back what comes.
+func echo(str grpc.ServerStream) error {
+	for {
+		m := &text{}
+		if err := str.RecvMsg(m); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		if err := str.SendMsg(m); err != nil {
+			return err
+		}
+	}
 }
 
-// What was said is dealt with in its order; what that gives ends the stream.
-func TestReceive(t *testing.T) {
+// attended is echo without a goroutine of its own.
+func attended(str grpc.ServerStream) error {
+	return quiet.Attend(str, func(m *text) error { return str.SendMsg(m) }, func() {})
+}
+
+func TestUnary(t *testing.T) {
 	t.Parallel()
-	var heard []string
-	str := open(t, func(str grpc.ServerStream) error {
-		for {
-			received, err := quiet.Receive(str, func(m *discoveryv3.DeltaDiscoveryRequest) error {
-				if heard = append(heard, m.GetTypeUrl()); len(heard) == 3 {
-					return status.Error(codes.Aborted, "enough")
+	both(t, func(t *testing.T, s server) {
+		conn := dial(t, listen(t, s, service{unary: map[string]func(context.Context, *text) (*text, error){
+			"Call": func(ctx context.Context, in *text) (*text, error) {
+				md, _ := metadata.FromIncomingContext(ctx)
+				p, _ := peer.FromContext(ctx)
+				if !strings.HasPrefix(p.Addr.String(), "127.0.0.1:") || md.Get("a")[0] != "b" || md.Get("c-bin")[0] != "\x00\xff" || len(md.Get("content-type")) != 1 {
+					t.Errorf("from %v with %v", p.Addr, md)
+				}
+				if method, _ := grpc.Method(ctx); method != "/test/Call" {
+					t.Errorf("method %q", method)
+				}
+				return say(in.GetValue() + "!"), errors.Join(grpc.SetHeader(ctx, metadata.Pairs("h", "1")), grpc.SetTrailer(ctx, metadata.Pairs("t-bin", "\xfe")))
+			},
+			"Fail": func(context.Context, *text) (*text, error) {
+				st, err := status.New(codes.FailedPrecondition, "für 100 %\n").WithDetails(&errdetails.ErrorInfo{Reason: "R"})
+				if err != nil {
+					t.Error(err)
+				}
+				return nil, st.Err()
+			},
+			"Plain": func(context.Context, *text) (*text, error) { return nil, errors.New("plain") },
+		}}))
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "a", "b", "c-bin", "\x00\xff")
+		var out text
+		var header, trailer metadata.MD
+		if err := conn.Invoke(ctx, "/test/Call", say("hello"), &out, grpc.Header(&header), grpc.Trailer(&trailer)); err != nil || out.GetValue() != "hello!" {
+			t.Errorf("%q, %v", out.GetValue(), err)
+		}
+		if header.Get("h")[0] != "1" || trailer.Get("t-bin")[0] != "\xfe" {
+			t.Errorf("header %v, trailer %v", header, trailer)
+		}
+		st := status.Convert(conn.Invoke(ctx, "/test/Fail", say(""), &out))
+		if st.Code() != codes.FailedPrecondition || st.Message() != "für 100 %\n" || len(st.Details()) != 1 || st.Details()[0].(*errdetails.ErrorInfo).GetReason() != "R" {
+			t.Errorf("%v", st)
+		}
+		if err := conn.Invoke(ctx, "/test/Plain", say(""), &out); status.Code(err) != codes.Unknown {
+			t.Error(err)
+		}
+		if err := conn.Invoke(ctx, "/test/None", say(""), &out); status.Code(err) != codes.Unimplemented {
+			t.Error(err)
+		}
+	})
+}
+
+// Messages of all sizes go both ways on one stream and on many at once, also those that
+// are larger than any window.
+func TestMessages(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, s server) {
+		addr := listen(t, s, service{streams: map[string]func(grpc.ServerStream) error{"Echo": echo, "Attended": attended}})
+		conn := dial(t, addr)
+		var all sync.WaitGroup
+		for _, method := range []string{"Echo", "Attended"} {
+			for range 4 {
+				all.Go(func() {
+					str := open(t, t.Context(), conn, method)
+					for _, size := range []int{0, 1, 100, 16 << 10, 70_000, 1 << 20, 3 << 20, 5} {
+						want := strings.Repeat("x", size)
+						got := &text{}
+						if err := errors.Join(str.SendMsg(say(want)), str.RecvMsg(got)); err != nil || got.GetValue() != want {
+							t.Errorf("%s: of %d bytes %d came back: %v", method, size, len(got.GetValue()), err)
+							return
+						}
+					}
+					if err := errors.Join(str.CloseSend(), str.RecvMsg(&text{})); !errors.Is(err, io.EOF) {
+						t.Error(err)
+					}
+				})
+			}
+		}
+		all.Wait()
+	})
+}
+
+// Who does not read holds up whoever sends to him, and nobody else.
+func TestSlowReader(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, s server) {
+		sent := make(chan int, 1000)
+		conn := dial(t, listen(t, s, service{streams: map[string]func(grpc.ServerStream) error{
+			"Flood": func(str grpc.ServerStream) error {
+				m := say(strings.Repeat("x", 32<<10))
+				for n := range 200 {
+					if err := str.SendMsg(m); err != nil {
+						return err
+					}
+					sent <- n
 				}
 				return nil
-			})
-			if err != nil {
-				if !received {
-					t.Errorf("not received: %v", err)
-				}
-				return err
-			}
-		}
-	})
-	for _, s := range []string{"a", "b", "c"} {
-		if err := str.SendMsg(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: s}); err != nil {
+			},
+			"Echo": echo,
+		}}), grpc.WithInitialWindowSize(1<<16), grpc.WithInitialConnWindowSize(1<<20))
+		flood := open(t, t.Context(), conn, "Flood")
+		if err := flood.SendMsg(say("")); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if err := said(t, str); status.Code(err) != codes.Aborted || len(heard) != 3 || heard[0]+heard[1]+heard[2] != "abc" {
-		t.Errorf("%v after %v", err, heard)
-	}
-}
-
-// The end of a stream is told apart from what was dealt with.
-func TestReceiveTellsTheEnd(t *testing.T) {
-	t.Parallel()
-	str := open(t, func(str grpc.ServerStream) error {
-		received, err := quiet.Receive(str, func(*discoveryv3.DeltaDiscoveryRequest) error { return nil })
-		if received || !errors.Is(err, io.EOF) {
-			t.Errorf("received %v, %v", received, err)
+		<-sent
+		other := open(t, t.Context(), conn, "Echo")
+		if err := errors.Join(other.SendMsg(say("a")), other.RecvMsg(&text{})); err != nil {
+			t.Error(err)
 		}
-		return nil
-	})
-	if err := str.CloseSend(); err != nil {
-		t.Fatal(err)
-	}
-	if err := said(t, str); !errors.Is(err, io.EOF) {
-		t.Error(err)
-	}
-}
-
-// broken sends bytes that are no message.
-type broken struct{}
-
-func (broken) Name() string { return "proto" }
-func (broken) Marshal(any) (mem.BufferSlice, error) {
-	return mem.BufferSlice{mem.SliceBuffer{0xff}}, nil
-}
-func (broken) Unmarshal(b mem.BufferSlice, v any) error {
-	return proto.Unmarshal(b.Materialize(), v.(proto.Message))
-}
-
-func TestReceiveRefusesWhatIsNoMessage(t *testing.T) {
-	t.Parallel()
-	str := open(t, func(str grpc.ServerStream) error {
-		_, err := quiet.Receive(str, func(*discoveryv3.DeltaDiscoveryRequest) error {
-			t.Error("dealt with")
-			return nil
-		})
-		return err
-	}, grpc.ForceCodecV2(broken{}))
-	if err := str.SendMsg(&discoveryv3.DeltaDiscoveryRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := said(t, str); status.Code(err) != codes.Internal {
-		t.Error(err)
-	}
-}
-
-// A stream that waits for a message is ended from without, for the first reason that is
-// given.
-func TestEnd(t *testing.T) {
-	t.Parallel()
-	streams := make(chan grpc.ServerStream, 1)
-	str := open(t, func(str grpc.ServerStream) error {
-		streams <- str
-		_, err := quiet.Receive(str, func(*discoveryv3.DeltaDiscoveryRequest) error { return nil })
-		return quiet.Because(str.Context(), err)
-	})
-	ctx := (<-streams).Context()
-	quiet.End(ctx, status.Error(codes.PermissionDenied, "no longer believed"))
-	quiet.End(ctx, status.Error(codes.Unavailable, "later"))
-	if err := said(t, str); status.Code(err) != codes.PermissionDenied {
-		t.Error(err)
-	}
-	if err := quiet.Because(context.Background(), io.ErrUnexpectedEOF); !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Errorf("of a stream that was not ended here: %v", err)
-	}
-}
-
-// Parts arrive as the message that they are together, and whole messages as ever.
-func TestParts(t *testing.T) {
-	t.Parallel()
-	shared, err := proto.Marshal(&discoveryv3.DeltaDiscoveryResponse{Resources: []*discoveryv3.Resource{{Name: "a"}, {Name: "b"}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	own, err := proto.Marshal(&discoveryv3.DeltaDiscoveryResponse{Nonce: "1"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := &discoveryv3.DeltaDiscoveryResponse{Nonce: "1", Resources: []*discoveryv3.Resource{{Name: "a"}, {Name: "b"}}}
-	str := open(t, func(str grpc.ServerStream) error {
-		for range 2 {
-			if err := str.SendMsg(quiet.Parts{shared, own}); err != nil {
-				return err
+		if n := len(sent); n > 50 {
+			t.Errorf("%d messages were sent that nobody reads", n)
+		}
+		for range 200 {
+			if err := flood.RecvMsg(&text{}); err != nil {
+				t.Fatal(err)
 			}
 		}
-		return str.SendMsg(want)
+		if err := flood.RecvMsg(&text{}); !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
 	})
-	for range 3 {
-		got := &discoveryv3.DeltaDiscoveryResponse{}
-		if err := str.RecvMsg(got); err != nil || !proto.Equal(got, want) {
-			t.Errorf("%v, %v", got, err)
+}
+
+// Who is not read from has to wait with what he sends, and what waits is bounded.
+func TestSlowHandler(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, s server) {
+		read := make(chan struct{})
+		addr := listen(t, s, service{streams: map[string]func(grpc.ServerStream) error{
+			"Late": func(str grpc.ServerStream) error {
+				for <-read; ; {
+					if err := str.RecvMsg(&text{}); err != nil {
+						return nil
+					}
+				}
+			},
+			"Attended": func(str grpc.ServerStream) error {
+				return quiet.Attend(str, func(*text) error { <-read; return nil }, func() {})
+			},
+		}})
+		const messages, mayWait = 100, 40
+		sent := make(chan struct{}, 2*messages)
+		var sending sync.WaitGroup
+		for _, method := range []string{"Late", "Attended"} {
+			str := open(t, t.Context(), dial(t, addr), method)
+			sending.Go(func() {
+				for range messages {
+					if err := str.SendMsg(say(strings.Repeat("x", 16<<10))); err != nil {
+						t.Error(err)
+						return
+					}
+					sent <- struct{}{}
+				}
+				if err := errors.Join(str.CloseSend(), str.RecvMsg(&text{})); !errors.Is(err, io.EOF) {
+					t.Error(err)
+				}
+			})
+		}
+		<-time.After(200 * time.Millisecond)
+		if n := len(sent); n > 2*mayWait {
+			t.Errorf("%d messages were taken", n)
+		}
+		close(read)
+		sending.Wait()
+	})
+}
+
+// Handlers end with their clients, whether these give up, lose patience or die.
+func TestClientsLeave(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, s server) {
+		const ways = 3
+		left := make(chan error, 2*ways)
+		addr := listen(t, s, service{streams: map[string]func(grpc.ServerStream) error{
+			"Wait": func(str grpc.ServerStream) error {
+				_ = str.SendMsg(say("here"))
+				<-str.Context().Done()
+				left <- str.Context().Err()
+				return str.Context().Err()
+			},
+			"Attended": func(str grpc.ServerStream) error {
+				return quiet.Attend(str, func(*text) error { return str.SendMsg(say("here")) }, func() { left <- str.Context().Err() })
+			},
+		}})
+		for _, method := range []string{"Wait", "Attended"} {
+			conn := dial(t, addr)
+			begin := func(ctx context.Context) {
+				str := open(t, ctx, conn, method)
+				if err := errors.Join(str.SendMsg(say("a")), str.RecvMsg(&text{})); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			begin(ctx)
+			cancel()
+			if err := <-left; !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+			ctx, cancel = context.WithTimeout(t.Context(), 200*time.Millisecond)
+			begin(ctx)
+			if err := <-left; err == nil {
+				t.Error("left without a reason")
+			}
+			cancel()
+			begin(t.Context())
+			_ = conn.Close()
+			if err := <-left; !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// A message beyond the bound is refused, and the connection serves on.
+func TestLargeMessages(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, s server) {
+		conn := dial(t, listen(t, s, service{streams: map[string]func(grpc.ServerStream) error{"Echo": echo, "Attended": attended}}))
+		for _, method := range []string{"Echo", "Attended", "Echo"} {
+			str := open(t, t.Context(), conn, method)
+			_ = str.SendMsg(say(strings.Repeat("x", 5<<20)))
+			if err := str.RecvMsg(&text{}); status.Code(err) != codes.ResourceExhausted {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// What deal gives is how a stream ends, after what came before it.
+func TestAttend(t *testing.T) {
+	t.Parallel()
+	both(t, func(t *testing.T, s server) {
+		var mu sync.Mutex
+		var heard []string
+		ended := make(chan int, 10)
+		conn := dial(t, listen(t, s, service{streams: map[string]func(grpc.ServerStream) error{
+			"Three": func(str grpc.ServerStream) error {
+				return quiet.Attend(str, func(m *text) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if heard = append(heard, m.GetValue()); len(heard) == 3 {
+						return status.Error(codes.Aborted, "enough")
+					}
+					return nil
+				}, func() { mu.Lock(); ended <- len(heard); mu.Unlock() })
+			},
+		}}))
+		str := open(t, t.Context(), conn, "Three")
+		for _, m := range []string{"a", "b", "c", "d"} {
+			_ = str.SendMsg(say(m))
+		}
+		if err := str.RecvMsg(&text{}); status.Code(err) != codes.Aborted {
+			t.Error(err)
+		}
+		if n := <-ended; n != 3 || strings.Join(heard, "") != "abc" {
+			t.Errorf("ended after %v", heard)
+		}
+		heard = nil
+		str = open(t, t.Context(), conn, "Three")
+		if err := errors.Join(str.SendMsg(say("e")), str.CloseSend(), str.RecvMsg(&text{})); !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
+		if n := <-ended; n != 1 || len(ended) != 0 {
+			t.Errorf("ended after %d", n)
+		}
+	})
+}
+
+// quietly serves with this package's server alone.
+func quietly(t *testing.T, cfg quiet.Config, svc service) string {
+	t.Helper()
+	return listen(t, quiet.NewServer(cfg), svc)
+}
+
+// A stream that waits is ended from without, for the first reason that is given.
+func TestEnd(t *testing.T) {
+	t.Parallel()
+	contexts, ended := make(chan context.Context, 1), make(chan struct{}, 10)
+	conn := dial(t, quietly(t, quiet.Config{}, service{streams: map[string]func(grpc.ServerStream) error{
+		"Attended": func(str grpc.ServerStream) error {
+			contexts <- str.Context()
+			return quiet.Attend(str, func(*text) error { return nil }, func() { ended <- struct{}{} })
+		},
+		"Waits": func(str grpc.ServerStream) error {
+			contexts <- str.Context()
+			defer func() { ended <- struct{}{} }()
+			return str.RecvMsg(&text{})
+		},
+	}}))
+	for _, method := range []string{"Attended", "Waits"} {
+		str := open(t, t.Context(), conn, method)
+		ctx := <-contexts
+		quiet.End(ctx, status.Error(codes.PermissionDenied, "no longer believed"))
+		quiet.End(ctx, status.Error(codes.Unavailable, "later"))
+		if err := str.RecvMsg(&text{}); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("%s: %v", method, err)
+		}
+		<-ended
+		if ctx.Err() == nil {
+			t.Error("its context goes on")
+		}
+	}
+	quiet.End(t.Context(), io.EOF) // of a stream of another server: nothing
+}
+
+// Parts arrive as the message that they are together.
+func TestParts(t *testing.T) {
+	t.Parallel()
+	conn := dial(t, quietly(t, quiet.Config{}, service{streams: map[string]func(grpc.ServerStream) error{
+		"Parts": func(str grpc.ServerStream) error {
+			a, _ := proto.Marshal(say("a"))
+			b, _ := proto.Marshal(say("b")) // the later one of a field counts
+			return errors.Join(str.SendMsg(quiet.Parts{a, b}), str.SendMsg(quiet.Parts{}), str.SendMsg(quiet.Parts{a}))
+		},
+	}}))
+	str := open(t, t.Context(), conn, "Parts")
+	for _, want := range []string{"b", "", "a"} {
+		got := &text{}
+		if err := str.RecvMsg(got); err != nil || got.GetValue() != want {
+			t.Errorf("%q, %v", got.GetValue(), err)
 		}
 	}
 }
 
-// Aside gives what was done aside.
-func TestAside(t *testing.T) {
-	t.Parallel()
-	done := false
-	if err := quiet.Aside(func() error { time.Sleep(time.Millisecond); done = true; return io.ErrShortWrite }); !errors.Is(err, io.ErrShortWrite) || !done {
-		t.Errorf("%v, done %v", err, done)
+// Streams that wait have no goroutines, and their connection has one.
+func TestGoroutines(t *testing.T) {
+	addr := quietly(t, quiet.Config{}, service{streams: map[string]func(grpc.ServerStream) error{"Attended": attended}})
+	const conns, streams = 20, 10
+	before := runtime.NumGoroutine()
+	for range conns {
+		raw := client(t, addr)
+		for i := range streams {
+			raw.call(uint32(2*i+1), "/test/Attended", frameOf("x"))
+		}
+		raw.await(func() bool { return raw.messages == streams })
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for runtime.NumGoroutine() > before+2*conns+4*runtime.GOMAXPROCS(0) { // the client's has one, too
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines for %d connections of %d streams", runtime.NumGoroutine()-before, conns, streams)
+		}
+		<-time.After(10 * time.Millisecond)
 	}
 }
