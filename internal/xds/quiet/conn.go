@@ -29,6 +29,8 @@ const (
 	maxFrame    = 16 << 10 // bytes of a frame from outside, the least that one may ask for
 	readBuffer  = 512      // bytes; what is larger is read past it
 	headerTable = 4 << 10  // bytes, until our settings have arrived, which say none
+	// partials is how many messages of the largest size may be under way at a time.
+	partials = 4
 	// maxDemands is how many frames that are answered, or mean work and bring nothing, may
 	// come without a message in demandsFor.
 	maxDemands = 1000
