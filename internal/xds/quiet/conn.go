@@ -96,7 +96,7 @@ func (f *inflow) give() uint32 {
 func newConn(s *Server, n net.Conn, auth credentials.AuthInfo) *conn {
 	c := &conn{
 		server: s, net: n, streams: map[uint32]*stream{}, credit: window, initial: window, maxFrame: maxFrame, taken: inflow{left: window},
-		ctx: peer.NewContext(base, &peer.Peer{Addr: n.RemoteAddr(), LocalAddr: n.LocalAddr(), AuthInfo: auth}),
+		ctx: peer.NewContext(context.Background(), &peer.Peer{Addr: n.RemoteAddr(), LocalAddr: n.LocalAddr(), AuthInfo: auth}),
 		in:  bufio.NewReaderSize(n, readBuffer),
 	}
 	c.frames = http2.NewFramer(nil, c.in)

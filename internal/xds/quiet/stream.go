@@ -51,7 +51,7 @@ type stream struct {
 	dealing bool
 }
 
-// context is what gives a stream by its context.
+// streamContext gives the stream, and how to end it, by its context.
 type streamContext struct {
 	context.Context
 	st *stream
