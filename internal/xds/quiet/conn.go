@@ -29,6 +29,8 @@ const (
 	maxFrame    = 16 << 10 // bytes of a frame from outside, the least that one may ask for
 	readBuffer  = 512      // bytes; what is larger is read past it
 	headerTable = 4 << 10  // bytes, until our settings have arrived, which say none
+	// partials is how many messages of the largest size may be under way at a time.
+	partials = 4
 	// maxDemands is how many frames that are answered, or mean work and bring nothing, may
 	// come without a message in demandsFor.
 	maxDemands = 1000
@@ -94,7 +96,7 @@ func (f *inflow) give() uint32 {
 func newConn(s *Server, n net.Conn, auth credentials.AuthInfo) *conn {
 	c := &conn{
 		server: s, net: n, streams: map[uint32]*stream{}, credit: window, initial: window, maxFrame: maxFrame, taken: inflow{left: window},
-		ctx: peer.NewContext(base, &peer.Peer{Addr: n.RemoteAddr(), LocalAddr: n.LocalAddr(), AuthInfo: auth}),
+		ctx: peer.NewContext(context.Background(), &peer.Peer{Addr: n.RemoteAddr(), LocalAddr: n.LocalAddr(), AuthInfo: auth}),
 		in:  bufio.NewReaderSize(n, readBuffer),
 	}
 	c.frames = http2.NewFramer(nil, c.in)

@@ -183,7 +183,7 @@ func TestMessages(t *testing.T) {
 		conn := dial(t, addr)
 		var all sync.WaitGroup
 		for _, method := range []string{"Echo", "Attended"} {
-			for range 4 {
+			for range 2 {
 				all.Go(func() {
 					str := open(t, t.Context(), conn, method)
 					for _, size := range []int{0, 1, 100, 16 << 10, 70_000, 1 << 20, 3 << 20, 5} {

@@ -2,7 +2,6 @@ package quiet
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"io"
 	"net"
@@ -360,6 +359,3 @@ func (m *method) call(st *stream) error {
 	}
 	return err
 }
-
-// base is what the contexts of all streams come from: they end with their streams.
-var base = context.Background()

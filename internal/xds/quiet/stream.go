@@ -51,7 +51,7 @@ type stream struct {
 	dealing bool
 }
 
-// context is what gives a stream by its context.
+// streamContext gives the stream, and how to end it, by its context.
 type streamContext struct {
 	context.Context
 	st *stream
@@ -169,7 +169,7 @@ func (st *stream) announced() error {
 		return status.Error(codes.Internal, "a compressed message though none was agreed on")
 	case size > most:
 		return status.Errorf(codes.ResourceExhausted, "a message of %d bytes, limit %d", size, most)
-	case st.conn.partial > most:
+	case st.conn.partial > partials*most:
 		return status.Errorf(codes.ResourceExhausted, "a message on top of %d bytes of others that are not complete on this connection", st.conn.partial)
 	}
 	st.missing = int(size)
