@@ -57,15 +57,19 @@ type Agent struct {
 	lastGood Restored
 	restored bool // lastGood was on disk
 
-	state    *State
-	store    *store.Store
-	loader   *loader
-	ads      *envoyads.Server // of the present Envoy; see serveSlots
-	socket   string           // where it listens
-	unserve  func()           // ends it
-	reporter *reporter
-	metrics  *metrics
-	inbox    chan message
+	state   *State
+	store   *store.Store
+	loader  *loader
+	ads     *envoyads.Server // of the present Envoy; see serveSlots
+	socket  string           // where it listens
+	unserve func()           // ends it
+	// upstreams are the control planes of Envoy's configuration, relayed the listeners
+	// that come from one; nil: they come from a file.
+	upstreams []*controlPlane
+	relayed   *relayedListeners
+	reporter  *reporter
+	metrics   *metrics
+	inbox     chan message
 	// leases keep modules on disk that a composition names or may name.
 	leases map[chandler.ModuleDigest]*store.Lease
 	// bypasses are looked at by watchBypasses once that runs.
@@ -140,6 +144,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	if err := a.describe(ctx); err != nil {
 		return err
+	}
+	defer a.closeUpstreams()
+	a.recallUpstreams()
+	if len(a.upstreams) > 0 {
+		registerUpstreams(a.cfg.Metrics, a.upstreamStatus)
 	}
 	if !a.binary.Slots {
 		a.log.Warn("this Envoy has no filter chain filter (1.39 and newer have it): to attach or detach a plugin drains the listener's connections", "version", a.binary.Version)
@@ -258,6 +267,9 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { a.watchTraps(ctx); return nil })
 	g.Go(func() error { a.watchTraffic(ctx); return nil })
 	g.Go(func() error { a.watchBypasses(ctx); return nil })
+	for _, u := range a.upstreams {
+		g.Go(func() error { u.keep(ctx); return nil })
+	}
 	if a.cfg.NoChild {
 		g.Go(func() error { a.watchSeparate(ctx); return nil })
 	} else {
@@ -428,6 +440,8 @@ func (a *Agent) run1(ctx context.Context, effect Effect, now time.Time) {
 		a.push(e, now)
 	case WriteListeners:
 		a.relist(e)
+	case AdmitListeners:
+		a.changedUpstream(listenerType, a.relayed.admit(e.Slots, e.Sites)...)
 	case SaveLastGood:
 		a.save(e, now)
 	}
