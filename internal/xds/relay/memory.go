@@ -78,8 +78,12 @@ func (s *shelf) refuse(e *entry, no []byte) {
 
 // Another says that Envoy is another process from now on, which has refused nothing yet.
 // Without it, extensions that Envoy refused are refused in its place as long as they stay
-// the same.
+// the same. It is best said before that process is started.
 func (r *Relay) Another() {
+	r.process++
+	for _, l := range r.locals {
+		l.another()
+	}
 	for _, s := range r.memory {
 		r.changes += uint64(len(s.refused))
 		clear(s.refused)
