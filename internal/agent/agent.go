@@ -60,9 +60,9 @@ type Agent struct {
 	state   *State
 	store   *store.Store
 	loader  *loader
-	ads     *envoyads.Server // of the present Envoy; see serveSlots
-	socket  string           // where it listens
-	unserve func()           // ends it
+	ads     slotServer // of the present Envoy; see serveSlots
+	socket  string     // where it listens
+	unserve func()     // ends it
 	// upstreams are the control planes of Envoy's configuration, relayed the listeners
 	// that come from one; nil: they come from a file.
 	upstreams []*controlPlane
@@ -510,15 +510,20 @@ func (a *Agent) publish() {
 	a.known.Store(&known)
 }
 
+// lookSoon has an Envoy that somebody else starts looked for at once: it may have gone.
+func (a *Agent) lookSoon() {
+	select {
+	case a.lookNow <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
 // envoyEvent passes on what Envoy did. A NACK waits for the reason in the log;
 // no other push is under way meanwhile.
 func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 	switch ev := ev.(type) {
 	case envoyads.Disconnected:
-		select {
-		case a.lookNow <- struct{}{}:
-		default: // it will look anyway
-		}
+		a.lookSoon()
 	case envoyads.Subscribed:
 		a.send(ctx, message{event: Subscribed{Slot: ev.Slot, Version: ev.Version}})
 	case envoyads.Unsubscribed:

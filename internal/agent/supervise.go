@@ -7,13 +7,16 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/xds/envoyads"
+	"chandler.dev/chandler/internal/xds/relay"
 )
 
 // What becomes of an Envoy that ends by itself. With RestartNever the agent ends
@@ -168,31 +171,34 @@ func (a *Agent) serveSlots(ctx context.Context, g *errgroup.Group, another bool)
 	if a.unserve != nil {
 		a.unserve() // for one that could not be started
 	}
-	lis, err := a.listen(a.socket)
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	ads := envoyads.New(envoyads.Config{Log: a.log, Events: func(ev envoyads.Event) { a.envoyEvent(ctx, ev) }})
-	others, err := a.serveUpstreams(ctx, g, another)
-	a.ads, a.unserve = ads, func() {
-		cancel()
-		<-done
-		others()
+	var served sync.WaitGroup
+	start := func(serve func() error) {
+		served.Add(1)
+		g.Go(func() error {
+			defer served.Done()
+			return serve()
+		})
 	}
-	if err != nil {
+	a.unserve = func() {
 		cancel()
-		others()
-		a.unserve = nil
-		return errors.Join(err, lis.Close())
+		served.Wait()
 	}
-	g.Go(func() error {
-		defer close(done)
-		defer cancel()
-		return ads.Serve(ctx, lis)
-	})
-	return nil
+	events := func(ev envoyads.Event) { a.envoyEvent(ctx, ev) }
+	var local map[string]relay.Local
+	if a.relaysSlots() {
+		slots := newRelayedSlots(a.changedSlot, events)
+		a.ads, local = slots, map[string]relay.Local{attach.ExtensionConfigType: slots.local()}
+	} else {
+		lis, err := a.listen(a.socket)
+		if err != nil {
+			return err
+		}
+		ads := envoyads.New(envoyads.Config{Log: a.log, Events: events})
+		start(func() error { return ads.Serve(ctx, lis) })
+		a.ads = ads
+	}
+	return a.serveUpstreams(ctx, start, local, another)
 }
 
 // envoyDown makes everything as it is before an Envoy is started.

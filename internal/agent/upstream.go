@@ -18,7 +18,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"chandler.dev/chandler"
@@ -178,36 +177,26 @@ func (u *controlPlane) changed(typeURL string, names ...string) {
 }
 
 // serveUpstreams stands for the control planes towards the Envoy that is there or is
-// started next. another: it is not the one that the agent before served. The end is
-// that of ctx, and done is called when all of it has ended.
-func (a *Agent) serveUpstreams(ctx context.Context, g *errgroup.Group, another bool) (done func(), err error) {
+// started next, until ctx ends. another: none before it was the same process.
+func (a *Agent) serveUpstreams(ctx context.Context, start func(serve func() error), local map[string]relay.Local, another bool) error {
 	if another && a.relayed != nil {
 		a.relayed.another()
-	}
-	var wait []<-chan struct{}
-	done = func() {
-		for _, ended := range wait {
-			<-ended
-		}
 	}
 	for _, u := range a.upstreams {
 		lis, err := a.listen(u.socket)
 		if err != nil {
-			return done, err
+			return err
 		}
-		e := u.newEdge(a.hooks(), another)
-		ended := make(chan struct{})
-		wait = append(wait, ended)
-		g.Go(func() error {
-			defer close(ended)
-			return e.Serve(ctx, lis)
-		})
+		hooks := a.hooks()
+		hooks.Local = local
+		e := u.newEdge(hooks, a.lookSoon, another)
+		start(func() error { return e.Serve(ctx, lis) })
 	}
-	return done, nil
+	return nil
 }
 
 // newEdge gives one for an Envoy, with what those before it took.
-func (u *controlPlane) newEdge(hooks relay.Hooks, another bool) *edge.Edge {
+func (u *controlPlane) newEdge(hooks relay.Hooks, ended func(), another bool) *edge.Edge {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.edge != nil {
@@ -215,6 +204,7 @@ func (u *controlPlane) newEdge(hooks relay.Hooks, another bool) *edge.Edge {
 	}
 	u.edge = edge.New(edge.Config{
 		Hooks: hooks, Upstream: u.conn, Remembered: u.remembered, Took: u.touch, Linked: u.link.word, Log: u.log,
+		Ended: func(string) { ended() },
 	})
 	u.remembered = relay.Snapshot{}
 	if another {
