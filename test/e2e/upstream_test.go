@@ -279,13 +279,16 @@ func (b *beneath) alone(t *testing.T) {
 }
 
 // tcp is a listener that proxies connections to an echo.
-func (u *ownPlane) tcp(t *testing.T, port, echo int) upstream.Resources {
+func (u *ownPlane) tcp(t *testing.T, name string, port, echo int) upstream.Resources {
 	t.Helper()
 	proxy, err := anypb.New(&tcpproxy.TcpProxy{StatPrefix: "tcp", ClusterSpecifier: &tcpproxy.TcpProxy_Cluster{Cluster: "echo"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := u.variant.Listener("tcp", loopback(port), "r")
+	l := u.variant.Listener(name, loopback(port), "r")
 	l.FilterChains = []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{Name: "tcp", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: proxy}}}}}
+	if name != "tcp" {
+		return upstream.Resources{l}
+	}
 	return upstream.Resources{l, u.variant.Cluster("echo"), upstream.Backend("echo", loopback(echo))}
 }
