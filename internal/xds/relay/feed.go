@@ -186,7 +186,7 @@ func (f *feed) dropUnwanted(names []string) {
 func (f *feed) delete(e *entry) {
 	f.keepUp(e, nil)
 	f.shelf.forget(e)
-	delete(f.shelf.refused, e.name)
+	f.shelf.pardon(e)
 	e.gone, e.due = true, notDue
 	delete(f.entries, e.name)
 }
