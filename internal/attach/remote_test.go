@@ -190,7 +190,7 @@ func TestRemoteWasmRefuses(t *testing.T) {
 // No secret is told by what people print or log.
 func TestRemoteWasmTellsNoSecret(t *testing.T) {
 	t.Parallel()
-	for _, file := range []string{"http.yaml", "http-private-only.yaml"} {
+	for _, file := range []string{"http.yaml", "http-private-only.yaml", "struct.yaml"} {
 		path := filepath.Join("testdata", "remote", file)
 		r, err := ReadRemoteWasm(extensionConfig(t, path, read(t, path)))
 		if err != nil {
@@ -198,6 +198,14 @@ func TestRemoteWasmTellsNoSecret(t *testing.T) {
 		}
 		if told := fmt.Sprintf("%v %+v %s", r, r, r); strings.Contains(told, "auths") || strings.Contains(told, "token=secret") {
 			t.Errorf("%s: %s", file, told)
+		}
+		kept := r.Discreet()
+		again, err := ReadRemoteWasm(kept)
+		if err != nil || bytes.Contains(kept.Value, []byte("auths")) {
+			t.Errorf("%s: what is kept: %v, %s", file, err, kept)
+		}
+		if missing := again.Problem != nil && again.Problem.Code == chandler.CodeSecretType; missing != (r.PullSecret != nil) || again.Reference != r.Reference {
+			t.Errorf("%s: what is kept is read as %v, %v", file, again, again.Problem)
 		}
 		if bytes.Contains(r.Local("/m").Value, []byte(privatePrefix)) || bytes.Contains(r.StandIn().Value, []byte(privatePrefix)) {
 			t.Errorf("%s: Envoy gets what is private", file)

@@ -70,6 +70,15 @@ func (w *plainWasm) local(path string) *anypb.Any {
 	return &anypb.Any{TypeUrl: w.typeURL, Value: packed(filter).Value}
 }
 
+func (w *plainWasm) discreet() *anypb.Any {
+	filter := proto.CloneOf(w.filter)
+	values := filter.GetConfig().GetVmConfig().GetEnvironmentVariables().GetKeyValues()
+	if _, ok := values[pullSecretEnv]; ok {
+		values[pullSecretEnv] = ""
+	}
+	return &anypb.Any{TypeUrl: w.typeURL, Value: packed(filter).Value}
+}
+
 // treeWasm is a Wasm filter in a TypedStruct, in which a field's name has two spellings.
 type treeWasm struct {
 	typed *anypb.Any
@@ -151,6 +160,15 @@ func (w *treeWasm) local(path string) *anypb.Any {
 	code.Fields["local"] = file
 	if key, _ := member(vm, "environment_variables"); vm.Fields[key] != nil {
 		dropPrivate(vm, key)
+	}
+	return &anypb.Any{TypeUrl: w.typed.GetTypeUrl(), Value: withValue(w.typed.GetValue(), packed(tree).Value)}
+}
+
+func (w *treeWasm) discreet() *anypb.Any {
+	tree := proto.CloneOf(w.tree)
+	values := inside(tree, "config", "vm_config", "environment_variables", "key_values").GetFields()
+	if _, ok := values[pullSecretEnv]; ok {
+		values[pullSecretEnv] = structpb.NewStringValue("")
 	}
 	return &anypb.Any{TypeUrl: w.typed.GetTypeUrl(), Value: withValue(w.typed.GetValue(), packed(tree).Value)}
 }
