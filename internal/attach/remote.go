@@ -54,6 +54,8 @@ type wasmForm interface {
 	// local is the configuration with the code in a file and without private variables;
 	// what it is called on stays as it is.
 	local(path string) *anypb.Any
+	// public is the configuration without private variables.
+	public() *anypb.Any
 	// discreet is the configuration with an empty pull secret, if it has one.
 	discreet() *anypb.Any
 }
@@ -96,14 +98,24 @@ func ReadRemoteWasm(resource *anypb.Any) (*RemoteWasm, error) {
 	return r, nil
 }
 
-// HasWasm tells whether an extension config's filter is Wasm, remote or not.
-func HasWasm(resource *anypb.Any) bool {
+// Public gives an extension config of Wasm that is not remote as it may go on: without what
+// is private to Istio's agent. Nil: it goes on as it is, as does what is no Wasm.
+func Public(resource *anypb.Any) (public *anypb.Any, isWasm bool) {
 	config := &corev3.TypedExtensionConfig{}
 	if typeName(resource.GetTypeUrl()) != typeName(ExtensionConfigType) || proto.Unmarshal(resource.GetValue(), config) != nil {
-		return false
+		return nil, false
 	}
 	form, _, err := wasmFormOf(config.GetTypedConfig())
-	return err == nil && form != nil
+	if err != nil || form == nil {
+		return nil, false
+	}
+	for name := range form.variables() {
+		if isPrivate(name, "") {
+			r := &RemoteWasm{config: config}
+			return r.with(form.public()), true
+		}
+	}
+	return nil, true
 }
 
 // wasmFormOf tells in which form a filter's configuration is Wasm's; nil: in none.

@@ -213,6 +213,35 @@ func TestRemoteWasmTellsNoSecret(t *testing.T) {
 	}
 }
 
+// What is private leaves Wasm that is here already, too; what has nothing of that kind is
+// not touched.
+func TestPublicWasm(t *testing.T) {
+	t.Parallel()
+	for file, want := range map[string]bool{"http.yaml": true, "struct.yaml": true, "struct-private-only.yaml": true, "local.yaml": false, "other.yaml": false} {
+		path := filepath.Join("testdata", "remote", file)
+		resource := extensionConfig(t, path, read(t, path))
+		remote, _ := ReadRemoteWasm(resource)
+		if remote != nil { // as if it had been sent so
+			there := resource.Value
+			resource = remote.Local("/here")
+			if public, isWasm := Public(resource); public != nil || !isWasm {
+				t.Errorf("%s: not as it is", file)
+			}
+			resource = &anypb.Any{TypeUrl: resource.TypeUrl, Value: there}
+		}
+		public, isWasm := Public(resource)
+		if (public != nil) != want || isWasm != (file != "other.yaml") {
+			t.Errorf("%s: %v, %v", file, public, isWasm)
+		}
+		if want && (bytes.Contains(public.Value, []byte(privatePrefix)) || !bytes.Contains(public.Value, []byte("example/"))) {
+			t.Errorf("%s: %v", file, public)
+		}
+	}
+	if public, isWasm := Public(&anypb.Any{TypeUrl: ExtensionConfigType, Value: []byte{0xff}}); public != nil || isWasm {
+		t.Error("what cannot be read is Wasm")
+	}
+}
+
 // FuzzReadRemoteWasm: any resource is left as it is, refused with a reason, or becomes
 // one that is not remote and holds nothing private.
 func FuzzReadRemoteWasm(f *testing.F) {

@@ -61,6 +61,7 @@ type Request struct {
 	// Timeout is what one try may take, zero if the resource does not say; the others are
 	// the first pause between two and the longest one.
 	Timeout, RetryBase, RetryMax time.Duration
+	Attempt                      uint32 // 1 is the first
 }
 
 // Failure is why a module is not here.
@@ -152,23 +153,13 @@ func New(cfg Config) *Keeper {
 func (k *Keeper) Transform(res relay.Resource) (body []byte, ready bool) {
 	resource := &anypb.Any{TypeUrl: res.Type, Value: res.Body}
 	r, err := attach.ReadRemoteWasm(resource)
-	now := time.Now()
 	if err != nil || r == nil {
-		switch {
-		case err != nil:
-			k.cfg.Converted(UnreadableWasm, 0)
-		case attach.HasWasm(resource):
-			k.cfg.Converted(NoRemoteLoad, 0)
-		}
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		k.state.leave(res.Name, now)
-		return res.Body, true
+		return k.asItIs(res, resource, err), true
 	}
 	if res.Name != "" {
 		r.Name = res.Name
 	}
-	patience := servingPatience
+	now, patience := time.Now(), servingPatience
 	if k.cfg.Starting() {
 		patience = startingPatience
 	}
@@ -186,14 +177,42 @@ func (k *Keeper) Transform(res relay.Resource) (body []byte, ready bool) {
 	return nil, false
 }
 
+// asItIs is for what is not remote, and for what cannot be read, which Envoy will refuse.
+func (k *Keeper) asItIs(res relay.Resource, resource *anypb.Any, err error) []byte {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	defer k.wake()
+	k.state.leave(res.Name, time.Now())
+	if err != nil {
+		k.cfg.Converted(UnreadableWasm, 0)
+		return res.Body
+	}
+	public, isWasm := attach.Public(resource)
+	if isWasm {
+		k.cfg.Converted(NoRemoteLoad, 0)
+	}
+	if public != nil {
+		return public.Value
+	}
+	return res.Body
+}
+
 // Discreet gives an extension config as it may be kept on disk: without a pull secret. One
 // that had one is to be asked for anew of the upstream as soon as that is there.
 func Discreet(typeURL string, body []byte) (kept []byte, hadSecret bool) {
-	r, err := attach.ReadRemoteWasm(&anypb.Any{TypeUrl: typeURL, Value: body})
-	if err != nil || r == nil || r.PullSecret == nil {
+	resource := &anypb.Any{TypeUrl: typeURL, Value: body}
+	r, err := attach.ReadRemoteWasm(resource)
+	switch {
+	case err != nil:
 		return body, false
+	case r != nil && r.PullSecret != nil:
+		return r.Discreet().Value, true
+	case r == nil:
+		if public, _ := attach.Public(resource); public != nil {
+			return public.Value, false
+		}
 	}
-	return r.Discreet().Value, true
+	return body, false
 }
 
 // count counts what became of a resource, once for each that comes.
@@ -376,7 +395,13 @@ func (k *Keeper) log(n notice) {
 func (k *Keeper) fly(ctx context.Context, s *source) {
 	ctx, cancel := context.WithCancel(ctx)
 	k.cancels[s] = cancel
-	request, digest := s.request, s.digest
+	digest := s.digest
+	var request *Request
+	if s.request != nil {
+		this := *s.request
+		this.Attempt = s.attempt + 1
+		request = &this
+	}
 	k.flights.Go(func() {
 		defer cancel()
 		m, why := k.bring(ctx, request, digest)

@@ -742,7 +742,12 @@ func TestAsItIs(t *testing.T) {
 				t.Errorf("%s: %q, %v", name, got, ready)
 			}
 		}
-		if w.counts[NoRemoteLoad] != 1 || w.counts[UnreadableWasm] != 1 {
+		secret := "hunter2"
+		got, ready := w.keeper.Transform(relay.Resource{Type: attach.ExtensionConfigType, Name: "local", Body: plugin{name: "local", url: "/x.wasm", local: true, secret: &secret}.body(t)})
+		if !ready || bytes.Contains(got, []byte("hunter2")) || !bytes.Contains(got, []byte("/x.wasm")) {
+			t.Errorf("local, with a secret: %q, %v", got, ready)
+		}
+		if w.counts[NoRemoteLoad] != 2 || w.counts[UnreadableWasm] != 1 {
 			t.Errorf("counted: %v", w.counts)
 		}
 		w.says(plugin{name: "nowhere"})

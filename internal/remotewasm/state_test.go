@@ -301,7 +301,7 @@ func TestEveryInterleaving(t *testing.T) {
 				d := digestOf(fmt.Sprintf("oci://r.example/m%d:v", rapid.IntRange(0, 5).Draw(t, "module")))
 				delete(m.depot.disk, d)
 				m.st.lost(d)
-				m.lostInEnvoy(d) // which runs on
+				m.lostInEnvoy(d)
 			},
 			"envoy": func(*rapid.T) {
 				m.st.another(m.now)
