@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"io"
 	"slices"
@@ -77,6 +78,29 @@ func (r *Relay) Restore(views []View) {
 			s.refused[no.item.Name] = no
 		}
 	}
+}
+
+// Edited gives the view with resources in another form, in which they are served until the
+// upstream is asked: their versions are others, so that it sends them again.
+func (v View) Edited(edit func(body []byte) []byte) View {
+	edited := func(it *Item) *Item {
+		before := it.body(v.Delta)
+		after := edit(before)
+		if bytes.Equal(before, after) {
+			return it
+		}
+		out := it.with(v.Delta, after)
+		out.from = nil
+		return out
+	}
+	v.items, v.refused = slices.Clone(v.items), slices.Clone(v.refused)
+	for i, it := range v.items {
+		v.items[i] = edited(it)
+	}
+	for i := range v.refused {
+		v.refused[i].item = edited(v.refused[i].item)
+	}
+	return v
 }
 
 // Len is how many resources a view has.
