@@ -59,6 +59,7 @@ func TestUpstreamWays(t *testing.T) {
 		w.submit(plugin("p", w.push("append:v1", module.Append()), tag("two")))
 		ap.startAgent()
 		sees(t, u.port, "two")
+		w.apply(plugin("p", w.push("append:v1", module.Append()), tag("two"))) // the agent knows it, too
 		u.set()
 		u.marked()
 		unharmed(t, l)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -267,8 +268,16 @@ func (b *beneath) alone(t *testing.T) {
 		t.Fatal(err)
 	}
 	stopped(t, envoy)
+	out, _ := exec.Command("sh", "-c", "ls -lR "+filepath.Join(b.dir, "data", "envoy")+"/upstream*; strings "+filepath.Join(b.dir, "data", "envoy")+"/upstream*/*").CombinedOutput()
+	t.Logf("%s", out)
 	b.restart()
-	eventually(t, 30*time.Second, "an answer", func() (bool, string) {
+	begun := time.Now()
+	eventually(t, 12*time.Second, "an answer", func() (bool, string) {
+		if time.Since(begun) > 10*time.Second {
+			_ = b.cmd.Process.Signal(syscall.SIGQUIT)
+			time.Sleep(time.Second)
+			_ = exec.Command("cp", "-r", b.dir, "/tmp/w12-failed").Run()
+		}
 		a, err := request(fresh, http.MethodGet, b.u.port, "/", nil)
 		if err == nil && a.code != 401 {
 			t.Fatalf("the first answer is %d", a.code)
