@@ -256,7 +256,7 @@ func TestUpstreamListeners(t *testing.T) {
 func TestUpstreamListenersOfALeftEnvoy(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1_700_000_000, 0)
-	v := version("a")
+	v := version("a", func(v *Version) { v.Match = []chandler.Match{{Ports: []uint32{8080}}} })
 	s := NewState(Settings{Upstream: true, Running: true, Features: []string{chandler.FeatureHTTP}})
 	s.Step(Restored{Envoy: "e", Versions: []Version{v}}, now)
 	s.Step(EnvoyStarted{Envoy: "e", Open: true}, now)
