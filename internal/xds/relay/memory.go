@@ -34,8 +34,8 @@ type refusal struct {
 // kept is one resource on a shelf.
 type kept struct {
 	item  *Item
-	users int       // streams that have it
-	left  time.Time // when the last of them was closed
+	users int   // streams that have it
+	left  int64 // when the last of them was closed, in seconds
 }
 
 func (r *Relay) shelf(key shelfKey) *shelf {
@@ -125,7 +125,7 @@ func (s *shelf) leave(e *entry, now time.Time) {
 	}
 	e.kept = false
 	if k.users--; k.users == 0 {
-		k.left = now
+		k.left = now.Unix()
 	}
 }
 
@@ -137,7 +137,7 @@ func (r *Relay) Trim(now time.Time) {
 	}
 	for _, s := range r.memory {
 		for name, k := range s.items {
-			if k.users == 0 && now.Sub(k.left) >= keepLeft {
+			if k.users == 0 && now.Sub(time.Unix(k.left, 0)) >= keepLeft {
 				delete(s.items, name)
 				s.changed(1)
 			}
