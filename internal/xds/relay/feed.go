@@ -60,16 +60,17 @@ type feed struct {
 
 // entry is one name.
 type entry struct {
-	name                     string
-	up                       *Item // the upstream's; nil: it has none
-	made                     *Item // what Envoy gets for it, once that is known
-	sent, acked, refused     *Item // of Envoy
-	beat                     []byte
-	at, round                int32
-	due                      dueness
-	listed, held, kept, gone bool
-	solo                     bool // it was refused together with others
-	ours                     bool // it was refused for what the transform made of it
+	name                 string
+	up                   *Item // the upstream's; nil: it has none
+	made                 *Item // what Envoy gets for it, once that is known
+	sent, acked, refused *Item // of Envoy
+	beat                 *Item // its upstream's word that it lives longer
+	at, round            int32
+	due                  dueness
+	kept                 *kept // on the shelf; nil: it is not
+	listed, held, gone   bool
+	solo                 bool // it was refused together with others
+	ours                 bool // it was refused for what the transform made of it
 }
 
 // dueness is why an entry is to be sent.
@@ -310,7 +311,7 @@ func (f *feed) put(it *Item, at int) {
 	e := f.entry(it.Name)
 	e.at, e.round = int32(at), f.round
 	if it.beat {
-		e.beat = it.Raw
+		e.beat = it
 		f.mark(e, max(e.due, same))
 		return
 	}
@@ -525,7 +526,7 @@ func (f *feed) add(e *entry, p *Response, d *delivery) {
 	if beat := e.beat; beat != nil {
 		e.beat = nil
 		if e.up == nil || e.sent != nil && e.sent.origin() == e.up {
-			p.Items = append(p.Items, &Item{Name: e.name, Raw: beat})
+			p.Items = append(p.Items, beat)
 			return
 		}
 	}
