@@ -27,6 +27,9 @@ type feed struct {
 	typeURL string
 	shelf   *shelf
 	wants   subscription
+	locals  *locals // nil: there are none
+	look    bool    // one of them may be due
+	flying  *flight // the one that Envoy has not answered
 	entries map[string]*entry
 	round   int // counts responses of the upstream
 
@@ -103,7 +106,7 @@ type answer struct {
 }
 
 func newFeed(s *Stream, typeURL string) *feed {
-	return &feed{stream: s, typeURL: typeURL, entries: map[string]*entry{},
+	return &feed{stream: s, typeURL: typeURL, entries: map[string]*entry{}, locals: s.relay.locals[typeURL],
 		shelf: s.relay.shelf(shelfKey{typeURL, s.kind.Delta})}
 }
 
@@ -183,7 +186,7 @@ func (f *feed) dropUnwanted(names []string) {
 func (f *feed) delete(e *entry) {
 	f.keepUp(e, nil)
 	f.shelf.forget(e)
-	delete(f.shelf.refused, e.name)
+	f.shelf.pardon(e)
 	e.gone, e.due = true, notDue
 	delete(f.entries, e.name)
 }
@@ -230,6 +233,7 @@ func (f *feed) recall(names []string, held map[string]string) {
 		e.at, found = i, true
 		if m, ready := f.make(e); ready && f.delta() && held[name] != "" && held[name] == m.Version {
 			e.sent, e.acked = m, m
+			f.stream.relay.hooks.Tell(Event{Type: f.typeURL, Acked: []string{name}}) // its answer may be lost
 			continue
 		}
 		f.mark(e, own)
@@ -246,7 +250,9 @@ func (f *feed) receive(p Response) {
 	f.round++
 	f.due = slices.Grow(f.due, len(p.Items))
 	for i, it := range p.Items {
-		f.put(it, i)
+		if !f.isLocal(it.Name) {
+			f.put(it, i)
+		}
 	}
 	if f.isFull() {
 		for _, e := range f.entries {
@@ -256,7 +262,9 @@ func (f *feed) receive(p Response) {
 		}
 	}
 	for _, name := range p.Removed {
-		f.remove(f.entry(name))
+		if !f.isLocal(name) {
+			f.remove(f.entry(name))
+		}
 	}
 	empty := len(p.Items)+len(p.Removed) == 0
 	f.must = f.must || empty && !f.everSent || !f.delta() && (empty || f.isFull())
@@ -316,6 +324,9 @@ func (f *feed) enqueue(own bool) {
 		f.stream.enqueue(f, own)
 	}
 }
+
+// canSend says that Envoy does not leave too much unanswered.
+func (f *feed) canSend() bool { return len(f.sent) < maxUnanswered && f.flying == nil }
 
 // onlyAgain says that there is nothing to send but what Envoy refused.
 func (f *feed) onlyAgain() bool {
@@ -382,7 +393,7 @@ func (f *feed) make(e *entry) (*Item, bool) {
 
 // next makes the next response to Envoy; nil: none yet.
 func (f *feed) next(now time.Time) *Response {
-	if !f.isDue() || len(f.sent) >= maxUnanswered {
+	if !f.isDue() || !f.canSend() {
 		return nil
 	}
 	if len(f.restores) > 0 {

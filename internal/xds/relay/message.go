@@ -271,6 +271,17 @@ func readItem(raw []byte, delta bool) (*Item, error) {
 	return it, nil
 }
 
+// newItem makes a resource of a message.
+func newItem(delta bool, typeURL, name, version string, body []byte) *Item {
+	it := &Item{Name: name, Version: version}
+	it.Raw = appendBytes(appendText(nil, anyType, typeURL), anyValue, body)
+	if delta {
+		wrapped := appendBytes(appendText(nil, resourceVersion, version), resourceBody, it.Raw)
+		it.Raw = appendText(wrapped, resourceName, name)
+	}
+	return it
+}
+
 // nameOf gives the name of a resource: all types that are discovered have it in their
 // first field, which stands first. What is not such a message is Envoy's to refuse.
 func nameOf(message []byte) string {

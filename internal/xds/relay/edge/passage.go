@@ -59,6 +59,7 @@ func (e *Edge) pass(rpc grpc.ServerStream, method string, kind relay.Kind, heade
 		delete(e.open, p)
 		p.stream.Close(time.Now())
 		e.mu.Unlock()
+		e.config.Ended(method)
 		cancel()
 		upstream.Wait()
 	}()
@@ -170,10 +171,13 @@ func (p *passage) do(what func(*relay.Stream) error) error {
 	p.edge.mu.Lock()
 	before := p.edge.relay.Changes()
 	err := what(p.stream)
-	moved := p.edge.relay.Changes() != before
+	moved, isNews := p.edge.relay.Changes() != before, len(p.edge.news) > 0
 	p.edge.mu.Unlock()
 	if moved {
 		p.edge.config.Took()
+	}
+	if isNews {
+		p.edge.tell()
 	}
 	return err
 }
