@@ -2,6 +2,7 @@ package attach
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -137,6 +138,25 @@ func (s shapes) FindMessageByURL(url string) (protoreflect.MessageType, error) {
 		return nil, err
 	}
 	return dynamicpb.NewMessageType(file.Messages().Get(0)), nil
+}
+
+// In a waypoint's listeners nothing stands, and it is said why.
+func TestWaypointListeners(t *testing.T) {
+	t.Parallel()
+	dc := upstreamConfig
+	dc.Waypoint = true
+	d, err := derive(t, "testdata/upstream/istio.json", dc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range foreignListeners(t, "testdata/foreign/istio-hbone.yaml") {
+		came := packed(l)
+		placed, err := d.PlaceSlots(came, everySlot)
+		var p *chandler.Problem
+		if !errors.As(err, &p) || p.Code != chandler.CodeUnsupportedTarget || placed.Resource != came || placed.Layout.Name != l.Name || len(placed.Layout.Slots)+len(placed.Layout.Sites) > 0 {
+			t.Errorf("%s: %+v, %v", l.Name, placed, err)
+		}
+	}
 }
 
 // A connection manager stands aside only if all that it can be asked it answers itself.
