@@ -116,14 +116,20 @@ func TestUpstreamNetwork(t *testing.T) {
 			}
 			defer open.Close()
 			say(open, "hello")
-			envoy := b.envoy(t)
+			envoy, modified := b.envoy(t), b.modified(t)
 			b.kill(t)
 			b.restart()
 			b.awaitReady()
 			if b.envoy(t) != envoy {
 				t.Error("Envoy was not taken over")
 			}
+			if got := said(t, port, ""); got != prefix("1")+"hello" {
+				t.Errorf("behind another agent a connection says %q", got)
+			}
 			w.apply(networkPlugin("prefix", url, "2"))
+			if n := b.modified(t); n != modified {
+				t.Errorf("for another agent %d listeners were changed", n-modified)
+			}
 			if got := said(t, port, ""); got != prefix("2")+"hello" {
 				t.Errorf("after an update a connection says %q", got)
 			}
