@@ -106,7 +106,8 @@ func TestUpstreamNetwork(t *testing.T) {
 			port, second, echo := freePort(t), freePort(t), echoServer(t)
 			b := u.agent(node{name: "a"})
 			url := w.push("prefix", module.Prefix())
-			w.submit(networkPlugin("prefix", url, "1", "match: [{ports: [{number: "+fmt.Sprint(port)+"}, {number: "+fmt.Sprint(second)+"}]}]"))
+			match := fmt.Sprintf("match: [{ports: [{number: %d}, {number: %d}]}]", port, second)
+			w.submit(networkPlugin("prefix", url, "1", match))
 			w.tells("prefix", "NoListener")
 			u.set(u.tcp(t, "tcp", port, echo))
 			opensTCP(t, port, prefix("1")+"hello")
@@ -126,7 +127,7 @@ func TestUpstreamNetwork(t *testing.T) {
 			if got := said(t, port, ""); got != prefix("1")+"hello" {
 				t.Errorf("behind another agent a connection says %q", got)
 			}
-			w.apply(networkPlugin("prefix", url, "2"))
+			w.apply(networkPlugin("prefix", url, "2", match))
 			if n := b.modified(t); n != modified {
 				t.Errorf("for another agent %d listeners were changed", n-modified)
 			}
