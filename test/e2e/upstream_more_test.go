@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -104,7 +105,7 @@ func TestUpstreamNetwork(t *testing.T) {
 			w := newWorld(t)
 			u := w.under(v)
 			port, second, echo := freePort(t), freePort(t), echoServer(t)
-			b := u.agent(node{name: "a"})
+			b := u.agent(node{name: "a", flags: []string{"--restart", "on-failure"}})
 			url := w.push("prefix", module.Prefix())
 			match := fmt.Sprintf("match: [{ports: [{number: %d}, {number: %d}]}]", port, second)
 			w.submit(networkPlugin("prefix", url, "1", match))
@@ -139,6 +140,17 @@ func TestUpstreamNetwork(t *testing.T) {
 			if got := say(open, "again"); !strings.HasSuffix(got, "again") {
 				t.Errorf("a connection from before was closed; it says %q", got)
 			}
+			// Envoy ends, and the next one is served by the same agent alone.
+			u.Stop()
+			if err := syscall.Kill(envoy, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			stopped(t, envoy)
+			for _, p := range []int{port, second} {
+				opensTCP(t, p, prefix("2")+"hello")
+			}
+			b.awaitReady()
+			b.arrives(t)
 		})
 	}
 }
