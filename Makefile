@@ -137,6 +137,7 @@ e2e-kube: tools tools-kube bin/basicauth.wasm ## the tests with a real Kubernete
 
 e2e-upstream: tools bin/basicauth.wasm ## under a control plane of Envoy's own, with a thousand listeners that change (minutes)
 	go test -count 1 -timeout 10m ./internal/xds/relay/... ./internal/xds/upstream ./internal/xds/viewstore ./internal/remotewasm
+	@sh tools/envoy.sh oldest
 	go test ./test/e2e -run '^TestUpstream' -count 1 -timeout 15m -v -upstream-sites 1000 -upstream-rounds 5
 
 plugins: tools-authors build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries

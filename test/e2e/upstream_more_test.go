@@ -3,6 +3,7 @@ package e2e
 import (
 	"flag"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -206,6 +207,50 @@ func TestUpstreamChanges(t *testing.T) {
 			}
 			unharmed(t, l)
 			b.arrives(t)
+		})
+	}
+}
+
+// An Envoy that takes no listener with slots in it, as it is older than the bootstrap was
+// written for: traffic goes on as without an agent, and the plugin says that it is passed by.
+func TestUpstreamRefusesSlots(t *testing.T) {
+	t.Parallel()
+	oldest := filepath.Join("..", "..", ".tools", "envoy-oldest")
+	if _, err := os.Stat(oldest); err != nil {
+		t.Skip("make e2e-upstream has the older Envoy that this needs")
+	}
+	for _, v := range []upstream.Variant{{}, {Delta: true}} {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			u := w.under(v)
+			ap := standApart(t, w, withoutLine(u.Bootstrap("somebody", ""), "admin:"))
+			ap.writeBootstrap()
+			if ap.binary = oldest; ap.envoyUser != nil {
+				ap.binary = reachable(t, ap.dir, oldest)
+			}
+			if path, err := filepath.Abs(ap.binary); err == nil {
+				ap.binary = path
+			}
+			ap.startEnvoy()
+			eventually(t, 20*time.Second, "Envoy is there", func() (bool, string) {
+				log, err := os.ReadFile(ap.envoy.log)
+				return strings.Contains(string(log), "starting main dispatch loop"), fmt.Sprint(err)
+			})
+			ap.startAgent()
+			u.marked()
+			w.submit(plugin("p", w.push("append:v1", module.Append()), tag("one")))
+			w.tells("p", "runs without plugins, as Envoy refuses it with them")
+			sees(t, u.port)
+			u.set()
+			u.marked()
+			if why := u.Nacked(upstream.Listeners, "1"); !strings.Contains(why, "filter_chain") {
+				t.Errorf("the control plane hears %q of what Envoy refused", why)
+			}
+			l := startLoad(u.port, 2, 1, matching(""))
+			u.set(u.tcp(t, "tcp", freePort(t), echoServer(t)))
+			u.marked()
+			unharmed(t, l)
 		})
 	}
 }
