@@ -81,6 +81,16 @@ func (c console) status(st *agent.Status) error {
 	default:
 		fmt.Fprintf(w, "Control\tnot connected; %s: %s\n", text(k.Address), text(k.Error))
 	}
+	for _, u := range st.Upstreams {
+		if u.Connected {
+			fmt.Fprintf(w, "Envoy's own\tconnected to %s since %s\n", text(u.Name), u.Since.Format(time.RFC3339))
+		} else {
+			fmt.Fprintf(w, "Envoy's own\tnot connected to %s since %s; %s\n", text(u.Name), u.Since.Format(time.RFC3339), text(cmp.Or(u.Error, "Envoy has not asked for anything yet")))
+		}
+		if u.Kept != "" {
+			fmt.Fprintf(w, "\t%s\n", text(u.Kept))
+		}
+	}
 	fmt.Fprintf(w, "Store\t%s, %s of %s\n", modules(st.Store.Modules), size(st.Store.Bytes), size(st.Store.Max))
 	for i, b := range st.Bypassed {
 		fmt.Fprintf(w, "%s\t%s/%s (%s) is taken out on this machine since %s: %s\n", [2]string{"BYPASSED", ""}[min(i, 1)],

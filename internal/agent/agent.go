@@ -57,15 +57,20 @@ type Agent struct {
 	lastGood Restored
 	restored bool // lastGood was on disk
 
-	state    *State
-	store    *store.Store
-	loader   *loader
-	ads      *envoyads.Server // of the present Envoy; see serveSlots
-	socket   string           // where it listens
-	unserve  func()           // ends it
-	reporter *reporter
-	metrics  *metrics
-	inbox    chan message
+	state   *State
+	store   *store.Store
+	loader  *loader
+	ads     slotServer // of the present Envoy; see serveSlots
+	socket  string     // where it listens
+	unserve func()     // ends it
+	// upstreams are the control planes of Envoy's configuration, relayed the listeners
+	// that come from one; nil: they come from a file.
+	upstreams []*controlPlane
+	relayed   *relayedListeners
+	remote    *remoteWasm // what those name; nil: there are none
+	reporter  *reporter
+	metrics   *metrics
+	inbox     chan message
 	// leases keep modules on disk that a composition names or may name.
 	leases map[chandler.ModuleDigest]*store.Lease
 	// bypasses are looked at by watchBypasses once that runs.
@@ -111,6 +116,7 @@ type view struct {
 	facts   *chandler.Facts // never changed
 	// pushing: a push awaits Envoy's answer; counted: see State.Counted.
 	pushing, counted bool
+	open             bool // all listeners are, or were, active
 }
 
 // Run runs Envoy and keeps its plugins until ctx ends, which drains Envoy and
@@ -140,6 +146,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	if err := a.describe(ctx); err != nil {
 		return err
+	}
+	defer a.closeUpstreams()
+	if len(a.upstreams) > 0 {
+		if err := a.recallUpstreams(); err != nil {
+			return err
+		}
+		registerUpstreams(a.cfg.Metrics, a.upstreamStatus)
+		a.remote = newRemoteWasm(a.store, a.cfg, a.metrics, a.opening, func(names ...string) { a.changedUpstream(attach.ExtensionConfigType, names...) })
 	}
 	if !a.binary.Slots {
 		a.log.Warn("this Envoy has no filter chain filter (1.39 and newer have it): to attach or detach a plugin drains the listener's connections", "version", a.binary.Version)
@@ -258,13 +272,24 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { a.watchTraps(ctx); return nil })
 	g.Go(func() error { a.watchTraffic(ctx); return nil })
 	g.Go(func() error { a.watchBypasses(ctx); return nil })
+	for _, u := range a.upstreams {
+		g.Go(func() error { u.store.Run(ctx, u.lastTaken); return nil })
+	}
+	if a.remote != nil {
+		g.Go(func() error { a.remote.run(ctx); return nil })
+	}
 	if a.cfg.NoChild {
 		g.Go(func() error { a.watchSeparate(ctx); return nil })
 	} else {
 		a.followListeners(ctx, g)
 	}
 	g.Go(func() error {
-		a.store.Scrub(ctx, a.cfg.Scrub, func(d chandler.ModuleDigest) { a.send(ctx, message{event: Lost{Digest: d}}) })
+		a.store.Scrub(ctx, a.cfg.Scrub, func(d chandler.ModuleDigest) {
+			if a.remote != nil {
+				a.remote.Lost(d)
+			}
+			a.send(ctx, message{event: Lost{Digest: d}})
+		})
 		return nil
 	})
 	if a.cfg.Beside != nil {
@@ -428,6 +453,8 @@ func (a *Agent) run1(ctx context.Context, effect Effect, now time.Time) {
 		a.push(e, now)
 	case WriteListeners:
 		a.relist(e)
+	case AdmitListeners:
+		a.changedUpstream(listenerType, a.relayed.admit(e.Slots, e.Sites)...)
 	case SaveLastGood:
 		a.save(e, now)
 	}
@@ -484,7 +511,7 @@ func (a *Agent) publish() {
 	a.metrics.bypassed.Set(float64(len(facts.Bypassed)))
 	v := &view{
 		unready: a.state.Readiness(), report: []chandler.AttachmentState{}, facts: facts,
-		pushing: a.state.Pushing(), counted: a.state.Counted(), envoy: a.envoyStatus(),
+		pushing: a.state.Pushing(), counted: a.state.Counted(), open: a.state.open, envoy: a.envoyStatus(),
 	}
 	for _, key := range a.state.sortedKeys() {
 		if st, ok := report[key]; ok {
@@ -496,15 +523,20 @@ func (a *Agent) publish() {
 	a.known.Store(&known)
 }
 
+// lookSoon has an Envoy that somebody else starts looked for at once: it may have gone.
+func (a *Agent) lookSoon() {
+	select {
+	case a.lookNow <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
 // envoyEvent passes on what Envoy did. A NACK waits for the reason in the log;
 // no other push is under way meanwhile.
 func (a *Agent) envoyEvent(ctx context.Context, ev envoyads.Event) {
 	switch ev := ev.(type) {
 	case envoyads.Disconnected:
-		select {
-		case a.lookNow <- struct{}{}:
-		default: // it will look anyway
-		}
+		a.lookSoon()
 	case envoyads.Subscribed:
 		a.send(ctx, message{event: Subscribed{Slot: ev.Slot, Version: ev.Version}})
 	case envoyads.Unsubscribed:

@@ -47,6 +47,7 @@ func WriteBootstrap(ctx context.Context, cfg Config, version, out string) error 
 	if err := a.derive(sockets); err != nil {
 		return err
 	}
+	defer a.closeUpstreams()
 	if ext := filepath.Ext(out); ext != a.derived.Extension {
 		return fmt.Errorf("the bootstrap is written as %s, and Envoy goes by the name of the file: %s cannot end with %s", a.derived.Extension, chandler.Quote(out), chandler.Quote(ext))
 	}

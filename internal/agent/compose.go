@@ -120,7 +120,7 @@ func contract(v *Version) chandler.StandIn {
 // tells that a slot took in versions without a push, as its bytes are the same:
 // that may have put them in force.
 func (s *State) settleSlots(now time.Time) (effects []Effect, adopted bool) {
-	if !s.seeded || s.envoy == "" {
+	if !s.seeded || s.envoy == "" || !s.knowsPlaces() {
 		return nil, false
 	}
 	s.awaiting, s.keepUntil = s.awaitsGood(now), time.Time{}

@@ -53,9 +53,17 @@ func (c *composition) list() []chandler.SlotMember {
 	return c.told
 }
 
+// layout is that of the listeners as they are now.
+func (a *Agent) layout() []attach.Listener {
+	if a.relayed != nil {
+		return a.relayed.layout()
+	}
+	return a.derived.Layout
+}
+
 // facts is for the goroutine that owns the state.
 func (a *Agent) facts() *chandler.Facts {
-	f := &chandler.Facts{Slots: a.binary.Slots, Listeners: a.state.Listeners(a.derived.Layout), Bypassed: a.state.Bypassed()}
+	f := &chandler.Facts{Slots: a.binary.Slots, Listeners: a.state.Listeners(a.layout()), Bypassed: a.state.Bypassed()}
 	f.Store.Modules, f.Store.Bytes = a.store.Stats()
 	f.Store.Limit = a.store.MaxBytes
 	return f

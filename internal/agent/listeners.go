@@ -30,6 +30,9 @@ const (
 
 // writeListeners puts the file in place, as a whole.
 func (a *Agent) writeListeners(f listenersFile) error {
+	if a.derived.UpstreamListeners {
+		return nil
+	}
 	if f.err != nil {
 		return f.err
 	}
@@ -40,6 +43,9 @@ func (a *Agent) writeListeners(f listenersFile) error {
 // no shared slot holds its listeners shut there are none until it is known which
 // plugins belong into them.
 func (a *Agent) firstListeners() listenersFile {
+	if a.derived.UpstreamListeners {
+		return listenersFile{}
+	}
 	if len(a.derived.Slots) == 0 {
 		return listenersFile{text: a.derived.NoListeners()}
 	}
@@ -49,6 +55,9 @@ func (a *Agent) firstListeners() listenersFile {
 // listedSlots are the slots of one plugin in the listeners that an Envoy was left
 // with.
 func (a *Agent) listedSlots() ([]attach.Slot, error) {
+	if a.derived.UpstreamListeners {
+		return a.keptSlots()
+	}
 	text, err := a.readListeners()
 	if err != nil {
 		return nil, err
@@ -61,6 +70,10 @@ func (a *Agent) readListeners() ([]byte, error) { return os.ReadFile(a.derived.L
 // relist runs a WriteListeners: what Envoy begins with while there is none, else
 // what followListeners writes next.
 func (a *Agent) relist(e WriteListeners) {
+	if a.relayed != nil {
+		a.relistUpstream(e.Own)
+		return
+	}
 	var file listenersFile
 	file.text, file.version, file.err = a.derived.ListenersWith(e.Own)
 	if !a.running() {
@@ -83,7 +96,10 @@ func (a *Agent) relist(e WriteListeners) {
 // them, until ctx or the present Envoy ends; and, once, when all are active for
 // the first time.
 func (a *Agent) followListeners(ctx context.Context, g *errgroup.Group) {
-	f := listenersFollower{agent: a, awaited: a.listeners.version, since: time.Now(), taken: a.adopted, open: a.adopted}
+	var f interface{ run(context.Context) } = &listenersFollower{agent: a, awaited: a.listeners.version, since: time.Now(), taken: a.adopted, open: a.adopted}
+	if a.relayed != nil {
+		f = &relayedFollower{agent: a, since: time.Now(), open: a.adopted}
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	a.unfollow = func() {

@@ -33,8 +33,8 @@ type listing struct {
 // places are the slots that v belongs into, whether they stand already or not.
 func (s *State) places(v *Version) iter.Seq[attach.Slot] {
 	return func(yield func(attach.Slot) bool) {
-		for _, sl := range s.set.Slots {
-			if sl.Holds(&v.Attachment) && !yield(sl) {
+		for _, sl := range s.slots {
+			if sl.Shared() && sl.Holds(&v.Attachment) && !yield(sl.Slot) {
 				return
 			}
 		}
@@ -83,7 +83,11 @@ func (s *State) settleListing(now time.Time) []Effect {
 		s.relistAt = time.Time{}
 	}
 	switch {
-	case !s.seeded, s.listing != nil, !s.relistAt.IsZero():
+	case !s.seeded, s.listing != nil:
+		return nil
+	case s.set.Upstream:
+		return s.settleUpstream()
+	case !s.relistAt.IsZero():
 		return nil
 	case s.envoy == "" && s.set.Running, len(s.set.Sites) == 0 && !s.shut:
 		return nil
@@ -92,11 +96,17 @@ func (s *State) settleListing(now time.Time) []Effect {
 	if !s.shut && s.fits(want) {
 		return nil
 	}
-	if s.envoy != "" && slices.ContainsFunc(s.slots, func(sl *slot) bool { return sl.sent != nil || sl.revert }) {
+	if s.awaitsAnswers() {
 		s.relisting = true
 		return nil
 	}
 	return s.relist(want, false)
+}
+
+// awaitsAnswers tells whether pushes are under way that the listeners must not change
+// beneath.
+func (s *State) awaitsAnswers() bool {
+	return s.envoy != "" && slices.ContainsFunc(s.slots, func(sl *slot) bool { return sl.sent != nil || sl.revert })
 }
 
 // relist begins a change of the listeners.
@@ -191,6 +201,7 @@ func (s *State) fits(want []attach.Slot) bool {
 // listenersTaken makes the listeners as they were written the ones that serve.
 func (s *State) listenersTaken() {
 	s.listing, s.shut = nil, false
+	s.serve()
 	for _, sl := range s.slots {
 		sl.present = sl.Shared() || slices.Contains(s.listed, sl.Slot)
 	}
@@ -229,7 +240,7 @@ func (s *State) unsubscribed(name string) {
 		return
 	}
 	*sl = slot{Slot: sl.Slot, name: sl.name, present: sl.present}
-	if !sl.Shared() && !slices.Contains(s.listed, sl.Slot) {
+	if !sl.Shared() && !slices.Contains(s.listed, sl.Slot) || s.set.Upstream && sl.Shared() && !slices.Contains(s.set.Slots, sl.Slot) {
 		s.slots = slices.DeleteFunc(s.slots, func(o *slot) bool { return o == sl })
 	}
 }
@@ -249,15 +260,18 @@ func (s *State) held(sl *slot) bool {
 
 // entering gives what a slot may hold while its listener does not serve yet: of a
 // proxy that serves no module, as a refusal would leave a listener behind that
-// ends every connection.
+// ends every connection. One that opens gets what is known to be good, and else a denial.
 func (s *State) entering(sl *slot, want map[chandler.Key]member) map[chandler.Key]member {
 	if sl.present || !s.open {
 		return want
 	}
 	standIns := map[chandler.Key]member{}
 	for key, m := range want {
-		if m.standIn != chandler.StandInNone {
+		switch opening := s.opening(sl); {
+		case m.standIn != chandler.StandInNone, opening && s.known(m):
 			standIns[key] = m
+		case opening:
+			standIns[key] = member{m.version, contract(m.version)}
 		}
 	}
 	return standIns

@@ -106,6 +106,41 @@ func newMetrics(reg prometheus.Registerer, modules *store.Store) *metrics {
 	return m
 }
 
+// registerUpstreams adds what is counted of the control planes in Envoy's configuration.
+func registerUpstreams(reg prometheus.Registerer, status func() []UpstreamStatus) {
+	connected := func() float64 {
+		for _, st := range status() {
+			if !st.Connected {
+				return 0
+			}
+		}
+		return 1
+	}
+	since := func() float64 {
+		var last time.Time
+		for _, st := range status() {
+			if st.Since.After(last) {
+				last = st.Since
+			}
+		}
+		return float64(last.UnixMilli()) / 1000
+	}
+	lost := func() float64 {
+		n := uint64(0)
+		for _, st := range status() {
+			n += st.Lost
+		}
+		return float64(n)
+	}
+	reg.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "chandler_agent_upstream_connected", Help: "1 while all streams are there that Envoy wants to the control planes of its own configuration."}, connected),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "chandler_agent_upstream_since_seconds", Help: "When such a control plane was connected or lost last, in seconds since 1970."}, since),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "chandler_agent_upstream_lost_total", Help: "Streams to such control planes that were lost or could not be begun."}, lost))
+}
+
 // begin makes the series whose labels are known, so that they are there from the start.
 func (m *metrics) begin() {
 	for _, kind := range []string{attachedModule, attachedConfig} {

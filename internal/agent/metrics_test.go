@@ -24,6 +24,7 @@ func TestMetrics(t *testing.T) {
 	defer modules.Close()
 	reg := prometheus.NewRegistry()
 	m := newMetrics(reg, modules)
+	registerUpstreams(reg, func() []UpstreamStatus { return nil })
 	key := chandler.Key{Kind: chandler.KindWasmPlugin, Namespace: "edge", Name: "p"}
 	m.states(map[chandler.Key]chandler.AttachmentState{key: {Key: key, VMTraps: 1}}) // has series when there are any
 	foreign := func(name string) bool { return strings.HasPrefix(name, "istio_agent_wasm_") }

@@ -21,11 +21,13 @@ func (s *State) refreshState(p *plugin, now time.Time) {
 func (s *State) pluginState(p *plugin) chandler.State {
 	v := p.want
 	switch {
-	case v == nil:
+	case v == nil, !s.knowsPlaces():
 		return chandler.StatePending
-	case !s.belongs(v):
+	case !s.belongs(v) && s.bareFor(v) == nil:
 		return chandler.StateUnmatched
 	case s.bypasses(p):
+		return chandler.StateFailed
+	case s.bareFor(v) != nil && (s.inForce(v) || !s.belongs(v)):
 		return chandler.StateFailed
 	case s.inForce(v):
 		return chandler.StateInForce
@@ -94,6 +96,9 @@ func (s *State) reportOf(p *plugin) chandler.AttachmentState {
 	case chandler.StateFailed, chandler.StateFetching:
 		s.reportLoad(p, &st)
 	}
+	if b := s.bareFor(v); b != nil && p.state == chandler.StateFailed && (s.inForce(v) || !s.belongs(v)) {
+		st.Reason, st.Message, st.Attempt, st.NextTry = b.Why.Code, b.Why.Error(), 0, time.Time{}
+	}
 	if b, ok := s.bypassed[v.Key]; ok && p.state == chandler.StateFailed {
 		st.Reason, st.Message, st.Attempt, st.NextTry = chandler.CodeBypassed, bypassWords(b), 0, time.Time{}
 		if st.InForce == "" && st.StandIn == chandler.StandInNone {
@@ -156,6 +161,9 @@ func (s *State) denied(key chandler.Key) bool {
 func (s *State) Readiness() []string {
 	if s.envoy == "" {
 		return []string{"envoy is not running"}
+	}
+	if why := s.unlistened(); why != "" {
+		return []string{why}
 	}
 	if !s.open {
 		return []string{"listeners are not active: " + s.warming()}

@@ -159,7 +159,7 @@ func (a *Agent) standingSlots() []attach.Slot {
 	listed, err := a.listedSlots()
 	if err != nil {
 		a.log.Warn("the listeners that Envoy serves with are not known; they are written anew", "error", err)
-	} else if !a.outdated(listed) {
+	} else if a.derived.UpstreamListeners || !a.outdated(listed) {
 		return listed
 	}
 	s := NewState(Settings{Slots: a.derived.Slots, Sites: a.derived.Sites})
@@ -262,12 +262,12 @@ func (a *Agent) arrive(ctx context.Context, g *errgroup.Group, s *sighting) erro
 	a.binary.Digest = string(chandler.Digest[string]([]byte(s.build)))
 	a.here, a.adopted, a.begun = true, s.open, s.begun
 	a.log.Info("envoy is here", "version", s.version, "since", s.begun.UTC().Format(time.RFC3339), "serves", s.open)
-	if err := a.serveSlots(ctx, g); err != nil {
+	if err := a.serveSlots(ctx, g, s != a.first); err != nil {
 		return err
 	}
 	a.followListeners(ctx, g)
 	a.step(ctx, message{event: EnvoyStarted{Envoy: a.binary.Digest, Open: s.open}})
-	if s == a.first {
+	if s == a.first && !a.derived.UpstreamListeners {
 		a.renewListeners()
 	}
 	return nil

@@ -42,8 +42,11 @@ func (a *Agent) derive(sockets string) error {
 		a.log.Warn("envoy configuration", "warning", warning)
 	}
 	at, err := a.adminAddress()
+	if err != nil {
+		return err
+	}
 	a.envoyAdmin = newAdminClient(at)
-	return err
+	return a.openUpstreams()
 }
 
 // adminAddress tells where Envoy's admin interface is. When Envoy chooses its port it
@@ -70,10 +73,11 @@ func (a *Agent) adminAddress() (adminAddress, error) {
 // gives them.
 func (a *Agent) deriveConfig(sockets string) attach.DeriveConfig {
 	dc := attach.DeriveConfig{
-		ADSSocket:     a.socket,
-		AdminSocket:   filepath.Join(sockets, "admin.sock"),
-		ListenersFile: filepath.Join(a.envoyDir(), listenersName),
-		NoSharedSlots: !a.binary.Slots,
+		ADSSocket:      a.socket,
+		UpstreamSocket: filepath.Join(sockets, "xds.sock"),
+		AdminSocket:    filepath.Join(sockets, "admin.sock"),
+		ListenersFile:  filepath.Join(a.envoyDir(), listenersName),
+		NoSharedSlots:  !a.binary.Slots,
 	}
 	if a.cfg.NoChild {
 		dc.AdminSocket = filepath.Join(a.adminDir(), "admin.sock")
@@ -166,7 +170,7 @@ func (a *Agent) leftOver(config string) (listed []attach.Slot) {
 func (a *Agent) takeEnvoy(ctx context.Context, g *errgroup.Group) error {
 	config := a.configDigest()
 	listed := a.leftOver(config)
-	if err := a.serveSlots(ctx, g); err != nil {
+	if err := a.serveSlots(ctx, g, !a.adopted); err != nil {
 		return err
 	}
 	a.newState(ctx, listed, a.adopted)
@@ -181,8 +185,9 @@ func (a *Agent) takeEnvoy(ctx context.Context, g *errgroup.Group) error {
 // listeners, or with none.
 func (a *Agent) newState(ctx context.Context, listed []attach.Slot, running bool) {
 	a.state = NewState(Settings{
-		Slots: a.derived.Slots, Sites: a.derived.Sites, Listed: listed, Running: running, Shut: !running && len(a.derived.Slots) == 0,
-		OwnModules: bytes.Contains(a.derived.Listeners, []byte(".wasm.")) || bytes.Contains(a.derived.Bootstrap, []byte(".wasm.")),
+		Slots: a.derived.Slots, Sites: a.derived.Sites, Listed: listed, Running: running,
+		Shut: !running && len(a.derived.Slots) == 0 && !a.derived.UpstreamListeners, Upstream: a.derived.UpstreamListeners,
+		OwnModules: a.derived.UpstreamListeners || bytes.Contains(a.derived.Listeners, []byte(".wasm.")) || bytes.Contains(a.derived.Bootstrap, []byte(".wasm.")),
 		HostEnv:    a.cfg.HostEnv, Features: a.cfg.Node.Features, Jitter: rand.Float64,
 	})
 	a.bypasses = bypassDir{dir: a.cfg.Data, log: a.log}
@@ -204,7 +209,7 @@ func (a *Agent) validate(ctx context.Context, args []string) error {
 
 // newEnvoy makes what the first Envoy begins with, and starts it.
 func (a *Agent) newEnvoy(ctx context.Context, config string) error {
-	if len(a.derived.Slots) == 0 { // it begins without listeners, and would not tell what is wrong with them
+	if len(a.derived.Slots) == 0 && !a.derived.UpstreamListeners { // it begins without listeners, and would not tell what is wrong with them
 		if err := a.validate(ctx, a.envoyArgs.validateLine()); err != nil {
 			return err
 		}

@@ -38,6 +38,8 @@ type Settings struct {
 	// Envoy that is Running. Shut: there are no listeners yet, until WriteListeners.
 	Listed        []attach.Slot
 	Running, Shut bool
+	// Upstream: the listeners come from another control plane, and Laid tells of them.
+	Upstream bool
 	// OwnModules: the user's configuration may run modules of its own.
 	OwnModules bool
 	// HostEnv are the agent's own environment variables, for plugins that copy
@@ -105,6 +107,7 @@ type State struct {
 	relisting bool
 	relistAt  time.Time
 	shut      bool // there are no listeners yet
+	upstreamListeners
 
 	// bypassed are plugins that somebody on this machine took out.
 	bypassed map[chandler.Key]chandler.Bypass
@@ -246,6 +249,13 @@ type (
 	}
 	// ListenersOpen tells that all its listeners are active.
 	ListenersOpen struct{}
+	// Laid gives the places of all listeners that another control plane sent, in place of
+	// those before, and the listeners that run without plugins.
+	Laid struct {
+		Slots []attach.Slot
+		Sites []attach.Site
+		Bare  []Bare
+	}
 	// Subscribed tells that Envoy asks for a slot. Version is what it already
 	// holds, empty if nothing.
 	Subscribed struct{ Slot, Version string }
@@ -282,6 +292,7 @@ func (Loaded) isEvent()           {}
 func (EnvoyStarted) isEvent()     {}
 func (EnvoyEnded) isEvent()       {}
 func (ListenersOpen) isEvent()    {}
+func (Laid) isEvent()             {}
 func (Subscribed) isEvent()       {}
 func (Unsubscribed) isEvent()     {}
 func (ListenersTaken) isEvent()   {}
@@ -326,6 +337,12 @@ type (
 	// The answer is ListenersTaken or ListenersRefused, but for those written
 	// before Envoy is started.
 	WriteListeners struct{ Own []attach.Slot }
+	// AdmitListeners lets Envoy have the listeners of another control plane whose places
+	// are all among these: it is decided by now which slots of one plugin stand in them.
+	AdmitListeners struct {
+		Slots []attach.Slot
+		Sites []attach.Site
+	}
 	// SaveLastGood writes the last good set.
 	SaveLastGood struct {
 		Envoy    string
@@ -340,6 +357,7 @@ func (Load) isEffect()           {}
 func (CancelLoad) isEffect()     {}
 func (Push) isEffect()           {}
 func (WriteListeners) isEffect() {}
+func (AdmitListeners) isEffect() {}
 func (SaveLastGood) isEffect()   {}
 
 // NewState gives the state of an agent that knows nothing yet.

@@ -4,18 +4,24 @@ import (
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/remotewasm"
 )
 
 // Status is what a running agent says of itself on GET /status.
 type Status struct {
-	Node    string         `json:"node"` // namespace/name
-	Version string         `json:"version"`
-	Ready   bool           `json:"ready"`
-	Unready []string       `json:"unready,omitempty"`
-	Envoy   EnvoyStatus    `json:"envoy"`
-	Control ControlStatus  `json:"control"`
-	Store   StoreStatus    `json:"store"`
-	Plugins []PluginStatus `json:"plugins"`
+	Node    string        `json:"node"` // namespace/name
+	Version string        `json:"version"`
+	Ready   bool          `json:"ready"`
+	Unready []string      `json:"unready,omitempty"`
+	Envoy   EnvoyStatus   `json:"envoy"`
+	Control ControlStatus `json:"control"`
+	// Upstreams are the control planes of Envoy's own configuration, which it reaches
+	// through the agent.
+	Upstreams []UpstreamStatus `json:"upstreams,omitempty"`
+	// Modules are those that such a control plane names and the agent brings.
+	Modules []remotewasm.Status `json:"modules,omitempty"`
+	Store   StoreStatus         `json:"store"`
+	Plugins []PluginStatus      `json:"plugins"`
 	// Slots: HTTP plugins come and go in slots; false: in the listeners.
 	Slots     bool             `json:"slots"`
 	Listeners []ListenerStatus `json:"listeners"`
@@ -60,6 +66,18 @@ type ControlStatus struct {
 	Address   string    `json:"address,omitempty"`
 	Since     time.Time `json:"since,omitzero"`
 	Error     string    `json:"error,omitempty"`
+}
+
+// UpstreamStatus tells of the link to a control plane of Envoy's own configuration.
+type UpstreamStatus struct {
+	Name string `json:"name"`
+	// Connected: all streams are there that Envoy wants; else Error has why one is not.
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since,omitzero"`
+	Lost      uint64    `json:"lost"` // streams, since the agent began
+	Error     string    `json:"error,omitempty"`
+	// Kept is why something that Envoy took would be missing after a restart.
+	Kept string `json:"kept,omitempty"`
 }
 
 // StoreStatus tells of the modules on disk; sizes are in bytes.
@@ -149,6 +167,10 @@ func (a *Agent) status() *Status {
 	if c := a.control.Load(); c != nil {
 		st.Control = *c
 	}
+	st.Upstreams = a.upstreamStatus()
+	if a.remote != nil {
+		st.Modules = a.remote.Status()
+	}
 	v := a.view.Load()
 	if v == nil {
 		return st
@@ -167,6 +189,18 @@ func (a *Agent) status() *Status {
 		})
 	}
 	return st
+}
+
+// upstreamStatus is safe to call from any goroutine.
+func (a *Agent) upstreamStatus() (list []UpstreamStatus) {
+	for _, u := range a.upstreams {
+		st := u.link.status(u.name)
+		if problems := u.store.Problems(); len(problems) > 0 {
+			st.Kept = problems[0].Error()
+		}
+		list = append(list, st)
+	}
+	return list
 }
 
 // envoyStatus is for the goroutine that owns the state.

@@ -27,6 +27,8 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 		s.envoyEnded(ev, now)
 	case ListenersOpen:
 		s.open = true
+	case Laid:
+		s.lay(ev)
 	case Subscribed:
 		s.subscribed(ev)
 	case Unsubscribed:
@@ -250,7 +252,11 @@ func (s *State) slot(name string) *slot {
 }
 
 func (s *State) subscribed(ev Subscribed) {
-	if sl := s.slot(ev.Slot); sl != nil {
+	sl := s.slot(ev.Slot)
+	if sl == nil {
+		sl = s.unlaid(ev.Slot)
+	}
+	if sl != nil {
 		sl.subscribed, sl.runs = true, ev.Version
 	}
 }
@@ -328,8 +334,7 @@ func (s *State) culprit(sl *slot, refused *composition, message string) (chandle
 	if key, ok := attach.PluginOfNack(message, members); ok {
 		return key, true
 	}
-	changed := changes(sl.acked, refused.members)
-	if len(changed) == 1 {
+	if changed := changes(sl.acked, refused.members); len(changed) == 1 && refused.has(changed[0]) {
 		return changed[0], true
 	}
 	return chandler.Key{}, false
@@ -371,7 +376,7 @@ func (s *State) reject(key chandler.Key, v *Version, ev Nacked, now time.Time) {
 // promote makes a wanted version the good one once every slot that it belongs
 // to has acknowledged it.
 func (s *State) promote() {
-	if s.envoy == "" {
+	if s.envoy == "" || !s.knowsPlaces() {
 		return
 	}
 	allGood := s.open
@@ -386,11 +391,11 @@ func (s *State) promote() {
 			}
 			p.deadline, p.overdue, p.standIn = time.Time{}, false, chandler.StandInNone
 			p.reason, p.message, p.attempt = "", "", 0
-		} else if p.good != nil && !s.belongs(p.want) {
+		} else if p.good != nil && !s.belongs(p.want) && !s.mayBelong(p.good, p.want) {
 			p.good = nil // it is meant for other traffic now
 			s.dirty = true
 		}
-		allGood = allGood && (p.good == nil || s.inForce(p.good) || s.bypasses(p))
+		allGood = allGood && (p.good == nil || s.inForce(p.good) || s.bypasses(p) || s.set.Upstream && !s.belongs(p.good))
 	}
 	if allGood && s.goodEnvoy != s.envoy {
 		s.goodEnvoy = s.envoy
@@ -468,7 +473,7 @@ func (s *State) settleLoads(now time.Time) []Effect {
 	needed := map[Source][]string{} // with their origins
 	for _, p := range s.plugins {
 		for _, v := range []*Version{p.want, p.good} {
-			if v != nil && s.lacks(v) == "" && s.belongs(v) {
+			if v != nil && s.lacks(v) == "" && (s.set.Upstream || s.belongs(v)) {
 				if src := source(v); src != (Source{}) {
 					needed[src] = origins(v)
 				}

@@ -89,7 +89,7 @@ func TestSuccessorBeginsWithNothing(t *testing.T) {
 	}
 	inForce := func() chandler.ReleaseID { return a.view.Load().report[0].InForce }
 
-	if err := a.serveSlots(services, g); err != nil {
+	if err := a.serveSlots(services, g, true); err != nil {
 		t.Fatal(err)
 	}
 	a.step(services, message{event: EnvoyStarted{Envoy: "e", Open: true}})
@@ -122,7 +122,7 @@ func TestSuccessorBeginsWithNothing(t *testing.T) {
 	if _, err := late.Recv(); err == nil || len(a.inbox) > 0 {
 		t.Fatalf("the Envoy that has ended is heard: %v, %d events", err, len(a.inbox))
 	}
-	if err := a.serveSlots(services, g); err != nil {
+	if err := a.serveSlots(services, g, true); err != nil {
 		t.Fatal(err)
 	}
 	a.step(services, message{event: EnvoyStarted{Envoy: "e"}})

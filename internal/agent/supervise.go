@@ -5,17 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
-	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/xds/envoyads"
+	"chandler.dev/chandler/internal/xds/relay"
 )
 
 // What becomes of an Envoy that ends by itself. With RestartNever the agent ends
@@ -162,35 +163,42 @@ func (a *Agent) envoyEnded(ctx context.Context, g *errgroup.Group) error {
 	return nil
 }
 
-// serveSlots serves slots to the Envoy that is there or is started next, until unserve.
+// serveSlots serves slots, and what its control planes say, to the Envoy that is there or
+// is started next, until unserve. another: none before it was the same process.
 // Each has a server and a socket of its own: one that is dying may have connected in
 // its last moment, and what it says is not to be taken for the word of its successor.
-func (a *Agent) serveSlots(ctx context.Context, g *errgroup.Group) error {
+func (a *Agent) serveSlots(ctx context.Context, g *errgroup.Group, another bool) error {
 	if a.unserve != nil {
 		a.unserve() // for one that could not be started
 	}
-	_ = os.Remove(a.socket) // of an agent that is gone: the directory is locked
-	lis, err := net.Listen("unix", a.socket)
-	if err != nil {
-		return err
-	}
-	err = os.Chmod(a.socket, 0o600)
-	if err == nil {
-		err = a.share(a.socket, 0o660)
-	}
-	if err != nil {
-		return errors.Join(err, lis.Close())
-	}
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	ads := envoyads.New(envoyads.Config{Log: a.log, Events: func(ev envoyads.Event) { a.envoyEvent(ctx, ev) }})
-	a.ads, a.unserve = ads, func() { cancel(); <-done }
-	g.Go(func() error {
-		defer close(done)
-		defer cancel()
-		return ads.Serve(ctx, lis)
-	})
-	return nil
+	var served sync.WaitGroup
+	start := func(serve func() error) {
+		served.Add(1)
+		g.Go(func() error {
+			defer served.Done()
+			return serve()
+		})
+	}
+	a.unserve = func() {
+		cancel()
+		served.Wait()
+	}
+	events := func(ev envoyads.Event) { a.envoyEvent(ctx, ev) }
+	var local map[string]relay.Local
+	if a.relaysSlots() {
+		slots := newRelayedSlots(a.changedSlot, events)
+		a.ads, local = slots, map[string]relay.Local{attach.ExtensionConfigType: slots.local()}
+	} else {
+		lis, err := a.listen(a.socket)
+		if err != nil {
+			return err
+		}
+		ads := envoyads.New(envoyads.Config{Log: a.log, Events: events})
+		start(func() error { return ads.Serve(ctx, lis) })
+		a.ads = ads
+	}
+	return a.serveUpstreams(ctx, start, local, another)
 }
 
 // envoyDown makes everything as it is before an Envoy is started.
@@ -224,7 +232,7 @@ func (a *Agent) restart(ctx context.Context, g *errgroup.Group) error {
 	case err == nil && bin.Digest != a.binary.Digest:
 		return fmt.Errorf("another Envoy (%s) is at %s now; start the agent anew", bin.Version, bin.path)
 	case err == nil:
-		err = a.serveSlots(ctx, g)
+		err = a.serveSlots(ctx, g, true)
 	}
 	if err == nil {
 		err = a.launch(a.configDigest())

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net/url"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -73,6 +74,20 @@ func newMeter(layout []attach.Listener) *meter {
 	m.pattern = `^http\.(` + strings.Join(names, "|") + `)\.downstream_rq_(time|[1-5]xx)$`
 	if len(m.pattern) > maxFilter {
 		m.pattern = `^http\..*\.downstream_rq_(time|[1-5]xx)$`
+	}
+	return m
+}
+
+// after goes on with what another meter has counted in the places that both have.
+func (m *meter) after(before *meter) *meter {
+	m.process, m.epoch = before.process, before.epoch
+	for i := range m.places {
+		p := &m.places[i]
+		for _, b := range before.places {
+			if b.mode == p.mode && b.port == p.port && slices.Equal(b.stats, p.stats) {
+				p.total, p.known, p.hour = b.total, b.known, b.hour
+			}
+		}
 	}
 	return m
 }
@@ -207,8 +222,9 @@ func readBucket(s string) (bound time.Duration, n uint64, ok bool) {
 // watchTraffic asks Envoy once in a minute, or as often as the control plane wants to
 // know, until ctx ends. It leaves Envoy alone while a push is under way.
 func (a *Agent) watchTraffic(ctx context.Context) {
-	m := newMeter(a.derived.Layout)
-	if len(m.places) == 0 {
+	layout := a.layout()
+	m := newMeter(layout)
+	if len(m.places) == 0 && a.relayed == nil {
 		return
 	}
 	timer := time.NewTimer(trafficRetry)
@@ -221,6 +237,9 @@ func (a *Agent) watchTraffic(ctx context.Context) {
 		case <-timer.C:
 		}
 		interval := a.reporter.every()
+		if now := a.layout(); a.relayed != nil && !reflect.DeepEqual(layout, now) {
+			layout, m = now, newMeter(now).after(m)
+		}
 		if !a.measure(ctx, m) {
 			timer.Reset(trafficRetry)
 			continue

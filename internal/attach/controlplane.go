@@ -203,6 +203,9 @@ func (v *diversion) service(api item) error {
 	if err != nil {
 		return err
 	}
+	if err := hasten(envoy, path); err != nil {
+		return err
+	}
 	for _, known := range v.found {
 		if known.Cluster != name {
 			continue
@@ -222,6 +225,16 @@ func (v *diversion) service(api item) error {
 		}
 	}
 	return problem(sub(path, "cluster_name"), "add it to static_resources.clusters", "there is no static cluster %s", chandler.Quote(name))
+}
+
+// hasten has Envoy come back soon to an agent that is started anew: it would leave it alone
+// for up to half a minute. An upstream is left alone as long as the agent finds right.
+func hasten(envoy *yaml.Node, path string) error {
+	own, err := message(envoy, path, "retry_policy")
+	if err != nil || own != nil {
+		return err
+	}
+	return set(envoy, path, "retry_policy", fromObject(agentRetry()))
 }
 
 // add notes a control plane, and gives it its socket.

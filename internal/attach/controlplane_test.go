@@ -131,11 +131,11 @@ func TestDeriveUpstreamMerged(t *testing.T) {
 	}
 }
 
-// A listener of the control plane gets slots that are asked for where those of the
-// file's listeners are.
+// A listener of the control plane gets the slots that one of the file gets: over ADS, which
+// is the control plane's own, or else the agent's.
 func TestSlotsOfUpstreamListeners(t *testing.T) {
 	t.Parallel()
-	for file, byADS := range map[string]bool{"testdata/upstream/routes.yaml": false, "testdata/upstream/separate.yaml": true} {
+	for file, byADS := range map[string]bool{"testdata/upstream/routes.yaml": true, "testdata/upstream/separate.yaml": false} {
 		d, err := derive(t, file, upstreamConfig)
 		if err != nil {
 			t.Fatal(err)
@@ -144,16 +144,16 @@ func TestSlotsOfUpstreamListeners(t *testing.T) {
 		if err != nil || len(placed.Layout.Slots) != 4 {
 			t.Fatalf("%v, %v", placed.Layout, err)
 		}
-		if named := strings.Contains(string(placed.Resource.GetValue()), d.AgentCluster); named == byADS {
-			t.Errorf("%s: the cluster of the agent is in the listener: %v", file, named)
+		if own := d.AgentCluster == ""; own != byADS || strings.Contains(string(d.Bootstrap), agentCluster) == byADS {
+			t.Errorf("%s: slots over the control plane's own ADS: %v", file, own)
 		}
 		for _, s := range everySlot {
-			text, err := render(slotFilter(s, d.slotCluster), true)
+			text, err := render(slotFilter(s, ""), true)
 			if err != nil {
 				t.Fatal(err)
 			}
 			var tree, wire hcmv3.HttpFilter
-			if err := errors.Join(protojson.Unmarshal(text, &tree), proto.Unmarshal(wireSlot(s, d.slotCluster), &wire)); err != nil {
+			if err := errors.Join(protojson.Unmarshal(text, &tree), proto.Unmarshal(wireSlot(s, ""), &wire)); err != nil {
 				t.Fatal(err)
 			}
 			if !proto.Equal(&wire, &tree) {

@@ -70,7 +70,8 @@ type Derived struct {
 	Layout []Listener
 	// Admin is where Envoy's admin interface listens.
 	Admin Admin
-	// AgentCluster is the name of the cluster that was added for the agent.
+	// AgentCluster is the name of the cluster that was added for the agent; empty: slots
+	// come over the ADS stream of one of ControlPlanes.
 	AgentCluster string
 	// ControlPlanes are those that the user's file takes from, which Envoy now
 	// reaches through the agent only.
@@ -82,8 +83,6 @@ type Derived struct {
 	// Warnings are sentences for a person.
 	Warnings []string
 
-	// slotCluster is where slots are asked for; empty: over ADS.
-	slotCluster string
 	// templates are the user's listeners, named but without slots.
 	templates []item
 	shared    bool
@@ -107,10 +106,10 @@ const listenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
 // Derive edits an Envoy configuration so that every HTTP connection manager of
 // its listeners has the slots of its mode and port: the listeners move to a file
 // that Envoy watches, and slots come over ADS from the agent. Where the user's file
-// takes listeners, or ADS, from a control plane, that stays so, through the agent, and
-// slots come over a stream of their own. All else stays as it is, extensions that nobody here knows included. What cannot be edited with
-// certainty is refused. Errors are *chandler.Problem, with the path of the field
-// in the user's configuration; config itself is not changed.
+// takes listeners, or ADS, from a control plane, that stays so, through the agent. All
+// else stays as it is, extensions that nobody here knows included. What cannot be edited
+// with certainty is refused. Errors are *chandler.Problem, with the path of the field in
+// the user's configuration; config itself is not changed.
 func Derive(config *Config, dc DeriveConfig) (Derived, error) {
 	root, err := (&resolver{open: map[*yaml.Node]bool{}}).resolve(config.root)
 	if err != nil {
@@ -121,7 +120,7 @@ func Derive(config *Config, dc DeriveConfig) (Derived, error) {
 		d.Extension = ".json"
 	}
 	for _, step := range []func(*yaml.Node, DeriveConfig) error{
-		d.divert, d.takeListeners, d.addCluster, d.addDynamic, addNode, d.addAdmin, d.readListeners,
+		d.divert, d.takeListeners, d.addSlots, d.addDynamic, addNode, d.addAdmin, d.readListeners,
 	} {
 		if err := step(root, dc); err != nil {
 			return Derived{}, err
@@ -134,7 +133,7 @@ func Derive(config *Config, dc DeriveConfig) (Derived, error) {
 // PlaceSlots puts slots into a listener of one of the control planes; see the function
 // of that name.
 func (d *Derived) PlaceSlots(listener *anypb.Any, own []Slot) (Placed, error) {
-	return PlaceSlots(listener, own, !d.shared, d.slotCluster)
+	return PlaceSlots(listener, own, !d.shared, "")
 }
 
 // takeListeners takes all listeners out of root, except those of the API, which
@@ -236,7 +235,7 @@ func OwnSlots(text []byte) ([]Slot, error) {
 
 // edit puts slots into copies of the user's listeners.
 func (d *Derived) edit(own []Slot) (*editor, []*yaml.Node, error) {
-	e := &editor{plan: newPlan(d.shared, own, d.slotCluster)}
+	e := &editor{plan: newPlan(d.shared, own, "")}
 	var listeners []*yaml.Node
 	for _, template := range d.templates {
 		l, err := (&resolver{open: map[*yaml.Node]bool{}}).resolve(template.Node)
@@ -313,6 +312,24 @@ func renderListeners(listeners []*yaml.Node, given string, asJSON bool) (text []
 	return text, version, err
 }
 
+// addSlots has Envoy ask the agent for slots, over ADS. Where that is a control plane's,
+// the agent is at its other end already.
+func (d *Derived) addSlots(root *yaml.Node, dc DeriveConfig) error {
+	const path = "dynamic_resources"
+	dynamic, err := ensure(root, "", path)
+	if err != nil {
+		return err
+	}
+	ads, err := message(dynamic, path, "ads_config")
+	if err != nil || ads != nil {
+		return err
+	}
+	if err := d.addCluster(root, dc); err != nil {
+		return err
+	}
+	return set(dynamic, path, "ads_config", fromObject(agentSource(d.AgentCluster)))
+}
+
 // addCluster adds the cluster whose one endpoint is the agent's socket.
 func (d *Derived) addCluster(root *yaml.Node, dc DeriveConfig) error {
 	const path = "static_resources"
@@ -356,26 +373,16 @@ func pipeTo(cluster, socket string) object {
 	return object{"cluster_name": cluster, "endpoints": []object{{"lb_endpoints": []object{endpoint}}}}
 }
 
-// addDynamic tells Envoy to read its listeners from the file, unless they come from
-// a control plane, and to ask the agent for slots: over ADS, unless that is a control
-// plane's.
+// addDynamic tells Envoy to read its listeners from the file, unless they come from a
+// control plane.
 func (d *Derived) addDynamic(root *yaml.Node, _ DeriveConfig) error {
 	const path = "dynamic_resources"
+	if d.UpstreamListeners {
+		return nil
+	}
 	dynamic, err := ensure(root, "", path)
 	if err != nil {
 		return err
-	}
-	ads, err := message(dynamic, path, "ads_config")
-	if err != nil {
-		return err
-	}
-	if ads != nil {
-		d.slotCluster = d.AgentCluster
-	} else if err := set(dynamic, path, "ads_config", fromObject(agentSource(d.AgentCluster))); err != nil {
-		return err
-	}
-	if d.UpstreamListeners {
-		return nil
 	}
 	return set(dynamic, path, "lds_config", fromObject(object{
 		"resource_api_version": "V3",
@@ -391,16 +398,20 @@ const (
 
 // agentSource asks the agent: the node only in the first message, as it is 61 KB.
 func agentSource(cluster string) object {
-	seconds := func(d time.Duration) string { return fmt.Sprintf("%.3fs", d.Seconds()) }
 	return object{
 		"api_type":                       "DELTA_GRPC",
 		"transport_api_version":          "V3",
 		"set_node_on_first_message_only": true,
 		"grpc_services": []object{{"envoy_grpc": object{
 			"cluster_name": cluster,
-			"retry_policy": object{"retry_back_off": object{"base_interval": seconds(agentBackOff), "max_interval": seconds(agentBackOffMax)}},
+			"retry_policy": agentRetry(),
 		}}},
 	}
+}
+
+func agentRetry() object {
+	seconds := func(d time.Duration) string { return fmt.Sprintf("%.3fs", d.Seconds()) }
+	return object{"retry_back_off": object{"base_interval": seconds(agentBackOff), "max_interval": seconds(agentBackOffMax)}}
 }
 
 // addNode writes node id and cluster where there are none: without them Envoy

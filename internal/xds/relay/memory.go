@@ -19,6 +19,7 @@ type shelf struct {
 	key     shelfKey
 	version string // the upstream's of the state of the world, or of its system
 	known   bool   // that all of it is here: Envoy wants everything there is
+	changes uint64
 	items   map[string]*kept
 	refused map[string]refusal // of extensions
 }
@@ -33,8 +34,8 @@ type refusal struct {
 // kept is one resource on a shelf.
 type kept struct {
 	item  *Item
-	users int       // streams that have it
-	left  time.Time // when the last of them was closed
+	users int   // streams that have it
+	left  int64 // when the last of them was closed, in seconds
 }
 
 func (r *Relay) shelf(key shelfKey) *shelf {
@@ -46,24 +47,32 @@ func (r *Relay) shelf(key shelfKey) *shelf {
 	return s
 }
 
+func (s *shelf) changed(n int) {
+	s.changes += uint64(n)
+	s.relay.changes += uint64(n)
+}
+
 // keep remembers what an entry's Envoy has acknowledged.
 func (s *shelf) keep(e *entry) {
 	item := e.acked.origin()
-	k := s.items[e.name]
+	k := e.kept
+	if k == nil {
+		k = s.items[e.name]
+	}
 	if k == nil {
 		k = &kept{}
 		s.items[e.name] = k
 	}
 	if k.item != item {
 		k.item = item
-		s.relay.changes++
+		s.changed(1)
 	}
 	s.use(e, k)
 }
 
 func (s *shelf) use(e *entry, k *kept) {
-	if !e.kept {
-		e.kept = true
+	if e.kept == nil {
+		e.kept = k
 		k.users++
 	}
 }
@@ -72,42 +81,54 @@ func (s *shelf) use(e *entry, k *kept) {
 func (s *shelf) refuse(e *entry, no []byte) {
 	if s.key.typeURL == extensionType {
 		s.refused[e.name] = refusal{e.refused.origin(), no}
-		s.relay.changes++
+		s.changed(1)
+	}
+}
+
+// pardon is for what Envoy has, or wants no more.
+func (s *shelf) pardon(e *entry) {
+	if _, ok := s.refused[e.name]; ok {
+		delete(s.refused, e.name)
+		s.changed(1)
 	}
 }
 
 // Another says that Envoy is another process from now on, which has refused nothing yet.
 // Without it, extensions that Envoy refused are refused in its place as long as they stay
-// the same.
+// the same. It is best said before that process is started.
 func (r *Relay) Another() {
+	r.process++
+	for _, l := range r.locals {
+		l.another()
+	}
 	for _, s := range r.memory {
-		r.changes += uint64(len(s.refused))
+		s.changed(len(s.refused))
 		clear(s.refused)
 	}
 }
 
 // forget is for what Envoy wants no more, or the upstream has no more.
 func (s *shelf) forget(e *entry) {
-	k := s.items[e.name]
-	if !e.kept || k == nil {
+	k := e.kept
+	if k == nil {
 		return
 	}
-	e.kept = false
+	e.kept = nil
 	if k.users--; k.users == 0 {
 		delete(s.items, e.name)
-		s.relay.changes++
+		s.changed(1)
 	}
 }
 
 // leave is for a stream that is closed: Envoy may come back for it.
 func (s *shelf) leave(e *entry, now time.Time) {
-	k := s.items[e.name]
-	if !e.kept || k == nil {
+	k := e.kept
+	if k == nil {
 		return
 	}
-	e.kept = false
+	e.kept = nil
 	if k.users--; k.users == 0 {
-		k.left = now
+		k.left = now.Unix()
 	}
 }
 
@@ -119,9 +140,9 @@ func (r *Relay) Trim(now time.Time) {
 	}
 	for _, s := range r.memory {
 		for name, k := range s.items {
-			if k.users == 0 && now.Sub(k.left) >= keepLeft {
+			if k.users == 0 && now.Sub(time.Unix(k.left, 0)) >= keepLeft {
 				delete(s.items, name)
-				r.changes++
+				s.changed(1)
 			}
 		}
 	}

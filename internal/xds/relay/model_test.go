@@ -92,8 +92,20 @@ func (u *upstream) remove(typeURL, name string) {
 	u.versions[typeURL]++
 }
 
-// take takes a request.
-func (u *upstream) take(q Request) {
+// take takes a request. Names that are the owner's are not for it, in whatever form.
+func (u *upstream) take(t testing.TB, q Request) {
+	for _, name := range append(slices.Concat(q.Subscribe, q.Unsubscribe, sorted(q.Held)), words(q.Error)) {
+		if strings.Contains(name, localPrefix) {
+			t.Fatalf("the upstream is told of %q", name)
+		}
+	}
+	if len(q.Subscribe) == 0 && q.Type == extensionType && u.stream.types[q.Type] == nil {
+		t.Fatal("the upstream is asked for all extensions")
+	}
+	u.hear(q)
+}
+
+func (u *upstream) hear(q Request) {
 	if q.Node != nil {
 		u.stream.greets++
 	}
@@ -303,7 +315,10 @@ func (e *envoy) take(p Response) {
 			if !slices.Contains(t.names, it.Name) {
 				continue
 			}
-			if t.last[it.Name] == h.content && t.has[it.Name].content != h.content {
+			if t.last[it.Name] == h.content {
+				if before, there := t.has[it.Name]; there {
+					t.has[it.Name] = held{h.version, before.content}
+				}
 				continue // taken for the same as before, whatever became of that
 			}
 			t.last[it.Name] = h.content
@@ -323,8 +338,11 @@ func (e *envoy) take(p Response) {
 	if len(bad) > 0 {
 		t.noes++
 		text := "it is bad"
-		if whole {
+		switch {
+		case whole:
 			text = "Error adding " + strings.Join(bad, ": bad, ") + ": bad"
+		case p.Type == extensionType:
+			text = "Unable to create " + bad[0]
 		}
 		q.Error = appendText(nil, 2, text)
 	} else {
@@ -359,6 +377,7 @@ type world struct {
 	envoy   *envoy
 	slots   string          // what the transform of listeners adds
 	held    map[string]bool // extensions that are not there yet
+	own     *owner
 	events  []Event
 	toEnvoy []Response
 	toUp    []Request
@@ -366,7 +385,7 @@ type world struct {
 }
 
 func newWorld(t testing.TB, delta bool) *world {
-	w := &world{t: t, delta: delta, now: time.Unix(1000, 0), held: map[string]bool{}, up: newUpstream(delta), envoy: newEnvoy(t, delta)}
+	w := &world{t: t, delta: delta, now: time.Unix(1000, 0), held: map[string]bool{}, up: newUpstream(delta), envoy: newEnvoy(t, delta), own: newOwner()}
 	w.relay = New(w.hooks())
 	w.stream = w.relay.Open(Kind{Delta: delta}, w.now)
 	return w
@@ -379,6 +398,7 @@ func (w *world) hooks() Hooks {
 			listenerType:  func(r Resource) ([]byte, bool) { return w.transform(r), true },
 			extensionType: func(r Resource) ([]byte, bool) { return r.Body, !w.held[r.Name] },
 		},
+		Local: map[string]Local{extensionType: {Prefix: localPrefix, Get: w.own.get, Tell: w.toldLocal}},
 	}
 }
 
@@ -401,6 +421,7 @@ func (w *world) envoySpeaks() {
 	if err == nil {
 		err = w.stream.FromEnvoy(q, w.now)
 	}
+	w.ownerActs()
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -411,6 +432,7 @@ func (w *world) envoyHears() {
 		if p := w.stream.ToEnvoy(w.now); p != nil {
 			w.toEnvoy = append(w.toEnvoy, *p)
 		}
+		w.ownerActs()
 		return
 	}
 	p, err := ReadResponse(w.toEnvoy[0].Bytes(w.delta), w.delta)
@@ -428,7 +450,7 @@ func (w *world) upstreamHears() {
 		}
 		return
 	}
-	w.up.take(w.toUp[0])
+	w.up.take(w.t, w.toUp[0])
 	w.toUp = w.toUp[1:]
 }
 
@@ -442,10 +464,14 @@ func (w *world) upstreamSpeaks() {
 		}
 		return
 	}
-	p, err := ReadResponse(w.fromUp[0].Bytes(w.delta), w.delta)
+	b := w.fromUp[0].Bytes(w.delta)
+	p, err := ScanResponse(b, w.delta)
 	w.fromUp = w.fromUp[1:]
 	if err == nil {
 		err = w.stream.FromUpstream(p)
+	}
+	for i := range b {
+		b[i] = 0xff // nothing of it may be kept
 	}
 	if err != nil {
 		w.t.Fatal(err)
@@ -478,6 +504,7 @@ func (w *world) reopen(anew bool) {
 	w.stream.Close(w.now)
 	if anew {
 		w.relay.Another()
+		w.own.beginAnew(nil)
 		before := w.envoy
 		w.envoy = newEnvoy(w.t, w.delta)
 		for _, typeURL := range before.order {
@@ -492,12 +519,10 @@ func (w *world) reopen(anew bool) {
 
 // restart is another relay with the memory of this one.
 func (w *world) restart() {
-	snapshot, err := ReadSnapshot(w.relay.Snapshot().Bytes())
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	views := reread(w.t, w.relay.Views())
 	w.relay = New(w.hooks())
-	w.relay.Restore(snapshot)
+	w.relay.Restore(views)
+	w.own.beginAnew(w.envoy)
 }
 
 // settle lets everything happen until nothing does; false: it never ends.
@@ -544,8 +569,9 @@ func (w *world) check(all bool) {
 	for typeURL, t := range w.envoy.types {
 		want := map[string]string{}
 		got := w.has(typeURL)
+		maps.DeleteFunc(got, func(n, _ string) bool { return isLocalName(n) }) // see checkLocal
 		for n, content := range w.up.resources[typeURL] {
-			if !t.all && !slices.Contains(t.names, n) {
+			if !t.all && !slices.Contains(t.names, n) || isLocalName(n) {
 				continue
 			}
 			if content[0] == 'b' && !all {

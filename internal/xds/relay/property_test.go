@@ -27,6 +27,8 @@ func interleave(t *rapid.T, delta bool) {
 	types := []string{clusterType, listenerType, routeType, extensionType}
 	name := rapid.SampledFrom([]string{"a", "b", "c"})
 	some := rapid.SliceOfNDistinct(name, 1, 3, rapid.ID[string])
+	own := rapid.SampledFrom([]string{localPrefix + "a", localPrefix + "b"})
+	owns := rapid.SliceOfNDistinct(own, 0, 2, rapid.ID[string])
 	count := 0
 	content := func(kind string) string {
 		count++
@@ -34,6 +36,11 @@ func interleave(t *rapid.T, delta bool) {
 	}
 	w.envoy.want(clusterType)
 	w.envoy.want(listenerType)
+	if rapid.Bool().Draw(t, "slots") {
+		w.own.gives[localPrefix+"a"], w.own.gives[localPrefix+"b"] = "good", "good"
+		w.envoy.want(extensionType, localPrefix+"a", localPrefix+"b")
+		w.settle()
+	}
 	t.Repeat(map[string]func(*rapid.T){
 		"set": func(t *rapid.T) {
 			w.up.set(rapid.SampledFrom(types).Draw(t, "type"), name.Draw(t, "name"), content("good"))
@@ -45,12 +52,37 @@ func interleave(t *rapid.T, delta bool) {
 			w.up.remove(rapid.SampledFrom(types).Draw(t, "type"), name.Draw(t, "name"))
 		},
 		"subscribe": func(t *rapid.T) {
-			w.envoy.want(rapid.SampledFrom(types[2:]).Draw(t, "type"), some.Draw(t, "names")...)
+			typeURL, names := rapid.SampledFrom(types[2:]).Draw(t, "type"), some.Draw(t, "names")
+			if typeURL == extensionType {
+				names = append(names, owns.Draw(t, "own names")...)
+				names = names[rapid.IntRange(0, len(names)-1).Draw(t, "of them"):]
+			}
+			w.envoy.want(typeURL, names...)
 		},
-		"connect":             func(*rapid.T) { w.connect() },
-		"disconnect":          func(*rapid.T) { w.disconnect() },
-		"Envoy's stream ends": func(*rapid.T) { w.reopen(false) },
-		"Envoy restarts":      func(*rapid.T) { w.reopen(true) },
+		"the owner says something": func(t *rapid.T) {
+			n := own.Draw(t, "name")
+			if w.own.set(n, rapid.SampledFrom([]string{"good", "good too", "bad", "bad too"}).Draw(t, "content")) {
+				w.relay.Changed(extensionType, n)
+			}
+		},
+		"the owner says one after the other": func(t *rapid.T) {
+			n := own.Draw(t, "name")
+			for _, content := range rapid.SliceOfN(rapid.SampledFrom([]string{"good", "good too", "bad", "bad too"}), 2, 4).Draw(t, "contents") {
+				if w.own.set(n, content) {
+					w.relay.Changed(extensionType, n)
+				}
+				w.envoyHears()
+				w.envoyHears()
+				if rapid.Bool().Draw(t, "answered") {
+					w.envoySpeaks()
+				}
+			}
+		},
+		"the owner says all again": func(*rapid.T) { w.relay.Changed(extensionType) },
+		"connect":                  func(*rapid.T) { w.connect() },
+		"disconnect":               func(*rapid.T) { w.disconnect() },
+		"Envoy's stream ends":      func(*rapid.T) { w.reopen(false) },
+		"Envoy restarts":           func(*rapid.T) { w.reopen(true) },
 		"the agent restarts": func(t *rapid.T) {
 			w.restart()
 			w.reopen(rapid.Bool().Draw(t, "Envoy too"))
@@ -72,6 +104,10 @@ func interleave(t *rapid.T, delta bool) {
 		},
 		"all settles": func(*rapid.T) { w.settle() },
 	})
+	// What is the owner's comes without an upstream.
+	w.disconnect()
+	w.finish(t)
+	w.checkLocal()
 	// Everything comes, also to the upstream what is bad, and that harms nothing else.
 	if w.slots == "+bad" {
 		w.slots = "+three"
@@ -93,6 +129,7 @@ func interleave(t *rapid.T, delta bool) {
 	}
 	w.finish(t)
 	w.check(true)
+	w.checkLocal()
 	w.checkMemory(t)
 }
 

@@ -15,7 +15,7 @@
 //	s.Connected()                // a stream to the upstream is there
 //	s.FromUpstream(response)     // the upstream says something
 //	s.Disconnected()             // that stream is gone; Envoy's stays
-//	r.Changed(type, names...)    // the transform of a type says something else now
+//	r.Changed(type, names...)    // the owner says something else of a type now
 //	r.Another()                  // Envoy is another process
 //	s.Close(now)                 // Envoy's stream is gone
 //
@@ -35,6 +35,8 @@
 //     given it at once, and from then on what the upstream makes of it.
 //   - What Envoy refused and the upstream sends once more, unchanged, is handed on after
 //     a pause that doubles; what differs is handed on at once.
+//   - Names that are the owner's (Local) are answered on the same stream, with or without
+//     an upstream, which never hears of them.
 //
 // Resources are bytes here. What a transform does not change, and everything of a message
 // that nobody here needs to know, goes on byte for byte.
@@ -90,6 +92,8 @@ type Hooks struct {
 	Node func(node []byte) []byte
 	// Transforms are by type URL; resources of others are not touched.
 	Transforms map[string]Transform
+	// Local are by type URL, too.
+	Local map[string]Local
 	// Tell is told what Envoy did.
 	Tell func(Event)
 }
@@ -100,6 +104,8 @@ type Relay struct {
 	hooks   Hooks
 	memory  map[shelfKey]*shelf
 	streams map[*Stream]bool
+	locals  map[string]*locals
+	process int       // counts those of Envoy
 	since   time.Time // when the first of the streams was opened
 	changes uint64
 }
@@ -112,7 +118,7 @@ func New(hooks Hooks) *Relay {
 	if hooks.Tell == nil {
 		hooks.Tell = func(Event) {}
 	}
-	return &Relay{hooks: hooks, memory: map[shelfKey]*shelf{}, streams: map[*Stream]bool{}}
+	return &Relay{hooks: hooks, memory: map[shelfKey]*shelf{}, streams: map[*Stream]bool{}, locals: newLocals(hooks.Local)}
 }
 
 // Open begins a stream of Envoy's.
@@ -120,14 +126,21 @@ func (r *Relay) Open(kind Kind, now time.Time) *Stream {
 	if len(r.streams) == 0 {
 		r.since = now
 	}
-	s := &Stream{relay: r, kind: kind, feeds: map[string]*feed{}}
+	s := &Stream{relay: r, kind: kind, process: r.process, feeds: map[string]*feed{}}
 	r.streams[s] = true
 	return s
 }
 
-// Changed says that the transform of a type may give something else now for those
-// names, or for all. What differs is sent, what was held back goes on.
+// Changed says that the transform of a type, or Local's Get, may give something else now
+// for those names, or for all. What differs is sent, what was held back goes on.
 func (r *Relay) Changed(typeURL string, names ...string) {
+	if l := r.locals[typeURL]; l != nil {
+		others, more := l.changed(names)
+		if !more {
+			return
+		}
+		names = others
+	}
 	for s := range r.streams {
 		if f := s.feeds[typeURL]; f != nil {
 			f.changed(names)

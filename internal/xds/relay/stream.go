@@ -18,12 +18,13 @@ const (
 
 // Stream is one stream of Envoy's, and the one of the same kind to the upstream.
 type Stream struct {
-	relay *Relay
-	kind  Kind
-	feeds map[string]*feed
-	order []*feed // as Envoy asked for the types
-	queue []*feed // those that have something for Envoy, in the order in which it came
-	size  int     // bytes of the upstream's resources
+	relay   *Relay
+	kind    Kind
+	process int // of Envoy, that opened it
+	feeds   map[string]*feed
+	order   []*feed // as Envoy asked for the types
+	queue   []*feed // those that have something for Envoy, in the order in which it came
+	size    int     // bytes of the upstream's resources
 
 	node     []byte
 	everNode bool // Envoy says its node in every message
@@ -44,8 +45,11 @@ func (s *Stream) FromEnvoy(q Request, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if q.Nonce != "" {
+	if q.Nonce != "" && !f.answeredLocal(q) {
 		f.answered(q, now)
+	}
+	if q, err = f.takeLocal(q); err != nil {
+		return err
 	}
 	f.subscribe(q, now)
 	if len(f.wants.names) > maxNames {
@@ -72,13 +76,16 @@ func (s *Stream) feed(typeURL string) (*feed, error) {
 }
 
 // FromUpstream takes a response. A type that Envoy does not ask for is passed over, as
-// Envoy would. The error is a limit; the stream to the upstream has to end then.
+// Envoy would. The error is a limit, or that a resource cannot be read; the stream to the
+// upstream has to end then.
 func (s *Stream) FromUpstream(p Response) error {
 	if p.Type == "" {
 		p.Type = s.kind.Type
 	}
 	if f := s.feeds[p.Type]; f != nil {
-		f.receive(p)
+		if err := f.receive(p); err != nil {
+			return err
+		}
 	}
 	if s.size > maxBytes {
 		return limit("the upstream's resources are over %d MiB", maxBytes>>20)
@@ -104,6 +111,7 @@ func (s *Stream) Disconnected() { s.connected = false }
 // Close ends the stream. What Envoy acknowledged stays in the relay's memory.
 func (s *Stream) Close(now time.Time) {
 	for _, f := range s.order {
+		f.closeLocals()
 		for _, e := range f.entries {
 			f.shelf.leave(e, now)
 		}
@@ -113,6 +121,11 @@ func (s *Stream) Close(now time.Time) {
 
 // ToEnvoy gives the next message to Envoy, nil for none.
 func (s *Stream) ToEnvoy(now time.Time) *Response {
+	for _, f := range s.order {
+		if p := f.nextLocal(); p != nil {
+			return p
+		}
+	}
 	for i := 0; i < len(s.queue); {
 		f := s.queue[i]
 		p := f.next(now)
@@ -152,7 +165,7 @@ func (s *Stream) ToUpstream() *Request {
 func (s *Stream) Wake() time.Time {
 	var first time.Time
 	for _, f := range s.queue {
-		if t := f.retryAt; len(f.sent) < maxUnanswered && f.onlyAgain() && (first.IsZero() || t.Before(first)) {
+		if t := f.retryAt; f.canSend() && f.onlyAgain() && (first.IsZero() || t.Before(first)) {
 			first = t
 		}
 	}

@@ -31,6 +31,13 @@ func (w *subscription) isWanted(name string, aliases []string) bool {
 // isEmpty says that nothing is wanted (any more).
 func (w *subscription) isEmpty() bool { return !w.all && len(w.names) == 0 }
 
+// name notes that Envoy asks by name, if it has not asked before.
+func (w *subscription) name() {
+	if !w.asked {
+		w.asked, w.names = true, map[string]bool{}
+	}
+}
+
 // set takes all names of a state-of-the-world request; changed says whether they are
 // others than before. No names are everything until some were given.
 func (w *subscription) set(names []string) (changed bool) {

@@ -35,8 +35,10 @@ const (
 
 // Config is the configuration of an Edge.
 type Config struct {
-	// Hooks are the relay's. They are called with a lock held: they must not block, nor
-	// call the Edge.
+	// Hooks are the relay's. Those that are asked something are called with a lock held: they
+	// must not block, nor call the Edge. Those that are told something may do both; one is
+	// told after the other, in order, and while it blocks Envoy's streams wait. They must not
+	// block any more once the context of Serve has ended.
 	Hooks relay.Hooks
 	// Upstream is the connection to the control plane. Required.
 	Upstream grpc.ClientConnInterface
@@ -44,22 +46,28 @@ type Config struct {
 	// the same.
 	Metadata func(envoys metadata.MD) metadata.MD
 	// Remembered is what a relay before this one remembered.
-	Remembered relay.Snapshot
-	// Took is told that Snapshot would give something new. Linked is told of each stream to
+	Remembered []relay.View
+	// Took is told that Views would give something new. Linked is told of each stream to
 	// the upstream: with nil when something came on it, with the reason when it was lost or
 	// could not be begun. Neither may block. Both may be nil, as may Log.
 	Took   func()
 	Linked func(method string, err error)
-	Log    *slog.Logger
+	// Ended is told that a stream of Envoy's has ended; Envoy may have. It may be nil.
+	Ended func(method string)
+	Log   *slog.Logger
 }
 
 // Edge serves one Envoy.
 type Edge struct {
 	config Config
+	codec  codec
+
+	telling sync.Mutex // held while the owner is told; never taken with mu held
 
 	mu    sync.Mutex
 	relay *relay.Relay
 	open  map[*passage]bool
+	news  []func() // what the owner is to be told
 }
 
 // New gives an edge that serves nothing yet.
@@ -73,12 +81,50 @@ func New(config Config) *Edge {
 	if config.Linked == nil {
 		config.Linked = func(string, error) {}
 	}
+	if config.Ended == nil {
+		config.Ended = func(string) {}
+	}
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	r := relay.New(config.Hooks)
-	r.Restore(config.Remembered)
-	return &Edge{config: config, relay: r, open: map[*passage]bool{}}
+	e := &Edge{config: config, codec: newCodec(), open: map[*passage]bool{}}
+	e.relay = relay.New(e.later(config.Hooks))
+	e.relay.Restore(config.Remembered)
+	return e
+}
+
+// later gives hooks that note what the owner is to be told.
+func (e *Edge) later(hooks relay.Hooks) relay.Hooks {
+	if tell := hooks.Tell; tell != nil {
+		hooks.Tell = func(ev relay.Event) { e.news = append(e.news, func() { tell(ev) }) }
+	}
+	local := make(map[string]relay.Local, len(hooks.Local))
+	for typeURL, l := range hooks.Local {
+		if tell := l.Tell; tell != nil {
+			l.Tell = func(ev relay.LocalEvent) { e.news = append(e.news, func() { tell(ev) }) }
+		}
+		local[typeURL] = l
+	}
+	hooks.Local = local
+	return hooks
+}
+
+// tell tells the owner what is news.
+func (e *Edge) tell() {
+	e.telling.Lock()
+	defer e.telling.Unlock()
+	for {
+		e.mu.Lock()
+		news := e.news
+		e.news = nil
+		e.mu.Unlock()
+		if len(news) == 0 {
+			return
+		}
+		for _, tell := range news {
+			tell()
+		}
+	}
 }
 
 // Serve answers on ln until ctx ends; all that it started has ended when it returns. It
@@ -86,7 +132,7 @@ func New(config Config) *Edge {
 func (e *Edge) Serve(ctx context.Context, ln net.Listener) error {
 	var started sync.WaitGroup
 	server := grpc.NewServer(
-		grpc.WaitForHandlers(true), grpc.ForceServerCodecV2(codec{}), grpc.MaxRecvMsgSize(maxMessage),
+		grpc.WaitForHandlers(true), grpc.ForceServerCodecV2(e.codec), grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(window),
 		grpc.UnknownServiceHandler(func(_ any, rpc grpc.ServerStream) error { return e.handle(rpc, &started) }))
 	until, cancel := context.WithCancel(ctx)
@@ -103,8 +149,8 @@ func (e *Edge) Serve(ctx context.Context, ln net.Listener) error {
 	return fmt.Errorf("serve Envoy in the place of its control plane: %w", err)
 }
 
-// Changed says that the transform of a type may give something else now for those
-// names, or for all.
+// Changed says that the transform of a type, or its Local.Get, may give something else now
+// for those names, or for all.
 func (e *Edge) Changed(typeURL string, names ...string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -117,20 +163,20 @@ func (e *Edge) Changed(typeURL string, names ...string) {
 	}
 }
 
-// Another says that Envoy is another process from now on.
+// Another says that Envoy is another process from now on; best before it is started.
 func (e *Edge) Another() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.relay.Another()
 }
 
-// Snapshot gives what Envoy acknowledged last, to be kept and to be given to the next
+// Views gives what Envoy acknowledged last, to be kept and to be given to the next
 // relay.
-func (e *Edge) Snapshot() relay.Snapshot {
+func (e *Edge) Views() []relay.View {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.relay.Trim(time.Now())
-	return e.relay.Snapshot()
+	return e.relay.Views()
 }
 
 // handle is one call of Envoy's.

@@ -38,7 +38,7 @@ type passage struct {
 // begins, a response on it, or its loss.
 type event struct {
 	link     *link
-	response *relay.Response
+	response *scanned
 	lost     bool
 }
 
@@ -59,6 +59,7 @@ func (e *Edge) pass(rpc grpc.ServerStream, method string, kind relay.Kind, heade
 		delete(e.open, p)
 		p.stream.Close(time.Now())
 		e.mu.Unlock()
+		e.config.Ended(method)
 		cancel()
 		upstream.Wait()
 	}()
@@ -146,10 +147,13 @@ func (p *passage) send(rpc grpc.ServerStream) (wait time.Time, err error) {
 
 // happened takes what the upstream did.
 func (p *passage) happened(ev event) {
+	if ev.response != nil {
+		defer ev.response.buffer.Free()
+	}
 	err := p.do(func(s *relay.Stream) error {
 		switch {
 		case ev.response != nil && ev.link == p.link:
-			return s.FromUpstream(*ev.response)
+			return s.FromUpstream(ev.response.Response)
 		case ev.lost:
 			p.link, p.pending = nil, nil
 			s.Disconnected()
@@ -170,10 +174,13 @@ func (p *passage) do(what func(*relay.Stream) error) error {
 	p.edge.mu.Lock()
 	before := p.edge.relay.Changes()
 	err := what(p.stream)
-	moved := p.edge.relay.Changes() != before
+	moved, isNews := p.edge.relay.Changes() != before, len(p.edge.news) > 0
 	p.edge.mu.Unlock()
 	if moved {
 		p.edge.config.Took()
+	}
+	if isNews {
+		p.edge.tell()
 	}
 	return err
 }

@@ -1,0 +1,304 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	admin "github.com/envoyproxy/go-control-plane/envoy/admin/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"chandler.dev/chandler/internal/agent"
+	"chandler.dev/chandler/internal/testenv/module"
+	"chandler.dev/chandler/internal/testenv/upstream"
+)
+
+// ownPlane is a control plane of somebody else's, and what it serves to the Envoys of a
+// world: a listener on a port, with route, cluster and endpoint.
+type ownPlane struct {
+	*upstream.Upstream
+	variant upstream.Variant
+	w       *world
+	port    int
+	version int
+	served  upstream.Resources
+}
+
+func (w *world) under(v upstream.Variant) *ownPlane {
+	u := &ownPlane{Upstream: upstream.New(w.t, upstream.Config{Variant: v}), variant: v, w: w, port: freePort(w.t)}
+	u.set()
+	return u
+}
+
+// set serves the listener and more, under a new version that answers have as their mark.
+func (u *ownPlane) set(more ...upstream.Resources) {
+	u.w.t.Helper()
+	u.version++
+	u.served = upstream.Resources{
+		u.variant.Listener("in", loopback(u.port), "r"), u.variant.Cluster("c"), upstream.Route("r", "c", fmt.Sprint(u.version)),
+		upstream.Backend("c", strings.TrimPrefix(u.w.upstream.URL, "http://")),
+	}
+	for _, m := range more {
+		u.served = append(u.served, m...)
+	}
+	u.Set(fmt.Sprint(u.version), u.served)
+}
+
+// marked waits until answers have the mark of what is served.
+func (u *ownPlane) marked() {
+	u.w.t.Helper()
+	eventually(u.w.t, 20*time.Second, fmt.Sprintf("version %d serves", u.version), func() (bool, string) {
+		a, err := request(fresh, http.MethodGet, u.port, "/", nil)
+		if err != nil {
+			return false, err.Error()
+		}
+		return a.headers.Get("x-mark") == fmt.Sprint(u.version), fmt.Sprint(a.headers)
+	})
+}
+
+// beneath is an agent whose Envoy is configured to take everything from the control plane.
+type beneath struct {
+	*proxy
+	u     *ownPlane
+	admin string // Envoy's socket
+}
+
+func (u *ownPlane) agent(n node) *beneath {
+	u.w.t.Helper()
+	b := &beneath{u: u, admin: filepath.Join(u.w.t.TempDir(), "a")}
+	b.proxy = u.w.agent(n, u.Bootstrap("node-of-bootstrap", b.admin))
+	return b
+}
+
+// dump is what Envoy says it runs with.
+func (b *beneath) dump(t *testing.T) *admin.ConfigDump {
+	t.Helper()
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", b.admin)
+	}}
+	res, err := (&http.Client{Transport: transport}).Get("http://envoy/config_dump?include_eds")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	a, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dump admin.ConfigDump
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(a, &dump); err != nil {
+		t.Fatal(err)
+	}
+	return &dump
+}
+
+// runs gives the clusters, routes, endpoints and listeners that Envoy has by discovery.
+func (b *beneath) runs(t *testing.T) (all []proto.Message) {
+	t.Helper()
+	open := func(a *anypb.Any) proto.Message {
+		m, err := a.UnmarshalNew()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	for _, a := range b.dump(t).Configs {
+		switch m := open(a).(type) {
+		case *admin.ClustersConfigDump:
+			for _, c := range m.DynamicActiveClusters {
+				all = append(all, open(c.Cluster))
+			}
+		case *admin.RoutesConfigDump:
+			for _, r := range m.DynamicRouteConfigs {
+				all = append(all, open(r.RouteConfig))
+			}
+		case *admin.EndpointsConfigDump:
+			for _, e := range m.DynamicEndpointConfigs {
+				all = append(all, open(e.EndpointConfig))
+			}
+		case *admin.ListenersConfigDump:
+			for _, l := range m.DynamicListeners {
+				if l.ActiveState != nil {
+					all = append(all, open(l.ActiveState.Listener))
+				}
+			}
+		}
+	}
+	return all
+}
+
+// arrives holds that Envoy has what the control plane serves: listeners with slots in
+// them, everything else as it is.
+func (b *beneath) arrives(t *testing.T) {
+	t.Helper()
+	has := b.runs(t)
+	for _, m := range b.u.served {
+		want := m.(proto.Message)
+		switch want := want.(type) {
+		case *listenerv3.Listener:
+			i := slices.IndexFunc(has, func(m proto.Message) bool {
+				l, ok := m.(*listenerv3.Listener)
+				return ok && l.Name == want.Name
+			})
+			if i < 0 || proto.Equal(has[i], want) || !strings.Contains(fmt.Sprint(has[i]), "chandler/authn/client/") {
+				t.Errorf("Envoy has not the listener %s with slots: %v", want.Name, has)
+			}
+			continue
+		case *endpoint.ClusterLoadAssignment: // Envoy tells it with its defaults
+			if !slices.ContainsFunc(has, func(m proto.Message) bool {
+				e, ok := m.(*endpoint.ClusterLoadAssignment)
+				return ok && e.ClusterName == want.ClusterName
+			}) {
+				t.Errorf("Envoy has no endpoints of %s", want.ClusterName)
+			}
+			continue
+		case *cluster.Cluster, *route.RouteConfiguration:
+		default:
+			t.Fatalf("a %T is served", want)
+		}
+		if !slices.ContainsFunc(has, func(m proto.Message) bool { return proto.Equal(m, want) }) {
+			t.Errorf("Envoy has not %v", want)
+		}
+	}
+}
+
+// told is what the agent says of itself.
+func (b *beneath) told(t *testing.T) (st agent.Status) {
+	t.Helper()
+	res, err := http.Get("http://" + b.proxy.admin + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if err := json.NewDecoder(res.Body).Decode(&st); err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// introduced holds that the control plane hears of its Envoy's node what Envoy says, and
+// who stands between them.
+func (b *beneath) introduced(t *testing.T) {
+	t.Helper()
+	var heard *core.Node
+	for _, r := range b.u.Requests() {
+		if r.Node != nil {
+			heard = r.Node
+		}
+	}
+	if heard.GetId() != "node-of-bootstrap" || heard.GetCluster() != "testers" || heard.GetLocality().GetZone() != "here" || len(heard.GetExtensions()) < 100 {
+		t.Errorf("the control plane hears of %s, %s, %v and %d extensions", heard.GetId(), heard.GetCluster(), heard.GetLocality(), len(heard.GetExtensions()))
+	}
+	fields := heard.GetMetadata().GetFields()
+	if fields["LABELS"].GetStructValue().GetFields()["app"].GetStringValue() != "tested" ||
+		fields["CHANDLER"].GetStructValue().GetFields()["node"].GetStringValue() != "edge/a" {
+		t.Errorf("of metadata it hears %v", fields)
+	}
+}
+
+// Under a control plane that speaks in whatever way, the walkthrough passes; what it sends
+// arrives; and when it, chandler's control plane and the registry are away, an Envoy and an
+// agent that are killed come back with all of it.
+func TestUpstreamWalk(t *testing.T) {
+	t.Parallel()
+	for _, v := range upstream.Variants {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			u := w.under(v)
+			b := u.agent(node{name: "a"})
+			walk(t, w, u.port, "the moon is wrong")
+			b.arrives(t)
+			b.introduced(t)
+			if st := b.told(t); len(st.Upstreams) != 1 || !st.Upstreams[0].Connected || len(st.Listeners) != 1 || st.Listeners[0].Name != "in" {
+				t.Errorf("the agent says %+v of its upstream, %+v of listeners", st.Upstreams, st.Listeners)
+			}
+			w.apply(plugin("deny", w.push("deny:v1", module.Deny(401)), "phase: AUTHN"))
+			if a := get(t, u.port, "/"); a.code != 401 {
+				t.Fatalf("status %d", a.code)
+			}
+			b.alone(t)
+			if a := get(t, u.port, "/"); a.code != 401 {
+				t.Errorf("alone: status %d", a.code)
+			}
+			b.arrives(t)
+			if st := b.told(t); st.Upstreams[0].Connected || st.Upstreams[0].Error == "" || st.Upstreams[0].Lost == 0 {
+				t.Errorf("the agent says %+v of an upstream that is away", st.Upstreams)
+			}
+			u.Start()
+			u.set()
+			u.marked()
+		})
+	}
+}
+
+// alone takes all others away, kills agent and Envoy, and starts the agent again; the
+// first answer that comes has the plugin in it.
+func (b *beneath) alone(t *testing.T) {
+	t.Helper()
+	keptBy(t, filepath.Join(b.dir, "data"))
+	b.u.Stop()
+	if err := b.w.control.stop(); err != nil {
+		t.Fatal(err)
+	}
+	b.w.registry.Close()
+	envoy := b.envoy(t)
+	b.kill(t)
+	if err := syscall.Kill(envoy, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	stopped(t, envoy)
+	b.restart()
+	eventually(t, 30*time.Second, "an answer", func() (bool, string) {
+		a, err := request(fresh, http.MethodGet, b.u.port, "/", nil)
+		if err == nil && a.code != 401 {
+			t.Fatalf("the first answer is %d", a.code)
+		}
+		return err == nil, fmt.Sprint(err)
+	})
+	b.awaitReady()
+}
+
+// keptBy waits until listeners, clusters, routes and endpoints are on an agent's disk.
+func keptBy(t *testing.T, data string) {
+	t.Helper()
+	eventually(t, 30*time.Second, "what Envoy took is on disk", func() (bool, string) {
+		files, err := filepath.Glob(filepath.Join(data, "envoy", "upstream-*", "view-*"))
+		return len(files) >= 4, fmt.Sprint(files, err)
+	})
+}
+
+// tcp is a listener that proxies connections to an echo.
+func (u *ownPlane) tcp(t *testing.T, name string, port, echo int) upstream.Resources {
+	t.Helper()
+	proxy, err := anypb.New(&tcpproxy.TcpProxy{StatPrefix: "tcp", ClusterSpecifier: &tcpproxy.TcpProxy_Cluster{Cluster: "echo"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := u.variant.Listener(name, loopback(port), "r")
+	l.FilterChains = []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{Name: "tcp", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: proxy}}}}}
+	if name != "tcp" {
+		return upstream.Resources{l}
+	}
+	return upstream.Resources{l, u.variant.Cluster("echo"), upstream.Backend("echo", loopback(echo))}
+}
