@@ -136,7 +136,7 @@ func Derive(config *Config, dc DeriveConfig) (Derived, error) {
 // PlaceSlots puts slots into a listener of one of the control planes; see the function
 // of that name.
 func (d *Derived) PlaceSlots(listener *anypb.Any, own []Slot) (Placed, error) {
-	placed, err := PlaceSlots(listener, own, !d.shared, "")
+	placed, err := PlaceSlots(listener, own, !d.shared)
 	if err == nil && d.waypoint {
 		placed.Resource, placed.Warnings = listener, nil
 		placed.Layout.Slots, placed.Layout.Sites, placed.Layout.Counted = nil, nil, nil
@@ -244,7 +244,7 @@ func OwnSlots(text []byte) ([]Slot, error) {
 
 // edit puts slots into copies of the user's listeners.
 func (d *Derived) edit(own []Slot) (*editor, []*yaml.Node, error) {
-	e := &editor{plan: newPlan(d.shared, own, "")}
+	e := &editor{plan: newPlan(d.shared, own)}
 	var listeners []*yaml.Node
 	for _, template := range d.templates {
 		l, err := (&resolver{open: map[*yaml.Node]bool{}}).resolve(template.Node)

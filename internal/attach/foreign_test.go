@@ -40,7 +40,7 @@ func TestForeignListenersGolden(t *testing.T) {
 			t.Parallel()
 			var b strings.Builder
 			for _, l := range foreignListeners(t, path) {
-				placed, err := PlaceSlots(packed(l), networkPlugins(l), false, "")
+				placed, err := PlaceSlots(packed(l), networkPlugins(l), false)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -67,7 +67,7 @@ func TestForeignListenersGolden(t *testing.T) {
 
 // networkPlugins are slots of a NETWORK plugin for every site of a listener.
 func networkPlugins(l *listenerv3.Listener) (own []Slot) {
-	placed, err := PlaceSlots(packed(l), nil, false, "")
+	placed, err := PlaceSlots(packed(l), nil, false)
 	if err != nil {
 		return nil
 	}
@@ -198,7 +198,7 @@ func TestAside(t *testing.T) {
 	} {
 		l := listenerWith(chainWith(typedFilter(packed(c.manager))))
 		l.Name = c.listener
-		placed, err := PlaceSlots(packed(l), everySlot, false, "")
+		placed, err := PlaceSlots(packed(l), everySlot, false)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -210,7 +210,7 @@ func TestAside(t *testing.T) {
 		}
 	}
 	// Beside one that serves it gets slots too: they share the chain.
-	placed, err := PlaceSlots(packed(listenerWith(chainWith(typedFilter(packed(table(answer))), managerOf(router)))), nil, false, "")
+	placed, err := PlaceSlots(packed(listenerWith(chainWith(typedFilter(packed(table(answer))), managerOf(router)))), nil, false)
 	if err != nil || len(placed.Layout.Slots) != 4 {
 		t.Errorf("%+v, %v", placed, err)
 	}
