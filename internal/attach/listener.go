@@ -99,15 +99,22 @@ func (e *editor) filterChain(c item, mode chandler.Mode, port uint32) error {
 		return err
 	}
 	terminal := len(filters) - 1
+	managers := make([]item, len(filters))
+	var whys []string
 	for i, f := range filters {
-		hcm, err := connectionManager(f)
-		if err != nil {
+		if managers[i], err = connectionManager(f); err != nil {
 			return err
 		}
+		if managers[i].Node != nil {
+			terminal = i
+			whys = append(whys, asideTree(managers[i], e.layout[len(e.layout)-1].Name))
+		}
+	}
+	e.begin(whys, func() string { return c.path })
+	for _, hcm := range managers {
 		if hcm.Node == nil {
 			continue
 		}
-		terminal = i
 		e.read[hcm.Node] = true
 		if err := e.countedTree(hcm, mode, port); err != nil {
 			return err

@@ -24,6 +24,8 @@ type plan struct {
 	layout   []Listener
 	names    map[Counted]bool // of the listener at hand
 	warnings []string
+	// aside: the chain at hand serves nobody's requests, and gets nothing.
+	aside bool
 }
 
 func newPlan(shared bool, own []Slot, cluster string) plan {
@@ -34,7 +36,7 @@ func newPlan(shared bool, own []Slot, cluster string) plan {
 // before filter i. A filter of the user's must not have the name of a slot.
 func (p *plan) inHTTP(chain []Filter, mode chandler.Mode, port uint32) [][]Slot {
 	before := make([][]Slot, len(chain))
-	if len(chain) == 0 {
+	if len(chain) == 0 || p.aside {
 		return before
 	}
 	places := Places(chain)
@@ -59,6 +61,9 @@ func (p *plan) ofPhase(phase chandler.Phase, mode chandler.Mode, port uint32) []
 // inNetwork gives the slots of NETWORK plugins, which stand before a chain's connection
 // manager or terminal filter, in the order of their phases.
 func (p *plan) inNetwork(mode chandler.Mode, port uint32) []Slot {
+	if p.aside {
+		return nil
+	}
 	site := Site{mode, port, true}
 	p.site(site)
 	var slots []Slot
@@ -107,7 +112,7 @@ var statName = strings.NewReplacer("://", "_", ":/", "_", ":", "_", "\x00", "_")
 // counted notes under which name Envoy counts what a connection manager does.
 func (p *plan) counted(statPrefix string, mode chandler.Mode, port uint32) {
 	m := Counted{statName.Replace(statPrefix), mode, port}
-	if l := &p.layout[len(p.layout)-1]; m.Stats != "" && !p.names[m] {
+	if l := &p.layout[len(p.layout)-1]; m.Stats != "" && !p.names[m] && !p.aside {
 		p.names[m] = true
 		l.Counted = append(l.Counted, m)
 	}
@@ -116,6 +121,14 @@ func (p *plan) counted(statPrefix string, mode chandler.Mode, port uint32) {
 // warnDatagrams and warnEmpty note what gets no plugins though it can be read.
 func (p *plan) warnDatagrams(path string) {
 	p.warnings = append(p.warnings, path+" takes datagrams: it runs no NETWORK plugins")
+}
+
+// begin begins with a chain, whose connection managers stand aside for these reasons; an
+// empty one: that one does not, and so none does.
+func (p *plan) begin(whys []string, path func() string) {
+	if p.aside = len(whys) > 0 && !slices.Contains(whys, ""); p.aside {
+		p.warnings = append(p.warnings, fmt.Sprintf("%s %s: it runs no plugins", path(), whys[0]))
+	}
 }
 
 func (p *plan) warnEmpty(path string) {

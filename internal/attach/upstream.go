@@ -160,6 +160,7 @@ func firstOf(errs ...error) error {
 // interception all ports share a listener.
 func (e *wireEditor) filterChain(b []byte, at *place, mode chandler.Mode, port uint32) ([]byte, error) {
 	var filters []wireFilter
+	var whys []string
 	s := scan(b, at)
 	for s.next() {
 		switch s.num {
@@ -181,11 +182,15 @@ func (e *wireEditor) filterChain(b []byte, at *place, mode chandler.Mode, port u
 				return nil, err
 			}
 			filters = append(filters, f)
+			if f.manager() {
+				whys = append(whys, asideWire(f.config, e.layout[len(e.layout)-1].Name))
+			}
 		}
 	}
 	if s.err != nil {
 		return nil, s.err
 	}
+	e.begin(whys, at.String)
 	return e.chainOf(b, at, filters, mode, port)
 }
 

@@ -18,6 +18,8 @@ type wireFilter struct {
 	// are the types that may come from elsewhere; nil: nothing comes from there.
 	typed, wrapped bool
 	discovered     []string
+	// config is what its configuration consists of, where it is a connection manager.
+	config []byte
 }
 
 // manager tells whether it is a connection manager that can be edited.
@@ -81,6 +83,9 @@ func readFilter(b []byte, at *place) (wireFilter, error) {
 	case typed != nil:
 		f.typed = true
 		f.TypeURL, f.wrapped, err = configType(typed, at.field("typed_config"), true)
+		if err == nil && f.manager() {
+			_, f.config, err = typeAndValue(typed, at.field("typed_config"))
+		}
 	case discovery != nil:
 		f.discovered, err = discoveredTypes(discovery, at.field("config_discovery"))
 		f.TypeURL = strings.Join(f.discovered[:min(len(f.discovered), 1)], "")
