@@ -201,6 +201,7 @@ func (s *State) fits(want []attach.Slot) bool {
 // listenersTaken makes the listeners as they were written the ones that serve.
 func (s *State) listenersTaken() {
 	s.listing, s.shut = nil, false
+	s.serve()
 	for _, sl := range s.slots {
 		sl.present = sl.Shared() || slices.Contains(s.listed, sl.Slot)
 	}
@@ -259,15 +260,18 @@ func (s *State) held(sl *slot) bool {
 
 // entering gives what a slot may hold while its listener does not serve yet: of a
 // proxy that serves no module, as a refusal would leave a listener behind that
-// ends every connection.
+// ends every connection. One that opens gets what is known to be good, and else a denial.
 func (s *State) entering(sl *slot, want map[chandler.Key]member) map[chandler.Key]member {
 	if sl.present || !s.open {
 		return want
 	}
 	standIns := map[chandler.Key]member{}
 	for key, m := range want {
-		if m.standIn != chandler.StandInNone {
+		switch opening := s.opening(sl); {
+		case m.standIn != chandler.StandInNone, opening && s.known(m):
 			standIns[key] = m
+		case opening:
+			standIns[key] = member{m.version, contract(m.version)}
 		}
 	}
 	return standIns

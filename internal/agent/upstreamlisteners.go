@@ -17,6 +17,10 @@ type upstreamListeners struct {
 	// laid: some are known. admits: some have places that it is not decided of.
 	laid, admits bool
 	bare         []Bare
+	// admitted are the sites of listeners that went on, served those of listeners that
+	// serve: to enter there changes what traffic meets.
+	admitted []attach.Site
+	served   map[attach.Site]bool
 }
 
 // Bare is a listener that runs without plugins.
@@ -77,10 +81,33 @@ func (s *State) settleUpstream() (effects []Effect) {
 		effects = s.relist(want, false)
 	}
 	if s.admits {
-		s.admits = false
+		s.admits, s.admitted = false, s.set.Sites
+		if s.listing == nil {
+			s.serve()
+		}
 		effects = append(effects, AdmitListeners{Slots: s.set.Slots, Sites: s.set.Sites})
 	}
 	return effects
+}
+
+// serve notes that the listeners that went on serve.
+func (s *State) serve() {
+	s.served = map[attach.Site]bool{}
+	for _, site := range s.admitted {
+		s.served[site] = true
+	}
+}
+
+// opening tells whether a slot enters a listener that nobody was served by: it does not
+// open without a plugin.
+func (s *State) opening(sl *slot) bool {
+	return s.set.Upstream && !s.served[attach.Site{Mode: sl.Mode, Port: sl.Port, Network: sl.Network}]
+}
+
+// known tells whether this Envoy has acknowledged a version before.
+func (s *State) known(m member) bool {
+	p := s.plugins[m.version.Key]
+	return s.goodEnvoy == s.envoy && p != nil && p.good != nil && p.good.Version == m.version.Version
 }
 
 // bareFor gives a listener that v is meant for and that runs without it; nil: none.

@@ -20,7 +20,10 @@ import (
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -276,13 +279,16 @@ func (b *beneath) alone(t *testing.T) {
 }
 
 // tcp is a listener that proxies connections to an echo.
-func (u *ownPlane) tcp(t *testing.T, port, echo int) upstream.Resources {
+func (u *ownPlane) tcp(t *testing.T, name string, port, echo int) upstream.Resources {
 	t.Helper()
 	proxy, err := anypb.New(&tcpproxy.TcpProxy{StatPrefix: "tcp", ClusterSpecifier: &tcpproxy.TcpProxy_Cluster{Cluster: "echo"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := u.variant.Listener("tcp", loopback(port), "r")
+	l := u.variant.Listener(name, loopback(port), "r")
 	l.FilterChains = []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{Name: "tcp", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: proxy}}}}}
+	if name != "tcp" {
+		return upstream.Resources{l}
+	}
 	return upstream.Resources{l, u.variant.Cluster("echo"), upstream.Backend("echo", loopback(echo))}
 }

@@ -1,0 +1,188 @@
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"chandler.dev/chandler/internal/testenv/module"
+	"chandler.dev/chandler/internal/testenv/upstream"
+)
+
+// How much changes; make e2e-upstream has more of it.
+var (
+	sites  = flag.Int("upstream-sites", 20, "listeners of the control plane that change")
+	rounds = flag.Int("upstream-rounds", 1, "rounds of changes of them and of a plugin")
+)
+
+// Also where the agent is called envoy, and where somebody else starts Envoy, it stands in
+// the stream; each of the two begins anew as it likes, and with the control plane away.
+func TestUpstreamWays(t *testing.T) {
+	t.Parallel()
+	t.Run("called envoy", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		u := w.under(upstream.Variant{Delta: true})
+		dir := t.TempDir()
+		config := withoutLine(u.Bootstrap("", ""), "node:", "admin:")
+		pa := w.startAsEnvoy(t, dir, config)
+		adminAt(t, pa.address)
+		walk(t, w, u.port, "the moon is wrong")
+		w.apply(plugin("p", w.push("append:v1", module.Append()), tag("one")))
+		sees(t, u.port, "one")
+		u.Stop()
+		_ = pa.cmd.Process.Kill() // and Envoy with it
+		<-pa.done
+		free(t, u.port, 10*time.Second)
+		w.startAsEnvoy(t, dir, config)
+		opens(t, u.port, "one")
+		u.Start()
+		u.set()
+		u.marked()
+	})
+	t.Run("separate", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		u := w.under(upstream.Variant{})
+		ap := standApart(t, w, withoutLine(u.Bootstrap("somebody", ""), "admin:"))
+		ap.writeBootstrap()
+		ap.startEnvoy()
+		ap.startAgent()
+		ap.awaitReady()
+		walk(t, w, u.port, "why is in Envoy's own log, which this agent does not read")
+		w.apply(plugin("p", w.push("append:v1", module.Append()), tag("one")))
+		sees(t, u.port, "one")
+		l := startLoad(u.port, 2, 1, matching("one|two"))
+		ap.kill(ap.agent)
+		w.submit(plugin("p", w.push("append:v1", module.Append()), tag("two")))
+		ap.startAgent()
+		sees(t, u.port, "two")
+		u.set()
+		u.marked()
+		unharmed(t, l)
+		u.Stop()
+		ap.kill(ap.agent)
+		ap.kill(ap.envoy)
+		ap.startEnvoy()
+		ap.startAgent()
+		opens(t, u.port, "two")
+		ap.awaitReady()
+		u.Start()
+		u.set()
+		u.marked()
+	})
+}
+
+// withoutLine takes lines out that begin so.
+func withoutLine(text string, begins ...string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		out := false
+		for _, begin := range begins {
+			out = out || strings.HasPrefix(line, begin)
+		}
+		if !out {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// A plugin with a slot in the listeners themselves: those of the control plane do not open
+// before it, drain for it as those of a file do, and not for an agent that begins anew.
+func TestUpstreamNetwork(t *testing.T) {
+	t.Parallel()
+	for _, v := range []upstream.Variant{{}, {Delta: true, Separate: true}} {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			u := w.under(v)
+			port, second, echo := freePort(t), freePort(t), echoServer(t)
+			b := u.agent(node{name: "a"})
+			url := w.push("prefix", module.Prefix())
+			w.submit(networkPlugin("prefix", url, "1", "match: [{ports: [{number: "+fmt.Sprint(port)+"}, {number: "+fmt.Sprint(second)+"}]}]"))
+			w.tells("prefix", "NoListener")
+			u.set(u.tcp(t, "tcp", port, echo))
+			opensTCP(t, port, prefix("1")+"hello")
+			open, err := dialTCP(port, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer open.Close()
+			say(open, "hello")
+			envoy := b.envoy(t)
+			b.kill(t)
+			b.restart()
+			b.awaitReady()
+			if b.envoy(t) != envoy {
+				t.Error("Envoy was not taken over")
+			}
+			w.apply(networkPlugin("prefix", url, "2"))
+			if got := said(t, port, ""); got != prefix("2")+"hello" {
+				t.Errorf("after an update a connection says %q", got)
+			}
+			u.set(u.tcp(t, "tcp", port, echo), u.tcp(t, "second", second, echo))
+			opensTCP(t, second, prefix("2")+"hello")
+			if got := say(open, "again"); !strings.HasSuffix(got, "again") {
+				t.Errorf("a connection from before was closed; it says %q", got)
+			}
+		})
+	}
+}
+
+// opensTCP waits until connections say that; no listener opens without its plugin.
+func opensTCP(t *testing.T, port int, want string) {
+	t.Helper()
+	eventually(t, 20*time.Second, "the listener opens", func() (bool, string) {
+		conn, err := dialTCP(port, "")
+		if err != nil {
+			return false, err.Error()
+		}
+		defer conn.Close()
+		got := say(conn, "hello")
+		if got != want && got != "" { // closed is denied
+			t.Errorf("it opens with %q", got)
+		}
+		return got == want, got
+	})
+}
+
+// Plugins come, change and go while listeners, routes and clusters of the control plane do:
+// no request is refused, and no connection of a listener that stays is closed.
+func TestUpstreamChanges(t *testing.T) {
+	t.Parallel()
+	for _, v := range []upstream.Variant{{}, {Delta: true}} {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			u := w.under(v)
+			dir := t.TempDir()
+			site := upstream.NewSite(v, *sites, dir, strings.TrimPrefix(w.upstream.URL, "http://"), 1)
+			u.set(site.Resources())
+			b := u.agent(node{name: "a"})
+			u.marked()
+			l := startLoad(u.port, 2, 1, matching("|one|two|three"))
+			url := w.push("append:v1", module.Append())
+			for range *rounds {
+				for _, name := range []string{"one", "two", "three"} {
+					w.submit(plugin("p", url, tag(name)))
+					site.Change(5)
+					u.set(site.Resources())
+					sees(t, u.port, name)
+					u.marked()
+				}
+				if out, ok := w.cli("", "delete", "wasmplugin", "p", "-n", "edge"); !ok {
+					t.Fatal(out)
+				}
+				site.Change(5)
+				u.set(site.Resources())
+				sees(t, u.port)
+				u.marked()
+			}
+			unharmed(t, l)
+			b.arrives(t)
+		})
+	}
+}
