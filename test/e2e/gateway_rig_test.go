@@ -291,7 +291,12 @@ type agentStatus struct {
 
 func (g *envoyGateway) status() (st agentStatus) {
 	g.t.Helper()
-	if err := json.Unmarshal([]byte(fetchText(g.t, "http://"+loopback(agentPort)+"/status")), &st); err != nil {
+	resp, err := http.Get("http://" + loopback(agentPort) + "/status")
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&st); err != nil {
 		g.t.Fatal(err)
 	}
 	return st

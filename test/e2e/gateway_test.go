@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"os/exec"
 	"path/filepath"
@@ -31,7 +32,7 @@ func testGateway(t *testing.T) {
 	if err != nil || len(admin) != 1 {
 		t.Fatalf("Envoy's admin address: %v, %v", admin, err)
 	}
-	adminAt(t, admin[0])
+	envoy := "http://" + adminAt(t, admin[0])
 	g.ready("without a plugin")
 
 	guard := g.example("basic-auth.yaml")
@@ -64,6 +65,9 @@ func testGateway(t *testing.T) {
 	g.guards("with a Wasm policy", "ok:test", "own-filter")
 	g.remove("resources/wasm-policy.yaml")
 	g.sees("without the Wasm policy", page{code: 401, own: "own-filter", alone: true})
+	eventually(t, 60*time.Second, "Envoy has no filter of the Wasm policy", func() (bool, string) {
+		return !strings.Contains(fetchText(t, envoy+"/config_dump?resource=dynamic_listeners"), "own-policy"), "it has"
+	})
 	l.closed.Store(0)
 	harmless(t, l)
 	g.ready("after all changes")
@@ -139,16 +143,19 @@ func filtered(a answer) error {
 	return nil
 }
 
-// page is an answer to a request for the page that the plugin guards.
+// guardedPath is the path of the page that the plugin guards.
+const guardedPath = "/productpage"
+
+// page is an answer to a request for it.
 type page struct {
 	code  int
 	own   string // what a filter of Envoy Gateway's own left in it
 	alone bool   // and no other
 }
 
-// ask asks for the page, with credentials if any are given.
-func (g *envoyGateway) ask(credentials string) (answer, error) {
-	req, err := http.NewRequest(http.MethodGet, "http://"+loopback(gatewayPort)+"/productpage", nil)
+// ask asks for a path, with credentials if any are given.
+func (g *envoyGateway) ask(path, credentials string) (answer, error) {
+	req, err := http.NewRequest(http.MethodGet, "http://"+loopback(gatewayPort)+path, nil)
 	if err != nil {
 		return answer{}, err
 	}
@@ -159,14 +166,16 @@ func (g *envoyGateway) ask(credentials string) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	return readAnswer(resp)
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return answer{code: resp.StatusCode, headers: resp.Header}, err
 }
 
 // sees waits for an answer, without credentials.
 func (g *envoyGateway) sees(when string, want page) {
 	g.t.Helper()
 	eventually(g.t, 90*time.Second, when, func() (bool, string) {
-		a, err := g.ask("")
+		a, err := g.ask(guardedPath, "")
 		if err != nil {
 			return false, err.Error()
 		}
@@ -188,13 +197,13 @@ func marks(a answer) (all []string) {
 func (g *envoyGateway) guards(when, credentials, own string) {
 	g.t.Helper()
 	for given, want := range map[string]int{"": 401, "ok:wrong": 401, credentials: 200} {
-		a, err := g.ask(given)
+		a, err := g.ask(guardedPath, given)
 		if err != nil || a.code != want || !slices.Contains(marks(a), own) {
 			g.t.Errorf("%s: with %q: %d, marks %q, %v; want %d and %q", when, given, a.code, marks(a), err, want, own)
 		}
 	}
-	if a := get(g.t, gatewayPort, "/details/0"); a.code != 200 || !slices.Contains(marks(a), own) {
-		g.t.Errorf("%s: what is not guarded: %d, marks %q", when, a.code, marks(a))
+	if a, err := g.ask("/details/0", ""); err != nil || a.code != 200 || !slices.Contains(marks(a), own) {
+		g.t.Errorf("%s: what is not guarded: %d, marks %q, %v", when, a.code, marks(a), err)
 	}
 }
 
@@ -226,7 +235,7 @@ func (g *envoyGateway) route(value string) {
 func (g *envoyGateway) routed(value, credentials string) {
 	g.t.Helper()
 	eventually(g.t, 90*time.Second, "the route is "+value, func() (bool, string) {
-		a, err := g.ask(credentials)
+		a, err := g.ask(guardedPath, credentials)
 		return err == nil && a.code == 200 && a.headers.Get("X-Route") == value, fmt.Sprintf("status %d, %v, %v", a.code, a.headers, err)
 	})
 }
@@ -245,7 +254,7 @@ func (g *envoyGateway) neverOpen() (result func() (asked int, open string)) {
 				return
 			case <-time.After(10 * time.Millisecond): // it is there to notice, not to press
 			}
-			switch a, err := g.ask(""); {
+			switch a, err := g.ask(guardedPath, ""); {
 			case err == nil && a.code == http.StatusUnauthorized:
 				asked++
 			case err == nil && open == "":
