@@ -87,6 +87,9 @@ func (c console) status(st *agent.Status) error {
 		} else {
 			fmt.Fprintf(w, "Envoy's own\tnot connected to %s since %s; %s\n", text(u.Name), u.Since.Format(time.RFC3339), text(cmp.Or(u.Error, "Envoy has not asked for anything yet")))
 		}
+		if u.Kept != "" {
+			fmt.Fprintf(w, "\t%s\n", text(u.Kept))
+		}
 	}
 	fmt.Fprintf(w, "Store\t%s, %s of %s\n", modules(st.Store.Modules), size(st.Store.Bytes), size(st.Store.Max))
 	for i, b := range st.Bypassed {

@@ -67,6 +67,7 @@ type Agent struct {
 	// that come from one; nil: they come from a file.
 	upstreams []*controlPlane
 	relayed   *relayedListeners
+	remote    *remoteWasm // what those name; nil: there are none
 	reporter  *reporter
 	metrics   *metrics
 	inbox     chan message
@@ -115,6 +116,7 @@ type view struct {
 	facts   *chandler.Facts // never changed
 	// pushing: a push awaits Envoy's answer; counted: see State.Counted.
 	pushing, counted bool
+	open             bool // all listeners are, or were, active
 }
 
 // Run runs Envoy and keeps its plugins until ctx ends, which drains Envoy and
@@ -146,9 +148,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	defer a.closeUpstreams()
-	a.recallUpstreams()
 	if len(a.upstreams) > 0 {
+		if err := a.recallUpstreams(); err != nil {
+			return err
+		}
 		registerUpstreams(a.cfg.Metrics, a.upstreamStatus)
+		a.remote = newRemoteWasm(a.store, a.cfg, a.metrics, a.opening, func(names ...string) { a.changedUpstream(attach.ExtensionConfigType, names...) })
 	}
 	if !a.binary.Slots {
 		a.log.Warn("this Envoy has no filter chain filter (1.39 and newer have it): to attach or detach a plugin drains the listener's connections", "version", a.binary.Version)
@@ -268,7 +273,10 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { a.watchTraffic(ctx); return nil })
 	g.Go(func() error { a.watchBypasses(ctx); return nil })
 	for _, u := range a.upstreams {
-		g.Go(func() error { u.keep(ctx); return nil })
+		g.Go(func() error { u.store.Run(ctx, u.lastTaken); return nil })
+	}
+	if a.remote != nil {
+		g.Go(func() error { a.remote.run(ctx); return nil })
 	}
 	if a.cfg.NoChild {
 		g.Go(func() error { a.watchSeparate(ctx); return nil })
@@ -276,7 +284,12 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group) error {
 		a.followListeners(ctx, g)
 	}
 	g.Go(func() error {
-		a.store.Scrub(ctx, a.cfg.Scrub, func(d chandler.ModuleDigest) { a.send(ctx, message{event: Lost{Digest: d}}) })
+		a.store.Scrub(ctx, a.cfg.Scrub, func(d chandler.ModuleDigest) {
+			if a.remote != nil {
+				a.remote.Lost(d)
+			}
+			a.send(ctx, message{event: Lost{Digest: d}})
+		})
 		return nil
 	})
 	if a.cfg.Beside != nil {
@@ -498,7 +511,7 @@ func (a *Agent) publish() {
 	a.metrics.bypassed.Set(float64(len(facts.Bypassed)))
 	v := &view{
 		unready: a.state.Readiness(), report: []chandler.AttachmentState{}, facts: facts,
-		pushing: a.state.Pushing(), counted: a.state.Counted(), envoy: a.envoyStatus(),
+		pushing: a.state.Pushing(), counted: a.state.Counted(), open: a.state.open, envoy: a.envoyStatus(),
 	}
 	for _, key := range a.state.sortedKeys() {
 		if st, ok := report[key]; ok {

@@ -15,6 +15,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/durable"
+	"chandler.dev/chandler/internal/remotewasm"
 	"chandler.dev/chandler/internal/store"
 )
 
@@ -37,7 +38,8 @@ type StoredModule struct {
 	Digest chandler.ModuleDigest `json:"digest"`
 	Size   int64                 `json:"size"`
 	Used   time.Time             `json:"used,omitzero"`
-	// Plugins are those of the last good set that run it, as kind/namespace/name.
+	// Plugins are those of the last good set that run it, as kind/namespace/name, and the
+	// extension configs of Envoy's own control plane that do, by their names.
 	Plugins []string `json:"plugins"`
 }
 
@@ -51,6 +53,10 @@ func ListStore(data string) ([]StoredModule, error) {
 	if err != nil {
 		return nil, err
 	}
+	remote, err := remotewasm.Kept(durable.OS(), data)
+	if err != nil {
+		return nil, err
+	}
 	entries, err := store.Read(durable.OS(), modulesDir(data))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -61,6 +67,7 @@ func ListStore(data string) ([]StoredModule, error) {
 		for key := range users[e.Digest] {
 			m.Plugins = append(m.Plugins, key.String())
 		}
+		m.Plugins = append(m.Plugins, remote[e.Digest]...)
 		slices.Sort(m.Plugins)
 		list = append(list, m)
 	}
@@ -107,15 +114,19 @@ func VerifyStore(ctx context.Context, s *store.Store) StoreReport {
 	return report
 }
 
-// TrimStore drops what is not leased and not in the last good set in data until
-// at most most bytes stay; dry only tells.
+// TrimStore drops what is not leased, and neither in the last good set in data nor meant by
+// extension configs that were in force, until at most most bytes stay; dry only tells.
 func TrimStore(data string, s *store.Store, most int64, dry bool) (StoreReport, error) {
 	users, err := lastGoodModules(data)
 	if err != nil {
 		return StoreReport{}, err
 	}
+	remote, err := remotewasm.Kept(durable.OS(), data)
+	if err != nil {
+		return StoreReport{}, err
+	}
 	report := StoreReport{Modules: []StoredModule{}}
-	dropped := s.Drop(func(d chandler.ModuleDigest) bool { return users[d] != nil }, most, dry)
+	dropped := s.Drop(func(d chandler.ModuleDigest) bool { return users[d] != nil || remote[d] != nil }, most, dry)
 	for _, e := range dropped {
 		report.add(e)
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -38,7 +39,7 @@ func TestAdminStore(t *testing.T) {
 	h := a.adminHandler(prometheus.NewRegistry())
 	const here = "127.0.0.1:1234"
 	var digests []chandler.ModuleDigest
-	for _, text := range []string{"leased", "good", "denied", "unused"} {
+	for _, text := range []string{"leased", "good", "denied", "unused", "remote"} {
 		d, _, err := a.store.Ingest(strings.NewReader(text), "")
 		if err != nil {
 			t.Fatal(err)
@@ -54,6 +55,10 @@ func TestAdminStore(t *testing.T) {
 		return Version{Attachment: chandler.Attachment{Key: chandler.Key{Name: "a"}, Program: chandler.Program{Module: &chandler.Module{Digest: d}}}}
 	}
 	if err := saveLastGood(durable.OS(), a.cfg.Data, SaveLastGood{Versions: []Version{version(digests[1])}, Denied: []Version{version(digests[2])}}); err != nil {
+		t.Fatal(err)
+	}
+	remote := `{"resources":[{"name":"theirs","modules":[{"what":"` + strings.Repeat("0", 64) + `","digest":"` + string(digests[4]) + `"}]}]}`
+	if err := os.WriteFile(filepath.Join(a.cfg.Data, "remote-1"), []byte(remote), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, from := range []string{"192.0.2.1:1234", "[2001:db8::1]:1", "nonsense"} {
@@ -88,11 +93,11 @@ func TestAdminStore(t *testing.T) {
 		return r
 	}
 	for _, path := range []string{"/store/trim?dry_run=true", "/store/trim"} {
-		if r := report(path, "[::1]:1"); len(r.Modules) != 1 || r.Modules[0].Digest != digests[3] || r.Bytes != 6 || r.Left != 16 {
+		if r := report(path, "[::1]:1"); len(r.Modules) != 1 || r.Modules[0].Digest != digests[3] || r.Bytes != 6 || r.Left != 22 {
 			t.Errorf("%s: %+v", path, r)
 		}
 	}
-	if r := report("/store/verify", here); r.Checked != 3 || len(r.Modules) != 0 || len(r.Errors) != 0 {
+	if r := report("/store/verify", here); r.Checked != 4 || len(r.Modules) != 0 || len(r.Errors) != 0 {
 		t.Errorf("%+v", r)
 	}
 	if err := os.WriteFile(lastGoodPath(a.cfg.Data), []byte("{"), 0o600); err != nil {
@@ -101,7 +106,7 @@ func TestAdminStore(t *testing.T) {
 	if w := post(h, "/store/trim", here); w.Code != http.StatusInternalServerError || !strings.Contains(w.Body.String(), "cannot be read") {
 		t.Errorf("without a last good set: %d %s", w.Code, w.Body)
 	}
-	if n, _ := a.store.Stats(); n != 3 {
+	if n, _ := a.store.Stats(); n != 4 {
 		t.Errorf("%d modules are left", n)
 	}
 }

@@ -175,7 +175,7 @@ func (l *relayedListeners) tell(ev relay.Event) {
 	defer l.mu.Unlock()
 	l.moved = true
 	for _, name := range ev.Acked {
-		if e := l.listeners[name]; e != nil {
+		if e := l.listeners[name]; e != nil && !e.held { // else it took once more what it has
 			e.taken = e.made
 			delete(l.awaited, name)
 		}

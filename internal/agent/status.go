@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/remotewasm"
 )
 
 // Status is what a running agent says of itself on GET /status.
@@ -17,8 +18,10 @@ type Status struct {
 	// Upstreams are the control planes of Envoy's own configuration, which it reaches
 	// through the agent.
 	Upstreams []UpstreamStatus `json:"upstreams,omitempty"`
-	Store     StoreStatus      `json:"store"`
-	Plugins   []PluginStatus   `json:"plugins"`
+	// Modules are those that such a control plane names and the agent brings.
+	Modules []remotewasm.Status `json:"modules,omitempty"`
+	Store   StoreStatus         `json:"store"`
+	Plugins []PluginStatus      `json:"plugins"`
 	// Slots: HTTP plugins come and go in slots; false: in the listeners.
 	Slots     bool             `json:"slots"`
 	Listeners []ListenerStatus `json:"listeners"`
@@ -73,6 +76,8 @@ type UpstreamStatus struct {
 	Since     time.Time `json:"since,omitzero"`
 	Lost      uint64    `json:"lost"` // streams, since the agent began
 	Error     string    `json:"error,omitempty"`
+	// Kept is why something that Envoy took would be missing after a restart.
+	Kept string `json:"kept,omitempty"`
 }
 
 // StoreStatus tells of the modules on disk; sizes are in bytes.
@@ -163,6 +168,9 @@ func (a *Agent) status() *Status {
 		st.Control = *c
 	}
 	st.Upstreams = a.upstreamStatus()
+	if a.remote != nil {
+		st.Modules = a.remote.Status()
+	}
 	v := a.view.Load()
 	if v == nil {
 		return st
@@ -186,7 +194,11 @@ func (a *Agent) status() *Status {
 // upstreamStatus is safe to call from any goroutine.
 func (a *Agent) upstreamStatus() (list []UpstreamStatus) {
 	for _, u := range a.upstreams {
-		list = append(list, u.link.status(u.name))
+		st := u.link.status(u.name)
+		if problems := u.store.Problems(); len(problems) > 0 {
+			st.Kept = problems[0].Error()
+		}
+		list = append(list, st)
 	}
 	return list
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
@@ -22,10 +21,11 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
-	"chandler.dev/chandler/internal/durable"
+	"chandler.dev/chandler/internal/remotewasm"
 	"chandler.dev/chandler/internal/xds/relay"
 	"chandler.dev/chandler/internal/xds/relay/edge"
 	"chandler.dev/chandler/internal/xds/upstream"
+	"chandler.dev/chandler/internal/xds/viewstore"
 )
 
 // An Envoy whose configuration names a control plane reaches it through the agent: each
@@ -36,17 +36,15 @@ import (
 type controlPlane struct {
 	name   string // for people
 	socket string
-	views  string // the file of what Envoy took
+	views  string // the folder of what Envoy took
 	conn   *upstream.Conn
 	link   *upstreamLink
+	store  *viewstore.Store
 	log    *slog.Logger
 
-	// took, of one, is that there is something to be written.
-	took chan struct{}
-
 	mu         sync.Mutex
-	edge       *edge.Edge // of the present Envoy; nil: there was none yet
-	remembered relay.Snapshot
+	edge       *edge.Edge   // of the present Envoy; nil: there was none yet
+	remembered []relay.View // of the agent before, until then
 }
 
 // openUpstreams gets ready to reach the control planes. It connects to none of them.
@@ -64,7 +62,7 @@ func (a *Agent) openUpstreams() error {
 		}
 		a.upstreams = append(a.upstreams, &controlPlane{
 			name: name, socket: cp.Socket, views: filepath.Join(a.envoyDir(), viewsPrefix+identity(cp)), conn: conn, log: log,
-			link: newUpstreamLink(log), took: make(chan struct{}, 1),
+			link: newUpstreamLink(log),
 		})
 	}
 	if a.derived.UpstreamListeners {
@@ -80,7 +78,7 @@ func (a *Agent) closeUpstreams() {
 	a.upstreams = nil
 }
 
-// viewsPrefix begins the names of the files of what Envoy took.
+// viewsPrefix begins the names of the folders of what Envoy took.
 const viewsPrefix = "upstream-"
 
 // identity is the same for a control plane as long as it is reached in the same way.
@@ -92,78 +90,46 @@ func identity(cp attach.ControlPlane) string {
 
 // recallUpstreams reads what Envoy took before, and drops what is of control planes that
 // are not named any more.
-func (a *Agent) recallUpstreams() {
+func (a *Agent) recallUpstreams() error {
 	known := map[string]bool{}
 	for _, u := range a.upstreams {
-		known[filepath.Base(u.views)] = true
-		b, err := durable.Read(durable.OS(), u.views, relay.MaxSnapshot)
-		if err == nil {
-			u.remembered, err = relay.ReadSnapshot(b)
+		known[u.views] = true
+		store, views, problems, err := viewstore.Open(viewstore.Config{Dir: u.views, Log: u.log})
+		if err != nil {
+			return fmt.Errorf("what Envoy takes of its control plane cannot be kept: %w", err)
 		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			u.log.Error("what is kept of Envoy's control plane cannot be read", "error", err)
+		for _, p := range problems {
+			u.log.Error("what is kept of Envoy's control plane cannot be read", "error", p)
+		}
+		u.store, u.remembered = store, views
+	}
+	dirs, _ := filepath.Glob(filepath.Join(a.envoyDir(), viewsPrefix+"*"))
+	for _, dir := range dirs {
+		if !known[dir] {
+			_ = os.RemoveAll(dir) // else it stays unread
 		}
 	}
-	files, _ := filepath.Glob(filepath.Join(a.envoyDir(), viewsPrefix+"*"))
-	for _, file := range files {
-		if !known[filepath.Base(file)] && !durable.IsTemp(filepath.Base(file)) {
-			_ = durable.Remove(durable.OS(), file) // else it stays unread
-		}
-	}
+	return nil
 }
 
-// keepPace is how often what Envoy took is written at most, and keepRetry how soon again
-// when it cannot be.
-const (
-	keepPace  = time.Second
-	keepRetry = 10 * time.Second
-)
-
-// keep writes what Envoy took until ctx ends, and then once more.
-func (u *controlPlane) keep(ctx context.Context) {
-	failed := ""
-	for {
-		select {
-		case <-ctx.Done():
-			select {
-			case <-u.took:
-				_ = u.save() // the one before is good, too
-			default:
-			}
-			return
-		case <-u.took:
-		}
-		wait, err := keepPace, u.save()
-		switch {
-		case err == nil:
-			failed = ""
-		default:
-			if wait = keepRetry; failed != err.Error() {
-				failed = err.Error()
-				u.log.Error("what Envoy took of its control plane is not written, and would be missing after a restart", "error", err)
-			}
-			u.touch()
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
-		}
-	}
-}
-
-func (u *controlPlane) touch() {
-	select {
-	case u.took <- struct{}{}:
-	default: // it will be written anyway
-	}
-}
-
-// save writes what Envoy took.
-func (u *controlPlane) save() error {
+// lastTaken is what Envoy took, as it is kept on disk: without pull secrets.
+func (u *controlPlane) lastTaken() []relay.View {
 	u.mu.Lock()
-	e := u.edge
+	e, views := u.edge, u.remembered
 	u.mu.Unlock()
-	return durable.Write(durable.OS(), u.views, e.Snapshot().Bytes())
+	if e != nil {
+		views = e.Views()
+	}
+	views = slices.Clone(views)
+	for i, v := range views {
+		if v.Type == attach.ExtensionConfigType {
+			views[i] = v.Edited(func(body []byte) []byte {
+				kept, _ := remotewasm.Discreet(v.Type, body)
+				return kept
+			})
+		}
+	}
+	return views
 }
 
 // changed has Envoy told of resources that go on in another form by now.
@@ -181,6 +147,9 @@ func (u *controlPlane) changed(typeURL string, names ...string) {
 func (a *Agent) serveUpstreams(ctx context.Context, start func(serve func() error), local map[string]relay.Local, another bool) error {
 	if another && a.relayed != nil {
 		a.relayed.another()
+	}
+	if another && a.remote != nil {
+		a.remote.Another()
 	}
 	for _, u := range a.upstreams {
 		lis, err := a.listen(u.socket)
@@ -200,13 +169,13 @@ func (u *controlPlane) newEdge(hooks relay.Hooks, ended func(), another bool) *e
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.edge != nil {
-		u.remembered = u.edge.Snapshot()
+		u.remembered = u.edge.Views()
 	}
 	u.edge = edge.New(edge.Config{
-		Hooks: hooks, Upstream: u.conn, Remembered: u.remembered, Took: u.touch, Linked: u.link.word, Log: u.log,
+		Hooks: hooks, Upstream: u.conn, Remembered: u.remembered, Took: u.store.Changed, Linked: u.link.word, Log: u.log,
 		Ended: func(string) { ended() },
 	})
-	u.remembered = relay.Snapshot{}
+	u.remembered = nil
 	if another {
 		u.edge.Another()
 	}
@@ -215,12 +184,23 @@ func (u *controlPlane) newEdge(hooks relay.Hooks, ended func(), another bool) *e
 
 // hooks are what the agent adds to what passes.
 func (a *Agent) hooks() relay.Hooks {
-	h := relay.Hooks{Node: a.introduce}
+	h := relay.Hooks{Node: a.introduce, Transforms: map[string]relay.Transform{attach.ExtensionConfigType: a.remote.Transform}}
+	h.Tell = func(ev relay.Event) {
+		a.remote.Tell(ev)
+		if a.relayed != nil {
+			a.relayed.tell(ev)
+		}
+	}
 	if a.relayed != nil {
-		h.Transforms = map[string]relay.Transform{listenerType: a.relayed.transform}
-		h.Tell = a.relayed.tell
+		h.Transforms[listenerType] = a.relayed.transform
 	}
 	return h
+}
+
+// opening tells whether Envoy's listeners are not open yet.
+func (a *Agent) opening() bool {
+	v := a.view.Load()
+	return v == nil || !v.open
 }
 
 // introduce adds to Envoy's node who stands between it and its control plane. What Envoy

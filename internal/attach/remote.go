@@ -18,6 +18,8 @@ type RemoteWasm struct {
 	// Name is the resource's. Network: it stands among network filters.
 	Name    string
 	Network bool
+	// Nowhere: the resource does not say at all where the module is.
+	Nowhere bool
 	// Reference is where the module is, SHA256 its pin, bare hex or empty: of the manifest
 	// for oci, of the unpacked module otherwise.
 	Reference chandler.Reference
@@ -52,6 +54,10 @@ type wasmForm interface {
 	// local is the configuration with the code in a file and without private variables;
 	// what it is called on stays as it is.
 	local(path string) *anypb.Any
+	// public is the configuration without private variables.
+	public() *anypb.Any
+	// discreet is the configuration with an empty pull secret, if it has one.
+	discreet() *anypb.Any
 }
 
 // Istio tells its agent what is not for the plugin in variables of the VM.
@@ -92,6 +98,26 @@ func ReadRemoteWasm(resource *anypb.Any) (*RemoteWasm, error) {
 	return r, nil
 }
 
+// Public gives an extension config of Wasm that is not remote as it may go on: without what
+// is private to Istio's agent. Nil: it goes on as it is, as does what is no Wasm.
+func Public(resource *anypb.Any) (public *anypb.Any, isWasm bool) {
+	config := &corev3.TypedExtensionConfig{}
+	if typeName(resource.GetTypeUrl()) != typeName(ExtensionConfigType) || proto.Unmarshal(resource.GetValue(), config) != nil {
+		return nil, false
+	}
+	form, _, err := wasmFormOf(config.GetTypedConfig())
+	if err != nil || form == nil {
+		return nil, false
+	}
+	for name := range form.variables() {
+		if isPrivate(name, "") {
+			r := &RemoteWasm{config: config}
+			return r.with(form.public()), true
+		}
+	}
+	return nil, true
+}
+
 // wasmFormOf tells in which form a filter's configuration is Wasm's; nil: in none.
 func wasmFormOf(typed *anypb.Any) (form wasmForm, kind string, err error) {
 	switch kind := typeName(typed.GetTypeUrl()); kind {
@@ -111,6 +137,7 @@ func wasmFormOf(typed *anypb.Any) (form wasmForm, kind string, err error) {
 
 // readSource reads where the module is.
 func (r *RemoteWasm) readSource(remote *corev3.RemoteDataSource) {
+	r.Nowhere = remote.GetHttpUri().GetUri() == ""
 	reference, p := chandler.ParseReference(remote.GetHttpUri().GetUri())
 	if r.SHA256 = remote.GetSha256(); r.SHA256 == unsetSHA256 {
 		r.SHA256 = ""
@@ -164,6 +191,11 @@ func (r *RemoteWasm) String() string {
 // are private to Istio's agent are taken out, all else stays as it is. The same path
 // gives the same bytes.
 func (r *RemoteWasm) Local(path string) *anypb.Any { return r.with(r.form.local(text(path))) }
+
+// Discreet gives the resource with an empty pull secret in the place of its own, for what
+// is kept. What is read of it later says that a secret is missing, so that nobody goes to
+// a registry without it.
+func (r *RemoteWasm) Discreet() *anypb.Any { return r.with(r.form.discreet()) }
 
 // StandIn gives the resource with what stands there while the module cannot be had:
 // nothing for FAIL_OPEN, a denial otherwise, as for chandler's own plugins. It is an

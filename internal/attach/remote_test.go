@@ -190,7 +190,7 @@ func TestRemoteWasmRefuses(t *testing.T) {
 // No secret is told by what people print or log.
 func TestRemoteWasmTellsNoSecret(t *testing.T) {
 	t.Parallel()
-	for _, file := range []string{"http.yaml", "http-private-only.yaml"} {
+	for _, file := range []string{"http.yaml", "http-private-only.yaml", "struct.yaml"} {
 		path := filepath.Join("testdata", "remote", file)
 		r, err := ReadRemoteWasm(extensionConfig(t, path, read(t, path)))
 		if err != nil {
@@ -199,9 +199,46 @@ func TestRemoteWasmTellsNoSecret(t *testing.T) {
 		if told := fmt.Sprintf("%v %+v %s", r, r, r); strings.Contains(told, "auths") || strings.Contains(told, "token=secret") {
 			t.Errorf("%s: %s", file, told)
 		}
+		kept := r.Discreet()
+		again, err := ReadRemoteWasm(kept)
+		if err != nil || bytes.Contains(kept.Value, []byte("auths")) {
+			t.Errorf("%s: what is kept: %v, %s", file, err, kept)
+		}
+		if missing := again.Problem != nil && again.Problem.Code == chandler.CodeSecretType; missing != (r.PullSecret != nil) || again.Reference != r.Reference {
+			t.Errorf("%s: what is kept is read as %v, %v", file, again, again.Problem)
+		}
 		if bytes.Contains(r.Local("/m").Value, []byte(privatePrefix)) || bytes.Contains(r.StandIn().Value, []byte(privatePrefix)) {
 			t.Errorf("%s: Envoy gets what is private", file)
 		}
+	}
+}
+
+// What is private leaves Wasm that is here already, too; what has nothing of that kind is
+// not touched.
+func TestPublicWasm(t *testing.T) {
+	t.Parallel()
+	for file, want := range map[string]bool{"http.yaml": true, "struct.yaml": true, "struct-private-only.yaml": true, "local.yaml": false, "other.yaml": false} {
+		path := filepath.Join("testdata", "remote", file)
+		resource := extensionConfig(t, path, read(t, path))
+		remote, _ := ReadRemoteWasm(resource)
+		if remote != nil { // as if it had been sent so
+			there := resource.Value
+			resource = remote.Local("/here")
+			if public, isWasm := Public(resource); public != nil || !isWasm {
+				t.Errorf("%s: not as it is", file)
+			}
+			resource = &anypb.Any{TypeUrl: resource.TypeUrl, Value: there}
+		}
+		public, isWasm := Public(resource)
+		if (public != nil) != want || isWasm != (file != "other.yaml") {
+			t.Errorf("%s: %v, %v", file, public, isWasm)
+		}
+		if want && (bytes.Contains(public.Value, []byte(privatePrefix)) || !bytes.Contains(public.Value, []byte("example/"))) {
+			t.Errorf("%s: %v", file, public)
+		}
+	}
+	if public, isWasm := Public(&anypb.Any{TypeUrl: ExtensionConfigType, Value: []byte{0xff}}); public != nil || isWasm {
+		t.Error("what cannot be read is Wasm")
 	}
 }
 

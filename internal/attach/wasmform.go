@@ -57,9 +57,23 @@ func strategyOf(policy wasmv3.FailurePolicy, failOpen bool) chandler.FailStrateg
 }
 
 func (w *plainWasm) local(path string) *anypb.Any {
+	filter := w.withoutPrivate()
+	filter.GetConfig().GetVmConfig().GetCode().Specifier = &corev3.AsyncDataSource_Local{Local: &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: path}}}
+	return w.of(filter)
+}
+
+func (w *plainWasm) public() *anypb.Any { return w.of(w.withoutPrivate()) }
+
+// of is another filter in the place of the one that was read.
+func (w *plainWasm) of(filter *wasmfilterv3.Wasm) *anypb.Any {
+	return &anypb.Any{TypeUrl: w.typeURL, Value: packed(filter).Value}
+}
+
+// withoutPrivate is the filter without private variables, and without an environment that
+// is empty then.
+func (w *plainWasm) withoutPrivate() *wasmfilterv3.Wasm {
 	filter := proto.CloneOf(w.filter)
 	vm := filter.GetConfig().GetVmConfig()
-	vm.Code.Specifier = &corev3.AsyncDataSource_Local{Local: &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: path}}}
 	if env := vm.GetEnvironmentVariables(); env != nil {
 		before := len(env.KeyValues)
 		maps.DeleteFunc(env.KeyValues, isPrivate)
@@ -67,7 +81,16 @@ func (w *plainWasm) local(path string) *anypb.Any {
 			vm.EnvironmentVariables = nil
 		}
 	}
-	return &anypb.Any{TypeUrl: w.typeURL, Value: packed(filter).Value}
+	return filter
+}
+
+func (w *plainWasm) discreet() *anypb.Any {
+	filter := proto.CloneOf(w.filter)
+	values := filter.GetConfig().GetVmConfig().GetEnvironmentVariables().GetKeyValues()
+	if _, ok := values[pullSecretEnv]; ok {
+		values[pullSecretEnv] = ""
+	}
+	return w.of(filter)
 }
 
 // treeWasm is a Wasm filter in a TypedStruct, in which a field's name has two spellings.
@@ -142,17 +165,37 @@ func (w *treeWasm) failStrategy() chandler.FailStrategy {
 }
 
 func (w *treeWasm) local(path string) *anypb.Any {
-	tree := proto.CloneOf(w.tree)
-	vm := inside(tree, "config", "vm_config")
-	file := structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{"filename": structpb.NewStringValue(path)}})
-	code := inside(vm, "code")
+	tree := w.withoutPrivate()
+	code := inside(tree, "config", "vm_config", "code")
 	key, _ := member(code, "remote")
 	delete(code.Fields, key)
-	code.Fields["local"] = file
-	if key, _ := member(vm, "environment_variables"); vm.Fields[key] != nil {
+	code.Fields["local"] = structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{"filename": structpb.NewStringValue(path)}})
+	return w.of(tree)
+}
+
+func (w *treeWasm) public() *anypb.Any { return w.of(w.withoutPrivate()) }
+
+// of is another tree in the place of the one that was read.
+func (w *treeWasm) of(tree *structpb.Struct) *anypb.Any {
+	return &anypb.Any{TypeUrl: w.typed.GetTypeUrl(), Value: withValue(w.typed.GetValue(), packed(tree).Value)}
+}
+
+func (w *treeWasm) withoutPrivate() *structpb.Struct {
+	tree := proto.CloneOf(w.tree)
+	vm := inside(tree, "config", "vm_config")
+	if key, value := member(vm, "environment_variables"); value != nil {
 		dropPrivate(vm, key)
 	}
-	return &anypb.Any{TypeUrl: w.typed.GetTypeUrl(), Value: withValue(w.typed.GetValue(), packed(tree).Value)}
+	return tree
+}
+
+func (w *treeWasm) discreet() *anypb.Any {
+	tree := proto.CloneOf(w.tree)
+	values := inside(tree, "config", "vm_config", "environment_variables", "key_values").GetFields()
+	if _, ok := values[pullSecretEnv]; ok {
+		values[pullSecretEnv] = structpb.NewStringValue("")
+	}
+	return w.of(tree)
 }
 
 // dropPrivate takes private variables out of the environment that is a field of vm, and

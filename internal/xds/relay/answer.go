@@ -55,10 +55,10 @@ func (f *feed) pass(d delivery, no []byte) {
 
 // settled notes with which version of the upstream Envoy has what is remembered.
 func (s *shelf) settled(f *feed, d delivery) {
-	s.known = s.known || f.wants.all
-	if s.version != d.version {
-		s.version = d.version
-		s.relay.changes++
+	known := s.known || f.wants.all
+	if s.version != d.version || s.known != known {
+		s.version, s.known = d.version, known
+		s.changed(1)
 	}
 }
 
@@ -81,7 +81,7 @@ func (f *feed) take(p part, ev *Event) {
 	e.acked = p.item
 	if p.item.origin() == e.up {
 		e.refused, e.ours = nil, false
-		delete(f.shelf.refused, e.name)
+		f.shelf.pardon(e)
 	}
 	f.shelf.keep(e)
 }

@@ -186,7 +186,7 @@ func (f *feed) dropUnwanted(names []string) {
 func (f *feed) delete(e *entry) {
 	f.keepUp(e, nil)
 	f.shelf.forget(e)
-	delete(f.shelf.refused, e.name)
+	f.shelf.pardon(e)
 	e.gone, e.due = true, notDue
 	delete(f.entries, e.name)
 }
@@ -233,6 +233,7 @@ func (f *feed) recall(names []string, held map[string]string) {
 		e.at, found = i, true
 		if m, ready := f.make(e); ready && f.delta() && held[name] != "" && held[name] == m.Version {
 			e.sent, e.acked = m, m
+			f.stream.relay.hooks.Tell(Event{Type: f.typeURL, Acked: []string{name}}) // its answer may be lost
 			continue
 		}
 		f.mark(e, own)

@@ -2,8 +2,6 @@ package relay
 
 import (
 	"bytes"
-	"encoding/binary"
-	"hash/crc32"
 	"testing"
 )
 
@@ -42,24 +40,30 @@ func FuzzMessages(f *testing.F) {
 	})
 }
 
-func FuzzSnapshot(f *testing.F) {
+func FuzzView(f *testing.F) {
 	r := New(Hooks{})
 	s := r.shelf(shelfKey{extensionType, true})
 	s.known, s.version = true, "1"
 	s.items["a"] = &kept{item: item(true, extensionType, "a", "1", "1")}
 	s.refused["b"] = refusal{item(true, extensionType, "b", "1", "1"), []byte{}}
-	good := r.Snapshot().Bytes()
-	f.Add(good[:len(good)-crc32.Size])
+	written := func(v View) []byte {
+		var b bytes.Buffer
+		if _, err := v.WriteTo(&b); err != nil {
+			f.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	f.Add(written(r.Views()[0]))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		snapshot, err := ReadSnapshot(binary.BigEndian.AppendUint32(bytes.Clone(b), crc32.ChecksumIEEE(b)))
+		v, err := ReadView(b)
 		if err != nil {
 			return
 		}
-		once := snapshot.Bytes()
-		again, err := ReadSnapshot(once)
-		if err != nil || !bytes.Equal(again.Bytes(), once) {
-			t.Errorf("%x is read another time as %x (%v)", once, again.Bytes(), err)
+		once := written(v)
+		again, err := ReadView(once)
+		if err != nil || !bytes.Equal(written(again), once) {
+			t.Errorf("%x is read another time as %x (%v)", once, written(again), err)
 		}
-		New(Hooks{}).Restore(snapshot)
+		New(Hooks{}).Restore([]View{v})
 	})
 }

@@ -19,6 +19,7 @@ type shelf struct {
 	key     shelfKey
 	version string // the upstream's of the state of the world, or of its system
 	known   bool   // that all of it is here: Envoy wants everything there is
+	changes uint64
 	items   map[string]*kept
 	refused map[string]refusal // of extensions
 }
@@ -46,6 +47,11 @@ func (r *Relay) shelf(key shelfKey) *shelf {
 	return s
 }
 
+func (s *shelf) changed(n int) {
+	s.changes += uint64(n)
+	s.relay.changes += uint64(n)
+}
+
 // keep remembers what an entry's Envoy has acknowledged.
 func (s *shelf) keep(e *entry) {
 	item := e.acked.origin()
@@ -56,7 +62,7 @@ func (s *shelf) keep(e *entry) {
 	}
 	if k.item != item {
 		k.item = item
-		s.relay.changes++
+		s.changed(1)
 	}
 	s.use(e, k)
 }
@@ -72,7 +78,15 @@ func (s *shelf) use(e *entry, k *kept) {
 func (s *shelf) refuse(e *entry, no []byte) {
 	if s.key.typeURL == extensionType {
 		s.refused[e.name] = refusal{e.refused.origin(), no}
-		s.relay.changes++
+		s.changed(1)
+	}
+}
+
+// pardon is for what Envoy has, or wants no more.
+func (s *shelf) pardon(e *entry) {
+	if _, ok := s.refused[e.name]; ok {
+		delete(s.refused, e.name)
+		s.changed(1)
 	}
 }
 
@@ -85,7 +99,7 @@ func (r *Relay) Another() {
 		l.another()
 	}
 	for _, s := range r.memory {
-		r.changes += uint64(len(s.refused))
+		s.changed(len(s.refused))
 		clear(s.refused)
 	}
 }
@@ -99,7 +113,7 @@ func (s *shelf) forget(e *entry) {
 	e.kept = false
 	if k.users--; k.users == 0 {
 		delete(s.items, e.name)
-		s.relay.changes++
+		s.changed(1)
 	}
 }
 
@@ -125,7 +139,7 @@ func (r *Relay) Trim(now time.Time) {
 		for name, k := range s.items {
 			if k.users == 0 && now.Sub(k.left) >= keepLeft {
 				delete(s.items, name)
-				r.changes++
+				s.changed(1)
 			}
 		}
 	}

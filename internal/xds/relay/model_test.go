@@ -515,12 +515,9 @@ func (w *world) reopen(anew bool) {
 
 // restart is another relay with the memory of this one.
 func (w *world) restart() {
-	snapshot, err := ReadSnapshot(w.relay.Snapshot().Bytes())
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	views := reread(w.t, w.relay.Views())
 	w.relay = New(w.hooks())
-	w.relay.Restore(snapshot)
+	w.relay.Restore(views)
 	w.own.beginAnew(w.envoy)
 }
 

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"slices"
@@ -353,12 +354,8 @@ func TestMemory(t *testing.T) {
 		k.ack(k.gets(listenerType))
 		k.Close(k.now)
 
-		remembered, err := ReadSnapshot(k.relay.Snapshot().Bytes())
-		if err != nil {
-			t.Fatal(err)
-		}
 		r := New(Hooks{})
-		r.Restore(remembered)
+		r.Restore(reread(t, k.relay.Views()))
 		k.Stream = r.Open(Kind{Delta: delta}, k.now)
 		k.want(clusterType)
 		k.gets(clusterType, "a=1", "b=2", "c=2")
@@ -532,11 +529,7 @@ func TestExtensions(t *testing.T) {
 			return
 		}
 		r := New(Hooks{})
-		remembered, err := ReadSnapshot(k.relay.Snapshot().Bytes())
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Restore(remembered)
+		r.Restore(reread(t, k.relay.Views()))
 		k.Stream = r.Open(Kind{Delta: delta}, k.now)
 		k.Connected()
 		k.ask(Request{Type: extensionType, Subscribe: names, Held: map[string]string{"a": "1", "b": "2"}})
@@ -765,25 +758,52 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// A snapshot that is damaged, or of another form, is refused with a reason.
-func TestDamagedSnapshot(t *testing.T) {
-	t.Parallel()
-	k := newTalk(t, true, nil)
-	k.want(clusterType)
-	k.push(clusterType, "1", "a=1")
-	k.ack(k.gets(clusterType, "a=1"))
-	good := k.relay.Snapshot().Bytes()
-	if _, err := ReadSnapshot(good); err != nil {
-		t.Fatal(err)
-	}
-	for i := range good {
-		bad := slices.Clone(good)
-		bad[i] ^= 1
-		if _, err := ReadSnapshot(bad); err == nil {
-			t.Errorf("byte %d may be wrong", i)
+// reread gives views as they are read after they were written.
+func reread(t testing.TB, views []View) []View {
+	t.Helper()
+	again := make([]View, len(views))
+	for i, v := range views {
+		var b bytes.Buffer
+		n, err := v.WriteTo(&b)
+		if err != nil || n != int64(b.Len()) {
+			t.Fatal(n, b.Len(), err)
 		}
-		if _, err := ReadSnapshot(good[:i]); err == nil {
-			t.Errorf("it may be cut at %d", i)
+		if again[i], err = ReadView(b.Bytes()); err != nil {
+			t.Fatal(err)
 		}
 	}
+	return again
+}
+
+// Only the view of a type that changed counts a change, and one that is restored and
+// acknowledged again is the same.
+func TestViewsChange(t *testing.T) {
+	both(t, func(t *testing.T, delta bool) {
+		k := newTalk(t, delta, nil)
+		k.want(clusterType)
+		k.want(endpointType, "a")
+		k.push(clusterType, "1", "a=1")
+		k.ack(k.gets(clusterType, "a=1"))
+		k.push(endpointType, "1", "a=1")
+		k.ack(k.gets(endpointType, "a=1"), "a")
+		before := k.relay.Views()
+		k.push(endpointType, "2", "a=2")
+		k.ack(k.gets(endpointType, "a=2"), "a")
+		after := k.relay.Views()
+		if len(before) != 2 || len(after) != 2 || before[0].Changes != after[0].Changes || before[1].Changes == after[1].Changes {
+			t.Errorf("%+v became %+v", before, after)
+		}
+		k.Close(k.now)
+		r := New(Hooks{})
+		r.Restore(reread(t, after))
+		k.Stream = r.Open(Kind{Delta: delta}, k.now)
+		k.want(clusterType)
+		k.ack(k.gets(clusterType, "a=1"))
+		k.Connected()
+		k.push(clusterType, "1", "a=1")
+		k.ack(k.gets(clusterType, "a=1"))
+		if r.Changes() != 0 {
+			t.Errorf("%d changes of what is the same", r.Changes())
+		}
+	})
 }

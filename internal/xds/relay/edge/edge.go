@@ -46,8 +46,8 @@ type Config struct {
 	// the same.
 	Metadata func(envoys metadata.MD) metadata.MD
 	// Remembered is what a relay before this one remembered.
-	Remembered relay.Snapshot
-	// Took is told that Snapshot would give something new. Linked is told of each stream to
+	Remembered []relay.View
+	// Took is told that Views would give something new. Linked is told of each stream to
 	// the upstream: with nil when something came on it, with the reason when it was lost or
 	// could not be begun. Neither may block. Both may be nil, as may Log.
 	Took   func()
@@ -169,13 +169,13 @@ func (e *Edge) Another() {
 	e.relay.Another()
 }
 
-// Snapshot gives what Envoy acknowledged last, to be kept and to be given to the next
+// Views gives what Envoy acknowledged last, to be kept and to be given to the next
 // relay.
-func (e *Edge) Snapshot() relay.Snapshot {
+func (e *Edge) Views() []relay.View {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.relay.Trim(time.Now())
-	return e.relay.Snapshot()
+	return e.relay.Views()
 }
 
 // handle is one call of Envoy's.

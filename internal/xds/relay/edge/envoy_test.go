@@ -32,6 +32,7 @@ import (
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/testenv/upstream"
 	"chandler.dev/chandler/internal/xds/relay"
+	"chandler.dev/chandler/internal/xds/viewstore"
 )
 
 const bound = time.Minute
@@ -75,29 +76,36 @@ func newSite(t *testing.T, v upstream.Variant, hooks relay.Hooks) *site {
 
 func (s *site) socket() string { return filepath.Join(s.dir, "xds") }
 
-// startEdge starts an edge with what one before remembered.
-func (s *site) startEdge(remembered []byte) {
+// startEdge starts an edge with what one before kept on disk.
+func (s *site) startEdge() {
 	s.Helper()
+	store, remembered, problems, err := viewstore.Open(viewstore.Config{Dir: filepath.Join(s.dir, "views")})
+	if err != nil || len(problems) != 0 {
+		s.Fatal(err, problems)
+	}
 	conn, err := grpc.NewClient(s.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		s.Fatal(err)
 	}
-	config := Config{Hooks: s.hooks, Upstream: conn}
-	if remembered != nil {
-		if config.Remembered, err = relay.ReadSnapshot(remembered); err != nil {
-			s.Fatal(err)
-		}
-	}
+	config := Config{Hooks: s.hooks, Upstream: conn, Remembered: remembered, Took: store.Changed}
 	lis, err := net.Listen("unix", s.socket())
 	if err != nil {
 		s.Fatal(err)
 	}
 	s.edge = New(config)
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
+	done, kept := make(chan error, 1), make(chan struct{})
 	go func() { done <- s.edge.Serve(ctx, lis) }()
+	go func() {
+		defer close(kept)
+		store.Run(ctx, s.edge.Views)
+	}()
 	s.stopEdge = func() {
 		cancel()
+		<-kept
+		if p := store.Problems(); len(p) != 0 {
+			s.Errorf("not kept: %v", p)
+		}
 		if err := <-done; err != nil {
 			s.Errorf("Serve: %v", err)
 		}
@@ -194,7 +202,7 @@ func TestEnvoyBehindTheEdge(t *testing.T) {
 		t.Run(v.String(), func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, v, relay.Hooks{})
-			s.startEdge(nil)
+			s.startEdge()
 			s.startEnvoy()
 			s.set("1", "first")
 			s.serves("first")
@@ -237,9 +245,8 @@ func TestEnvoyBehindTheEdge(t *testing.T) {
 			s.startEnvoy()
 			s.serves("fifth")
 			s.stopEnvoy()
-			remembered := s.edge.Snapshot().Bytes()
 			s.stopEdge()
-			s.startEdge(remembered)
+			s.startEdge()
 			s.startEnvoy()
 			s.serves("fifth")
 
@@ -258,7 +265,7 @@ func TestRefusedExtension(t *testing.T) {
 		t.Run(v.String(), func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, v, relay.Hooks{})
-			s.startEdge(nil)
+			s.startEdge()
 			s.startEnvoy()
 			set := func(version string, bad proto.Message, more uint32) {
 				l := v.Listener("l", filepath.Join(s.dir, "l"), "r",
@@ -323,7 +330,7 @@ func TestManyChanges(t *testing.T) {
 				return protowire.AppendString(b, fmt.Sprint("edit-", edits.Load())), true
 			}}})
 			many := upstream.NewSite(v, n, s.dir, s.backend, 1)
-			s.startEdge(nil)
+			s.startEdge()
 			s.startEnvoy()
 			s.Set("0", many.Resources())
 			s.Await("all listeners are taken", func() bool { return s.Acked(upstream.Routes, "0") })

@@ -90,7 +90,7 @@ func TestLocalNames(t *testing.T) {
 				s.Set(version, upstream.Resources{l, v.Cluster("c"), upstream.Route("r", "c", version), upstream.Backend("c", s.backend),
 					upstream.Extension("limit", limits(1000+n))})
 			}
-			s.startEdge(nil)
+			s.startEdge()
 			s.startEnvoy()
 			set("1")
 			own.hears("", relay.Subscribed)
