@@ -136,6 +136,7 @@ func newEnvoyGateway(t *testing.T) *envoyGateway {
 	g := &envoyGateway{t: t, w: w, program: program, dir: at("etc"), data: at("agent"), envoy: at("lib/envoy-versions/1.40.0/bin/envoy"),
 		modules: httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { _, _ = rw.Write(module.Append()) }))}
 	t.Cleanup(g.modules.Close)
+	t.Cleanup(g.tell)
 	g.replace = strings.NewReplacer("/etc/envoy-gateway", g.dir, "/var/lib/envoy-gateway", at("lib"), "/run/envoy-gateway", at("run"),
 		"/var/lib/chandler-agent", g.data, "/usr/local/bin/envoy", envoyBinary(t), "127.0.0.1:9910", w.listen, "http://127.0.0.1:8000", g.modules.URL)
 	for _, name := range []string{"envoy-gateway.yaml", "agent.env", "resources/gateway.yaml", "resources/bookinfo.yaml"} {
@@ -183,7 +184,7 @@ func (g *envoyGateway) place(name, text string) {
 
 // environ is that of Envoy Gateway, and of the Envoy that it starts.
 func (g *envoyGateway) environ() []string {
-	env := append(os.Environ(), "HOME="+filepath.Join(filepath.Dir(g.dir), "home"))
+	env := append(os.Environ(), "HOME="+filepath.Join(filepath.Dir(g.dir), "home"), "CHANDLER_AGENT_LOG_LEVEL=debug")
 	for line := range strings.Lines(g.example("agent.env")) {
 		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "#") {
 			env = append(env, line)
@@ -213,6 +214,22 @@ func (g *envoyGateway) stop() {
 	case <-g.done:
 	case <-time.After(30 * time.Second):
 		g.t.Fatal("Envoy Gateway does not end")
+	}
+}
+
+// tell shows what agents said, if the test failed: there are a thousand other lines.
+func (g *envoyGateway) tell() {
+	logs, err := filepath.Glob(filepath.Join(g.dir, "*.log"))
+	for _, log := range logs {
+		if !g.t.Failed() || err != nil {
+			return
+		}
+		text, _ := os.ReadFile(log)
+		for line := range strings.Lines(string(text)) {
+			if strings.HasPrefix(line, "time=") || strings.HasPrefix(line, "chandler-agent:") || strings.Contains(line, "\terror\t") {
+				g.t.Logf("%s: %.500s", filepath.Base(log), line)
+			}
+		}
 	}
 }
 
@@ -308,4 +325,23 @@ func (g *envoyGateway) remove(name string) {
 	if err := os.Remove(filepath.Join(g.dir, name)); err != nil {
 		g.t.Fatal(err)
 	}
+}
+
+// kept waits until the agent has written what Envoy has by now, which names a word no more:
+// Envoy Gateway kills it when it ends.
+func (g *envoyGateway) kept(word string) {
+	g.t.Helper()
+	eventually(g.t, 60*time.Second, "what Envoy has is kept", func() (found bool, why string) {
+		err := filepath.WalkDir(filepath.Join(g.data, "envoy"), func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() || !strings.Contains(d.Name(), "view-") {
+				return err
+			}
+			b, err := os.ReadFile(path)
+			if bytes.Contains(b, []byte("envoy.config.listener.v3.Listener")) {
+				found = !bytes.Contains(b, []byte(word))
+			}
+			return err
+		})
+		return err == nil && found, fmt.Sprintf("no view of listeners without %s: %v", word, err)
+	})
 }

@@ -68,6 +68,7 @@ func testGateway(t *testing.T) {
 	eventually(t, 60*time.Second, "Envoy has no filter of the Wasm policy", func() (bool, string) {
 		return !strings.Contains(fetchText(t, envoy+"/config_dump?resource=dynamic_listeners"), "own-policy"), "it has"
 	})
+	g.kept("own-policy")
 	l.closed.Store(0)
 	harmless(t, l)
 	g.ready("after all changes")
