@@ -327,21 +327,26 @@ func (g *envoyGateway) remove(name string) {
 	}
 }
 
-// kept waits until the agent has written what Envoy has by now, which names a word no more:
-// Envoy Gateway kills it when it ends.
-func (g *envoyGateway) kept(word string) {
+// kept waits until the agent has written what Envoy has by now, in which there is none of
+// those words: Envoy Gateway does not ask it to end, it kills it.
+func (g *envoyGateway) kept(gone ...string) {
 	g.t.Helper()
-	eventually(g.t, 60*time.Second, "what Envoy has is kept", func() (found bool, why string) {
-		err := filepath.WalkDir(filepath.Join(g.data, "envoy"), func(path string, d fs.DirEntry, err error) error {
-			if err != nil || !d.Type().IsRegular() || !strings.Contains(d.Name(), "view-") {
-				return err
+	eventually(g.t, 60*time.Second, "what Envoy has is kept", func() (bool, string) {
+		views, err := filepath.Glob(filepath.Join(g.data, "envoy", "upstream-*", "view-*"))
+		if err != nil || len(views) == 0 {
+			return false, fmt.Sprintf("views: %v, %v", views, err)
+		}
+		for _, name := range views {
+			b, err := os.ReadFile(name)
+			if err != nil {
+				return false, err.Error()
 			}
-			b, err := os.ReadFile(path)
-			if bytes.Contains(b, []byte("envoy.config.listener.v3.Listener")) {
-				found = !bytes.Contains(b, []byte(word))
+			for _, word := range gone {
+				if bytes.Contains(b, []byte(word)) {
+					return false, fmt.Sprintf("%s is in %s", word, filepath.Base(name))
+				}
 			}
-			return err
-		})
-		return err == nil && found, fmt.Sprintf("no view of listeners without %s: %v", word, err)
+		}
+		return true, ""
 	})
 }
