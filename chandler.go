@@ -9,6 +9,7 @@ package chandler
 
 import (
 	"cmp"
+	"maps"
 	"strings"
 	"time"
 )
@@ -249,10 +250,35 @@ type Node struct {
 	Name      string
 	Namespace string
 	Labels    map[string]string
+	// Found are labels that its own configuration has and that nobody claimed for it:
+	// who decides who it is takes those that it may have (Take).
+	Found map[string]string
 	// AgentVersion, EnvoyVersion and Features are what the agent says of itself.
 	AgentVersion string
 	EnvoyVersion string
 	Features     []string
+}
+
+// Take gives the node with those of its found labels that it may have, nil: all. What was
+// claimed stays as it is.
+func (n Node) Take(may func(key, value string) bool) Node {
+	found := n.Found
+	n.Found = nil
+	if len(found) == 0 {
+		return n
+	}
+	labels := maps.Clone(n.Labels)
+	for key, value := range found {
+		if _, claimed := labels[key]; claimed || may != nil && !may(key, value) {
+			continue
+		}
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[key] = value
+	}
+	n.Labels = labels
+	return n
 }
 
 // ID is "namespace/name", unique in a fleet.

@@ -169,23 +169,24 @@ const (
 // Reasons of conditions and of a proxy's state that are no mistake of the
 // resource.
 const (
-	CodeAccepted       Code = "Accepted"
-	CodeInvalid        Code = "Invalid"        // Accepted=False, several problems
-	CodeResolved       Code = "Resolved"       // ResolvedRefs=True
-	CodeResolving      Code = "Resolving"      // ResolvedRefs=Unknown
-	CodeProgrammed     Code = "Programmed"     // in force wherever it is desired
-	CodeProgressing    Code = "Progressing"    // on its way
-	CodeNoProxies      Code = "NoProxies"      // nothing selects it
-	CodeRejected       Code = "Rejected"       // Envoy refused it
-	CodeVMTrap         Code = "VMTrap"         // faults while serving
-	CodeBypassed       Code = "Bypassed"       // taken out by somebody on the proxy's machine
-	CodeStale          Code = "Stale"          // the last known, its source is away
-	CodeEnvoyDown      Code = "EnvoyDown"      // no live Envoy beside the agent
-	CodeInternal       Code = "Internal"       // ours; please report
-	CodeDeadlinePassed Code = "DeadlinePassed" // the fetch deadline
-	CodeReady          Code = "Ready"
-	CodeNoListener     Code = "NoListener" // it matches no listener of the proxy
-	CodeUnvetted       Code = "Unvetted"   // a file on the proxy's machine, seen by nobody
+	CodeAccepted          Code = "Accepted"
+	CodeInvalid           Code = "Invalid"        // Accepted=False, several problems
+	CodeResolved          Code = "Resolved"       // ResolvedRefs=True
+	CodeResolving         Code = "Resolving"      // ResolvedRefs=Unknown
+	CodeProgrammed        Code = "Programmed"     // in force wherever it is desired
+	CodeProgressing       Code = "Progressing"    // on its way
+	CodeNoProxies         Code = "NoProxies"      // nothing selects it
+	CodeRejected          Code = "Rejected"       // Envoy refused it
+	CodeVMTrap            Code = "VMTrap"         // faults while serving
+	CodeBypassed          Code = "Bypassed"       // taken out by somebody on the proxy's machine
+	CodeStale             Code = "Stale"          // the last known, its source is away
+	CodeEnvoyDown         Code = "EnvoyDown"      // no live Envoy beside the agent
+	CodeInternal          Code = "Internal"       // ours; please report
+	CodeDeadlinePassed    Code = "DeadlinePassed" // the fetch deadline
+	CodeReady             Code = "Ready"
+	CodeNoListener        Code = "NoListener"        // it matches no listener of the proxy
+	CodeUnsupportedTarget Code = "UnsupportedTarget" // what it is for runs no plugins: a waypoint
+	CodeUnvetted          Code = "Unvetted"          // a file on the proxy's machine, seen by nobody
 )
 
 // Reasons of conditions that have to do with rollouts and orders.

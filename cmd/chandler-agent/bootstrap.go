@@ -45,6 +45,7 @@ func runBootstrap(c console, args []string) int {
 		cfg.EnvoyArgs = append(cfg.EnvoyArgs, "--config-yaml", yaml)
 	}
 	cfg.EnvoyArgs = append(cfg.EnvoyArgs, rest...)
+	agent.Identify(&cfg, hostName())
 	cfg.Log = slog.New(slog.NewTextHandler(c.stderr, nil))
 	if out == "" {
 		fmt.Fprint(c.stderr, "chandler-agent: which file is written? give -o FILE\nTry \"chandler-agent bootstrap --help\".\n")

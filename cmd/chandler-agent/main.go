@@ -199,6 +199,7 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 	cfg.Data = data
 	cfg.Drain = max(cfg.Drain, 1) // that of 0 is the default
 	cfg.EnvoyArgs = flags.Args()
+	agent.Identify(&cfg, hostName())
 	cfg.EnvoyLog = stderr
 	cfg.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: lvl}))
 	if *hostsDir != "" {
@@ -213,8 +214,8 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 
 // nodeFlags are those on which what Envoy is started with depends.
 func nodeFlags(flags *flag.FlagSet, cfg *agent.Config) {
-	flags.StringVar(&cfg.Node.Name, "node", hostName(), "name of this proxy")
-	flags.StringVar(&cfg.Node.Namespace, "namespace", "default", "namespace of this proxy")
+	flags.StringVar(&cfg.Node.Name, "node", "", "name of this proxy; default: as Envoy's configuration has it from Istio or Envoy Gateway, else this host's")
+	flags.StringVar(&cfg.Node.Namespace, "namespace", "", "namespace of this proxy; default: likewise, else \"default\"")
 	flags.StringVar(&cfg.Envoy, "envoy", "envoy", "Envoy binary")
 	flags.StringVar(&cfg.DataGroup, "data-group", "", "group, by name or number, of an Envoy that is of another user: it may read modules and configuration in --data and connect to the sockets there")
 }

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -48,4 +51,33 @@ func misunderstood(words []string) string {
 		return "it is no command, or has no such flag"
 	}
 	return ""
+}
+
+// Every variable that a page tells is that of a flag.
+func TestPagesVariables(t *testing.T) {
+	t.Parallel()
+	var help strings.Builder
+	if _, err := parse([]string{"--help"}, nil, &help, io.Discard); !errors.Is(err, flag.ErrHelp) {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := 0
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range regexp.MustCompile(`CHANDLER_AGENT_([A-Z_]+[A-Z])\b`).FindAllStringSubmatch(string(text), -1) {
+			told++
+			if name := strings.ToLower(strings.ReplaceAll(name[1], "_", "-")); name != "name" && !regexp.MustCompile(`(?m)^  -`+name+`\b`).MatchString(help.String()) {
+				t.Errorf("%s tells of a variable for --%s, which is no flag", filepath.Base(file), name)
+			}
+		}
+	}
+	if told < 20 {
+		t.Errorf("only %d variables", told)
+	}
 }

@@ -36,7 +36,7 @@ type between struct {
 
 func newBetween(t *testing.T, delta bool) *between {
 	l := newRelayedListeners(func(a *anypb.Any, own []attach.Slot) (attach.Placed, error) {
-		return attach.PlaceSlots(a, own, false, "")
+		return attach.PlaceSlots(a, own, false)
 	})
 	b := &between{t: t, delta: delta, l: l, now: time.Unix(1_700_000_000, 0)}
 	b.relay = relay.New(relay.Hooks{Transforms: map[string]relay.Transform{listenerType: l.transform}, Tell: l.tell})

@@ -78,6 +78,7 @@ func (a *Agent) deriveConfig(sockets string) attach.DeriveConfig {
 		AdminSocket:    filepath.Join(sockets, "admin.sock"),
 		ListenersFile:  filepath.Join(a.envoyDir(), listenersName),
 		NoSharedSlots:  !a.binary.Slots,
+		Waypoint:       a.cfg.Node.Take(nil).Waypoint(),
 	}
 	if a.cfg.NoChild {
 		dc.AdminSocket = filepath.Join(a.adminDir(), "admin.sock")

@@ -334,8 +334,7 @@ func (s *State) culprit(sl *slot, refused *composition, message string) (chandle
 	if key, ok := attach.PluginOfNack(message, members); ok {
 		return key, true
 	}
-	changed := changes(sl.acked, refused.members)
-	if len(changed) == 1 {
+	if changed := changes(sl.acked, refused.members); len(changed) == 1 && refused.has(changed[0]) {
 		return changed[0], true
 	}
 	return chandler.Key{}, false

@@ -30,19 +30,16 @@ type Candidate struct {
 	FetchDeadline time.Duration
 }
 
-// Labels by which a proxy declares what it is: a Gateway API gateway, and the
-// proxy that all requests to a Service of its namespace pass.
-const (
-	labelGateway      = "gateway.networking.k8s.io/gateway-name"
-	labelGatewayClass = "gateway.networking.k8s.io/gateway-class-name"
-	labelService      = "chandler.dev/service"
-
-	groupGateway = "gateway.networking.k8s.io"
-)
+const groupGateway = "gateway.networking.k8s.io"
 
 // Selects tells whether p is for n. A proxy gets plugins of its own namespace
-// and of the root namespace (none when root is empty).
+// and of the root namespace (none when root is empty); a waypoint gets none.
 func Selects(p *chandler.Plugin, n chandler.Node, root string) bool {
+	return !n.Waypoint() && Means(p, n, root)
+}
+
+// Means is Selects of a proxy that can run plugins or not.
+func Means(p *chandler.Plugin, n chandler.Node, root string) bool {
 	if p.Namespace != n.Namespace && (root == "" || p.Namespace != root) {
 		return false
 	}
@@ -64,11 +61,11 @@ func targets(r chandler.TargetRef, namespace string, n chandler.Node, root strin
 	}
 	switch (schema{r.Group, r.Kind}) {
 	case schema{groupGateway, "Gateway"}:
-		return namespace == n.Namespace && n.Labels[labelGateway] == r.Name
+		return namespace == n.Namespace && n.Gateway() == r.Name
 	case schema{groupGateway, "GatewayClass"}:
-		return root != "" && namespace == root && n.Labels[labelGatewayClass] == r.Name
+		return root != "" && namespace == root && n.GatewayClass() == r.Name
 	case schema{"", "Service"}, schema{"core", "Service"}:
-		return namespace == n.Namespace && n.Labels[labelService] == r.Name
+		return namespace == n.Namespace && n.Labels[chandler.LabelService] == r.Name
 	}
 	return false
 }
@@ -78,7 +75,7 @@ type schema struct{ group, kind string }
 // Declares gives of a proxy's labels those that targetRefs go by.
 func Declares(n chandler.Node) map[string]string {
 	declared := map[string]string{}
-	for _, name := range []string{labelGateway, labelGatewayClass, labelService} {
+	for _, name := range chandler.TargetLabels() {
 		if value, ok := n.Labels[name]; ok {
 			declared[name] = value
 		}

@@ -148,12 +148,12 @@ func TestSlotsOfUpstreamListeners(t *testing.T) {
 			t.Errorf("%s: slots over the control plane's own ADS: %v", file, own)
 		}
 		for _, s := range everySlot {
-			text, err := render(slotFilter(s, ""), true)
+			text, err := render(slotFilter(s), true)
 			if err != nil {
 				t.Fatal(err)
 			}
 			var tree, wire hcmv3.HttpFilter
-			if err := errors.Join(protojson.Unmarshal(text, &tree), proto.Unmarshal(wireSlot(s, ""), &wire)); err != nil {
+			if err := errors.Join(protojson.Unmarshal(text, &tree), proto.Unmarshal(wireSlot(s), &wire)); err != nil {
 				t.Fatal(err)
 			}
 			if !proto.Equal(&wire, &tree) {

@@ -45,6 +45,8 @@ type DeriveConfig struct {
 	// NoSharedSlots is set for an Envoy that lacks the filter which shared slots
 	// need (before 1.39): there every HTTP plugin has a slot of its own.
 	NoSharedSlots bool
+	// Waypoint: the proxy is one, in whose listeners no plugins run.
+	Waypoint bool
 }
 
 // Derived is a bootstrap with slots, in two files.
@@ -86,6 +88,7 @@ type Derived struct {
 	// templates are the user's listeners, named but without slots.
 	templates []item
 	shared    bool
+	waypoint  bool
 	json      bool
 }
 
@@ -115,7 +118,7 @@ func Derive(config *Config, dc DeriveConfig) (Derived, error) {
 	if err != nil {
 		return Derived{}, err
 	}
-	d := Derived{Extension: ".yaml", json: config.json, shared: !dc.NoSharedSlots}
+	d := Derived{Extension: ".yaml", json: config.json, shared: !dc.NoSharedSlots, waypoint: dc.Waypoint}
 	if config.json {
 		d.Extension = ".json"
 	}
@@ -133,7 +136,13 @@ func Derive(config *Config, dc DeriveConfig) (Derived, error) {
 // PlaceSlots puts slots into a listener of one of the control planes; see the function
 // of that name.
 func (d *Derived) PlaceSlots(listener *anypb.Any, own []Slot) (Placed, error) {
-	return PlaceSlots(listener, own, !d.shared, "")
+	placed, err := PlaceSlots(listener, own, !d.shared)
+	if err == nil && d.waypoint {
+		placed.Resource, placed.Warnings = listener, nil
+		placed.Layout.Slots, placed.Layout.Sites, placed.Layout.Counted = nil, nil, nil
+		err = chandler.Problemf(chandler.CodeUnsupportedTarget, "", chandler.HintUnsupportedTarget, "the proxy is a waypoint, which runs no plugins")
+	}
+	return placed, err
 }
 
 // takeListeners takes all listeners out of root, except those of the API, which
@@ -235,7 +244,7 @@ func OwnSlots(text []byte) ([]Slot, error) {
 
 // edit puts slots into copies of the user's listeners.
 func (d *Derived) edit(own []Slot) (*editor, []*yaml.Node, error) {
-	e := &editor{plan: newPlan(d.shared, own, "")}
+	e := &editor{plan: newPlan(d.shared, own)}
 	var listeners []*yaml.Node
 	for _, template := range d.templates {
 		l, err := (&resolver{open: map[*yaml.Node]bool{}}).resolve(template.Node)

@@ -2,6 +2,7 @@ package attach
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -39,7 +40,7 @@ func TestForeignListenersGolden(t *testing.T) {
 			t.Parallel()
 			var b strings.Builder
 			for _, l := range foreignListeners(t, path) {
-				placed, err := PlaceSlots(packed(l), networkPlugins(l), false, "")
+				placed, err := PlaceSlots(packed(l), networkPlugins(l), false)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -66,7 +67,7 @@ func TestForeignListenersGolden(t *testing.T) {
 
 // networkPlugins are slots of a NETWORK plugin for every site of a listener.
 func networkPlugins(l *listenerv3.Listener) (own []Slot) {
-	placed, err := PlaceSlots(packed(l), nil, false, "")
+	placed, err := PlaceSlots(packed(l), nil, false)
 	if err != nil {
 		return nil
 	}
@@ -139,6 +140,25 @@ func (s shapes) FindMessageByURL(url string) (protoreflect.MessageType, error) {
 	return dynamicpb.NewMessageType(file.Messages().Get(0)), nil
 }
 
+// In a waypoint's listeners nothing stands, and it is said why.
+func TestWaypointListeners(t *testing.T) {
+	t.Parallel()
+	dc := upstreamConfig
+	dc.Waypoint = true
+	d, err := derive(t, "testdata/upstream/istio.json", dc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range foreignListeners(t, "testdata/foreign/istio-hbone.yaml") {
+		came := packed(l)
+		placed, err := d.PlaceSlots(came, everySlot)
+		var p *chandler.Problem
+		if !errors.As(err, &p) || p.Code != chandler.CodeUnsupportedTarget || placed.Resource != came || placed.Layout.Name != l.Name || len(placed.Layout.Slots)+len(placed.Layout.Sites) > 0 {
+			t.Errorf("%s: %+v, %v", l.Name, placed, err)
+		}
+	}
+}
+
 // A connection manager stands aside only if all that it can be asked it answers itself.
 func TestAside(t *testing.T) {
 	t.Parallel()
@@ -178,7 +198,7 @@ func TestAside(t *testing.T) {
 	} {
 		l := listenerWith(chainWith(typedFilter(packed(c.manager))))
 		l.Name = c.listener
-		placed, err := PlaceSlots(packed(l), everySlot, false, "")
+		placed, err := PlaceSlots(packed(l), everySlot, false)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -190,7 +210,7 @@ func TestAside(t *testing.T) {
 		}
 	}
 	// Beside one that serves it gets slots too: they share the chain.
-	placed, err := PlaceSlots(packed(listenerWith(chainWith(typedFilter(packed(table(answer))), managerOf(router)))), nil, false, "")
+	placed, err := PlaceSlots(packed(listenerWith(chainWith(typedFilter(packed(table(answer))), managerOf(router)))), nil, false)
 	if err != nil || len(placed.Layout.Slots) != 4 {
 		t.Errorf("%+v, %v", placed, err)
 	}

@@ -30,6 +30,11 @@ func FuzzDerive(f *testing.F) {
 	}
 	f.Add([]byte("a: &a {b: *a}"), "static_resources: {listeners: [{address: 1}]}")
 	f.Fuzz(func(t *testing.T, file []byte, override string) {
+		if config, err := MergeConfig("x.yaml", file, override); err == nil {
+			if told := config.Told("", ""); len(told.Labels) > maxToldLabels+1 || strings.ContainsAny(told.Name+told.Namespace, "/ \n") || len(told.Name+told.Namespace) > 2*maxToldName {
+				t.Fatalf("%+v", told)
+			}
+		}
 		d, err := deriveText(file, override)
 		if err != nil {
 			var p *chandler.Problem

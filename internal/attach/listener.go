@@ -149,7 +149,7 @@ func (e *editor) networkFilters(c item, filters []item, terminal int, mode chand
 func (e *editor) slotFilters(slots []Slot) []*yaml.Node {
 	filters := make([]*yaml.Node, len(slots))
 	for i, s := range slots {
-		filters[i] = slotFilter(s, e.cluster)
+		filters[i] = slotFilter(s)
 	}
 	return filters
 }
@@ -281,13 +281,8 @@ func (e *editor) chain(m item, name string, mode chandler.Mode, port uint32) err
 // force. If Envoy refuses what one slot is filled with it waits no longer for any
 // of them: those that are empty still then deny, where without a default they
 // would answer 500.
-func slotFilter(s Slot, cluster string) *yaml.Node {
-	source := object{"resource_api_version": "V3", "initial_fetch_timeout": "0s"}
-	if cluster == "" {
-		source["ads"] = object{}
-	} else {
-		source["api_config_source"] = agentSource(cluster)
-	}
+func slotFilter(s Slot) *yaml.Node {
+	source := object{"resource_api_version": "V3", "initial_fetch_timeout": "0s", "ads": object{}}
 	discovery := object{"config_source": source, "type_urls": slotTypes(s)}
 	deny := object{"@type": typeURLPrefix + rbacType, "rules": object{}}
 	switch {

@@ -16,8 +16,6 @@ type plan struct {
 	shared bool
 	// own are the slots of one plugin each, in the order in which they stand.
 	own []Slot
-	// cluster is the one that slots are asked for at; empty: they come over ADS.
-	cluster string
 
 	slots    map[Slot]bool // the shared ones that it put in
 	sites    map[Site]bool
@@ -28,8 +26,8 @@ type plan struct {
 	aside bool
 }
 
-func newPlan(shared bool, own []Slot, cluster string) plan {
-	return plan{shared: shared, own: own, cluster: cluster, slots: map[Slot]bool{}, sites: map[Site]bool{}}
+func newPlan(shared bool, own []Slot) plan {
+	return plan{shared: shared, own: own, slots: map[Slot]bool{}, sites: map[Site]bool{}}
 }
 
 // inHTTP gives the slots of a chain of HTTP filters: at i those that stand directly

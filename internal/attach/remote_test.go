@@ -272,6 +272,13 @@ func FuzzReadRemoteWasm(f *testing.F) {
 				t.Fatalf("still remote: %v, %v", again, err)
 			}
 		}
+		again, err := ReadRemoteWasm(r.Discreet())
+		if err != nil || again == nil || len(again.PullSecret) > 0 || again.Reference != r.Reference || again.SHA256 != r.SHA256 {
+			t.Fatalf("kept as %v, %v", again, err)
+		}
+		if public, isWasm := Public(r.Local("/m")); public != nil || !isWasm {
+			t.Fatal("something private is left")
+		}
 		if first, second := r.Local("/m"), r.Local("/m"); !bytes.Equal(first.Value, second.Value) {
 			t.Fatal("other bytes the second time")
 		}

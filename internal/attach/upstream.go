@@ -27,9 +27,7 @@ type Placed struct {
 
 // PlaceSlots puts slots into a listener that another control plane sent, by the same
 // rules as Derive does into those of a file: shared ones unless noShared is set, and
-// those of one plugin in own, at their sites and in their order there. Slots come over
-// ADS or, when cluster is not empty, from that cluster, because ADS is the control
-// plane's own.
+// those of one plugin in own, at their sites and in their order there.
 //
 // The listener is read only as far as its lists of filters. Everything else stays
 // byte for byte as it is, fields and extensions that nobody here knows included. The
@@ -40,12 +38,12 @@ type Placed struct {
 // a *chandler.Problem with the path of the field, says why: it runs no plugins, and to
 // tell that is the caller's matter. So does an API listener, which Envoy keeps for
 // libraries, and one whose filter chains come from elsewhere.
-func PlaceSlots(listener *anypb.Any, own []Slot, noShared bool, cluster string) (Placed, error) {
+func PlaceSlots(listener *anypb.Any, own []Slot, noShared bool) (Placed, error) {
 	placed := Placed{Resource: listener}
 	if typeName(listener.GetTypeUrl()) != typeName(listenerType) {
 		return placed, problem("", "", "a resource of type %s is no listener", chandler.Quote(typeName(listener.GetTypeUrl())))
 	}
-	e := &wireEditor{plan: newPlan(!noShared, own, cluster), filters: map[Slot][]byte{}}
+	e := &wireEditor{plan: newPlan(!noShared, own), filters: map[Slot][]byte{}}
 	edited, err := e.listener(listener.GetValue())
 	if len(e.layout) > 0 {
 		placed.Layout = e.layout[0]
@@ -307,7 +305,7 @@ func (e *wireEditor) httpFilters(b []byte, num protowire.Number, at *place, name
 func (e *wireEditor) put(out []byte, num protowire.Number, slots []Slot) []byte {
 	for _, slot := range slots {
 		if e.filters[slot] == nil {
-			e.filters[slot] = wireSlot(slot, e.cluster)
+			e.filters[slot] = wireSlot(slot)
 		}
 		out = protowire.AppendTag(out, num, protowire.BytesType)
 		out = protowire.AppendBytes(out, e.filters[slot])
@@ -316,14 +314,11 @@ func (e *wireEditor) put(out []byte, num protowire.Number, slots []Slot) []byte 
 }
 
 // wireSlot is the filter that is a slot: what slotFilter is in a tree.
-func wireSlot(s Slot, cluster string) []byte {
+func wireSlot(s Slot) []byte {
 	source := &corev3.ConfigSource{
 		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
 		ResourceApiVersion:    corev3.ApiVersion_V3,
 		InitialFetchTimeout:   durationpb.New(0),
-	}
-	if cluster != "" {
-		source.ConfigSourceSpecifier = &corev3.ConfigSource_ApiConfigSource{ApiConfigSource: wireSource(cluster)}
 	}
 	discovery := &corev3.ExtensionConfigSource{ConfigSource: source, TypeUrls: slotTypes(s)}
 	switch {
@@ -339,19 +334,4 @@ func wireSlot(s Slot, cluster string) []byte {
 	filter = protowire.AppendString(filter, s.Name())
 	filter = protowire.AppendTag(filter, filterDiscovery, protowire.BytesType)
 	return protowire.AppendBytes(filter, packed(discovery).Value)
-}
-
-// wireSource is what agentSource is in a tree.
-func wireSource(cluster string) *corev3.ApiConfigSource {
-	return &corev3.ApiConfigSource{
-		ApiType:                   corev3.ApiConfigSource_DELTA_GRPC,
-		TransportApiVersion:       corev3.ApiVersion_V3,
-		SetNodeOnFirstMessageOnly: true,
-		GrpcServices: []*corev3.GrpcService{{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
-			ClusterName: cluster,
-			RetryPolicy: &corev3.RetryPolicy{RetryBackOff: &corev3.BackoffStrategy{
-				BaseInterval: durationpb.New(agentBackOff), MaxInterval: durationpb.New(agentBackOffMax),
-			}},
-		}}}},
-	}
 }

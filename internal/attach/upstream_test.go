@@ -70,7 +70,7 @@ func TestPlaceSlotsAsDerive(t *testing.T) {
 				if !ok {
 					continue // it holds types that only its Envoy knows
 				}
-				placed, err := PlaceSlots(packed(from), own, older, "")
+				placed, err := PlaceSlots(packed(from), own, older)
 				if err != nil {
 					t.Fatalf("%s: %v", path, err)
 				}
@@ -191,7 +191,7 @@ func TestPlaceSlotsKnowsFilters(t *testing.T) {
 		if config == nil {
 			filter.ConfigType = &hcmv3.HttpFilter_ConfigDiscovery{ConfigDiscovery: &corev3.ExtensionConfigSource{TypeUrls: []string{typeURLPrefix + rbacType}}}
 		}
-		placed, err := PlaceSlots(packed(listenerWith(chainWith(managerOf(httpFilterOf(&basicauthv3.BasicAuth{}), filter, router)))), nil, false, "")
+		placed, err := PlaceSlots(packed(listenerWith(chainWith(managerOf(httpFilterOf(&basicauthv3.BasicAuth{}), filter, router)))), nil, false)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -241,7 +241,7 @@ func TestPlaceSlotsRefuses(t *testing.T) {
 		"a manager of no type": {packed(listenerWith(chainWith(&listenerv3.Filter{Name: hcmFilterName}))), "filter_chains[0].filters[0].typed_config: "},
 		"a slot's name":        {packed(listenerWith(chainWith(managerOf(named, router)))), "http_filters[0].name: "},
 	} {
-		placed, err := PlaceSlots(c.listener, everySlot, false, "")
+		placed, err := PlaceSlots(c.listener, everySlot, false)
 		var p *chandler.Problem
 		if !errors.As(err, &p) || p.Code != chandler.CodeEnvoyConfig || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", name, err)
@@ -256,18 +256,18 @@ func TestPlaceSlotsRefuses(t *testing.T) {
 func TestPlaceSlotsNothing(t *testing.T) {
 	t.Parallel()
 	tcp := packed(listenerWith(chainWith(typedFilter(packed(&tcpproxyv3.TcpProxy{StatPrefix: "x"})))))
-	placed, err := PlaceSlots(tcp, nil, false, "")
+	placed, err := PlaceSlots(tcp, nil, false)
 	if err != nil || placed.Resource != tcp || len(placed.Layout.Sites) != 1 || placed.Layout.Address != "[::]:8080" {
 		t.Errorf("%+v, %v", placed, err)
 	}
 	bare := packed(listenerWith(chainWith(managerOf())))
-	placed, err = PlaceSlots(bare, nil, false, "")
+	placed, err = PlaceSlots(bare, nil, false)
 	if err != nil || placed.Resource != bare || len(placed.Warnings) != 1 || !strings.Contains(placed.Warnings[0], "filter_chains[0].filters[0].typed_config.http_filters") {
 		t.Errorf("%+v, %v", placed, err)
 	}
 	datagrams := listenerWith(chainWith(managerOf(router)))
 	datagrams.UdpListenerConfig = &listenerv3.UdpListenerConfig{}
-	placed, err = PlaceSlots(packed(datagrams), everySlot, false, "")
+	placed, err = PlaceSlots(packed(datagrams), everySlot, false)
 	if got := namesIn(t, placed.Resource); err != nil || len(got) != 5 || len(placed.Layout.Sites) != 0 || len(placed.Warnings) != 1 {
 		t.Errorf("of datagrams: %q %+v, %v", got, placed, err)
 	}
@@ -285,7 +285,7 @@ func TestPlaceSlotsOfChain(t *testing.T) {
 	chain.FilterChainMatch = &listenerv3.FilterChainMatch{DestinationPort: wrapperspb.UInt32(9090)}
 	own := everySlot[0]
 	own.Port = 9090
-	placed, err := PlaceSlots(packed(listenerWith(chain)), []Slot{own, everySlot[0]}, false, "")
+	placed, err := PlaceSlots(packed(listenerWith(chain)), []Slot{own, everySlot[0]}, false)
 	if err != nil || len(placed.Warnings) > 0 {
 		t.Fatal(placed.Warnings, err)
 	}
@@ -323,9 +323,9 @@ func TestPlaceSlotsKeepsBytes(t *testing.T) {
 	}
 	var slots [][]byte
 	for _, phase := range chandler.Phases() {
-		slots = append(slots, field(managerFilters, wireSlot(Slot{Phase: phase, Mode: chandler.ModeClient}, "")))
+		slots = append(slots, field(managerFilters, wireSlot(Slot{Phase: phase, Mode: chandler.ModeClient})))
 	}
-	placed, err := PlaceSlots(&anypb.Any{TypeUrl: listenerType, Value: listener(manager())}, nil, false, "")
+	placed, err := PlaceSlots(&anypb.Any{TypeUrl: listenerType, Value: listener(manager())}, nil, false)
 	if err != nil || !bytes.Equal(placed.Resource.Value, listener(manager(slots...))) {
 		t.Errorf("%v\n%q, want\n%q", err, placed.Resource.Value, listener(manager(slots...)))
 	}
@@ -429,7 +429,7 @@ func TestPlaceSlotsHolds(t *testing.T) {
 		listener := packed(drawListener(t))
 		noShared := rapid.Bool().Draw(t, "no shared slots")
 		before := bytes.Clone(listener.Value)
-		once, err := PlaceSlots(listener, everySlot, noShared, "")
+		once, err := PlaceSlots(listener, everySlot, noShared)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -439,15 +439,15 @@ func TestPlaceSlotsHolds(t *testing.T) {
 		if got := withoutSlots(t, once.Resource); !bytes.Equal(got, listener.Value) {
 			t.Fatalf("without slots\n%q, came\n%q", got, listener.Value)
 		}
-		twice, err := PlaceSlots(once.Resource, everySlot, noShared, "")
+		twice, err := PlaceSlots(once.Resource, everySlot, noShared)
 		if err != nil || !bytes.Equal(twice.Resource.Value, once.Resource.Value) || !reflect.DeepEqual(twice.Layout, once.Layout) {
 			t.Fatalf("twice\n%+v, once\n%+v, %v", twice, once, err)
 		}
-		fewer, err := PlaceSlots(listener, everySlot[:1], !noShared, "")
+		fewer, err := PlaceSlots(listener, everySlot[:1], !noShared)
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := PlaceSlots(once.Resource, everySlot[:1], !noShared, "")
+		again, err := PlaceSlots(once.Resource, everySlot[:1], !noShared)
 		if err != nil || !bytes.Equal(again.Resource.Value, fewer.Resource.Value) {
 			t.Fatalf("anew\n%+v, afresh\n%+v, %v", again, fewer, err)
 		}
@@ -458,7 +458,7 @@ func TestPlaceSlotsHolds(t *testing.T) {
 // that comes out the same the second time.
 func FuzzPlaceSlots(f *testing.F) {
 	f.Add(packed(listenerWith(chainWith(managerOf(httpFilterOf(&rbacv3.RBAC{}), router)), chainWith(typedFilter(packed(&tcpproxyv3.TcpProxy{}))))).Value)
-	slotted, err := PlaceSlots(packed(listenerWith(chainWith(managerOf(router)))), everySlot, false, "")
+	slotted, err := PlaceSlots(packed(listenerWith(chainWith(managerOf(router)))), everySlot, false)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -466,7 +466,7 @@ func FuzzPlaceSlots(f *testing.F) {
 	f.Add([]byte{0x1a, 0x83, 0x80, 0x00, 0x3a, 0x01, 'n'})
 	f.Fuzz(func(t *testing.T, value []byte) {
 		in := &anypb.Any{TypeUrl: listenerType, Value: value}
-		placed, err := PlaceSlots(in, everySlot, false, "")
+		placed, err := PlaceSlots(in, everySlot, false)
 		if err != nil {
 			var p *chandler.Problem
 			if !errors.As(err, &p) || p.Message == "" || len(p.Error()) > 8<<10 || placed.Resource != in {
@@ -474,7 +474,7 @@ func FuzzPlaceSlots(f *testing.F) {
 			}
 			return
 		}
-		again, err := PlaceSlots(placed.Resource, everySlot, false, "")
+		again, err := PlaceSlots(placed.Resource, everySlot, false)
 		if err != nil || !bytes.Equal(again.Resource.Value, placed.Resource.Value) {
 			t.Fatalf("the second time %v\n%q, first\n%q", err, again.Resource.Value, placed.Resource.Value)
 		}
@@ -499,7 +499,7 @@ func BenchmarkPlaceSlots(b *testing.B) {
 	var placed Placed
 	for b.Loop() {
 		var err error
-		if placed, err = PlaceSlots(listener, nil, false, ""); err != nil {
+		if placed, err = PlaceSlots(listener, nil, false); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -30,10 +30,10 @@ func (Loopback) Authenticate(ctx context.Context, claimed chandler.Node) (chandl
 	}
 	switch addr := p.Addr.(type) {
 	case *net.UnixAddr:
-		return claimed, nil
+		return claimed.Take(nil), nil
 	case *net.TCPAddr:
 		if addr.IP.IsLoopback() {
-			return claimed, nil
+			return claimed.Take(nil), nil
 		}
 	}
 	return chandler.Node{}, status.Error(codes.Unauthenticated, "without certificates only agents on this machine are served")

@@ -2,9 +2,12 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"maps"
+	"regexp"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/assign"
 	"chandler.dev/chandler/internal/schema"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/status"
@@ -93,6 +96,12 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 			if p, ok := c.proxy(e, &members[i], &said[i]); ok {
 				in.Proxies = append(in.Proxies, p)
 			}
+			if n := members[i].node; members[i].connected && n.Waypoint() && assign.Means(e.object.Plugin, n, c.cfg.RootNamespace) {
+				in.Waypoints = append(in.Waypoints, n)
+			}
+		}
+		if len(in.Waypoints) > 0 {
+			in.WaypointField = aim(&e.object, in.Waypoints[0], c.cfg.RootNamespace)
 		}
 		if c.planOf(e) != nil || e.course.rollout.Steered() {
 			view := c.rollout(e, members, false)
@@ -108,6 +117,30 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 	c.board.transitions[e.id()] = chandler.Status{Conditions: s.Conditions}
 	c.board.standings[e.id()] = standingOf(&s)
 	return s
+}
+
+// singular is the form of targetRefs for one target.
+var singular = regexp.MustCompile(`\btargetRef"?\s*:`)
+
+// aim is the field of a resource by which it means a node.
+func aim(o *source.Object, n chandler.Node, root string) string {
+	p := *o.Plugin
+	if len(p.TargetRefs) == 0 {
+		if len(p.Selector) == 0 {
+			return "spec"
+		}
+		return "spec.selector"
+	}
+	if len(p.TargetRefs) == 1 && singular.Match(o.Manifest) {
+		return "spec.targetRef"
+	}
+	all := p.TargetRefs
+	for i := range all {
+		if p.TargetRefs = all[i : i+1]; assign.Means(&p, n, root) {
+			return fmt.Sprintf("spec.targetRefs[%d]", i)
+		}
+	}
+	return "spec.targetRefs"
 }
 
 // proxy is a node as the status of a plugin has it, with what it said in said; false: it

@@ -132,6 +132,7 @@ func steps() []step {
 		{"namespace", true, (*reasoning).namespace},
 		{"selector", true, (*reasoning).selector},
 		{"targetRefs", true, (*reasoning).targets},
+		{"supported", false, (*reasoning).supported},
 		{"policy", false, (*reasoning).policy},
 		{"resolved", false, (*reasoning).resolved},
 		{"disabled", false, (*reasoning).disabled},
@@ -220,7 +221,7 @@ func (r *reasoning) selector(c *Check) (bool, string) {
 	if len(p.Selector) == 0 {
 		return true, "without a selector it is for every proxy in scope"
 	}
-	if assign.Selects(p, r.Proxy.Node, r.Root) {
+	if assign.Means(p, r.Proxy.Node, r.Root) {
 		return true, "the proxy has " + labels(p.Selector)
 	}
 	var lacks []string
@@ -244,7 +245,7 @@ func (r *reasoning) targets(c *Check) (bool, string) {
 	for _, t := range p.TargetRefs {
 		all = append(all, t.Kind+" "+t.Name)
 	}
-	if assign.Selects(p, r.Proxy.Node, r.Root) {
+	if assign.Means(p, r.Proxy.Node, r.Root) {
 		return true, "the proxy declares to be one of " + strings.Join(all, ", ")
 	}
 	own := "it declares none"
@@ -252,6 +253,13 @@ func (r *reasoning) targets(c *Check) (bool, string) {
 		own = "it declares " + labels(l)
 	}
 	return no(c, "the proxy is none of %s in namespace %s: %s", strings.Join(all, ", "), p.Namespace, own)
+}
+
+func (r *reasoning) supported(c *Check) (bool, string) {
+	if r.Proxy.Waypoint() {
+		return no(c, "%s: the proxy is a waypoint, which runs no plugins", chandler.CodeUnsupportedTarget)
+	}
+	return false, ""
 }
 
 func (r *reasoning) policy(c *Check) (bool, string) {

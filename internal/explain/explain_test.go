@@ -71,6 +71,12 @@ func TestExplain(t *testing.T) {
 			in.Object.Plugin.Selector, in.Object.Plugin.TargetRefs = nil, []chandler.TargetRef{{Group: "gateway.networking.k8s.io", Kind: "Gateway", Name: "g"}}
 			in.Proxy.Labels, in.Proxy.State = map[string]string{"gateway.networking.k8s.io/gateway-name": "h"}, nil
 		}, "targetRefs", false, true, []string{"none of Gateway g", "it declares gateway.networking.k8s.io/gateway-name=h"}},
+		{"a waypoint", func(in *explain.Input) {
+			in.Proxy.Labels, in.Proxy.State = map[string]string{"app": "edge", "gateway.networking.k8s.io/gateway-class-name": "istio-waypoint"}, nil
+		}, "supported", false, false, []string{"is not on", "UnsupportedTarget", "waypoint"}},
+		{"a waypoint that is not meant", func(in *explain.Input) {
+			in.Proxy.Labels, in.Proxy.State = map[string]string{"gateway.networking.k8s.io/gateway-class-name": "istio-waypoint"}, nil
+		}, "selector", false, true, []string{"no label app"}},
 		{"against the policy", func(in *explain.Input) {
 			in.Object.Against = []chandler.Problem{{Field: "spec.url", Message: "not from there"}}
 		}, "policy", false, false, []string{"against the operator's policy: spec.url: not from there"}},

@@ -326,14 +326,25 @@ func (a *Authenticator) node(ids []Identity, claimed chandler.Node) (chandler.No
 		}
 		err := a.labels(&ids[i], claimed)
 		if err == nil {
-			if ids[i].Known {
-				claimed.Labels = ids[i].Labels
-			}
-			return claimed, nil
+			return a.take(&ids[i], claimed), nil
 		}
 		why = cmp.Or(why, err)
 	}
 	return chandler.Node{}, cmp.Or(why, denied("%s may not act as node %s", called(ids), chandler.Quote(claimed.ID())))
+}
+
+// take gives the node with its labels: those that are known of it, or else those that it
+// claimed and, of the found ones, those that it might have claimed.
+func (a *Authenticator) take(id *Identity, claimed chandler.Node) chandler.Node {
+	if id.Known {
+		claimed.Labels, claimed.Found = id.Labels, nil
+		return claimed
+	}
+	return claimed.Take(func(key, value string) bool {
+		one := claimed
+		one.Labels = map[string]string{key: value}
+		return a.labels(id, one) == nil
+	})
 }
 
 // labels tells why somebody may not claim the labels of a node.

@@ -160,6 +160,37 @@ func TestClaimedLabels(t *testing.T) {
 	check(t, none, ctx, node("edge", "e1", "app=web"), codes.PermissionDenied, `the label "app"`)
 }
 
+// Of labels that the proxy's configuration has, a node gets those that it could have
+// claimed, and is not refused for the others.
+func TestFoundLabels(t *testing.T) {
+	t.Parallel()
+	ctx := over(t, authority.New(t).Issue(authority.Leaf{DNS: []string{"e1.edge.node.cluster.local"}}))
+	claim := node("edge", "e1", "app=web")
+	claim.Found = map[string]string{"app": "other", "tier": "front", "zone": "a"}
+	labels := func(a *identity.Authenticator, ctx context.Context) map[string]string {
+		t.Helper()
+		got, err := a.Authenticate(ctx, claim)
+		if err != nil || got.Found != nil {
+			t.Errorf("%+v, %v", got, err)
+		}
+		return got.Labels
+	}
+	if got := labels(identity.New(identity.Config{}), ctx); !maps.Equal(got, map[string]string{"app": "web", "tier": "front", "zone": "a"}) {
+		t.Errorf("without a bound: %v", got)
+	}
+	if got := labels(identity.New(identity.Config{Labels: []string{"app", "zone"}}), ctx); !maps.Equal(got, map[string]string{"app": "web", "zone": "a"}) {
+		t.Errorf("of two labels: %v", got)
+	}
+	known := identity.New(identity.Config{Reviewer: reviewer{"t": {
+		Name: "x", Namespace: "edge", Node: "e1", Known: true, Labels: map[string]string{"app": "web", "pod": "yes"}}}})
+	if got := labels(known, shows(ctx, "Bearer t")); !maps.Equal(got, map[string]string{"app": "web", "pod": "yes"}) {
+		t.Errorf("of a pod: %v", got)
+	}
+	if len(claim.Labels) != 1 || len(claim.Found) != 3 {
+		t.Errorf("the claim was written to: %+v", claim)
+	}
+}
+
 // reviewer knows tokens by heart.
 type reviewer map[string]identity.Identity
 

@@ -116,6 +116,11 @@ func (o *object) reachable(m *made, p *chandler.Plugin) bool {
 		case "ServiceEntry":
 			o.note(Lost, m.field(path), "select the proxies by their labels: selector.matchLabels", "a ServiceEntry is reached through a waypoint, which chandler has not")
 			ok = false
+		default:
+			if why := r.Unsupported(); why != "" {
+				o.note(Lost, m.field(path), chandler.HintUnsupportedTarget, "%s", why)
+				ok = false
+			}
 		}
 	}
 	return ok

@@ -89,7 +89,9 @@ const (
 	UnreadableWasm  = "unmarshal_failure"
 	FetchFailed     = "fetch_failure"
 	NoPlaceToFetch  = "miss_remote_fetch_hint"
+	savePace        = time.Second // what is fetched and taken together is written together
 	saveRetry       = 5 * time.Second
+	tooManyEvery    = time.Minute // is said that there are too many
 	neverSoonerThan = time.Hour
 )
 
@@ -120,8 +122,11 @@ type Keeper struct {
 	mu      sync.Mutex
 	state   *state
 	cancels map[*source]context.CancelFunc
-	saveAt  time.Time // after a failure
+	tooMany time.Time // was said
 	flights sync.WaitGroup
+
+	// Of Run alone: when what is known is to be written, zero if it is, and when it was.
+	saveAt, saved time.Time
 }
 
 // New gives a keeper that remembers what the one before it wrote into Dir. It fetches
@@ -167,6 +172,9 @@ func (k *Keeper) Transform(res relay.Resource) (body []byte, ready bool) {
 	defer k.mu.Unlock()
 	defer k.wake()
 	path, what := k.state.give(r, patience, now)
+	if k.state.names[r.Name] == nil {
+		k.sayTooMany(r, now)
+	}
 	k.count(r, what, now)
 	switch what {
 	case local:
@@ -175,6 +183,17 @@ func (k *Keeper) Transform(res relay.Resource) (body []byte, ready bool) {
 		return r.StandIn().Value, true
 	}
 	return nil, false
+}
+
+// sayTooMany tells of a resource that is stood in for because of the limits, now and then.
+func (k *Keeper) sayTooMany(r *attach.RemoteWasm, now time.Time) {
+	if !k.tooMany.IsZero() && now.Sub(k.tooMany) < tooManyEvery {
+		return
+	}
+	k.tooMany = now
+	k.cfg.Log.Error("a module of the control plane is not fetched, and its stand-in is in force", "resource", chandler.Printable(r.Name, 256),
+		"error", chandler.Problemf(chandler.CodeXDSLimit, "", "give the proxy fewer plugins, and names that are shorter",
+			"at most %d extension configs with remote modules are made local, of names up to %d bytes", maxNames, maxName))
 }
 
 // asItIs is for what is not remote, and for what cannot be read, which Envoy will refuse.
@@ -305,6 +324,9 @@ func (k *Keeper) Run(ctx context.Context) {
 	k.flights.Wait()
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if !k.saveAt.IsZero() || k.state.todo.save {
+		k.save(k.state.records(), time.Now())
+	}
 	for _, m := range k.state.take().release {
 		m.Release()
 	}
@@ -334,8 +356,12 @@ func (k *Keeper) turn(ctx context.Context) time.Duration {
 	next := k.state.step(now)
 	todo := k.state.take()
 	var records []record
-	if todo.save || !k.saveAt.IsZero() && !now.Before(k.saveAt) {
-		todo.save, records = true, k.state.records()
+	if todo.save && k.saveAt.IsZero() {
+		k.saveAt = later(now, k.saved.Add(savePace))
+	}
+	due := !k.saveAt.IsZero() && !now.Before(k.saveAt)
+	if due {
+		records = k.state.records()
 	}
 	for _, s := range todo.start {
 		k.fly(ctx, s)
@@ -352,10 +378,10 @@ func (k *Keeper) turn(ctx context.Context) time.Duration {
 	if len(todo.changed) > 0 {
 		k.cfg.Changed(slices.Sorted(maps.Keys(todo.changed))...)
 	}
-	if todo.save {
+	if due {
 		k.save(records, now)
 	}
-	// What replaces it is on disk, and Envoy knows.
+	// What replaces it is here, and Envoy is told.
 	for _, m := range todo.release {
 		m.Release()
 	}
@@ -374,7 +400,7 @@ func (k *Keeper) until(next, now time.Time) time.Duration {
 
 // save writes what is known; on a full disk again later.
 func (k *Keeper) save(records []record, now time.Time) {
-	k.saveAt = time.Time{}
+	k.saveAt, k.saved = time.Time{}, now
 	if err := writeRecords(k.cfg.FS, k.cfg.Dir, records); err != nil {
 		k.cfg.Log.Error("what remote modules of the control plane mean is not written", "error", err, "retry_in", saveRetry)
 		k.saveAt = now.Add(saveRetry)

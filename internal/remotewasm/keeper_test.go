@@ -762,6 +762,26 @@ func TestAsItIs(t *testing.T) {
 	})
 }
 
+// What cannot be written is written later.
+func TestDiskThatFails(t *testing.T) {
+	in(t, func(w *world) {
+		path := filepath.Join(w.dir, recordsFile)
+		if err := os.Mkdir(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		w.depot.put(one, "1")
+		w.says(plugin{name: "a", url: one})
+		w.has(time.Minute, "a", file("", "1"))
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		w.has(saveRetry+time.Second, "a", file("", "1"))
+		if kept, err := Kept(w.keeper.cfg.FS, w.dir); err != nil || len(kept) != 1 {
+			t.Errorf("kept: %v, %v", kept, err)
+		}
+	})
+}
+
 // A file of records that cannot be read is no reason not to start.
 func TestRecordsOfNoUse(t *testing.T) {
 	for name, text := range map[string]string{
@@ -802,4 +822,22 @@ func FuzzRecords(f *testing.F) {
 			}
 		}
 	})
+}
+
+// BenchmarkTransform is a resource whose module is here.
+func BenchmarkTransform(b *testing.B) {
+	d := newDepot(b)
+	k := New(Config{Fetcher: d, Changed: func(...string) {}})
+	res := relay.Resource{Type: attach.ExtensionConfigType, Name: "a", Body: plugin{name: "a", url: one, version: "1", config: strings.Repeat("x", 1000)}.body(b)}
+	k.Transform(res)
+	for _, s := range k.state.sources {
+		k.state.flying++
+		k.state.fetched(s, &lease{depot: d, digest: digestOf("1")}, nil, time.Now())
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, ready := k.Transform(res); !ready {
+			b.Fatal("it is not here")
+		}
+	}
 }

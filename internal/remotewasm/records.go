@@ -65,7 +65,7 @@ func (st *state) restore(records []record, now time.Time) {
 		if len(st.names) >= maxNames || st.names[r.Name] != nil {
 			continue
 		}
-		e := &entry{name: r.Name, asked: map[*source]time.Time{}, left: now, took: r.Taken}
+		e := &entry{name: r.Name, asked: map[*source]time.Time{}, gave: map[*source]bool{}, left: now, took: r.Taken}
 		for _, m := range slices.Backward(r.Modules[:min(len(r.Modules), maxWanted)]) {
 			s := &source{digest: m.Digest, users: map[*entry]bool{}}
 			if n, err := hex.Decode(s.key.what[:], []byte(m.What)); err != nil || n != len(s.key.what) {

@@ -76,15 +76,17 @@ type form struct {
 // entry is one resource, by its name.
 type entry struct {
 	name   string
-	wanted []*source // the one asked for last first
-	asked  map[*source]time.Time
-	good   *source // of what Envoy took last
+	wanted []*source             // the one asked for last first
+	asked  map[*source]time.Time // when last, of all that are wanted
+	gave   map[*source]bool      // those that Envoy was given
+	good   *source               // of what Envoy took last
 
 	body    hash // of the resource as it was asked for last
 	since   time.Time
 	counted bool // that it was made local
 
-	given, refused form      // the last one, and the one that Envoy does not take
+	given, refused form // the last one, and the one that Envoy does not take
+	gaveAt         time.Time
 	took           bool      // Envoy has taken one with a module
 	open           int       // those with a module that it has not refused, while it has taken none
 	offerAt        time.Time // the refused one, once more
@@ -153,9 +155,9 @@ func (st *state) give(r *attach.RemoteWasm, patience time.Duration, now time.Tim
 	switch {
 	case s.ready() && (e.has() || e.refused != f):
 		if e.given != f {
-			e.open++
+			e.open, e.gaveAt = e.open+1, now
 		}
-		e.given, e.stands = f, false
+		e.given, e.stands, e.gave[s] = f, false, true
 		return s.module.Path(), local
 	case e.has():
 		return "", held
@@ -174,6 +176,13 @@ func (st *state) give(r *attach.RemoteWasm, patience time.Duration, now time.Tim
 // given unless it says otherwise.
 func (e *entry) has() bool { return e.took || e.open > 0 }
 
+// isSure says that what Envoy has a module of is known: the last form that it was given,
+// unless it refused that. An answer comes without a word on what it is to, so that of some
+// that were given in a row any may be in force once one was refused.
+func (e *entry) isSure() bool {
+	return !e.has() || e.given != (form{}) && e.given != e.refused
+}
+
 // answer is what Envoy gets.
 type answer int
 
@@ -190,7 +199,7 @@ func (st *state) entry(name string) *entry {
 		if len(name) > maxName || len(st.names) >= maxNames && !st.dropLeft() {
 			return nil
 		}
-		e = &entry{name: name, asked: map[*source]time.Time{}}
+		e = &entry{name: name, asked: map[*source]time.Time{}, gave: map[*source]bool{}}
 		st.names[name] = e
 	}
 	e.left = time.Time{}
@@ -271,12 +280,14 @@ func (st *state) source(k key) *source {
 }
 
 // want adds a source to a name in the first place. Of too many the one asked for the
-// longest ago goes, but what is in force stays.
+// longest ago goes, but what is in force stays, and what may be if there is another.
 func (st *state) want(e *entry, s *source, now time.Time) {
 	if len(e.wanted) >= maxWanted {
-		at := len(e.wanted) - 1
-		if e.wanted[at] == e.good {
-			at--
+		at := -1
+		for i, s := range e.wanted {
+			if s != e.good && (!e.gave[s] || at < 0 || e.gave[e.wanted[at]]) {
+				at = i
+			}
 		}
 		st.unwant(e, at)
 	}
@@ -289,6 +300,7 @@ func (st *state) unwant(e *entry, at int) {
 	s := e.wanted[at]
 	e.wanted = slices.Delete(e.wanted, at, at+1)
 	delete(e.asked, s)
+	delete(e.gave, s)
 	delete(s.users, e)
 	if e.good == s {
 		e.good = nil
@@ -458,14 +470,11 @@ func (st *state) step(now time.Time) (wake time.Time) {
 		if !e.overdue && due(e.deadline) {
 			e.overdue, st.todo.changed[name] = true, true
 		}
-		if e.refused != (form{}) && due(e.offerAt) {
-			e.refused = form{}
-			if !e.has() {
-				st.todo.changed[name] = true
-			}
+		if e.refused != (form{}) && !e.has() && due(e.offerAt) {
+			e.refused, st.todo.changed[name] = form{}, true
 		}
-		for i := len(e.wanted) - 1; i > 0; i-- {
-			if s := e.wanted[i]; s != e.good && due(e.asked[s].Add(keepLeft)) {
+		for i := len(e.wanted) - 1; i > 0 && e.isSure(); i-- {
+			if s := e.wanted[i]; s != e.good && due(later(e.asked[s], e.gaveAt).Add(keepLeft)) {
 				st.unwant(e, i)
 			}
 		}

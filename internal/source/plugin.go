@@ -187,6 +187,9 @@ func decodeTarget(r record, own string) chandler.TargetRef {
 	if ns, _ := r.text("namespace"); ns != "" && ns != own {
 		r.problem(chandler.CodeTarget, r.at.field("namespace"), "leave it out; a target is in the plugin's own namespace", "no grant in namespace %s", chandler.Quote(ns))
 	}
+	if why := t.Unsupported(); why != "" {
+		r.warn(chandler.CodeUnsupportedTarget, r.at, chandler.HintUnsupportedTarget, "%s", why)
+	}
 	return t
 }
 

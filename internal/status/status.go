@@ -47,6 +47,10 @@ type Input struct {
 	Withheld bool
 	// Proxies are those that the plugin selects.
 	Proxies []Proxy
+	// Waypoints are connected proxies that the plugin means and that run no plugins;
+	// WaypointField is where in the resource they are meant.
+	Waypoints     []chandler.Node
+	WaypointField string
 	// Previous is the status before, for the times of transition; it may be nil.
 	Previous *chandler.Status
 	Now      time.Time
@@ -155,6 +159,9 @@ func Join(in Input) chandler.Status {
 // warnings adds what follows from the release.
 func warnings(in Input) []chandler.Problem {
 	all := slices.Clone(in.Warnings)
+	if why := waypoints(in); why != nil {
+		all = append(all, *why)
+	}
 	for _, r := range in.Incomplete {
 		all = append(all, Incomplete(r))
 	}
@@ -186,6 +193,40 @@ func warnings(in Input) []chandler.Problem {
 		})
 	}
 	return append(all, untried(in)...)
+}
+
+// waypoints tells of the waypoints that a plugin means; nil: there are none.
+func waypoints(in Input) *chandler.Problem {
+	if len(in.Waypoints) == 0 {
+		return nil
+	}
+	first := chandler.Printable(slices.MinFunc(in.Waypoints, chandler.Node.Compare).ID(), 256)
+	message := first + " is a waypoint, which runs no plugins"
+	if n := len(in.Waypoints); n > 1 {
+		message = fmt.Sprintf("%d of the proxies that it means are waypoints, which run no plugins: %s and others", n, first)
+	}
+	return chandler.Problemf(chandler.CodeUnsupportedTarget, in.WaypointField, chandler.HintUnsupportedTarget, "%s", message)
+}
+
+// unsupported tells why a plugin without a proxy can have none; nil: one may come.
+func unsupported(in Input) *chandler.Problem {
+	if why := waypoints(in); why != nil {
+		return why
+	}
+	if in.Plugin == nil || len(in.Plugin.TargetRefs) == 0 {
+		return nil
+	}
+	for _, r := range in.Plugin.TargetRefs {
+		if r.Unsupported() == "" {
+			return nil
+		}
+	}
+	for i := range in.Warnings { // they have the field
+		if in.Warnings[i].Code == chandler.CodeUnsupportedTarget {
+			return &in.Warnings[i]
+		}
+	}
+	return chandler.Problemf(chandler.CodeUnsupportedTarget, "spec.targetRefs", chandler.HintUnsupportedTarget, "%s", in.Plugin.TargetRefs[0].Unsupported())
 }
 
 // urlField is where a resource says where its module comes from.
@@ -439,6 +480,8 @@ func programmed(in Input, s *chandler.Status, t counts, accepted, resolved chand
 		}
 	case s.Desired == 0 && t.unmatched > 0:
 		c.Status, c.Reason, c.Message = chandler.Unknown, chandler.CodeNoListener, fmt.Sprintf("%s selected, with no listener that the plugin matches", proxies(t.unmatched))
+	case s.Desired == 0 && unsupported(in) != nil:
+		c.Reason, c.Message = chandler.CodeUnsupportedTarget, unsupported(in).Error()
 	case s.Desired == 0:
 		c.Status, c.Reason, c.Message = chandler.Unknown, chandler.CodeNoProxies, "no connected proxy is selected"
 	case s.InForce == s.Desired:

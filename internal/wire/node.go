@@ -3,8 +3,6 @@ package wire
 import (
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -17,7 +15,7 @@ import (
 // NodeToProto translates a node for the wire.
 func NodeToProto(n chandler.Node) *chandlerv1.Node {
 	return &chandlerv1.Node{
-		Name: n.Name, Namespace: n.Namespace, Labels: n.Labels,
+		Name: n.Name, Namespace: n.Namespace, Labels: n.Labels, FoundLabels: n.Found,
 		AgentVersion: n.AgentVersion, EnvoyVersion: n.EnvoyVersion, Features: n.Features,
 	}
 }
@@ -28,7 +26,7 @@ func NodeFromProto(m *chandlerv1.Node) (chandler.Node, error) {
 		return chandler.Node{}, errors.New("node is missing")
 	}
 	n := chandler.Node{
-		Name: m.GetName(), Namespace: m.GetNamespace(), Labels: m.GetLabels(),
+		Name: m.GetName(), Namespace: m.GetNamespace(), Labels: m.GetLabels(), Found: m.GetFoundLabels(),
 		AgentVersion: m.GetAgentVersion(), EnvoyVersion: m.GetEnvoyVersion(), Features: m.GetFeatures(),
 	}
 	return n, checkNode(n)
@@ -50,22 +48,32 @@ func checkNode(n chandler.Node) error {
 	if err := checkOptionalName("envoy version", n.EnvoyVersion); err != nil {
 		return err
 	}
-	if err := checkLen("labels", len(n.Labels), maxList); err != nil {
+	if err := checkLabels("labels", "label", n.Labels); err != nil {
+		return err
+	}
+	if err := checkLabels("found labels", "found label", n.Found); err != nil {
 		return err
 	}
 	if err := checkLen("features", len(n.Features), maxList); err != nil {
 		return err
 	}
-	for k, v := range n.Labels {
-		if err := checkName("label", k); err != nil {
-			return err
-		}
-		if err := checkOptionalName("label value", v); err != nil {
+	for _, f := range n.Features {
+		if err := checkName("feature", f); err != nil {
 			return err
 		}
 	}
-	for _, f := range n.Features {
-		if err := checkName("feature", f); err != nil {
+	return nil
+}
+
+func checkLabels(all, one string, labels map[string]string) error {
+	if err := checkLen(all, len(labels), maxList); err != nil {
+		return err
+	}
+	for k, v := range labels {
+		if err := checkName(one, k); err != nil {
+			return err
+		}
+		if err := checkOptionalName(one+" value", v); err != nil {
 			return err
 		}
 	}
@@ -79,10 +87,6 @@ const metadataKey = "chandler"
 // "namespace/name", the rest is metadata.
 func NodeToXDS(n chandler.Node) *corev3.Node {
 	text := structpb.NewStringValue
-	labels := &structpb.Struct{Fields: map[string]*structpb.Value{}}
-	for _, k := range slices.Sorted(maps.Keys(n.Labels)) {
-		labels.Fields[k] = text(n.Labels[k])
-	}
 	features := &structpb.ListValue{}
 	for _, f := range n.Features {
 		features.Values = append(features.Values, text(f))
@@ -90,11 +94,14 @@ func NodeToXDS(n chandler.Node) *corev3.Node {
 	claim := &structpb.Struct{Fields: map[string]*structpb.Value{
 		"name":          text(n.Name),
 		"namespace":     text(n.Namespace),
-		"labels":        structpb.NewStructValue(labels),
+		"labels":        labelsToXDS(n.Labels),
 		"agent_version": text(n.AgentVersion),
 		"envoy_version": text(n.EnvoyVersion),
 		"features":      structpb.NewListValue(features),
 	}}
+	if len(n.Found) > 0 {
+		claim.Fields["found_labels"] = labelsToXDS(n.Found)
+	}
 	return &corev3.Node{
 		Id:            n.ID(),
 		Cluster:       n.Namespace,
@@ -103,6 +110,26 @@ func NodeToXDS(n chandler.Node) *corev3.Node {
 			metadataKey: structpb.NewStructValue(claim),
 		}},
 	}
+}
+
+func labelsToXDS(labels map[string]string) *structpb.Value {
+	s := &structpb.Struct{Fields: make(map[string]*structpb.Value, len(labels))}
+	for k, v := range labels {
+		s.Fields[k] = structpb.NewStringValue(v)
+	}
+	return structpb.NewStructValue(s)
+}
+
+// labelsFromXDS gives nil for none.
+func labelsFromXDS(v *structpb.Value) map[string]string {
+	var labels map[string]string
+	for k, v := range v.GetStructValue().GetFields() {
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[k] = v.GetStringValue()
+	}
+	return labels
 }
 
 // NodeFromXDS checks and translates the node of an xDS request.
@@ -119,12 +146,8 @@ func NodeFromXDS(m *corev3.Node) (chandler.Node, error) {
 		Namespace:    claim["namespace"].GetStringValue(),
 		AgentVersion: claim["agent_version"].GetStringValue(),
 		EnvoyVersion: claim["envoy_version"].GetStringValue(),
-	}
-	for k, v := range claim["labels"].GetStructValue().GetFields() {
-		if n.Labels == nil {
-			n.Labels = map[string]string{}
-		}
-		n.Labels[k] = v.GetStringValue()
+		Labels:       labelsFromXDS(claim["labels"]),
+		Found:        labelsFromXDS(claim["found_labels"]),
 	}
 	for _, f := range claim["features"].GetListValue().GetValues() {
 		n.Features = append(n.Features, f.GetStringValue())

@@ -111,6 +111,7 @@ var (
 		}
 		if labels := rapid.MapOfN(genName, rapid.OneOf(rapid.Just(""), genName), 0, 4).Draw(t, "labels"); len(labels) > 0 {
 			n.Labels = labels
+			n.Found = rapid.SampledFrom([]map[string]string{nil, labels}).Draw(t, "found")
 		}
 		return n
 	})
@@ -311,14 +312,15 @@ func TestNodesThatAreRefused(t *testing.T) {
 	t.Parallel()
 	good := chandler.Node{Name: "a", Namespace: "b"}
 	for name, n := range map[string]*corev3.Node{
-		"no node":        nil,
-		"no id":          {},
-		"another client": {Id: "sidecar~10.0.0.1"},
-		"no name":        NodeToXDS(chandler.Node{Namespace: "b"}),
-		"no namespace":   NodeToXDS(chandler.Node{Name: "a"}),
-		"slash":          NodeToXDS(chandler.Node{Name: "a/b", Namespace: "c"}),
-		"long":           NodeToXDS(chandler.Node{Name: strings.Repeat("a", MaxName+1), Namespace: "c"}),
-		"long label":     NodeToXDS(chandler.Node{Name: "a", Namespace: "b", Labels: map[string]string{"k": strings.Repeat("a", MaxName+1)}}),
+		"no node":          nil,
+		"no id":            {},
+		"another client":   {Id: "sidecar~10.0.0.1"},
+		"no name":          NodeToXDS(chandler.Node{Namespace: "b"}),
+		"no namespace":     NodeToXDS(chandler.Node{Name: "a"}),
+		"slash":            NodeToXDS(chandler.Node{Name: "a/b", Namespace: "c"}),
+		"long":             NodeToXDS(chandler.Node{Name: strings.Repeat("a", MaxName+1), Namespace: "c"}),
+		"long found label": NodeToXDS(chandler.Node{Name: "a", Namespace: "b", Found: map[string]string{"k": strings.Repeat("a", MaxName+1)}}),
+		"long label":       NodeToXDS(chandler.Node{Name: "a", Namespace: "b", Labels: map[string]string{"k": strings.Repeat("a", MaxName+1)}}),
 	} {
 		if _, err := NodeFromXDS(n); err == nil {
 			t.Errorf("%s: accepted", name)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"flag"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +33,7 @@ func TestUpstreamWays(t *testing.T) {
 		walk(t, w, u.port, "the moon is wrong")
 		w.apply(plugin("p", w.push("append:v1", module.Append()), tag("one")))
 		sees(t, u.port, "one")
+		keptBy(t, filepath.Join(dir, "data"))
 		u.Stop()
 		_ = pa.cmd.Process.Kill() // and Envoy with it
 		<-pa.done
@@ -59,9 +61,11 @@ func TestUpstreamWays(t *testing.T) {
 		w.submit(plugin("p", w.push("append:v1", module.Append()), tag("two")))
 		ap.startAgent()
 		sees(t, u.port, "two")
+		w.apply(plugin("p", w.push("append:v1", module.Append()), tag("two"))) // the agent knows it, too
 		u.set()
 		u.marked()
 		unharmed(t, l)
+		keptBy(t, ap.data)
 		u.Stop()
 		ap.kill(ap.agent)
 		ap.kill(ap.envoy)

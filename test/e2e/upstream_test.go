@@ -256,6 +256,7 @@ func TestUpstreamWalk(t *testing.T) {
 // first answer that comes has the plugin in it.
 func (b *beneath) alone(t *testing.T) {
 	t.Helper()
+	keptBy(t, filepath.Join(b.dir, "data"))
 	b.u.Stop()
 	if err := b.w.control.stop(); err != nil {
 		t.Fatal(err)
@@ -276,6 +277,15 @@ func (b *beneath) alone(t *testing.T) {
 		return err == nil, fmt.Sprint(err)
 	})
 	b.awaitReady()
+}
+
+// keptBy waits until listeners, clusters, routes and endpoints are on an agent's disk.
+func keptBy(t *testing.T, data string) {
+	t.Helper()
+	eventually(t, 30*time.Second, "what Envoy took is on disk", func() (bool, string) {
+		files, err := filepath.Glob(filepath.Join(data, "envoy", "upstream-*", "view-*"))
+		return len(files) >= 4, fmt.Sprint(files, err)
+	})
 }
 
 // tcp is a listener that proxies connections to an echo.

@@ -33,7 +33,11 @@ type Node struct {
 	// Version of the Envoy beside it, for instance "1.40.0".
 	EnvoyVersion string `protobuf:"bytes,5,opt,name=envoy_version,json=envoyVersion,proto3" json:"envoy_version,omitempty"`
 	// What this agent can do, by name; compared with Attachment.requires.
-	Features      []string `protobuf:"bytes,6,rep,name=features,proto3" json:"features,omitempty"`
+	Features []string `protobuf:"bytes,6,rep,name=features,proto3" json:"features,omitempty"`
+	// Labels that the proxy's own configuration has and the agent does not claim: those
+	// that it may have become its labels, the others are nobody's. Not set by the control
+	// plane.
+	FoundLabels   map[string]string `protobuf:"bytes,7,rep,name=found_labels,json=foundLabels,proto3" json:"found_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -106,6 +110,13 @@ func (x *Node) GetEnvoyVersion() string {
 func (x *Node) GetFeatures() []string {
 	if x != nil {
 		return x.Features
+	}
+	return nil
+}
+
+func (x *Node) GetFoundLabels() map[string]string {
+	if x != nil {
+		return x.FoundLabels
 	}
 	return nil
 }
@@ -183,15 +194,19 @@ var File_chandler_v1_node_proto protoreflect.FileDescriptor
 
 const file_chandler_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x16chandler/v1/node.proto\x12\vchandler.v1\"\x90\x02\n" +
+	"\x16chandler/v1/node.proto\x12\vchandler.v1\"\x97\x03\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x125\n" +
 	"\x06labels\x18\x03 \x03(\v2\x1d.chandler.v1.Node.LabelsEntryR\x06labels\x12#\n" +
 	"\ragent_version\x18\x04 \x01(\tR\fagentVersion\x12#\n" +
 	"\renvoy_version\x18\x05 \x01(\tR\fenvoyVersion\x12\x1a\n" +
-	"\bfeatures\x18\x06 \x03(\tR\bfeatures\x1a9\n" +
+	"\bfeatures\x18\x06 \x03(\tR\bfeatures\x12E\n" +
+	"\ffound_labels\x18\a \x03(\v2\".chandler.v1.Node.FoundLabelsEntryR\vfoundLabels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
+	"\x10FoundLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"c\n" +
 	"\tPluginRef\x12\x12\n" +
@@ -212,19 +227,21 @@ func file_chandler_v1_node_proto_rawDescGZIP() []byte {
 	return file_chandler_v1_node_proto_rawDescData
 }
 
-var file_chandler_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_chandler_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_chandler_v1_node_proto_goTypes = []any{
 	(*Node)(nil),      // 0: chandler.v1.Node
 	(*PluginRef)(nil), // 1: chandler.v1.PluginRef
 	nil,               // 2: chandler.v1.Node.LabelsEntry
+	nil,               // 3: chandler.v1.Node.FoundLabelsEntry
 }
 var file_chandler_v1_node_proto_depIdxs = []int32{
 	2, // 0: chandler.v1.Node.labels:type_name -> chandler.v1.Node.LabelsEntry
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	3, // 1: chandler.v1.Node.found_labels:type_name -> chandler.v1.Node.FoundLabelsEntry
+	2, // [2:2] is the sub-list for method output_type
+	2, // [2:2] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_chandler_v1_node_proto_init() }
@@ -238,7 +255,7 @@ func file_chandler_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_chandler_v1_node_proto_rawDesc), len(file_chandler_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -31,7 +31,7 @@ type feed struct {
 	look    bool    // one of them may be due
 	flying  *flight // the one that Envoy has not answered
 	entries map[string]*entry
-	round   int // counts responses of the upstream
+	round   int32 // counts responses of the upstream
 
 	// Towards Envoy.
 	due      []*entry
@@ -60,20 +60,21 @@ type feed struct {
 
 // entry is one name.
 type entry struct {
-	name                     string
-	up                       *Item // the upstream's; nil: it has none
-	made                     *Item // what Envoy gets for it, once that is known
-	sent, acked, refused     *Item // of Envoy
-	beat                     []byte
-	at, round                int
-	due                      dueness
-	listed, held, kept, gone bool
-	solo                     bool // it was refused together with others
-	ours                     bool // it was refused for what the transform made of it
+	name                 string
+	up                   *Item // the upstream's; nil: it has none
+	made                 *Item // what Envoy gets for it, once that is known
+	sent, acked, refused *Item // of Envoy
+	beat                 *Item // its upstream's word that it lives longer
+	at, round            int32
+	due                  dueness
+	kept                 *kept // on the shelf; nil: it is not
+	listed, held, gone   bool
+	solo                 bool // it was refused together with others
+	ours                 bool // it was refused for what the transform made of it
 }
 
 // dueness is why an entry is to be sent.
-type dueness int
+type dueness int8
 
 const (
 	notDue dueness = iota
@@ -230,7 +231,7 @@ func (f *feed) recall(names []string, held map[string]string) {
 		e := f.entry(name)
 		f.keepUp(e, k.item)
 		f.shelf.use(e, k)
-		e.at, found = i, true
+		e.at, found = int32(i), true
 		if m, ready := f.make(e); ready && f.delta() && held[name] != "" && held[name] == m.Version {
 			e.sent, e.acked = m, m
 			f.stream.relay.hooks.Tell(Event{Type: f.typeURL, Acked: []string{name}}) // its answer may be lost
@@ -244,12 +245,40 @@ func (f *feed) recall(names []string, held map[string]string) {
 	f.enqueue(true)
 }
 
+// read gives the resources of a response. Those that are as they were are not made anew.
+func (f *feed) read(p Response) ([]*Item, error) {
+	if len(p.scanned) == 0 {
+		return p.Items, nil
+	}
+	items, none := make([]*Item, len(p.scanned)), Item{}
+	for i, raw := range p.scanned {
+		h, err := readHead(raw, f.delta())
+		if err != nil {
+			return nil, err
+		}
+		like := &none
+		if e := f.entries[string(h.name)]; e != nil && e.up != nil {
+			like = e.up
+		}
+		if like != &none && bytes.Equal(like.Raw, raw) {
+			items[i] = like
+			continue
+		}
+		items[i] = h.item(bytes.Clone(raw), like)
+	}
+	return items, nil
+}
+
 // receive takes a response of the upstream.
-func (f *feed) receive(p Response) {
+func (f *feed) receive(p Response) error {
+	items, err := f.read(p)
+	if err != nil {
+		return err
+	}
 	f.version, f.rest, f.nonce, f.owes = p.Version, p.Rest, p.Nonce, true
 	f.round++
-	f.due = slices.Grow(f.due, len(p.Items))
-	for i, it := range p.Items {
+	f.due = slices.Grow(f.due, len(items))
+	for i, it := range items {
 		if !f.isLocal(it.Name) {
 			f.put(it, i)
 		}
@@ -266,12 +295,13 @@ func (f *feed) receive(p Response) {
 			f.remove(f.entry(name))
 		}
 	}
-	empty := len(p.Items)+len(p.Removed) == 0
+	empty := len(items)+len(p.Removed) == 0
 	f.must = f.must || empty && !f.everSent || !f.delta() && (empty || f.isFull())
 	if !f.isDue() {
 		f.settle()
 	}
 	f.enqueue(false)
+	return nil
 }
 
 // put takes one resource.
@@ -280,13 +310,13 @@ func (f *feed) put(it *Item, at int) {
 		it.Name = "#" + strconv.Itoa(at) // of a type that nobody here knows
 	}
 	e := f.entry(it.Name)
-	e.at, e.round = at, f.round
+	e.at, e.round = int32(at), f.round
 	if it.beat {
-		e.beat = it.Raw
+		e.beat = it
 		f.mark(e, max(e.due, same))
 		return
 	}
-	if e.up != nil && bytes.Equal(e.up.Raw, it.Raw) {
+	if e.up != nil && it != e.up && bytes.Equal(e.up.Raw, it.Raw) {
 		it = e.up
 	}
 	f.keepUp(e, it)
@@ -476,7 +506,7 @@ func (f *feed) candidates() []*entry {
 	}
 	slices.SortFunc(list, func(a, b *entry) int {
 		if a.at != b.at {
-			return a.at - b.at
+			return int(a.at - b.at)
 		}
 		return strings.Compare(a.name, b.name)
 	})
@@ -497,7 +527,7 @@ func (f *feed) add(e *entry, p *Response, d *delivery) {
 	if beat := e.beat; beat != nil {
 		e.beat = nil
 		if e.up == nil || e.sent != nil && e.sent.origin() == e.up {
-			p.Items = append(p.Items, &Item{Name: e.name, Raw: beat})
+			p.Items = append(p.Items, beat)
 			return
 		}
 	}

@@ -3,10 +3,11 @@ package relay
 import (
 	"bytes"
 	"testing"
+	"time"
 )
 
 // Whatever comes is read or refused, and what was read is written so that it is read as
-// the same.
+// the same; the relay takes or refuses it, twice, and keeps nothing of the message.
 func FuzzMessages(f *testing.F) {
 	for _, delta := range []bool{false, true} {
 		p := Response{Type: clusterType, Version: "1", Nonce: "2", Items: []*Item{item(delta, clusterType, "a", "1", "1")}, Removed: []string{"b"}}
@@ -20,6 +21,27 @@ func FuzzMessages(f *testing.F) {
 			again, err := ReadRequest(once, delta)
 			if err != nil || !bytes.Equal(again.Bytes(delta), once) {
 				t.Errorf("request %x is read another time as %x (%v)", once, again.Bytes(delta), err)
+			}
+		}
+		s := New(Hooks{}).Open(Kind{Delta: delta, Type: clusterType}, time.Time{})
+		_ = s.FromEnvoy(Request{}, time.Time{})
+		for range 2 {
+			message := bytes.Clone(b)
+			p, err := ScanResponse(message, delta)
+			if p.Type = ""; err == nil {
+				err = s.FromUpstream(p)
+			}
+			out := s.ToEnvoy(time.Time{})
+			if _, whole := ReadResponse(b, delta); err != nil || out == nil {
+				if err != nil && whole == nil {
+					t.Errorf("%x is read, and not taken: %v", b, err)
+				}
+				break
+			}
+			before := out.Bytes(delta)
+			clear(message)
+			if !bytes.Equal(out.Bytes(delta), before) {
+				t.Errorf("a part of %x was kept", b)
 			}
 		}
 		p, err := ReadResponse(b, delta)
@@ -54,6 +76,7 @@ func FuzzView(f *testing.F) {
 		return b.Bytes()
 	}
 	f.Add(written(r.Views()[0]))
+	f.Add([]byte("\x10\x01*\x06\x12\x010\x1a\x010\x12\x00")) // two protocols
 	f.Fuzz(func(t *testing.T, b []byte) {
 		v, err := ReadView(b)
 		if err != nil {

@@ -34,8 +34,8 @@ type refusal struct {
 // kept is one resource on a shelf.
 type kept struct {
 	item  *Item
-	users int       // streams that have it
-	left  time.Time // when the last of them was closed
+	users int   // streams that have it
+	left  int64 // when the last of them was closed, in seconds
 }
 
 func (r *Relay) shelf(key shelfKey) *shelf {
@@ -55,7 +55,10 @@ func (s *shelf) changed(n int) {
 // keep remembers what an entry's Envoy has acknowledged.
 func (s *shelf) keep(e *entry) {
 	item := e.acked.origin()
-	k := s.items[e.name]
+	k := e.kept
+	if k == nil {
+		k = s.items[e.name]
+	}
 	if k == nil {
 		k = &kept{}
 		s.items[e.name] = k
@@ -68,8 +71,8 @@ func (s *shelf) keep(e *entry) {
 }
 
 func (s *shelf) use(e *entry, k *kept) {
-	if !e.kept {
-		e.kept = true
+	if e.kept == nil {
+		e.kept = k
 		k.users++
 	}
 }
@@ -106,11 +109,11 @@ func (r *Relay) Another() {
 
 // forget is for what Envoy wants no more, or the upstream has no more.
 func (s *shelf) forget(e *entry) {
-	k := s.items[e.name]
-	if !e.kept || k == nil {
+	k := e.kept
+	if k == nil {
 		return
 	}
-	e.kept = false
+	e.kept = nil
 	if k.users--; k.users == 0 {
 		delete(s.items, e.name)
 		s.changed(1)
@@ -119,13 +122,13 @@ func (s *shelf) forget(e *entry) {
 
 // leave is for a stream that is closed: Envoy may come back for it.
 func (s *shelf) leave(e *entry, now time.Time) {
-	k := s.items[e.name]
-	if !e.kept || k == nil {
+	k := e.kept
+	if k == nil {
 		return
 	}
-	e.kept = false
+	e.kept = nil
 	if k.users--; k.users == 0 {
-		k.left = now
+		k.left = now.Unix()
 	}
 }
 
@@ -137,7 +140,7 @@ func (r *Relay) Trim(now time.Time) {
 	}
 	for _, s := range r.memory {
 		for name, k := range s.items {
-			if k.users == 0 && now.Sub(k.left) >= keepLeft {
+			if k.users == 0 && now.Sub(time.Unix(k.left, 0)) >= keepLeft {
 				delete(s.items, name)
 				s.changed(1)
 			}

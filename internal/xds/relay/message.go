@@ -36,6 +36,8 @@ type Response struct {
 	Removed              []string
 	// Rest are all other fields, as they stand in the message.
 	Rest []byte
+
+	scanned [][]byte // resources that are not read yet
 }
 
 // Item is a resource as it stands in a response: an Any in the state of the world, else a
@@ -80,13 +82,15 @@ func fields(message []byte, do func(num protowire.Number, content, whole []byte)
 		if tag < 0 {
 			return unreadable(tag)
 		}
-		n := protowire.ConsumeFieldValue(num, typ, message[tag:])
+		var content []byte
+		n := 0
+		if typ == protowire.BytesType {
+			content, n = protowire.ConsumeBytes(message[tag:])
+		} else {
+			n = protowire.ConsumeFieldValue(num, typ, message[tag:])
+		}
 		if n < 0 {
 			return unreadable(n)
-		}
-		var content []byte
-		if typ == protowire.BytesType {
-			content, _ = protowire.ConsumeBytes(message[tag:])
 		}
 		do(num, content, message[:tag+n:tag+n])
 		message = message[tag+n:]
@@ -195,18 +199,28 @@ func (q *Request) Bytes(delta bool) []byte {
 // ReadResponse reads a DiscoveryResponse or DeltaDiscoveryResponse. It keeps nothing of
 // b: resources of one message come to their ends one by one.
 func ReadResponse(b []byte, delta bool) (Response, error) {
+	p, err := ScanResponse(b, delta)
+	p.Items = make([]*Item, len(p.scanned))
+	for i, raw := range p.scanned {
+		var failed error
+		if p.Items[i], failed = readItem(bytes.Clone(raw), delta); failed != nil {
+			err = failed
+		}
+	}
+	p.scanned = nil
+	return p, err
+}
+
+// ScanResponse reads one for FromUpstream, which keeps of b only copies of what differs
+// from what is there: b must stay until then.
+func ScanResponse(b []byte, delta bool) (Response, error) {
 	var p Response
-	var failed error
 	err := fields(b, func(num protowire.Number, content, whole []byte) {
 		switch {
 		case num == responseVersion:
 			p.Version = string(content)
 		case num == responseItems:
-			it, err := readItem(bytes.Clone(content), delta)
-			if err != nil {
-				failed = err
-			}
-			p.Items = append(p.Items, it)
+			p.scanned = append(p.scanned, content)
 		case num == responseType:
 			p.Type = string(content)
 		case num == responseNonce:
@@ -217,9 +231,6 @@ func ReadResponse(b []byte, delta bool) (Response, error) {
 			p.Rest = append(p.Rest, whole...)
 		}
 	})
-	if err == nil {
-		err = failed
-	}
 	return p, err
 }
 
@@ -256,19 +267,57 @@ func (p *Response) Bytes(delta bool) []byte { return p.Append(make([]byte, 0, p.
 
 // readItem reads a resource as far as the relay has to know it. It keeps raw.
 func readItem(raw []byte, delta bool) (*Item, error) {
-	it := &Item{Raw: raw}
-	if delta {
-		return it, it.wrapped(raw)
+	h, err := readHead(raw, delta)
+	return h.item(raw, &Item{}), err
+}
+
+// head is what the relay has to know of a resource, as it stands in it.
+type head struct {
+	name, version []byte
+	aliases       [][]byte
+	beat          bool
+}
+
+// readHead reads that of a resource of a response.
+func readHead(raw []byte, delta bool) (h head, err error) {
+	if !delta {
+		isWrapper, value, err := readAny(raw)
+		if err != nil || !isWrapper {
+			return head{name: nameOf(value)}, err
+		}
+		raw = value
 	}
-	isWrapper, value, err := readAny(raw)
-	if err != nil {
-		return it, err
+	h.beat = true
+	err = fields(raw, func(num protowire.Number, content, _ []byte) {
+		switch num {
+		case resourceName:
+			h.name = content
+		case resourceVersion:
+			h.version = content
+		case resourceAliases:
+			h.aliases = append(h.aliases, content)
+		case resourceBody:
+			h.beat = false
+		}
+	})
+	return h, err
+}
+
+// item makes an item of raw, which it keeps. It shares the texts of one that is like it.
+func (h *head) item(raw []byte, like *Item) *Item {
+	it := &Item{Raw: raw, Name: shared(h.name, like.Name), Version: shared(h.version, like.Version), beat: h.beat}
+	for _, a := range h.aliases {
+		it.aliases = append(it.aliases, string(a))
 	}
-	if isWrapper {
-		return it, it.wrapped(value)
+	return it
+}
+
+// shared gives a text as the string that is there, if that is the same.
+func shared(text []byte, there string) string {
+	if string(text) == there {
+		return there
 	}
-	it.Name = nameOf(value)
-	return it, nil
+	return string(text)
 }
 
 // newItem makes a resource of a message.
@@ -284,7 +333,7 @@ func newItem(delta bool, typeURL, name, version string, body []byte) *Item {
 
 // nameOf gives the name of a resource: all types that are discovered have it in their
 // first field, which stands first. What is not such a message is Envoy's to refuse.
-func nameOf(message []byte) string {
+func nameOf(message []byte) []byte {
 	for len(message) > 0 {
 		num, typ, tag := protowire.ConsumeTag(message)
 		if tag < 0 {
@@ -292,7 +341,7 @@ func nameOf(message []byte) string {
 		}
 		if num == firstField && typ == protowire.BytesType {
 			name, _ := protowire.ConsumeBytes(message[tag:])
-			return string(name)
+			return name
 		}
 		n := protowire.ConsumeFieldValue(num, typ, message[tag:])
 		if n < 0 {
@@ -300,24 +349,7 @@ func nameOf(message []byte) string {
 		}
 		message = message[tag+n:]
 	}
-	return ""
-}
-
-// wrapped reads a Resource.
-func (it *Item) wrapped(resource []byte) error {
-	it.beat = true
-	return fields(resource, func(num protowire.Number, content, _ []byte) {
-		switch num {
-		case resourceName:
-			it.Name = string(content)
-		case resourceVersion:
-			it.Version = string(content)
-		case resourceAliases:
-			it.aliases = append(it.aliases, string(content))
-		case resourceBody:
-			it.beat = false
-		}
-	})
+	return nil
 }
 
 // readAny gives the value of an Any; isWrapper: it is a Resource.

@@ -464,10 +464,14 @@ func (w *world) upstreamSpeaks() {
 		}
 		return
 	}
-	p, err := ReadResponse(w.fromUp[0].Bytes(w.delta), w.delta)
+	b := w.fromUp[0].Bytes(w.delta)
+	p, err := ScanResponse(b, w.delta)
 	w.fromUp = w.fromUp[1:]
 	if err == nil {
 		err = w.stream.FromUpstream(p)
+	}
+	for i := range b {
+		b[i] = 0xff // nothing of it may be kept
 	}
 	if err != nil {
 		w.t.Fatal(err)

@@ -76,13 +76,16 @@ func (s *Stream) feed(typeURL string) (*feed, error) {
 }
 
 // FromUpstream takes a response. A type that Envoy does not ask for is passed over, as
-// Envoy would. The error is a limit; the stream to the upstream has to end then.
+// Envoy would. The error is a limit, or that a resource cannot be read; the stream to the
+// upstream has to end then.
 func (s *Stream) FromUpstream(p Response) error {
 	if p.Type == "" {
 		p.Type = s.kind.Type
 	}
 	if f := s.feeds[p.Type]; f != nil {
-		f.receive(p)
+		if err := f.receive(p); err != nil {
+			return err
+		}
 	}
 	if s.size > maxBytes {
 		return limit("the upstream's resources are over %d MiB", maxBytes>>20)

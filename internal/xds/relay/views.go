@@ -145,7 +145,7 @@ func (c *counter) write(b []byte) {
 // served are left out.
 func ReadView(b []byte) (View, error) {
 	var v View
-	var failed error
+	var raw, refused [][]byte
 	err := fields(b, func(num protowire.Number, content, whole []byte) {
 		switch num {
 		case viewType:
@@ -157,24 +157,30 @@ func ReadView(b []byte) (View, error) {
 		case viewKnown:
 			v.known = number(whole) == 1
 		case viewResources:
-			it, err := v.item(content)
-			if failed = cmp.Or(failed, err); it != nil {
-				v.items = append(v.items, it)
-			}
+			raw = append(raw, content)
 		case viewRefused:
-			failed = cmp.Or(failed, v.readRefusal(content))
+			refused = append(refused, content)
 		}
 	})
-	if err = cmp.Or(err, failed); err != nil {
-		return View{}, err
+	if n := len(raw) + len(refused); err == nil && n > maxNames {
+		err = limit("%d resources of type %s were kept", n, chandler.Quote(v.Type))
 	}
-	if v.Len() > maxNames {
-		return View{}, limit("%d resources of type %s were kept", v.Len(), chandler.Quote(v.Type))
+	for i := 0; i < len(raw) && err == nil; i++ {
+		var it *Item
+		if it, err = v.item(raw[i]); it != nil {
+			v.items = append(v.items, it)
+		}
+	}
+	for i := 0; i < len(refused) && err == nil; i++ {
+		err = v.readRefusal(refused[i])
+	}
+	if err != nil {
+		return View{}, err
 	}
 	return v, nil
 }
 
-// item reads a resource; nil: it is none that can be served. The protocol stands before it.
+// item reads a resource; nil: it is none that can be served.
 func (v *View) item(raw []byte) (*Item, error) {
 	it, err := readItem(slices.Clone(raw), v.Delta)
 	if err != nil || it.Name == "" || it.beat {

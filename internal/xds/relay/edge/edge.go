@@ -60,6 +60,7 @@ type Config struct {
 // Edge serves one Envoy.
 type Edge struct {
 	config Config
+	codec  codec
 
 	telling sync.Mutex // held while the owner is told; never taken with mu held
 
@@ -86,7 +87,7 @@ func New(config Config) *Edge {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	e := &Edge{config: config, open: map[*passage]bool{}}
+	e := &Edge{config: config, codec: newCodec(), open: map[*passage]bool{}}
 	e.relay = relay.New(e.later(config.Hooks))
 	e.relay.Restore(config.Remembered)
 	return e
@@ -131,7 +132,7 @@ func (e *Edge) tell() {
 func (e *Edge) Serve(ctx context.Context, ln net.Listener) error {
 	var started sync.WaitGroup
 	server := grpc.NewServer(
-		grpc.WaitForHandlers(true), grpc.ForceServerCodecV2(codec{}), grpc.MaxRecvMsgSize(maxMessage),
+		grpc.WaitForHandlers(true), grpc.ForceServerCodecV2(e.codec), grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(window),
 		grpc.UnknownServiceHandler(func(_ any, rpc grpc.ServerStream) error { return e.handle(rpc, &started) }))
 	until, cancel := context.WithCancel(ctx)

@@ -97,11 +97,26 @@ func call(t *testing.T, conn *grpc.ClientConn, method string, headers ...string)
 	t.Helper()
 	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(context.Background(), headers...))
 	t.Cleanup(cancel)
-	rpc, err := conn.NewStream(ctx, &streaming, method, grpc.ForceCodecV2(codec{}))
+	rpc, err := conn.NewStream(ctx, &streaming, method, grpc.ForceCodecV2(newCodec()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return rpc
+}
+
+// receive gives the next response of the state of the world.
+func receive(t *testing.T, rpc grpc.ClientStream) relay.Response {
+	t.Helper()
+	var b []byte
+	err := rpc.RecvMsg(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := relay.ReadResponse(b, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 // first asks and gives the first response without its nonce.
@@ -135,7 +150,7 @@ func first(t *testing.T, conn *grpc.ClientConn, method string, delta bool, q *re
 func plane(t *testing.T, handler grpc.StreamHandler) *grpc.ClientConn {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "up")
-	server := grpc.NewServer(grpc.WaitForHandlers(true), grpc.ForceServerCodecV2(codec{}), grpc.UnknownServiceHandler(handler))
+	server := grpc.NewServer(grpc.WaitForHandlers(true), grpc.ForceServerCodecV2(newCodec()), grpc.UnknownServiceHandler(handler))
 	lis := listen(t, socket)
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(lis) }()
@@ -223,10 +238,7 @@ func TestSlowEnvoy(t *testing.T) {
 		t.Errorf("%d responses of 512 KiB were taken for an Envoy that does not read", before)
 	}
 	for version := ""; version != fmt.Sprint(pushes-1); {
-		var m response
-		if err := rpc.RecvMsg(&m); err != nil {
-			t.Fatal(err)
-		}
+		m := receive(t, rpc)
 		version = m.Version
 		q := relay.Request{Type: upstream.Clusters, Nonce: m.Nonce, Version: version}
 		if err := rpc.SendMsg(q.Bytes(false)); err != nil {
@@ -272,9 +284,9 @@ func TestUpstreamAway(t *testing.T) {
 	open <- true
 	get := func() (version string, size int) {
 		t.Helper()
-		var m response
-		if err := rpc.RecvMsg(&m); err != nil || len(m.Items) != 1 {
-			t.Fatalf("Envoy gets %d resources (%v)", len(m.Items), err)
+		m := receive(t, rpc)
+		if len(m.Items) != 1 {
+			t.Fatalf("Envoy gets %d resources", len(m.Items))
 		}
 		if err := rpc.SendMsg((&relay.Request{Type: upstream.Clusters, Nonce: m.Nonce, Version: m.Version}).Bytes(false)); err != nil {
 			t.Fatal(err)

@@ -38,7 +38,7 @@ type passage struct {
 // begins, a response on it, or its loss.
 type event struct {
 	link     *link
-	response *relay.Response
+	response *scanned
 	lost     bool
 }
 
@@ -147,10 +147,13 @@ func (p *passage) send(rpc grpc.ServerStream) (wait time.Time, err error) {
 
 // happened takes what the upstream did.
 func (p *passage) happened(ev event) {
+	if ev.response != nil {
+		defer ev.response.buffer.Free()
+	}
 	err := p.do(func(s *relay.Stream) error {
 		switch {
 		case ev.response != nil && ev.link == p.link:
-			return s.FromUpstream(*ev.response)
+			return s.FromUpstream(ev.response.Response)
 		case ev.lost:
 			p.link, p.pending = nil, nil
 			s.Disconnected()

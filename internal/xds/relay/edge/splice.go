@@ -15,7 +15,7 @@ import (
 func (e *Edge) splice(rpc grpc.ServerStream, method string, headers metadata.MD, started *sync.WaitGroup) error {
 	ctx, cancel := context.WithCancel(metadata.NewOutgoingContext(rpc.Context(), headers))
 	defer cancel()
-	up, err := e.config.Upstream.NewStream(ctx, &streaming, method, grpc.ForceCodecV2(codec{}), grpc.MaxCallRecvMsgSize(maxMessage))
+	up, err := e.config.Upstream.NewStream(ctx, &streaming, method, grpc.ForceCodecV2(e.codec), grpc.MaxCallRecvMsgSize(maxMessage))
 	if err != nil {
 		return err
 	}

@@ -56,7 +56,7 @@ var streaming = grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
 func (p *passage) converse(whole context.Context) error {
 	ctx, cancel := context.WithCancelCause(metadata.NewOutgoingContext(whole, p.headers))
 	defer cancel(nil)
-	rpc, err := p.edge.config.Upstream.NewStream(ctx, &streaming, p.method, grpc.ForceCodecV2(codec{}), grpc.MaxCallRecvMsgSize(maxMessage))
+	rpc, err := p.edge.config.Upstream.NewStream(ctx, &streaming, p.method, grpc.ForceCodecV2(p.edge.codec), grpc.MaxCallRecvMsgSize(maxMessage))
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func (l *link) send(ctx context.Context, rpc grpc.ClientStream) {
 // listen reads until the link ends, and tells why.
 func (p *passage) listen(ctx context.Context, rpc grpc.ClientStream, l *link) error {
 	for first := true; ; first = false {
-		m := response{delta: p.delta}
+		m := scanned{delta: p.delta}
 		if err := rpc.RecvMsg(&m); err != nil {
 			if cause := context.Cause(ctx); cause != nil {
 				return cause
@@ -113,7 +113,7 @@ func (p *passage) listen(ctx context.Context, rpc grpc.ClientStream, l *link) er
 		if first {
 			p.edge.config.Linked(p.method, nil)
 		}
-		if !p.tell(ctx, event{link: l, response: &m.Response}) {
+		if !p.tell(ctx, event{link: l, response: &m}) {
 			return context.Cause(ctx)
 		}
 	}
