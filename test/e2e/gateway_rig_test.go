@@ -139,7 +139,7 @@ func newEnvoyGateway(t *testing.T) *envoyGateway {
 	t.Cleanup(g.tell)
 	g.replace = strings.NewReplacer("/etc/envoy-gateway", g.dir, "/var/lib/envoy-gateway", at("lib"), "/run/envoy-gateway", at("run"),
 		"/var/lib/chandler-agent", g.data, "/usr/local/bin/envoy", envoyBinary(t), "127.0.0.1:9910", w.listen, "http://127.0.0.1:8000", g.modules.URL)
-	for _, name := range []string{"envoy-gateway.yaml", "agent.env", "resources/gateway.yaml", "resources/bookinfo.yaml"} {
+	for _, name := range []string{"config.yaml", "agent.env", "resources/gateway.yaml", "resources/bookinfo.yaml"} {
 		g.place(name, g.example(name))
 	}
 	for _, dir := range []string{filepath.Dir(g.envoy), at("home")} {
@@ -150,7 +150,7 @@ func newEnvoyGateway(t *testing.T) *envoyGateway {
 	if err := os.Symlink(filepath.Join(built, "chandler-agent"), g.envoy); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := g.command("certgen", "--local", "--config-home", filepath.Join(g.dir, "home")).CombinedOutput(); err != nil {
+	if out, err := g.command("certgen", "--local", "--config-home", at("lib/config")).CombinedOutput(); err != nil {
 		t.Fatalf("certgen: %v\n%s", err, out)
 	}
 	return g
@@ -203,7 +203,7 @@ func (g *envoyGateway) command(args ...string) *exec.Cmd {
 func (g *envoyGateway) start() {
 	g.t.Helper()
 	g.runs++
-	g.process = run(g.t, filepath.Join(g.dir, fmt.Sprintf("envoy-gateway-%d.log", g.runs)), g.command("server", "--config-path", filepath.Join(g.dir, "envoy-gateway.yaml")))
+	g.process = run(g.t, filepath.Join(g.dir, fmt.Sprintf("envoy-gateway-%d.log", g.runs)), g.command("server", "--config-path", filepath.Join(g.dir, "config.yaml")))
 }
 
 // stop ends Envoy Gateway, and with it its Envoy.
@@ -272,7 +272,7 @@ func (g *envoyGateway) arguments() []string {
 func (g *envoyGateway) policy() string {
 	text := g.example("wasm-policy.yaml")
 	for word, file := range map[string]string{"TLS_CRT": "tls.crt", "TLS_KEY": "tls.key"} {
-		b, err := os.ReadFile(filepath.Join(g.dir, "home", "certs", "envoy", file))
+		b, err := os.ReadFile(filepath.Join(filepath.Dir(g.dir), "lib", "config", "certs", "envoy", file))
 		if err != nil {
 			g.t.Fatal(err)
 		}
