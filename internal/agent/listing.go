@@ -64,13 +64,23 @@ func (s *State) hasOwnSlot(v *Version) bool {
 	return false
 }
 
-func (s *State) find(place attach.Slot) *slot {
-	for _, sl := range s.slots {
-		if sl.Slot == place {
-			return sl
+func (s *State) find(place attach.Slot) *slot { return s.at[place] }
+
+// enter adds a slot.
+func (s *State) enter(sl *slot) {
+	s.slots = append(s.slots, sl)
+	s.at[sl.Slot] = sl
+}
+
+// drop forgets slots.
+func (s *State) drop(gone func(*slot) bool) {
+	s.slots = slices.DeleteFunc(s.slots, func(sl *slot) bool {
+		if !gone(sl) {
+			return false
 		}
-	}
-	return nil
+		delete(s.at, sl.Slot)
+		return true
+	})
 }
 
 // settleListing changes the listeners when plugins need slots that do not stand
@@ -114,7 +124,7 @@ func (s *State) relist(want []attach.Slot, back bool) []Effect {
 	s.listing = &listing{before: s.listed, back: back}
 	for _, place := range want {
 		if s.find(place) == nil {
-			s.slots = append(s.slots, &slot{Slot: place, name: place.Name()})
+			s.enter(&slot{Slot: place, name: place.Name()})
 		}
 	}
 	if s.open {
@@ -205,7 +215,7 @@ func (s *State) listenersTaken() {
 	for _, sl := range s.slots {
 		sl.present = sl.Shared() || slices.Contains(s.listed, sl.Slot)
 	}
-	s.slots = slices.DeleteFunc(s.slots, func(sl *slot) bool { return !sl.present && !sl.subscribed })
+	s.drop(func(sl *slot) bool { return !sl.present && !sl.subscribed })
 }
 
 // listenersRefused takes a change back. The plugins whose slots were new in it
@@ -241,7 +251,7 @@ func (s *State) unsubscribed(name string) {
 	}
 	*sl = slot{Slot: sl.Slot, name: sl.name, present: sl.present}
 	if !sl.Shared() && !slices.Contains(s.listed, sl.Slot) || s.set.Upstream && sl.Shared() && !slices.Contains(s.set.Slots, sl.Slot) {
-		s.slots = slices.DeleteFunc(s.slots, func(o *slot) bool { return o == sl })
+		s.drop(func(o *slot) bool { return o == sl })
 	}
 }
 

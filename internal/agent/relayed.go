@@ -32,9 +32,10 @@ type relayedListeners struct {
 	slots     map[attach.Slot]bool
 	sites     map[attach.Site]bool // those, and no others, are admitted
 	listeners map[string]*relayedListener
-	envoys    int      // counts them
-	again     []string // whose transform says something else by now
-	moved     bool     // the places are others than were told
+	envoys    int               // counts them
+	again     []string          // whose transform says something else by now
+	moved     bool              // the places are others than were told
+	list      []attach.Listener // what layout gave; nil: it is to be made anew
 	// Of a change of own that the agent waits for: what Envoy has not answered for, and
 	// why it refuses it.
 	changing bool
@@ -86,7 +87,7 @@ func (l *relayedListeners) transform(r relay.Resource) (body []byte, ready bool)
 	}
 	body, form := l.make(e)
 	if e.made == nil || !reflect.DeepEqual(*e.made, *form) {
-		l.moved = true
+		l.moved, l.list = true, nil
 		l.wake()
 	}
 	e.made, e.held = form, !l.admitted(&form.layout)
@@ -173,7 +174,7 @@ func (l *relayedListeners) tell(ev relay.Event) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.moved = true
+	l.moved, l.list = true, nil
 	for _, name := range ev.Acked {
 		if e := l.listeners[name]; e != nil && !e.held { // else it took once more what it has
 			e.taken = e.made
@@ -287,17 +288,20 @@ func (e *relayedListener) form() *relayedForm {
 	return e.made
 }
 
-// layout gives the listeners that Envoy has or will get, in the order of their names.
+// layout gives the listeners that Envoy has or will get, in the order of their names. It
+// must not be changed.
 func (l *relayedListeners) layout() []attach.Listener {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var list []attach.Listener
-	for _, name := range slices.Sorted(maps.Keys(l.listeners)) {
-		if form := l.listeners[name].form(); form != nil {
-			list = append(list, form.layout)
+	if l.list == nil {
+		l.list = []attach.Listener{}
+		for _, name := range slices.Sorted(maps.Keys(l.listeners)) {
+			if form := l.listeners[name].form(); form != nil {
+				l.list = append(l.list, form.layout)
+			}
 		}
 	}
-	return list
+	return l.list
 }
 
 // another says that Envoy is another process: it has none of them, and may be sent others.
@@ -305,7 +309,7 @@ func (l *relayedListeners) another() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.envoys++
-	l.changing, l.refused, l.awaited, l.again = false, "", nil, nil
+	l.changing, l.refused, l.awaited, l.again, l.list = false, "", nil, nil, nil
 	for _, e := range l.listeners {
 		e.taken = nil
 		e.plain = nil

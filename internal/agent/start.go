@@ -185,6 +185,9 @@ func (a *Agent) takeEnvoy(ctx context.Context, g *errgroup.Group) error {
 // newState begins with an Envoy that runs, with these slots of one plugin in its
 // listeners, or with none.
 func (a *Agent) newState(ctx context.Context, listed []attach.Slot, running bool) {
+	if a.relayed != nil {
+		a.relayed.relist(listed, false) // the first that pass have them, too
+	}
 	a.state = NewState(Settings{
 		Slots: a.derived.Slots, Sites: a.derived.Sites, Listed: listed, Running: running,
 		Shut: !running && len(a.derived.Slots) == 0 && !a.derived.UpstreamListeners, Upstream: a.derived.UpstreamListeners,

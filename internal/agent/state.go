@@ -76,6 +76,7 @@ type State struct {
 	set     Settings
 	plugins map[chandler.Key]*plugin
 	slots   []*slot
+	at      map[attach.Slot]*slot // the same
 	loads   map[Source]*load
 
 	// seeded: there is a set to serve, from disk or from the control plane.
@@ -377,10 +378,10 @@ func NewState(set Settings) *State {
 
 // freshSlots are those in the listeners, of which nothing is known.
 func (s *State) freshSlots() {
-	s.slots = nil
+	s.slots, s.at = nil, map[attach.Slot]*slot{}
 	for _, list := range [][]attach.Slot{s.set.Slots, s.listed} {
 		for _, sl := range list {
-			s.slots = append(s.slots, &slot{Slot: sl, name: sl.Name(), present: true})
+			s.enter(&slot{Slot: sl, name: sl.Name(), present: true})
 		}
 	}
 }

@@ -173,7 +173,10 @@ func (u *controlPlane) newEdge(hooks relay.Hooks, ended func(), another bool) *e
 	}
 	u.edge = edge.New(edge.Config{
 		Hooks: hooks, Upstream: u.conn, Remembered: u.remembered, Took: u.store.Changed, Linked: u.link.word, Log: u.log,
-		Ended: func(string) { ended() },
+		Ended: func(method string) {
+			u.link.ended(method)
+			ended()
+		},
 	})
 	u.remembered = nil
 	if another {
@@ -284,6 +287,17 @@ func (l *upstreamLink) word(method string, err error) {
 	case now.Sub(l.toldLost) > linkWords:
 		l.told, l.toldLost = true, now
 		l.log.Warn("there is no stream to Envoy's control plane; Envoy goes on with what that one sent last", "method", method, "error", l.streams[method])
+	}
+}
+
+// ended is the edge's: Envoy wants the stream no more.
+func (l *upstreamLink) ended(method string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before := l.up()
+	delete(l.streams, method)
+	if l.up() != before {
+		l.since = time.Now()
 	}
 }
 

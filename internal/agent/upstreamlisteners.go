@@ -1,8 +1,6 @@
 package agent
 
 import (
-	"slices"
-
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
 )
@@ -38,12 +36,14 @@ func (s *State) lay(ev Laid) {
 	s.laid, s.admits = true, true
 	for _, place := range ev.Slots {
 		if s.find(place) == nil {
-			s.slots = append(s.slots, &slot{Slot: place, name: place.Name(), present: true})
+			s.enter(&slot{Slot: place, name: place.Name(), present: true})
 		}
 	}
-	s.slots = slices.DeleteFunc(s.slots, func(sl *slot) bool {
-		return sl.Shared() && !sl.subscribed && !slices.Contains(ev.Slots, sl.Slot)
-	})
+	there := map[attach.Slot]bool{}
+	for _, place := range ev.Slots {
+		there[place] = true
+	}
+	s.drop(func(sl *slot) bool { return sl.Shared() && !sl.subscribed && !there[sl.Slot] })
 }
 
 // unlaid gives a shared slot that Envoy asks for before its listener is known here, as
@@ -54,7 +54,7 @@ func (s *State) unlaid(name string) *slot {
 		return nil
 	}
 	sl := &slot{Slot: place, name: name, present: true}
-	s.slots = append(s.slots, sl)
+	s.enter(sl)
 	return sl
 }
 

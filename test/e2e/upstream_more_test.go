@@ -106,7 +106,8 @@ func TestUpstreamNetwork(t *testing.T) {
 			port, second, echo := freePort(t), freePort(t), echoServer(t)
 			b := u.agent(node{name: "a"})
 			url := w.push("prefix", module.Prefix())
-			w.submit(networkPlugin("prefix", url, "1", "match: [{ports: [{number: "+fmt.Sprint(port)+"}, {number: "+fmt.Sprint(second)+"}]}]"))
+			match := fmt.Sprintf("match: [{ports: [{number: %d}, {number: %d}]}]", port, second)
+			w.submit(networkPlugin("prefix", url, "1", match))
 			w.tells("prefix", "NoListener")
 			u.set(u.tcp(t, "tcp", port, echo))
 			opensTCP(t, port, prefix("1")+"hello")
@@ -116,14 +117,20 @@ func TestUpstreamNetwork(t *testing.T) {
 			}
 			defer open.Close()
 			say(open, "hello")
-			envoy := b.envoy(t)
+			envoy, modified := b.envoy(t), b.modified(t)
 			b.kill(t)
 			b.restart()
 			b.awaitReady()
 			if b.envoy(t) != envoy {
 				t.Error("Envoy was not taken over")
 			}
-			w.apply(networkPlugin("prefix", url, "2"))
+			if got := said(t, port, ""); got != prefix("1")+"hello" {
+				t.Errorf("behind another agent a connection says %q", got)
+			}
+			w.apply(networkPlugin("prefix", url, "2", match))
+			if n := b.modified(t); n != modified {
+				t.Errorf("for another agent %d listeners were changed", n-modified)
+			}
 			if got := said(t, port, ""); got != prefix("2")+"hello" {
 				t.Errorf("after an update a connection says %q", got)
 			}

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	admin "github.com/envoyproxy/go-control-plane/envoy/admin/v3"
-	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -90,23 +90,39 @@ func (u *ownPlane) agent(n node) *beneath {
 	return b
 }
 
-// dump is what Envoy says it runs with.
-func (b *beneath) dump(t *testing.T) *admin.ConfigDump {
+// modified is how often Envoy has changed a listener.
+func (b *beneath) modified(t *testing.T) (n int) {
+	t.Helper()
+	text := string(b.ask(t, "/stats?filter=listener_manager.listener_modified"))
+	if _, err := fmt.Sscanf(text, "listener_manager.listener_modified: %d", &n); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	return n
+}
+
+// ask asks Envoy's admin interface.
+func (b *beneath) ask(t *testing.T, path string) []byte {
 	t.Helper()
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", b.admin)
 	}}
-	res, err := (&http.Client{Transport: transport}).Get("http://envoy/config_dump?include_eds")
+	res, err := (&http.Client{Transport: transport}).Get("http://envoy" + path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
-	a, err := io.ReadAll(res.Body)
+	text, err := io.ReadAll(res.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return text
+}
+
+// dump is what Envoy says it runs with.
+func (b *beneath) dump(t *testing.T) *admin.ConfigDump {
+	t.Helper()
 	var dump admin.ConfigDump
-	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(a, &dump); err != nil {
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b.ask(t, "/config_dump?include_eds"), &dump); err != nil {
 		t.Fatal(err)
 	}
 	return &dump
@@ -160,7 +176,7 @@ func (b *beneath) arrives(t *testing.T) {
 				l, ok := m.(*listenerv3.Listener)
 				return ok && l.Name == want.Name
 			})
-			if i < 0 || proto.Equal(has[i], want) || !strings.Contains(fmt.Sprint(has[i]), "chandler/authn/client/") {
+			if i < 0 || proto.Equal(has[i], want) || !strings.Contains(fmt.Sprint(has[i]), "chandler/") {
 				t.Errorf("Envoy has not the listener %s with slots: %v", want.Name, has)
 			}
 			continue
@@ -172,7 +188,7 @@ func (b *beneath) arrives(t *testing.T) {
 				t.Errorf("Envoy has no endpoints of %s", want.ClusterName)
 			}
 			continue
-		case *cluster.Cluster, *route.RouteConfiguration:
+		case *clusterv3.Cluster, *route.RouteConfiguration:
 		default:
 			t.Fatalf("a %T is served", want)
 		}
