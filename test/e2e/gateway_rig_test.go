@@ -206,6 +206,16 @@ func (g *envoyGateway) start() {
 	g.process = run(g.t, filepath.Join(g.dir, fmt.Sprintf("envoy-gateway-%d.log", g.runs)), g.command("server", "--config-path", filepath.Join(g.dir, "config.yaml")))
 }
 
+// watches waits until Envoy Gateway notices changes of its files: some seconds after it has
+// read them, and what changes between is lost on it.
+func (g *envoyGateway) watches() {
+	g.t.Helper()
+	eventually(g.t, 60*time.Second, "Envoy Gateway watches its files", func() (bool, string) {
+		log, err := os.ReadFile(g.log)
+		return err == nil && bytes.Contains(log, []byte("Watching path added")), fmt.Sprint(err)
+	})
+}
+
 // stop ends Envoy Gateway, and with it its Envoy.
 func (g *envoyGateway) stop() {
 	g.t.Helper()

@@ -117,6 +117,7 @@ func (g *envoyGateway) withoutIt(args []string, guard string) {
 		up := g.status().Upstreams
 		return len(up) == 1 && up[0].Connected, fmt.Sprintf("%+v", up)
 	})
+	g.watches()
 	g.route("back")
 	g.routed("back", "ok:changed")
 	harmless(t, l)
