@@ -24,7 +24,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream generate cross bench bench-fleet bench-go simulate clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-gateway generate cross bench bench-fleet bench-go simulate clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -134,6 +134,10 @@ e2e-kube: tools tools-kube bin/basicauth.wasm ## the tests with a real Kubernete
 	go vet -tags kube $(KUBE_TESTS) ./test/e2e
 	go test -tags kube -count 1 -timeout 15m -p 2 $(KUBE_TESTS)
 	go test -tags kube -count 1 -timeout 15m -run '^TestKube|^TestFault_F(6|45|53)_' ./test/e2e
+
+e2e-gateway: tools tools-gateway bin/basicauth.wasm ## Envoy Gateway with the agent for its Envoy, as in examples/envoy-gateway
+	go vet -tags gateway ./test/e2e
+	go test -tags gateway -count 1 -timeout 10m -v -run '^TestGateway$$' ./test/e2e
 
 e2e-upstream: tools bin/basicauth.wasm ## under a control plane of Envoy's own, with a thousand listeners that change (minutes)
 	go test -count 1 -timeout 10m ./internal/xds/relay/... ./internal/xds/upstream ./internal/xds/viewstore ./internal/remotewasm

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"chandler.dev/chandler/bench/table"
@@ -39,21 +40,22 @@ func (t told) table() table.Run {
 			run.Figures = append(run.Figures, f)
 		}
 		ratio := func(of func(*Result) float64) string { return compared(r, base, of) }
+		plain := func(unit string, of func(*Result) float64) string { return t.besidePlain(r, unit, of) }
 		add("all connected", "s", r.Connected, want.connected, ratio(func(r *Result) float64 { return r.Connected }))
 		add("all connected, CPU", "s", r.Connecting, 0, "")
 		add("memory", "MB", r.Full, want.memory, fmt.Sprintf("%.1f KB an agent; %.0f MB at most while they connected", 1000*r.each(), r.Most))
-		add("memory after all changes", "MB", r.After, want.memory, "")
-		add("idle", "% of a core", 100*r.Idle, want.idle, "")
+		add("memory after all changes", "MB", r.After, want.memory, plain("MB", func(r *Result) float64 { return r.After }))
+		add("idle", "% of a core", 100*r.Idle, want.idle, plain("%", func(r *Result) float64 { return 100 * r.Idle }))
 		// The targets are from a peer whose proxies acknowledge and report nothing.
 		add("a change, median told", "ms", r.Told.P50, 0, ratio(func(r *Result) float64 { return r.Told.P50 }))
 		add("a change, 99 of 100 told", "ms", r.Told.P99, want.p99, ratio(func(r *Result) float64 { return r.Told.P99 }))
-		add("a change, last told", "ms", r.Told.Last, want.last, ratio(func(r *Result) float64 { return r.Told.Last }))
-		add("a change, CPU", "s", r.Told.CPU, want.cpu, fmt.Sprintf("the agents' side took %.2f s of the same cores", r.Told.Swarm))
+		add("a change, last told", "ms", r.Told.Last, want.last, both(ratio(func(r *Result) float64 { return r.Told.Last }), r.floor(t.Machine.Cores)))
+		add("a change, CPU", "s", r.Told.CPU, want.cpu, both(fmt.Sprintf("the agents' side took %.2f s of the same cores", r.Told.Swarm), plain("s", func(r *Result) float64 { return r.Told.CPU })))
 		add("a change with all reports, 99 of 100 told", "ms", r.All.P99, 0, ratio(func(r *Result) float64 { return r.All.P99 }))
 		add("a change with all reports and status, CPU", "s", r.All.CPU, 0, fmt.Sprintf("the agents' side took %.2f s of the same cores", r.All.Swarm))
 		add("a change for 1 %, last told", "ms", r.Few.Last, 0, fmt.Sprintf("%d agents, %.0f messages", r.Few.Told, r.Few.Messages))
 		add("a change for 1 %, CPU", "s", r.Few.CPU, 0, "")
-		add("all back after a restart", "s", r.Back.Seconds, want.connected, fmt.Sprintf("%.0f bytes of resources", r.Back.ResourceBytes))
+		add("all back after a restart", "s", r.Back.Seconds, want.connected, both(fmt.Sprintf("%.0f bytes of resources", r.Back.ResourceBytes), r.handshakes()))
 		if s := r.Storm; s != nil {
 			add("100 changes a second, last told", "s", s.Behind, 0, fmt.Sprintf("%d changes in %.0f s, %.0f messages an agent, %.2f cores", s.Applied, s.Seconds, s.Messages, s.CPU))
 			add("100 changes a second, memory", "MB", s.Most, want.memory, "at most")
@@ -73,6 +75,33 @@ func (t told) base(r Result) *Result {
 		}
 	}
 	return nil
+}
+
+// both joins two notes.
+func both(a, b string) string { return strings.Trim(a+"; "+b, "; ") }
+
+// besidePlain says of a run with TLS what the same was without.
+func (t told) besidePlain(r Result, unit string, of func(*Result) float64) string {
+	for i := range t.Runs {
+		if p := &t.Runs[i]; r.TLS && !p.TLS && p.Agents == r.Agents {
+			return fmt.Sprintf("%.3g %s without TLS", of(p), unit)
+		}
+	}
+	return ""
+}
+
+// floor is how soon a change can be told at best where both sides share the cores.
+func (r *Result) floor(cores int) string {
+	spent := r.Told.CPU + r.Told.Swarm
+	return fmt.Sprintf("both sides compute for %.0f ms, on %d cores for %.0f at least", 1000*spent, cores, 1000*spent/float64(cores))
+}
+
+// handshakes says what they take of the control plane.
+func (r *Result) handshakes() string {
+	if !r.TLS {
+		return ""
+	}
+	return fmt.Sprintf("a connection's handshake and first words take the control plane %.2f ms of a core", 1000*r.Connecting/float64(r.Agents))
 }
 
 // compared says a figure as a ratio to that of a thousand agents.

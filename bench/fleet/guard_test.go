@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -15,11 +14,11 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
-	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/record"
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/testenv/fed"
 	"chandler.dev/chandler/internal/testenv/module"
 )
 
@@ -34,35 +33,9 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// oneModule is a registry that has nothing else.
-type oneModule []byte
-
-func (m oneModule) Resolve(context.Context, fetch.Request) (fetch.Resolved, error) {
-	return fetch.Resolved{Digest: chandler.Digest[chandler.ArtifactDigest](m)}, nil
-}
-
-func (m oneModule) Pull(_ context.Context, _ fetch.Request, sink fetch.Sink) (fetch.Artifact, error) {
-	d, size, err := sink.Ingest(bytes.NewReader(m), "")
-	return fetch.Artifact{Digest: chandler.Digest[chandler.ArtifactDigest](m), Module: d, Size: size}, err
-}
-
-// edits is a source that the test feeds.
-type edits chan source.Snapshot
-
-func (e edits) Run(ctx context.Context, deliver func(source.Snapshot)) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case s := <-e:
-			deliver(s)
-		}
-	}
-}
-
 // here is a control plane in this process.
 type here struct {
-	source  edits
+	source  fed.Source
 	target  string
 	metrics *prometheus.Registry
 }
@@ -77,10 +50,10 @@ func startHere(t *testing.T) *here {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &here{source: edits(make(chan source.Snapshot)), target: l.Addr().String(), metrics: prometheus.NewRegistry()}
+	h := &here{source: make(fed.Source), target: l.Addr().String(), metrics: prometheus.NewRegistry()}
 	c, err := control.New(control.Config{
 		Source: h.source, Records: record.NewMemory(), Store: s, Listener: l, Registerer: h.metrics,
-		Resolver: resolve.New(resolve.Config{Fetcher: oneModule(module.Append()), Store: s}),
+		Resolver: resolve.New(resolve.Config{Fetcher: fed.Module(module.Append()), Store: s}),
 	})
 	if err != nil {
 		t.Fatal(err)

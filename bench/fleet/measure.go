@@ -24,7 +24,7 @@ const (
 	connectBound = 3 * time.Minute
 	changeBound  = time.Minute
 	settle       = 2 * time.Second  // after all were told, for their reports and what follows
-	idleFor      = 20 * time.Second // in which each agent asks once whether the control plane is there
+	idleFor      = 25 * time.Second // in which each agent asks once whether the control plane is there
 )
 
 // stormEvery is between two changes of the storm.

@@ -17,6 +17,7 @@ import (
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/testenv/fed"
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/testenv/registry"
 	"chandler.dev/chandler/internal/testenv/swarm"
@@ -70,24 +71,11 @@ type fleet struct {
 	*heard
 	*swarm.Swarm
 	registry *registry.Registry
-	source   edits
+	source   fed.Source
 	agents   int
 	t        *testing.T
 	change   [pluginN]int
 	url      string
-}
-
-type edits chan source.Snapshot
-
-func (e edits) Run(ctx context.Context, deliver func(source.Snapshot)) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case s := <-e:
-			deliver(s)
-		}
-	}
 }
 
 // startFleet gives one whose agents have a plugin, and have made one report each.
@@ -106,7 +94,7 @@ func startFleet(t *testing.T, agents int, fetches bool) *fleet {
 		t.Fatal(err)
 	}
 	client := fetch.New(fetch.Config{Dir: t.TempDir()})
-	f := &fleet{heard: &heard{counts: map[string]count{}}, registry: reg, source: make(edits), agents: agents, t: t}
+	f := &fleet{heard: &heard{counts: map[string]count{}}, registry: reg, source: make(fed.Source), agents: agents, t: t}
 	c, err := control.New(control.Config{
 		Source: f.source, Records: record.NewMemory(), Store: modules, Listener: l,
 		Resolver: resolve.New(resolve.Config{Fetcher: client, Store: modules}),

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -52,6 +53,9 @@ const (
 	resumeStep     = 20 * time.Millisecond
 )
 
+// tidyAfter the last download Envoy has what it brought.
+const tidyAfter = 3 * time.Second
+
 // loader brings modules to local disk: from the store, from the control plane
 // by digest, from where they come from or a mirror of that when so configured, or
 // from a file of this machine.
@@ -68,6 +72,7 @@ type loader struct {
 	metrics *metrics
 
 	slots   *semaphore.Weighted
+	tidy    *time.Timer // gives back what a download took of memory
 	wg      sync.WaitGroup
 	mu      sync.Mutex
 	running map[Source]context.CancelFunc
@@ -77,6 +82,8 @@ func newLoader(modules *store.Store, cfg Config, m *metrics) *loader {
 	l := &loader{
 		store: modules, node: wire.NodeToProto(cfg.Node), log: cfg.Log, metrics: m,
 		slots: semaphore.NewWeighted(maxLoads), running: map[Source]context.CancelFunc{},
+		// By itself the runtime keeps it for minutes, and an agent has nothing to do for days.
+		tidy: time.AfterFunc(tidyAfter, debug.FreeOSMemory),
 	}
 	if cfg.FetchFrom == FromOrigin || cfg.FetchFrom == FromMirror {
 		fc := fetch.Config{Dir: cfg.Data, Hosts: cfg.Hosts, Log: cfg.Log}
@@ -93,6 +100,7 @@ func newLoader(modules *store.Store, cfg Config, m *metrics) *loader {
 
 // close ends idle connections; every load must have ended.
 func (l *loader) close() {
+	l.tidy.Stop()
 	if l.origin != nil {
 		l.origin.Close()
 	}
@@ -163,6 +171,7 @@ func (l *loader) load(ctx context.Context, src Source, origins []string) (*store
 		return nil, err
 	}
 	defer l.slots.Release(1)
+	defer l.tidy.Reset(tidyAfter)
 	if err := l.bring(ctx, src.Digest, origins); err != nil {
 		return nil, err
 	}

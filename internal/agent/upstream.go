@@ -267,14 +267,14 @@ func newUpstreamLink(log *slog.Logger) *upstreamLink {
 func (l *upstreamLink) word(method string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	before, now := l.up(), time.Now()
+	first, before, now := len(l.streams) == 0, l.up(), time.Now()
 	l.streams[method] = ""
 	if err != nil {
 		l.streams[method] = chandler.Printable(err.Error(), reasonLimit)
 		l.lost++
 	}
 	up := l.up()
-	if up == before {
+	if up == before && !first {
 		return
 	}
 	l.since = now
@@ -286,7 +286,7 @@ func (l *upstreamLink) word(method string, err error) {
 		l.told = false
 	case now.Sub(l.toldLost) > linkWords:
 		l.told, l.toldLost = true, now
-		l.log.Warn("a stream to Envoy's control plane is lost; Envoy keeps what it has", "method", method, "error", l.streams[method])
+		l.log.Warn("there is no stream to Envoy's control plane; Envoy goes on with what that one sent last", "method", method, "error", l.streams[method])
 	}
 }
 

@@ -126,7 +126,7 @@ func (s *State) unlistened() string {
 	switch {
 	case !s.set.Upstream:
 	case !s.laid:
-		return "no listener has come from the control plane in Envoy's configuration, nor from what was kept of it"
+		return "Envoy has asked for no listener yet, or the control plane in its configuration has sent none and none was kept of it"
 	case s.admits && !s.seeded:
 		return "neither the disk nor a control plane has told yet which plugins belong here"
 	}

@@ -148,6 +148,6 @@ func TestChangedTellsOfBrokenFiles(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.deliver()
-	go func() { r.source.c <- source.Snapshot{Broken: []source.Broken{{Path: "x.yaml"}}} }()
+	go func() { r.source <- source.Snapshot{Broken: []source.Broken{{Path: "x.yaml"}}} }()
 	r.follows(t, 10*time.Second, "the file is named", func() bool { return len(r.Broken()) == 1 })
 }

@@ -24,6 +24,7 @@ import (
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/testenv/fed"
 	"chandler.dev/chandler/internal/wire"
 	"chandler.dev/chandler/internal/xds/deltaclient"
 )
@@ -128,20 +129,6 @@ func (r *registry) count() int {
 	return r.calls
 }
 
-// edits is a Source that the test feeds.
-type edits struct{ c chan source.Snapshot }
-
-func (e edits) Run(ctx context.Context, deliver func(source.Snapshot)) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case s := <-e.c:
-			deliver(s)
-		}
-	}
-}
-
 type trust struct{}
 
 func (trust) Authenticate(_ context.Context, n chandler.Node) (chandler.Node, error) {
@@ -165,7 +152,7 @@ type rig struct {
 
 	*control.Control
 	metrics *prometheus.Registry
-	source  edits
+	source  fed.Source
 	dial    func(context.Context) (net.Conn, error)
 	stop    func()
 }
@@ -187,7 +174,7 @@ func (r *rig) start() {
 		r.t.Fatal(err)
 	}
 	l := bufconn.Listen(1 << 20)
-	r.dial, r.source, r.metrics = l.DialContext, edits{make(chan source.Snapshot)}, prometheus.NewRegistry()
+	r.dial, r.source, r.metrics = l.DialContext, make(fed.Source), prometheus.NewRegistry()
 	fetcher := r.fetcher
 	if fetcher == nil {
 		fetcher = r.registry
@@ -231,7 +218,7 @@ func (r *rig) deliver() {
 		s.Objects = append(s.Objects, r.objects[name])
 	}
 	select {
-	case r.source.c <- s:
+	case r.source <- s:
 	case <-time.After(10 * time.Second):
 		r.t.Fatal("the snapshot is not taken")
 	}

@@ -24,8 +24,8 @@ import (
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/record"
 	"chandler.dev/chandler/internal/resolve"
-	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/testenv/fed"
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/wire"
 )
@@ -322,7 +322,7 @@ func TestLoopbackBelievesThisMachineOnly(t *testing.T) {
 			}
 		}
 		c, err := control.New(control.Config{
-			Source: edits{make(chan source.Snapshot)}, Records: record.NewMemory(), Store: s, Listener: l,
+			Source: make(fed.Source), Records: record.NewMemory(), Store: s, Listener: l,
 			Resolver: resolve.New(resolve.Config{Fetcher: r.registry, Store: s}),
 		})
 		if err != nil {

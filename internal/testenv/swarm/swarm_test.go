@@ -1,7 +1,6 @@
 package swarm_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -11,43 +10,17 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
-	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/record"
 	"chandler.dev/chandler/internal/resolve"
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/testenv/fed"
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/testenv/swarm"
 	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// registry has one module.
-type registry []byte
-
-func (r registry) Resolve(context.Context, fetch.Request) (fetch.Resolved, error) {
-	return fetch.Resolved{Digest: chandler.Digest[chandler.ArtifactDigest](r)}, nil
-}
-
-func (r registry) Pull(_ context.Context, _ fetch.Request, sink fetch.Sink) (fetch.Artifact, error) {
-	d, size, err := sink.Ingest(bytes.NewReader(r), "")
-	return fetch.Artifact{Digest: chandler.Digest[chandler.ArtifactDigest](r), Module: d, Size: size}, err
-}
-
-// edits is a Source that the test feeds.
-type edits chan source.Snapshot
-
-func (e edits) Run(ctx context.Context, deliver func(source.Snapshot)) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case s := <-e:
-			deliver(s)
-		}
-	}
-}
 
 type trust struct{}
 
@@ -57,7 +30,7 @@ func (trust) Authenticate(_ context.Context, n chandler.Node) (chandler.Node, er
 type plane struct {
 	*control.Control
 	t          testing.TB
-	source     edits
+	source     fed.Source
 	target     string
 	generation int64
 	plan       *chandler.RolloutPlan // of what is applied; nil: to all at once
@@ -80,10 +53,10 @@ func newPlaneOn(t testing.TB, l net.Listener) *plane {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &plane{t: t, source: edits(make(chan source.Snapshot)), target: l.Addr().String()}
+	p := &plane{t: t, source: make(fed.Source), target: l.Addr().String()}
 	p.Control, err = control.New(control.Config{
 		Source: p.source, Records: record.NewMemory(), Store: s, Listener: l, Authenticator: trust{},
-		Resolver: resolve.New(resolve.Config{Fetcher: registry(module.Append()), Store: s}),
+		Resolver: resolve.New(resolve.Config{Fetcher: fed.Module(module.Append()), Store: s}),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -35,8 +35,8 @@ const (
 	minBackoff       = 20 * time.Millisecond
 	firstSpread      = time.Second // over which agents come back that lost a control plane
 	connectTimeout   = 3 * time.Second
-	keepaliveTime    = 20 * time.Second
-	keepaliveTimeout = 10 * time.Second
+	keepaliveTime    = 25 * time.Second
+	keepaliveTimeout = 5 * time.Second
 	maxMessage       = 32 << 20 // bytes of one answer
 	maxDetail        = 4 << 10  // bytes of a refusal's reason
 	window           = 1 << 20  // bytes that may be under way; modules come over the same connection

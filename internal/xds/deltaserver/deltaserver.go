@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -90,6 +91,9 @@ type Server struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	cfg    Config
 	pusher pusher
+	begun  time.Time
+	due    atomic.Bool  // all streams will be asked when a tick begins
+	count  atomic.Int64 // of the streams
 
 	mu      sync.Mutex
 	streams map[*stream]struct{}
@@ -122,7 +126,7 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, streams: map[*stream]struct{}{}, nodes: map[string]*presence{}}
+	s := &Server{cfg: cfg, begun: time.Now(), streams: map[*stream]struct{}{}, nodes: map[string]*presence{}}
 	s.pusher.list = s.list
 	return s
 }
@@ -204,6 +208,7 @@ func (s *Server) enter(st *stream) error {
 	p.streams++
 	p.node, st.entered = st.node, true
 	s.streams[st] = struct{}{}
+	s.count.Add(1)
 	s.cfg.Connected(st.node, true)
 	return nil
 }
@@ -213,6 +218,7 @@ func (s *Server) leave(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.streams, st)
+	s.count.Add(-1)
 	p := s.nodes[id]
 	if p.streams--; p.streams == 0 {
 		delete(s.nodes, id)

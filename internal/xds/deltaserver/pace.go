@@ -2,73 +2,90 @@ package deltaserver
 
 import "time"
 
-// A resource that changes all the time is sent to one agent at most once every
-// paceEvery, with what it is by then; all else, and the same resource to whoever
-// edits it now and then, is never held back. The allowance is for somebody who
-// edits one plugin again and again and waits for each edit to be in force, which
-// takes Envoy some 20 to 50 ms: for many seconds that is no flapping. What does
-// flap, at a hundred changes a second, has used the allowance up after the first.
+// A resource that changes all the time is sent to one agent at most once a tick, with
+// what it is by then; all else, and the same resource to whoever edits it now and then,
+// is never held back. The allowance is for somebody who edits one plugin again and again
+// and waits for each edit to be in force, which takes Envoy some 20 to 50 ms: for many
+// seconds that is no flapping. What does flap, at a hundred changes a second, has used
+// the allowance up after the first.
+//
+// A tick is longer where there are many agents: all of them told, and their reports
+// taken in, take a control plane some 0.15 ms an agent, and it has else to do. So what
+// flaps takes less than a core, however large the fleet is.
 //
 // It is counted for each resource, so that one which flaps does not slow down its
 // neighbours, and for each stream, where all comes together that can change what
 // an agent is sent: releases, selectors, removal. What has used its allowance up
 // goes together, so that ten resources that flap are hardly more messages than one.
 const (
-	paceEvery     = 100 * time.Millisecond
-	paceAllowance = 100
+	paceEvery  = 100 * time.Millisecond // a tick, at least
+	paceAgent  = 200 * time.Microsecond // of a tick, for each stream
+	paceMost   = 5 * time.Second        // a tick, at most
+	paceWindow = 10 * time.Second       // the allowance is what so long gives back
 )
 
-// pace counts what was sent on one stream. The zero value has sent nothing. It
-// remembers no more than what was sent within the time that the allowance takes
-// to grow back, twice.
-type pace struct {
+// tempo is the ticks of all streams, so that what was held back for them goes in one pass.
+type tempo struct {
 	begun time.Time
-	spent map[string]spending // by resource
-	swept int64               // tick
-	last  int64               // tick in which something used its allowance up
+	every time.Duration
 }
 
-// spending is what a resource has used of its allowance; a tick gives one back.
-type spending struct {
-	used int64
-	tick int64
+// tempo gives the ticks for the streams there are now.
+func (s *Server) tempo() tempo {
+	every := time.Duration(s.count.Load()) * paceAgent
+	return tempo{begun: s.begun, every: min(max(every, paceEvery), paceMost)}
 }
 
-func (s spending) at(tick int64) int64 { return max(0, s.used-(tick-s.tick)) }
+// tick is when the tick began that a moment is in.
+func (t tempo) tick(now time.Time) time.Time {
+	return t.begun.Add(now.Sub(t.begun).Truncate(t.every))
+}
 
-func (p *pace) tick(now time.Time) int64 { return int64(now.Sub(p.begun) / paceEvery) }
+// pace counts what was sent on one stream. The zero value has sent nothing. It remembers
+// no more than what was sent within twice the window.
+type pace struct {
+	spent map[string]time.Time // by resource, when all of its allowance has grown back
+	swept time.Time
+	last  time.Time // the tick in which something used its allowance up
+}
 
 // may tells whether a resource may be sent now.
-func (p *pace) may(name string, now time.Time) bool {
-	tick := p.tick(now)
-	used := p.spent[name].at(tick)
-	return used < paceAllowance-1 || used < paceAllowance && p.last != tick
+func (p *pace) may(name string, t tempo, now time.Time) bool {
+	tick := t.tick(now)
+	used := p.spent[name].Sub(tick)
+	return used+t.every < paceWindow || used < paceWindow && !p.last.Equal(tick)
 }
 
 // spend notes that resources were sent.
-func (p *pace) spend(names []string, now time.Time) {
+func (p *pace) spend(names []string, t tempo, now time.Time) {
 	if p.spent == nil {
-		p.begun, p.spent = now, map[string]spending{}
+		p.spent = map[string]time.Time{}
 	}
-	tick := p.tick(now)
-	if tick-p.swept > paceAllowance {
+	tick := t.tick(now)
+	if tick.Sub(p.swept) > paceWindow {
 		p.swept = tick
-		for name, s := range p.spent {
-			if s.at(tick) == 0 {
+		for name, due := range p.spent {
+			if !due.After(tick) {
 				delete(p.spent, name)
 			}
 		}
 	}
 	for _, name := range names {
-		used := p.spent[name].at(tick) + 1
-		if used >= paceAllowance {
+		used := max(0, p.spent[name].Sub(tick)) + t.every
+		if used >= paceWindow {
 			p.last = tick
 		}
-		p.spent[name] = spending{used: used, tick: tick}
+		p.spent[name] = tick.Add(used)
 	}
 }
 
-// wait is how long until what may not be sent now may be.
-func (p *pace) wait(now time.Time) time.Duration {
-	return p.begun.Add(time.Duration(p.tick(now)+1) * paceEvery).Sub(now)
+// later has every stream asked again when the next tick begins.
+func (s *Server) later(t tempo, now time.Time) {
+	if s.due.Swap(true) {
+		return
+	}
+	time.AfterFunc(t.tick(now).Add(t.every).Sub(now), func() {
+		s.due.Store(false)
+		s.Refresh()
+	})
 }

@@ -186,7 +186,7 @@ func TestFault_F49_FlappingIsPaced(t *testing.T) {
 		if !b.newest("flapping") {
 			b.t.Errorf("in the end it has version %s of %d", b.held["flapping"], b.versions["flapping"])
 		}
-		if most := paceAllowance + minutes*60*10 + 1; b.count("flapping") > most {
+		if most := int(paceWindow/paceEvery) + minutes*60*10 + 1; b.count("flapping") > most {
 			b.t.Errorf("%d answers for %d edits, at most %d are to be", b.count("flapping"), b.versions["flapping"], most)
 		}
 		b.t.Logf("%d answers for %d edits", b.count("flapping"), b.versions["flapping"])
@@ -247,16 +247,45 @@ func TestPaceLeavesEditsAlone(t *testing.T) {
 	}
 }
 
+// Where there are ten thousand agents each is sent what flaps every other second, and
+// what it is in the end as soon.
+func TestPaceOfALargeFleet(t *testing.T) {
+	t.Parallel()
+	flap(t, func(b *board) {
+		b.server.count.Add(9_999)
+		const seconds, rate = 60, 100
+		for n := range seconds * rate {
+			b.edit("flapping")
+			if n%(10*rate) == 0 {
+				if b.edit("calm"); !b.newest("calm") {
+					b.t.Fatalf("an edit of another plugin is held back at %d", n)
+				}
+			}
+			time.Sleep(time.Second / rate)
+		}
+		const every = 10_000 * paceAgent
+		if most := int((paceWindow + seconds*time.Second) / every); b.count("flapping") > most {
+			b.t.Errorf("%d answers in %d s, at most %d are to be", b.count("flapping"), seconds, most)
+		}
+		time.Sleep(every)
+		synctest.Wait()
+		if !b.newest("flapping") {
+			b.t.Errorf("in the end it has version %s of %d", b.held["flapping"], b.versions["flapping"])
+		}
+	})
+}
+
 // What is remembered of what was sent goes.
 func TestPaceForgets(t *testing.T) {
 	t.Parallel()
 	var p pace
 	now := time.Now()
+	ticks := tempo{begun: now, every: paceEvery}
 	for i := range 10_000 {
-		p.spend([]string{fmt.Sprint(i)}, now)
+		p.spend([]string{fmt.Sprint(i)}, ticks, now)
 		now = now.Add(paceEvery)
 	}
-	if n := len(p.spent); n > 2*paceAllowance+2 {
+	if n := len(p.spent); n > 2*int(paceWindow/paceEvery)+2 {
 		t.Errorf("%d resources are remembered", n)
 	}
 }

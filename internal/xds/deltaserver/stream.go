@@ -48,7 +48,6 @@ type stream struct {
 	names    []string // of the last answer
 	made     time.Time
 	pace     pace
-	again    *time.Timer // refreshes when what was held back may be sent; nil before the first time
 }
 
 // serve has what the agent says taken in, until the stream ends. The first message says
@@ -261,10 +260,10 @@ func (st *stream) answer() *answer {
 	if !ok {
 		return nil
 	}
-	now := time.Now()
-	a, held := st.difference(view, now)
+	now, tempo := time.Now(), st.server.tempo()
+	a, held := st.difference(view, tempo, now)
 	if held {
-		st.refreshIn(st.pace.wait(now))
+		st.server.later(tempo, now)
 	}
 	if len(a.changed)+len(a.removed) == 0 && st.answered {
 		return nil
@@ -273,38 +272,26 @@ func (st *stream) answer() *answer {
 	a.typeURL, a.nonce = st.server.cfg.TypeURL, strconv.FormatUint(st.nonce, 10)
 	st.hold(a)
 	if st.names, st.made = a.names(), now; st.answered { // what a stream begins with is no change
-		st.pace.spend(st.names, now)
+		st.pace.spend(st.names, tempo, now)
 	}
 	st.waiting, st.answered = false, true
 	st.server.cfg.Sent(a.bytes)
 	return a
 }
 
-// refreshIn has refresh called again, unless the stream has ended by then.
-func (st *stream) refreshIn(wait time.Duration) {
-	if st.again == nil {
-		st.again = time.AfterFunc(wait, st.refresh)
-		return
-	}
-	st.again.Reset(wait)
-}
-
-// close stops what the stream has started. Nothing is sent afterwards: gRPC forbids it.
+// close has nothing sent afterwards: gRPC forbids it.
 func (st *stream) close() {
 	quiet.End(st.str.Context(), nil) // so that whoever sends does not wait any more
 	st.sending.Lock()
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.waiting = false
-	if st.again != nil {
-		st.again.Stop()
-	}
 }
 
 // difference compares a view with what the agent holds. Changes beyond the size
 // of one answer are left for the next, which the acknowledgement brings, and those
 // of what changes too often for later: then held is true.
-func (st *stream) difference(view []*Resource, now time.Time) (r *answer, held bool) {
+func (st *stream) difference(view []*Resource, t tempo, now time.Time) (r *answer, held bool) {
 	r = &answer{}
 	there := 0 // of what is held: where that is all, as nearly always, nothing is to be removed
 	for _, res := range view {
@@ -321,7 +308,7 @@ func (st *stream) difference(view []*Resource, now time.Time) (r *answer, held b
 		if holds && (version == res.Version || res.Newcomers) {
 			continue
 		}
-		if !st.pace.may(res.Name, now) {
+		if !st.pace.may(res.Name, t, now) {
 			held = true
 			continue
 		}
@@ -342,7 +329,7 @@ func (st *stream) difference(view []*Resource, now time.Time) (r *answer, held b
 	for name := range st.held {
 		switch {
 		case stays[name]:
-		case st.pace.may(name, now):
+		case st.pace.may(name, t, now):
 			r.removed = append(r.removed, name)
 		default:
 			held = true

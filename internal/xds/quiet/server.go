@@ -29,7 +29,7 @@ type Config struct {
 	Handshake      time.Duration // that a connection may take to become one; 10 s
 	// Silence is after how much of it a connection is asked for a sign of life, which must
 	// not take longer than Patience; nobody may take longer than both to read what he is
-	// sent. 24 s, 8 s.
+	// sent. 30 s, 8 s.
 	Silence, Patience time.Duration
 }
 
@@ -65,7 +65,7 @@ func NewServer(cfg Config) *Server {
 	cfg.MaxMessage, cfg.MaxHeaders = cmp.Or(cfg.MaxMessage, 4<<20), cmp.Or(cfg.MaxHeaders, 64<<10)
 	cfg.MaxStreams, cfg.MaxConnections = cmp.Or(cfg.MaxStreams, 64), cmp.Or(cfg.MaxConnections, 32<<10)
 	cfg.Handshake = cmp.Or(cfg.Handshake, 10*time.Second)
-	cfg.Silence, cfg.Patience = cmp.Or(cfg.Silence, 24*time.Second), cmp.Or(cfg.Patience, 8*time.Second)
+	cfg.Silence, cfg.Patience = cmp.Or(cfg.Silence, 30*time.Second), cmp.Or(cfg.Patience, 8*time.Second)
 	return &Server{
 		cfg: cfg, methods: map[string]*method{}, gate: make(chan struct{}, handshakes*runtime.GOMAXPROCS(0)), crew: newCrew(),
 		conns: map[*conn]struct{}{}, raw: map[net.Conn]struct{}{}, lis: map[net.Listener]struct{}{}, stop: make(chan struct{}),

@@ -39,8 +39,8 @@ const (
 	// A server of which nothing came for silence is asked for a sign of life, which may
 	// take as long as patience. Writing may take both together, or twice as long: the
 	// deadline is not set anew for each message.
-	silence  = 20 * time.Second
-	patience = 10 * time.Second
+	silence  = 25 * time.Second
+	patience = 5 * time.Second
 )
 
 // Config is a connection. All but Target and Turn may be left out.

@@ -48,8 +48,8 @@ type Config struct {
 	// Remembered is what a relay before this one remembered.
 	Remembered []relay.View
 	// Took is told that Views would give something new. Linked is told of each stream to
-	// the upstream: with nil when something came on it, with the reason when it was lost or
-	// could not be begun. Neither may block. Both may be nil, as may Log.
+	// the upstream: with nil when something came on it, or it is there for a while without
+	// that, with the reason when it was lost or could not be begun. Neither may block. Both may be nil, as may Log.
 	Took   func()
 	Linked func(method string, err error)
 	// Ended is told that a stream of Envoy's has ended; Envoy may have. It may be nil.

@@ -309,6 +309,26 @@ func TestUpstreamAway(t *testing.T) {
 	}
 }
 
+// An upstream that has nothing to say is there all the same.
+func TestUpstreamSilent(t *testing.T) {
+	t.Parallel()
+	up := plane(t, func(_ any, rpc grpc.ServerStream) error {
+		for {
+			if err := rpc.RecvMsg(&request{}); err != nil {
+				return err
+			}
+		}
+	})
+	linked := make(chan error, 100)
+	rpc := call(t, behind(t, New(Config{Upstream: up, Linked: func(_ string, err error) { linked <- err }})), methodOf(false))
+	if err := rpc.SendMsg((&relay.Request{Type: upstream.Clusters}).Bytes(false)); err != nil {
+		t.Fatal(err)
+	}
+	if err := await(t, linked); err != nil {
+		t.Errorf("the owner is told %v", err)
+	}
+}
+
 func await[T any](t *testing.T, c <-chan T) T {
 	t.Helper()
 	select {

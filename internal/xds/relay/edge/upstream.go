@@ -17,6 +17,10 @@ const (
 	maxPause   = 10 * time.Second
 )
 
+// quietly is how long a stream is there without an answer and without an end until it
+// counts as one: to those who have everything already an upstream sends nothing.
+const quietly = time.Second
+
 // link is one stream to the upstream.
 type link struct {
 	cancel context.CancelCauseFunc
@@ -67,7 +71,7 @@ func (p *passage) converse(whole context.Context) error {
 	sender := make(chan struct{})
 	go func() {
 		defer close(sender)
-		l.send(ctx, rpc)
+		l.send(ctx, rpc, func() { p.edge.config.Linked(p.method, nil) })
 	}()
 	err = p.listen(ctx, rpc, l)
 	cancel(nil)
@@ -86,10 +90,15 @@ func (p *passage) tell(ctx context.Context, ev event) bool {
 	}
 }
 
-// send sends what the handler gives; a link that cannot send is one that ends.
-func (l *link) send(ctx context.Context, rpc grpc.ClientStream) {
+// send sends what the handler gives, and tells once that the link stays; one that cannot
+// send is one that ends.
+func (l *link) send(ctx context.Context, rpc grpc.ClientStream, stays func()) {
+	quiet := time.NewTimer(quietly)
+	defer quiet.Stop()
 	for {
 		select {
+		case <-quiet.C:
+			stays()
 		case m := <-l.out:
 			if rpc.SendMsg(m) != nil {
 				return // why is what listen is told
