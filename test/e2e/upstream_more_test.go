@@ -35,7 +35,7 @@ func TestUpstreamWays(t *testing.T) {
 		walk(t, w, u.port, "the moon is wrong")
 		w.apply(plugin("p", w.push("append:v1", module.Append()), tag("one")))
 		sees(t, u.port, "one")
-		keptBy(t, filepath.Join(dir, "data"))
+		keptBy(t, filepath.Join(dir, "data"), "c")
 		u.Stop()
 		_ = pa.cmd.Process.Kill() // and Envoy with it
 		<-pa.done
@@ -67,7 +67,7 @@ func TestUpstreamWays(t *testing.T) {
 		u.set()
 		u.marked()
 		unharmed(t, l)
-		keptBy(t, ap.data)
+		keptBy(t, ap.data, "c")
 		u.Stop()
 		ap.kill(ap.agent)
 		ap.kill(ap.envoy)
@@ -119,6 +119,7 @@ func TestUpstreamNetwork(t *testing.T) {
 			}
 			defer open.Close()
 			say(open, "hello")
+			keptBy(t, filepath.Join(b.dir, "data"), "echo")
 			envoy, modified := b.envoy(t), b.modified(t)
 			b.kill(t)
 			b.restart()
@@ -142,6 +143,7 @@ func TestUpstreamNetwork(t *testing.T) {
 				t.Errorf("a connection from before was closed; it says %q", got)
 			}
 			// Envoy ends, and the next one is served by the same agent alone.
+			u.marked()
 			u.Stop()
 			if err := syscall.Kill(envoy, syscall.SIGKILL); err != nil {
 				t.Fatal(err)

@@ -1,12 +1,14 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -272,7 +274,7 @@ func TestUpstreamWalk(t *testing.T) {
 // first answer that comes has the plugin in it.
 func (b *beneath) alone(t *testing.T) {
 	t.Helper()
-	keptBy(t, filepath.Join(b.dir, "data"))
+	keptBy(t, filepath.Join(b.dir, "data"), "c")
 	b.u.Stop()
 	if err := b.w.control.stop(); err != nil {
 		t.Fatal(err)
@@ -295,12 +297,19 @@ func (b *beneath) alone(t *testing.T) {
 	b.awaitReady()
 }
 
-// keptBy waits until listeners, clusters, routes and endpoints are on an agent's disk.
-func keptBy(t *testing.T, data string) {
+// keptBy waits until listeners, clusters, routes and endpoints are on an agent's disk,
+// with those of that cluster.
+func keptBy(t *testing.T, data, cluster string) {
 	t.Helper()
 	eventually(t, 30*time.Second, "what Envoy took is on disk", func() (bool, string) {
 		files, err := filepath.Glob(filepath.Join(data, "envoy", "upstream-*", "view-*"))
-		return len(files) >= 4, fmt.Sprint(files, err)
+		for _, file := range files {
+			text, _ := os.ReadFile(file)
+			if bytes.Contains(text, []byte("ClusterLoadAssignment")) && bytes.Contains(text, []byte(cluster)) {
+				return len(files) >= 4, fmt.Sprint(files)
+			}
+		}
+		return false, fmt.Sprint(files, err)
 	})
 }
 
