@@ -129,8 +129,9 @@ func parseEnvoyArgs(args []string) (envoyArgs, error) {
 }
 
 // commandLine gives the arguments with which Envoy is started. drainSeconds is how long
-// a listener that is replaced may drain; empty: as long as Envoy likes.
-func (a *envoyArgs) commandLine(bootstrap, drainSeconds string) []string {
+// a listener that is replaced may drain; empty: as long as Envoy likes. strict: all that it
+// has by discovery is the agent's.
+func (a *envoyArgs) commandLine(bootstrap, drainSeconds string, strict bool) []string {
 	args := append([]string{"-c", bootstrap}, a.given()...)
 	// With hot restart compiled in and not disabled, Envoy asks the kernel for a
 	// SIGTERM when the thread that started it ends. The agent's threads come and
@@ -139,8 +140,8 @@ func (a *envoyArgs) commandLine(bootstrap, drainSeconds string) []string {
 		args = append(args, "--disable-hot-restart")
 	}
 	// The listeners come from a file now; what is unknown in them stays an error,
-	// as it was in the user's own.
-	if !a.has("--allow-unknown-static-fields", "--allow-unknown-fields", "--reject-unknown-dynamic-fields") {
+	// as it was in the user's own. What a control plane sends may be of a later version.
+	if strict && !a.has("--allow-unknown-static-fields", "--allow-unknown-fields", "--reject-unknown-dynamic-fields") {
 		args = append(args, "--reject-unknown-dynamic-fields")
 	}
 	if drainSeconds != "" && !a.has("--drain-time-s") {

@@ -86,8 +86,12 @@ func TestEnvoyCommandLine(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := strings.Join(a.commandLine("boot", "10"), " "); got != want {
+		if got := strings.Join(a.commandLine("boot", "10", true), " "); got != want {
 			t.Errorf("%s becomes\n%s, want\n%s", args, got, want)
+		}
+		want = strings.Replace(want, " --reject-unknown-dynamic-fields", "", 1)
+		if got := strings.Join(a.commandLine("boot", "10", false), " "); got != want {
+			t.Errorf("under a control plane %s becomes\n%s, want\n%s", args, got, want)
 		}
 	}
 }

@@ -106,7 +106,7 @@ func FuzzEnvoyArgs(f *testing.F) {
 		if a.configPath == "" && a.configYAML == "" {
 			t.Fatalf("%q names no configuration", args)
 		}
-		b, err := parseEnvoyArgs(a.commandLine("/d/bootstrap.yaml", "45"))
+		b, err := parseEnvoyArgs(a.commandLine("/d/bootstrap.yaml", "45", true))
 		if err != nil {
 			t.Fatalf("%q: %v", args, err)
 		}

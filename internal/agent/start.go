@@ -236,7 +236,7 @@ func (a *Agent) launch(config string) error {
 	if file := a.envoyAdmin.file; file != "" {
 		_ = os.Remove(file) // the address in it was that of another Envoy
 	}
-	started, err := startEnvoy(a.binary, a.envoyArgs.commandLine(a.bootstrapPath(), a.drainSeconds()), a.envoyLog.path, a.cfg.DieTogether)
+	started, err := startEnvoy(a.binary, a.envoyArgs.commandLine(a.bootstrapPath(), a.drainSeconds(), len(a.derived.ControlPlanes) == 0), a.envoyLog.path, a.cfg.DieTogether)
 	if err != nil {
 		return err
 	}
