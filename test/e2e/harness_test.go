@@ -511,13 +511,27 @@ func (c *keptConn) Close() error {
 // startLoad sends requests from keep clients that keep their connection and from
 // anew clients that do not. right judges an answer.
 func startLoad(port, keep, anew int, right func(answer) error) *load {
+	return startLoadAt(dialing("tcp", loopback(port)), keep, anew, right)
+}
+
+// dialer makes connections of a client.
+type dialer func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// dialing dials an address, whatever was asked for.
+func dialing(network, addr string) dialer {
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}
+}
+
+// startLoadAt is startLoad where a port is not all.
+func startLoadAt(dial dialer, keep, anew int, right func(answer) error) *load {
 	l := &load{stop: make(chan struct{})}
 	for i := range keep + anew {
-		transport := &http.Transport{MaxIdleConnsPerHost: 1, DisableKeepAlives: i >= keep}
+		transport := &http.Transport{MaxIdleConnsPerHost: 1, DisableKeepAlives: i >= keep, DialContext: dial}
 		if i < keep {
 			transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-				var d net.Dialer
-				conn, err := d.DialContext(ctx, network, addr)
+				conn, err := dial(ctx, network, addr)
 				if err != nil {
 					return nil, err
 				}
@@ -529,20 +543,20 @@ func startLoad(port, keep, anew int, right func(answer) error) *load {
 		go func() {
 			defer l.wg.Done()
 			defer transport.CloseIdleConnections()
-			l.run(client, port, i < keep, right)
+			l.run(client, i < keep, right)
 		}()
 	}
 	return l
 }
 
-func (l *load) run(client *http.Client, port int, keeps bool, right func(answer) error) {
+func (l *load) run(client *http.Client, keeps bool, right func(answer) error) {
 	for {
 		select {
 		case <-l.stop:
 			return
 		default:
 		}
-		a, err := request(client, http.MethodGet, port, "/", nil)
+		a, err := request(client, http.MethodGet, 80, "/", nil) // the dialler knows where
 		if err == nil {
 			err = right(a)
 		}

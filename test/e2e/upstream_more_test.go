@@ -1,23 +1,23 @@
+//go:build upstream
+
 package e2e
 
 import (
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/testenv/upstream"
-)
-
-// How much changes; make e2e-upstream has more of it.
-var (
-	sites  = flag.Int("upstream-sites", 20, "listeners of the control plane that change")
-	rounds = flag.Int("upstream-rounds", 1, "rounds of changes of them and of a plugin")
 )
 
 // Also where the agent is called envoy, and where somebody else starts Envoy, it stands in
@@ -158,6 +158,31 @@ func TestUpstreamNetwork(t *testing.T) {
 	}
 }
 
+// tcp is a listener that proxies connections to an echo.
+func (u *ownPlane) tcp(t *testing.T, name string, port, echo int) upstream.Resources {
+	t.Helper()
+	proxy, err := anypb.New(&tcpproxy.TcpProxy{StatPrefix: "tcp", ClusterSpecifier: &tcpproxy.TcpProxy_Cluster{Cluster: "echo"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := u.variant.Listener(name, loopback(port), "r")
+	l.FilterChains = []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{Name: "tcp", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: proxy}}}}}
+	if name != "tcp" {
+		return upstream.Resources{l}
+	}
+	return upstream.Resources{l, u.variant.Cluster("echo"), upstream.Backend("echo", loopback(echo))}
+}
+
+// modified is how often Envoy has changed a listener.
+func (b *beneath) modified(t *testing.T) (n int) {
+	t.Helper()
+	text := string(b.ask(t, "/stats?filter=listener_manager.listener_modified"))
+	if _, err := fmt.Sscanf(text, "listener_manager.listener_modified: %d", &n); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	return n
+}
+
 // opensTCP waits until connections say that; no listener opens without its plugin.
 func opensTCP(t *testing.T, port int, want string) {
 	t.Helper()
@@ -175,42 +200,67 @@ func opensTCP(t *testing.T, port int, want string) {
 	})
 }
 
-// Plugins come, change and go while listeners, routes and clusters of the control plane do:
-// no request is refused, and no connection of a listener that stays is closed.
+// A thousand listeners with routes and clusters of their own, of which some change all the
+// time, while a plugin comes, changes and goes: no request is refused, on no listener, no
+// connection of a listener that stays is closed, and in the end Envoy has what there is.
 func TestUpstreamChanges(t *testing.T) {
-	t.Parallel()
-	for _, v := range []upstream.Variant{{}, {Delta: true}} {
-		t.Run(v.String(), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			u := w.under(v)
-			dir := t.TempDir()
-			site := upstream.NewSite(v, *sites, dir, strings.TrimPrefix(w.upstream.URL, "http://"), 1)
-			u.set(site.Resources())
-			b := u.agent(node{name: "a"})
-			u.marked()
-			l := startLoad(u.port, 2, 1, matching("|one|two|three"))
-			url := w.push("append:v1", module.Append())
-			for range *rounds {
-				for _, name := range []string{"one", "two", "three"} {
-					w.submit(plugin("p", url, tag(name)))
-					site.Change(5)
-					u.set(site.Resources())
-					sees(t, u.port, name)
-					u.marked()
-				}
-				if out, ok := w.cli("", "delete", "wasmplugin", "p", "-n", "edge"); !ok {
-					t.Fatal(out)
-				}
-				site.Change(5)
-				u.set(site.Resources())
-				sees(t, u.port)
-				u.marked()
-			}
-			unharmed(t, l)
-			b.arrives(t)
-		})
+	for _, v := range upstream.Variants { // one after the other: each takes much of a machine
+		t.Run(v.String(), func(t *testing.T) { changes(t, v) })
 	}
+}
+
+// How many listeners there are, how many stay, and how many are changed at once.
+const sites, staying, changed = 1000, 10, 50
+
+func changes(t *testing.T, v upstream.Variant) {
+	began := time.Now()
+	w := newWorld(t)
+	u := w.under(v)
+	dir := t.TempDir()
+	site := upstream.NewSite(v, sites, dir, strings.TrimPrefix(w.upstream.URL, "http://"), 1)
+	site.Stay(staying)
+	u.set(site.Resources())
+	b := u.agent(node{name: "a"})
+	u.marked()
+	t.Logf("%d listeners serve after %v", sites, time.Since(began).Round(time.Second))
+	loads := []*load{startLoad(u.port, 2, 1, matching("|one|two"))}
+	for i := range staying {
+		loads = append(loads, startLoadAt(dialing("unix", site.Socket(i)), 1, 0, matching("|one|two")))
+	}
+	url := w.push("append:v1", module.Append())
+	change := func(want ...string) {
+		t.Helper()
+		site.Change(changed)
+		u.set(site.Resources())
+		sees(t, u.port, want...)
+		u.marked()
+	}
+	rounds := 2 // in which the plugin comes and goes
+	if v.Separate {
+		rounds = 1 // every cluster and route has a stream of its own, which takes its time
+	}
+	for range rounds {
+		for _, name := range []string{"one", "two"} {
+			w.submit(plugin("p", url, tag(name)))
+			change(name)
+		}
+		if out, ok := w.cli("", "delete", "wasmplugin", "p", "-n", "edge"); !ok {
+			t.Fatal(out)
+		}
+		change()
+	}
+	w.apply(plugin("p", url, tag("one")))
+	sees(t, u.port, "one")
+	for _, l := range loads {
+		unharmed(t, l)
+	}
+	b.arrives(t)
+	for i := 0; i < sites; i += 100 {
+		if a := via(t, site.Socket(i)); a.headers.Get("x-mark") != site.Mark(i) || !slices.Equal(appended(a), []string{"one"}) {
+			t.Errorf("through listener %d: mark %q, tags %v", i, a.headers.Get("x-mark"), appended(a))
+		}
+	}
+	t.Logf("all of it took %v", time.Since(began).Round(time.Second))
 }
 
 // An Envoy that takes no listener with slots in it, as it is older than the bootstrap was
@@ -219,7 +269,7 @@ func TestUpstreamRefusesSlots(t *testing.T) {
 	t.Parallel()
 	oldest := filepath.Join("..", "..", ".tools", "envoy-oldest")
 	if _, err := os.Stat(oldest); err != nil {
-		t.Skip("make e2e-upstream has the older Envoy that this needs")
+		t.Fatal("make e2e-upstream brings the older Envoy that this needs")
 	}
 	for _, v := range []upstream.Variant{{}, {Delta: true}} {
 		t.Run(v.String(), func(t *testing.T) {

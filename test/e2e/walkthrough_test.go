@@ -45,16 +45,33 @@ func (w *world) theSamplesHost() (hostsDir string) {
 	return filepath.Join(w.dir, "hosts")
 }
 
+// theSamplesGateway is what the example is for: a gateway of its namespace and label.
+var theSamplesGateway = node{name: "gateway", namespace: "istio-system", labels: []string{"istio=ingressgateway"}}
+
+// theSamplesWorld is a world that has the module of the example.
+func theSamplesWorld(t *testing.T) *world {
+	t.Helper()
+	w := uncontrolled(t)
+	w.flags = append(w.flags, "--hosts-dir", w.theSamplesHost())
+	w.startControl()
+	return w
+}
+
 // The walkthrough of the README: the resource of Istio's task, to the letter, on a
 // gateway of its namespace and label.
 func TestWalkthrough(t *testing.T) {
 	t.Parallel()
-	w := uncontrolled(t)
-	w.flags = append(w.flags, "--hosts-dir", w.theSamplesHost())
-	w.startControl()
+	w := theSamplesWorld(t)
 	port := freePort(t)
-	p := w.agent(node{name: "gateway", namespace: "istio-system", labels: []string{"istio=ingressgateway"}},
-		w.gateway(listener{port: port, name: "ingress"}))
+	p := w.agent(theSamplesGateway, w.gateway(listener{port: port, name: "ingress"}))
+	walkthrough(t, p, port)
+}
+
+// walkthrough takes its steps at a port of the sample's gateway, wherever that has its
+// listeners from: applied, changed, refused, deleted.
+func walkthrough(t *testing.T, p *proxy, port int) {
+	t.Helper()
+	w := p.w
 	written, err := os.ReadFile(filepath.Join("..", "..", "examples", "bookinfo", "basic-auth.yaml"))
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +91,7 @@ func TestWalkthrough(t *testing.T) {
 			t.Errorf("%s: the denial has the headers %v", when, a.headers)
 		}
 	}
-	const encoded, clear = "Basic YWRtaW4zOmFkbWluMw==", "Basic b2s6dGVzdA=="
+	const encoded, clear, other = "Basic YWRtaW4zOmFkbWluMw==", "Basic b2s6dGVzdA==", "Basic b2s6b3RoZXI="
 	guarded := func(when string) {
 		t.Helper()
 		for _, method := range []string{http.MethodGet, http.MethodPost} {
@@ -102,6 +119,12 @@ func TestWalkthrough(t *testing.T) {
 			t.Errorf("the metrics lack %s; there is %s", sample, grep(metrics, strings.Fields(strings.Split(sample, "{")[0])[0]))
 		}
 	}
+
+	w.apply(strings.Replace(manifest, "ok:test", "ok:other", 1))
+	decides("changed", http.MethodGet, "/productpage", clear, 401)
+	decides("changed", http.MethodGet, "/productpage", other, 200)
+	w.apply(manifest)
+	guarded("changed back")
 
 	broken := strings.Replace(manifest, "request_methods:", "request_method:", 1)
 	if out, ok := w.cli(broken, "apply", "-f", "-", "--wait"); ok || !strings.Contains(out, "request_methods") {

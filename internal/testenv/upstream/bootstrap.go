@@ -26,11 +26,12 @@ admin: {address: {pipe: {path: %q}}}
 dynamic_resources:
 %s  lds_config: %s
   cds_config: %s
-static_resources:
+%sstatic_resources:
   clusters:
   - name: %s
     type: STATIC
     connect_timeout: 1s
+    circuit_breakers: {thresholds: [{max_requests: 10000, max_pending_requests: 10000}]}
     typed_extension_protocol_options:
       envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
         "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
@@ -40,7 +41,16 @@ static_resources:
       endpoints:
       - lb_endpoints:
         - endpoint: {address: {socket_address: {address: %s, port_value: %s}}}
-%s`, node, adminSocket, dynamic, inline(v.Source()), inline(v.Source()), xdsCluster, xdsCluster, host, port, u.transport())
+%s`, node, adminSocket, dynamic, inline(v.Source()), inline(v.Source()), u.runtime(), xdsCluster, xdsCluster, host, port, u.transport())
+}
+
+// runtime is what takes a layer of runtime from here, if any does.
+func (u *Upstream) runtime() string {
+	if u.config.Runtime == "" {
+		return ""
+	}
+	return fmt.Sprintf("layered_runtime: {layers: [{name: %q, rtds_layer: {name: %q, rtds_config: %s}}, {name: admin, admin_layer: {}}]}\n",
+		u.config.Runtime, u.config.Runtime, inline(u.config.Variant.Source()))
 }
 
 // transport is the cluster's transport socket; nothing without TLS.

@@ -27,17 +27,18 @@ const (
 	Clusters  = resource.ClusterType
 	Endpoints = resource.EndpointType
 	Secrets   = resource.SecretType
+	Runtimes  = resource.RuntimeType
 	// Extensions are filters by ECDS.
 	Extensions = resource.ExtensionConfigType
 )
 
 // Resources are Listeners, RouteConfigurations, Clusters, ClusterLoadAssignments,
-// Secrets and TypedExtensionConfigs, in any order.
+// Secrets, Runtimes and TypedExtensionConfigs, in any order.
 type Resources []types.Resource
 
 // byType gives also types without a resource: a client must be told that there is none.
 func (r Resources) byType() map[string][]types.Resource {
-	all := map[string][]types.Resource{Listeners: nil, Routes: nil, Clusters: nil, Endpoints: nil, Secrets: nil, Extensions: nil}
+	all := map[string][]types.Resource{Listeners: nil, Routes: nil, Clusters: nil, Endpoints: nil, Secrets: nil, Runtimes: nil, Extensions: nil}
 	for _, m := range r {
 		url := resource.APITypePrefix + string(proto.MessageName(m))
 		all[url] = append(all[url], m)

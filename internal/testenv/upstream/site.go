@@ -16,6 +16,7 @@ type Site struct {
 	variant      Variant
 	dir, backend string
 	random       *rand.Rand
+	stay         int
 	// How often each was changed.
 	listeners, routes, clusters []int
 }
@@ -37,20 +38,24 @@ func (s *Site) Socket(i int) string { return filepath.Join(s.dir, s.Name(i)) }
 // often its route was changed.
 func (s *Site) Mark(i int) string { return fmt.Sprint(s.routes[i]) }
 
+// Stay has the first n listeners stay as they are; their routes and clusters change.
+func (s *Site) Stay(n int) { s.stay = n }
+
 // Change changes one kind of resource of each of n listeners, drawn by chance: most
 // often the route, as it is in life. A listener may be drawn twice. A cluster's
 // endpoints change with it: over delta ADS, Envoy waits for endpoints of a changed
 // cluster that it has already, which nobody sends, until the fetch times out.
 func (s *Site) Change(n int) {
 	for range n {
-		kind := s.routes
-		switch s.random.IntN(10) {
-		case 0:
-			kind = s.listeners
-		case 1, 2:
-			kind = s.clusters
+		drawn, i := s.random.IntN(10), s.random.IntN(len(s.routes))
+		switch {
+		case drawn == 0 && i >= s.stay:
+			s.listeners[i]++
+		case drawn == 1 || drawn == 2:
+			s.clusters[i]++
+		default:
+			s.routes[i]++
 		}
-		kind[s.random.IntN(len(kind))]++
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	extensionservice "github.com/envoyproxy/go-control-plane/envoy/service/extension/v3"
 	listenerservice "github.com/envoyproxy/go-control-plane/envoy/service/listener/v3"
 	routeservice "github.com/envoyproxy/go-control-plane/envoy/service/route/v3"
+	runtimeservice "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	secretservice "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
@@ -69,6 +70,10 @@ type Config struct {
 	// Authority makes it speak TLS only; Mutual asks clients for a certificate of it.
 	Authority *authority.Authority
 	Mutual    bool
+	// Runtime is the layer of runtime that Envoys take from it; empty: none.
+	Runtime string
+	// Record is told what is sent and cut; it may be nil.
+	Record *Recorder
 }
 
 // Upstream is a control plane. Every client is served the same resources, whatever
@@ -154,10 +159,15 @@ func (u *Upstream) Stop() {
 }
 
 // Cut ends all connections of one that runs; clients may come again at once.
-func (u *Upstream) Cut() { u.running.conns.cut() }
+func (u *Upstream) Cut() {
+	if r := u.config.Record; r != nil {
+		r.note(step{})
+	}
+	u.running.conns.cut()
+}
 
 // order is that in which a change is told: what is named before what names it.
-var order = []types.ResponseType{types.Cluster, types.Endpoint, types.Listener, types.Route, types.ExtensionConfig, types.Secret}
+var order = []types.ResponseType{types.Cluster, types.Endpoint, types.Listener, types.Route, types.ExtensionConfig, types.Secret, types.Runtime}
 
 // Set replaces everything that is served, under a version. State-of-the-world clients
 // are sent all types of a new version, delta clients the resources that changed.
@@ -186,6 +196,9 @@ func (u *Upstream) Set(version string, resources Resources) {
 func (u *Upstream) options() []grpc.ServerOption {
 	u.t.Helper()
 	options := []grpc.ServerOption{grpc.WaitForHandlers(true)}
+	if r := u.config.Record; r != nil {
+		options = append(options, grpc.StreamInterceptor(r.intercept))
+	}
 	if u.config.Authority == nil {
 		return options
 	}
@@ -216,6 +229,7 @@ func (u *Upstream) register(s *grpc.Server) {
 	listenerservice.RegisterListenerDiscoveryServiceServer(s, u.xds)
 	routeservice.RegisterRouteDiscoveryServiceServer(s, u.xds)
 	secretservice.RegisterSecretDiscoveryServiceServer(s, u.xds)
+	runtimeservice.RegisterRuntimeDiscoveryServiceServer(s, u.xds)
 	extensionservice.RegisterExtensionConfigDiscoveryServiceServer(s, u.xds)
 }
 

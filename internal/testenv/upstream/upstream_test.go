@@ -41,8 +41,16 @@ func startEnvoy(t *testing.T, c Config) *envoy {
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "backend") }))
 	t.Cleanup(backend.Close)
 	e := &envoy{t, New(t, c), t.TempDir(), backend.Listener.Addr().String()}
+	e.run(e.Bootstrap("tester", filepath.Join(e.dir, "admin")))
+	return e
+}
+
+// run starts the Envoy itself.
+func (e *envoy) run(config string) {
+	t := e.T
+	t.Helper()
 	bootstrap := filepath.Join(e.dir, "bootstrap.yaml")
-	if err := os.WriteFile(bootstrap, []byte(e.Bootstrap("tester", filepath.Join(e.dir, "admin"))), 0o600); err != nil {
+	if err := os.WriteFile(bootstrap, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	log, err := os.Create(filepath.Join(e.dir, "log"))
@@ -63,7 +71,6 @@ func startEnvoy(t *testing.T, c Config) *envoy {
 			t.Logf("Envoy's log:\n%.8000s", text)
 		}
 	})
-	return e
 }
 
 // get asks on a socket and gives the answer's body and mark; nothing if there is none.
