@@ -39,6 +39,7 @@ const bound = 20 * time.Second
 type peerOf struct {
 	metadata metadata.MD
 	client   string // the first DNS name of the client's certificate
+	asked    string // the name that TLS asked for
 }
 
 // server is a control plane that answers every call with nothing.
@@ -48,7 +49,6 @@ type server struct {
 
 	mu    sync.Mutex
 	calls []peerOf
-	names []string // that TLS asked for
 }
 
 func serve(t *testing.T, lis net.Listener, config *tls.Config) *server {
@@ -56,13 +56,6 @@ func serve(t *testing.T, lis net.Listener, config *tls.Config) *server {
 	s := &server{addr: lis.Addr().String()}
 	options := []grpc.ServerOption{grpc.UnknownServiceHandler(s.answer)}
 	if config != nil {
-		config = config.Clone()
-		config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.names = append(s.names, hello.ServerName)
-			return nil, nil
-		}
 		options = append(options, grpc.Creds(credentials.NewTLS(config)))
 	}
 	s.Server = grpc.NewServer(options...)
@@ -81,8 +74,11 @@ func (s *server) answer(_ any, stream grpc.ServerStream) error {
 	var p peerOf
 	p.metadata, _ = metadata.FromIncomingContext(stream.Context())
 	if from, ok := peer.FromContext(stream.Context()); ok {
-		if info, ok := from.AuthInfo.(credentials.TLSInfo); ok && len(info.State.PeerCertificates) > 0 {
-			p.client = info.State.PeerCertificates[0].DNSNames[0]
+		if info, ok := from.AuthInfo.(credentials.TLSInfo); ok {
+			p.asked = info.State.ServerName
+			if len(info.State.PeerCertificates) > 0 {
+				p.client = info.State.PeerCertificates[0].DNSNames[0]
+			}
 		}
 	}
 	s.mu.Lock()
@@ -101,9 +97,7 @@ func (s *server) last() peerOf {
 }
 
 func (s *server) asked() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.names[len(s.names)-1]
+	return s.last().asked
 }
 
 func listen(t *testing.T, network, addr string) net.Listener {
