@@ -28,6 +28,10 @@ var plan = []benchmark{
 	{dir: "bench/peer", name: "Convert/one", times: "20x", prefix: "peer/", pulls: true},
 	{dir: "internal/agent", name: "Convert/ten", times: "20x", pulls: true, pulledBefore: 1},
 	{dir: "bench/peer", name: "Convert/ten", times: "20x", prefix: "peer/", pulls: true},
+	{dir: "internal/xds/relay/edge", name: "Push/delta=false", times: "60x", prefix: "relay/"},
+	{dir: "internal/xds/relay/edge", name: "Push/delta=true", times: "60x", prefix: "relay/"},
+	{dir: "internal/xds/relay/edge", name: "Memory/delta=false", times: "3x", prefix: "relay/"},
+	{dir: "internal/xds/relay/edge", name: "Memory/delta=true", times: "3x", prefix: "relay/"},
 	{dir: "test/e2e", name: "ConfigChange", times: "50x"},
 	{dir: "test/e2e", name: "ModuleChange/go", times: "7x"},
 	{dir: "test/e2e", name: "ModuleChange/small", times: "20x"},
@@ -107,6 +111,7 @@ func (v values) figures() []table.Figure {
 	l.registry()
 	l.conversion()
 	l.memory()
+	l.relay()
 	l.gateways()
 	return l.all
 }
@@ -209,6 +214,19 @@ func (l *ledger) memory() {
 	recorded(f, 42, "the peer: 42 to 48 MB")
 	f = l.add("AgentMemory/pulling-MB", 1, "agent, resident, at most while it pulls 63 MiB", "MB")
 	f.Note = "more than idle is what the module's size must not decide"
+}
+
+// relay: what it costs that the agent stands in the stream of Envoy's own control plane.
+func (l *ledger) relay() {
+	for _, c := range []struct{ name, what string }{{"false", "state of the world"}, {"true", "deltas"}} {
+		at := "relay/Push/delta=" + c.name + "/"
+		f := l.add(at+"median-ms-added", 1, "1,000 clusters pushed through the agent, "+c.what+", added", "ms")
+		limit(f, 1, "")
+		f.Note = fmt.Sprintf("%.2g x the time without; of the fastest tenth %.2g ms", l.values[at+"median-ratio"], l.values[at+"fast-ms-added"])
+		l.atTargets(f, 0)
+		f = l.add("relay/Memory/delta="+c.name+"/B/B", 1, "kept of them, "+c.what+", for a byte of resources", "B")
+		limit(f, 2, "")
+	}
 }
 
 // gateways: large ones, and what plugins cost requests.
