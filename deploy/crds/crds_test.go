@@ -165,7 +165,12 @@ func TestDefinitions(t *testing.T) {
 			}
 		}
 	})
-	t.Run("files", func(t *testing.T) { agree(t, try) })
+	t.Run("files", func(t *testing.T) {
+		if out, err := c.Kubectl(t.Context(), "", "create", "namespace", "envoy-gateway-system"); err != nil { // of an example
+			t.Fatal(out, err)
+		}
+		agree(t, try)
+	})
 	t.Run("shown", func(t *testing.T) { shown(t, c) })
 }
 
