@@ -99,10 +99,11 @@ func TestAgentDirectory(t *testing.T) {
 	}
 }
 
-// bareAgent is an agent without an Envoy and without services.
-func bareAgent(t *testing.T) *Agent {
+// openStore gives a store of modules, of which none must be leased in the end.
+func openStore(t *testing.T, cfg store.Config) *store.Store {
 	t.Helper()
-	modules, err := store.Open(store.Config{Dir: t.TempDir()})
+	cfg.Dir = t.TempDir()
+	modules, err := store.Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,8 +113,15 @@ func bareAgent(t *testing.T) *Agent {
 				t.Errorf("%s is leased still", e.Digest)
 			}
 		}
-		modules.Close()
+		_ = modules.Close()
 	})
+	return modules
+}
+
+// bareAgent is an agent without an Envoy and without services.
+func bareAgent(t *testing.T) *Agent {
+	t.Helper()
+	modules := openStore(t, store.Config{})
 	log := slog.New(slog.DiscardHandler)
 	a := &Agent{
 		cfg: Config{Data: t.TempDir(), Metrics: prometheus.NewRegistry(), Log: log}, log: log, store: modules,

@@ -45,19 +45,9 @@ type remoting struct {
 
 func newRemoting(t *testing.T) *remoting {
 	t.Helper()
-	modules, err := store.Open(store.Config{Dir: t.TempDir(), MaxModule: 1 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		for _, e := range modules.List() {
-			if e.Leased {
-				t.Errorf("%s is leased still", e.Digest)
-			}
-		}
-		_ = modules.Close()
-	})
+	modules := openStore(t, store.Config{MaxModule: 1 << 20})
 	r := &remoting{t: t, reg: prometheus.NewRegistry(), registry: startRegistry(t)}
+	var err error
 	if r.files, err = registry.StartFiles(""); err != nil {
 		t.Fatal(err)
 	}
