@@ -56,6 +56,8 @@ func TestStatusNeverClaimsWhatIsNot(t *testing.T) {
 		<-time.After(time.Duration(c.dice.IntN(400)) * time.Millisecond)
 	}
 	c.cure()
+	c.calm()
+	c.cure() // nothing stands between this change and what is said of it: it gives lags, whatever the faults were
 	watched()
 	for _, v := range c.voices {
 		c.judge(v)
@@ -205,7 +207,7 @@ func (c *chaos) outage(node string) (end func()) {
 	}
 }
 
-// cure makes every plugin good again and waits until dumps and status say so.
+// cure makes every plugin good, in a new version, and waits until dumps and status say so.
 func (c *chaos) cure() {
 	c.Helper()
 	for _, name := range truthPlugins {
@@ -233,6 +235,13 @@ func (c *chaos) cure() {
 		}
 		return true, ""
 	})
+}
+
+// calm waits until the last outage is over for everybody.
+func (c *chaos) calm() {
+	for _, o := range c.outages {
+		<-time.After(time.Until(o.end))
+	}
 }
 
 // watch samples what is said, and dumps, until what it gives is called.
