@@ -119,7 +119,9 @@ func (f *relayedFollower) await() {
 // look tells the agent what is new, and whether a change awaits Envoy's answers.
 func (f *relayedFollower) look(ctx context.Context, n relayedNews) (changing bool) {
 	a := f.agent
-	a.changedUpstream(listenerType, n.again...)
+	if len(n.without) > 0 { // all of them are in the status
+		a.log.Warn("a listener of Envoy's control plane runs without plugins, or a part of it", "of", len(n.without), "first", n.without[0])
+	}
 	if n.laid != nil {
 		a.send(ctx, message{event: *n.laid})
 	}

@@ -196,6 +196,7 @@ func (a *Agent) hooks() relay.Hooks {
 	}
 	if a.relayed != nil {
 		h.Transforms[listenerType] = a.relayed.transform
+		h.Amend = map[string]func(string, bool, string) bool{listenerType: a.relayed.amend}
 	}
 	return h
 }

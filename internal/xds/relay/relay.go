@@ -77,12 +77,11 @@ type Event struct {
 	Type string
 	// Acked are names that Envoy has taken, Removed those that it has dropped.
 	Acked, Removed []string
-	// Refused are names of which Envoy refused at least one, in its Words. Own means that it
-	// has taken all of them as the transform made them before: that is to blame, not the
+	// Refused are names of which Envoy refused at least one, in its Words. Ours are those of
+	// them that it has taken as the transform made them before: that is to blame, not the
 	// upstream.
-	Refused []string
-	Words   string
-	Own     bool
+	Refused, Ours []string
+	Words         string
 }
 
 // Hooks are what the owner adds. All may be nil. They are called from within the
@@ -92,6 +91,11 @@ type Hooks struct {
 	Node func(node []byte) []byte
 	// Transforms are by type URL; resources of others are not touched.
 	Transforms map[string]Transform
+	// Amend are by type URL, too. One is told that Envoy refuses what the transform made of a
+	// resource, in its words; own: it has taken the resource before in another form. True
+	// means that the transform makes something else of it by now: Envoy is given that, and
+	// the upstream hears nothing but what Envoy says of that.
+	Amend map[string]func(name string, own bool, words string) bool
 	// Local are by type URL, too.
 	Local map[string]Local
 	// Tell is told what Envoy did.

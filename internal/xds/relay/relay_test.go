@@ -176,7 +176,7 @@ func TestOrderAndAnswers(t *testing.T) {
 			t.Errorf("refused with version %q as the last good one", q.Version)
 		}
 		k.tellsNothing()
-		if ev := k.events[len(k.events)-1]; !slices.Equal(ev.Refused, []string{"l"}) || ev.Own {
+		if ev := k.events[len(k.events)-1]; !slices.Equal(ev.Refused, []string{"l"}) || len(ev.Ours) != 0 {
 			t.Errorf("the owner is told %+v", ev)
 		}
 	})
@@ -436,7 +436,7 @@ func TestTransform(t *testing.T) {
 		}
 		k.nack(edited, "Error adding/updating listener(s) l: slots\nm: slots")
 		k.tellsNothing() // it is no fault of the upstream
-		if ev := k.events[len(k.events)-1]; !ev.Own || len(ev.Refused) != 2 || ev.Words == "" {
+		if ev := k.events[len(k.events)-1]; len(ev.Ours) != 2 || len(ev.Refused) != 2 || ev.Words == "" {
 			t.Errorf("the owner is told %+v", ev)
 		}
 		k.relay.Changed(listenerType)
