@@ -78,6 +78,7 @@ type relayedFollower struct {
 	since time.Time
 	open  bool
 	told  bool // that it takes long
+	waits waits
 	// answered is since when Envoy has answered for a change.
 	answered time.Time
 }
@@ -166,6 +167,7 @@ func (f *relayedFollower) lookReady(ctx context.Context) {
 		f.told = true
 		a.log.Warn("envoy has started and its listeners are not active yet", "why", strings.Join(v.unready, "; "))
 	}
+	f.waits.ask(ctx, a, f.since)
 	poll, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	if _, err := a.envoyAdmin.get(poll, "/ready"); err == nil {
