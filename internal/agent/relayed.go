@@ -204,7 +204,7 @@ func (l *relayedListeners) tell(ev relay.Event) {
 			delete(l.awaited, name)
 		}
 	}
-	for _, name := range ev.Removed {
+	for _, name := range slices.Concat(ev.Removed, ev.Left) {
 		delete(l.listeners, name)
 		delete(l.awaited, name)
 	}

@@ -169,6 +169,7 @@ func (f *feed) dropUnwanted(names []string) {
 	if f.isNamedOtherwise(names) {
 		names = sorted(f.entries)
 	}
+	var left []string
 	for _, name := range names {
 		e := f.entries[name]
 		if e == nil {
@@ -180,8 +181,10 @@ func (f *feed) dropUnwanted(names []string) {
 		}
 		if !f.wants.isWanted(name, aliases) {
 			f.delete(e)
+			left = append(left, name)
 		}
 	}
+	f.stream.relay.left(f.typeURL, left)
 }
 
 func (f *feed) delete(e *entry) {

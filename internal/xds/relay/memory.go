@@ -1,6 +1,9 @@
 package relay
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // keepLeft is how long what Envoy acknowledged is remembered after the last stream that
 // wanted it was closed, counted while Envoy is there: one that was started anew has
@@ -138,12 +141,16 @@ func (r *Relay) Trim(now time.Time) {
 	if len(r.streams) == 0 || now.Sub(r.since) < keepLeft {
 		return
 	}
-	for _, s := range r.memory {
+	for key, s := range r.memory {
+		var left []string
 		for name, k := range s.items {
 			if k.users == 0 && now.Sub(time.Unix(k.left, 0)) >= keepLeft {
 				delete(s.items, name)
-				s.changed(1)
+				left = append(left, name)
 			}
 		}
+		s.changed(len(left))
+		slices.Sort(left)
+		r.left(key.typeURL, left)
 	}
 }

@@ -75,8 +75,9 @@ type Transform func(Resource) (body []byte, ready bool)
 // Event tells the owner what Envoy did with resources.
 type Event struct {
 	Type string
-	// Acked are names that Envoy has taken, Removed those that it has dropped.
-	Acked, Removed []string
+	// Acked are names that Envoy has taken, Removed those that it has dropped as the upstream
+	// has them no more. Left are those that it asks for no more; of types with a transform.
+	Acked, Removed, Left []string
 	// Refused are names of which Envoy refused at least one, in its Words. Ours are those of
 	// them that it has taken as the transform made them before: that is to blame, not the
 	// upstream.
@@ -149,6 +150,24 @@ func (r *Relay) Changed(typeURL string, names ...string) {
 		if f := s.feeds[typeURL]; f != nil {
 			f.changed(names)
 		}
+	}
+}
+
+// left tells the owner of names that no stream asks for any more.
+func (r *Relay) left(typeURL string, names []string) {
+	if r.hooks.Transforms[typeURL] == nil {
+		return
+	}
+	names = slices.DeleteFunc(names, func(name string) bool {
+		for s := range r.streams {
+			if f := s.feeds[typeURL]; f != nil && f.entries[name] != nil {
+				return true
+			}
+		}
+		return false
+	})
+	if len(names) > 0 {
+		r.hooks.Tell(Event{Type: typeURL, Left: names})
 	}
 }
 

@@ -381,14 +381,33 @@ func TestMemory(t *testing.T) {
 // What Envoy does not want any more, and what no stream wanted for long, is forgotten.
 func TestForgotten(t *testing.T) {
 	t.Parallel()
-	k := newTalk(t, true, nil)
-	k.want(routeType, "a", "b")
-	k.push(routeType, "1", "a=1", "b=1")
+	k := newTalk(t, true, map[string]Transform{routeType: func(r Resource) ([]byte, bool) { return r.Body, r.Name != "c" }})
+	k.want(routeType, "a", "b", "c")
+	k.push(routeType, "1", "a=1", "b=1", "c=1")
 	k.ack(k.gets(routeType, "a=1", "b=1"))
+	var left []string
+	told := func() []string {
+		for _, ev := range k.events {
+			left = append(left, ev.Left...)
+		}
+		k.events = nil
+		return left
+	}
 	remembered := func() []string { return sorted(k.relay.shelf(shelfKey{routeType, true}).items) }
-	k.ask(Request{Type: routeType, Unsubscribe: []string{"a"}})
-	if got := remembered(); !slices.Equal(got, []string{"b"}) {
-		t.Errorf("remembered are %q", got)
+	other := k.relay.Open(Kind{Delta: true}, k.now)
+	if err := other.FromEnvoy(Request{Type: routeType, Subscribe: []string{"a"}}, k.now); err != nil {
+		t.Fatal(err)
+	}
+	k.ask(Request{Type: routeType, Unsubscribe: []string{"a", "c", "nobody"}})
+	if got := told(); !slices.Equal(got, []string{"c"}) {
+		t.Errorf("told of %q; another stream asks for a, and what never went on is wanted no more", got)
+	}
+	if err := other.FromEnvoy(Request{Type: routeType, Unsubscribe: []string{"a"}}, k.now); err != nil {
+		t.Fatal(err)
+	}
+	other.Close(k.now)
+	if got := remembered(); !slices.Equal(got, []string{"b"}) || !slices.Equal(told(), []string{"c", "a"}) {
+		t.Errorf("remembered are %q, told is of %q", got, told())
 	}
 	k.Close(k.now)
 	k.now = k.now.Add(100 * keepLeft)
@@ -400,6 +419,9 @@ func TestForgotten(t *testing.T) {
 	}
 	before := k.relay.Changes()
 	k.relay.Trim(k.now.Add(keepLeft))
+	if !slices.Equal(told(), []string{"c", "a", "b"}) {
+		t.Errorf("told of %q", told())
+	}
 	if got := remembered(); len(got) != 0 || k.relay.Changes() == before {
 		t.Errorf("%q are remembered though nobody asked", got)
 	}
