@@ -44,7 +44,7 @@ func newBetween(t *testing.T, delta bool) *between {
 		Amend: map[string]func(string, bool, string) bool{listenerType: l.amend}})
 	b.s = b.relay.Open(relay.Kind{Delta: delta}, b.now)
 	b.say(relay.Request{Type: listenerType, Node: []byte{}})
-	b.s.Connected()
+	b.s.Connected(b.now)
 	return b
 }
 

@@ -204,8 +204,8 @@ func (a *Agent) status() *Status {
 func (a *Agent) upstreamStatus() (list []UpstreamStatus) {
 	for _, u := range a.upstreams {
 		st := u.link.status(u.name)
-		if problems := u.store.Problems(); len(problems) > 0 {
-			st.Kept = problems[0].Error()
+		if p := u.store.Problem(); p != nil {
+			st.Kept = p.Error()
 		}
 		list = append(list, st)
 	}

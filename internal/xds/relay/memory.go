@@ -25,6 +25,10 @@ type shelf struct {
 	changes uint64
 	items   map[string]*kept
 	refused map[string]refusal // of extensions
+	// missing are names that Envoy asks for and of which it has nothing yet, since when.
+	missing map[string]time.Time
+	// unread are those of which it is not looked yet what they name.
+	unread map[string]bool // of types that lead to others
 }
 
 // refusal is an extension that Envoy refused. The same process of Envoy would acknowledge
@@ -44,7 +48,7 @@ type kept struct {
 func (r *Relay) shelf(key shelfKey) *shelf {
 	s := r.memory[key]
 	if s == nil {
-		s = &shelf{relay: r, key: key, items: map[string]*kept{}, refused: map[string]refusal{}}
+		s = &shelf{relay: r, key: key, items: map[string]*kept{}, refused: map[string]refusal{}, missing: map[string]time.Time{}, unread: map[string]bool{}}
 		r.memory[key] = s
 	}
 	return s
@@ -69,7 +73,11 @@ func (s *shelf) keep(e *entry) {
 	if k.item != item {
 		k.item = item
 		s.changed(1)
+		if leads[s.key.typeURL] {
+			s.unread[e.name] = true
+		}
 	}
+	s.found(item)
 	s.use(e, k)
 }
 
@@ -119,6 +127,7 @@ func (s *shelf) forget(e *entry) {
 	e.kept = nil
 	if k.users--; k.users == 0 {
 		delete(s.items, e.name)
+		delete(s.unread, e.name)
 		s.changed(1)
 	}
 }

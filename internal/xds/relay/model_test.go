@@ -494,7 +494,7 @@ func (w *world) upstreamSpeaks() {
 func (w *world) connect() {
 	if w.up.stream == nil {
 		w.up.stream = &upstreamStream{types: map[string]*upstreamType{}}
-		w.stream.Connected()
+		w.stream.Connected(w.now)
 	}
 }
 

@@ -12,7 +12,7 @@
 //	r := relay.New(hooks)
 //	s := r.Open(kind, now)       // Envoy has opened a stream
 //	s.FromEnvoy(request, now)    // it asks, acknowledges or refuses
-//	s.Connected()                // a stream to the upstream is there
+//	s.Connected(now)             // a stream to the upstream is there
 //	s.FromUpstream(response)     // the upstream says something
 //	s.Disconnected()             // that stream is gone; Envoy's stays
 //	r.Changed(type, names...)    // the owner says something else of a type now
@@ -97,6 +97,8 @@ type Hooks struct {
 	// means that the transform makes something else of it by now: Envoy is given that, and
 	// the upstream hears nothing but what Envoy says of that.
 	Amend map[string]func(name string, own bool, words string) bool
+	// Names tells what Envoy will ask for once it has taken a listener or a cluster.
+	Names func(typeURL string, body []byte, named func(typeURL, name string))
 	// Local are by type URL, too.
 	Local map[string]Local
 	// Tell is told what Envoy did.
@@ -112,13 +114,18 @@ type Relay struct {
 	locals  map[string]*locals
 	process int       // counts those of Envoy
 	since   time.Time // when the first of the streams was opened
-	changes uint64
+	// unsettled is since when something is missing whenever Settled looked; zero: nothing is.
+	unsettled time.Time
+	changes   uint64
 }
 
 // New gives a relay without streams and without a memory.
 func New(hooks Hooks) *Relay {
 	if hooks.Node == nil {
 		hooks.Node = func(node []byte) []byte { return node }
+	}
+	if hooks.Names == nil {
+		hooks.Names = func(string, []byte, func(string, string)) {}
 	}
 	if hooks.Tell == nil {
 		hooks.Tell = func(Event) {}

@@ -31,7 +31,7 @@ func newTalk(t *testing.T, delta bool, transforms map[string]Transform) *talk {
 	r := New(Hooks{Transforms: transforms, Tell: func(ev Event) { k.events = append(k.events, ev) },
 		Node: func(n []byte) []byte { return append([]byte("chandler+"), n...) }})
 	k.Stream = r.Open(Kind{Delta: delta}, k.now)
-	k.Connected()
+	k.Connected(k.now)
 	return k
 }
 
@@ -195,7 +195,7 @@ func TestNode(t *testing.T) {
 		t.Errorf("node %q again", q.Node)
 	}
 	k.Disconnected()
-	k.Connected()
+	k.Connected(k.now)
 	if q := k.tells(clusterType); q.Node == nil {
 		t.Error("the next stream begins without a node")
 	}
@@ -263,7 +263,7 @@ func TestResume(t *testing.T) {
 		resume := func() (clusters, routes *Request) {
 			k.Disconnected()
 			k.tellsNothing()
-			k.Connected()
+			k.Connected(k.now)
 			return k.tells(clusterType), k.tells(routeType)
 		}
 		clusters, routes := resume()
@@ -324,7 +324,7 @@ func TestDeltaSubscriptions(t *testing.T) {
 	k.ask(Request{Type: routeType, Unsubscribe: []string{"*", "a", "b"}})
 	k.want(clusterType)
 	k.want(clusterType, "c")
-	k.Connected()
+	k.Connected(k.now)
 	if q := k.tells(routeType); !slices.Equal(q.Subscribe, []string{"c"}) || len(q.Unsubscribe) != 0 {
 		t.Errorf("begun anew with %+v", q)
 	}
@@ -334,7 +334,7 @@ func TestDeltaSubscriptions(t *testing.T) {
 	k.ask(Request{Type: routeType, Unsubscribe: []string{"c"}})
 	k.tells(routeType)
 	k.Disconnected()
-	k.Connected()
+	k.Connected(k.now)
 	k.tells(clusterType)
 	k.tellsNothing() // without a name it would ask for everything
 }
@@ -369,7 +369,7 @@ func TestMemory(t *testing.T) {
 		k.Stream = r.Open(Kind{Delta: true}, k.now)
 		k.ask(Request{Type: clusterType, Held: map[string]string{"a": "1", "b": "1", "x": "1"}})
 		k.gets(clusterType, "b=2", "c=2")
-		k.Connected()
+		k.Connected(k.now)
 		if q := k.tells(clusterType); !maps.Equal(q.Held, map[string]string{"a": "1", "b": "", "c": "", "x": ""}) {
 			t.Errorf("the upstream is told that Envoy holds %v", q.Held)
 		}
@@ -553,7 +553,7 @@ func TestExtensions(t *testing.T) {
 		r := New(Hooks{})
 		r.Restore(reread(t, k.relay.Views()))
 		k.Stream = r.Open(Kind{Delta: delta}, k.now)
-		k.Connected()
+		k.Connected(k.now)
 		k.ask(Request{Type: extensionType, Subscribe: names, Held: map[string]string{"a": "1", "b": "2"}})
 		k.tells(extensionType)
 		nonce = k.push(extensionType, "3", "a=bad", "b=3")
@@ -563,7 +563,7 @@ func TestExtensions(t *testing.T) {
 		k.Close(k.now)
 		r.Another()
 		k.Stream = r.Open(Kind{Delta: delta}, k.now)
-		k.Connected()
+		k.Connected(k.now)
 		k.want(extensionType, names...)
 		k.gets(extensionType, "a=1")
 		k.gets(extensionType, "b=3")
@@ -821,7 +821,7 @@ func TestViewsChange(t *testing.T) {
 		k.Stream = r.Open(Kind{Delta: delta}, k.now)
 		k.want(clusterType)
 		k.ack(k.gets(clusterType, "a=1"))
-		k.Connected()
+		k.Connected(k.now)
 		k.push(clusterType, "1", "a=1")
 		k.ack(k.gets(clusterType, "a=1"))
 		if r.Changes() != 0 {
