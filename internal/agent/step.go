@@ -28,7 +28,7 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 	case Waiting:
 		s.waiting = ev.For
 	case ListenersOpen:
-		s.open = true
+		s.opened()
 	case Laid:
 		s.lay(ev)
 	case Subscribed:
@@ -242,8 +242,16 @@ func (s *State) envoyStarted(ev EnvoyStarted, now time.Time) {
 		s.down, s.listing = EnvoyEnded{}, nil
 		s.freshSlots()
 	}
+	s.served = nil
 	for _, sl := range s.slots {
 		sl.serves = ev.Open
+	}
+}
+
+// opened notes that the first listeners serve.
+func (s *State) opened() {
+	if s.open = true; s.listing == nil {
+		s.serve()
 	}
 }
 

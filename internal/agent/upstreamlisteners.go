@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"slices"
+
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
 )
@@ -14,7 +16,9 @@ import (
 type upstreamListeners struct {
 	// laid: some are known. admits: some have places that it is not decided of.
 	laid, admits bool
-	bare         []Bare
+	// withheld: some listeners did not go on, after Envoy refused a change.
+	withheld bool
+	bare     []Bare
 	// admitted are the sites of listeners that went on, served those of listeners that
 	// serve: to enter there changes what traffic meets.
 	admitted []attach.Site
@@ -78,21 +82,39 @@ func (s *State) settleUpstream() (effects []Effect) {
 	if !s.laid {
 		return nil
 	}
-	if want := s.wantListed(); s.relistAt.IsZero() && !s.fits(want) {
+	want := s.wantListed()
+	if s.relistAt.IsZero() && !s.fits(want) {
 		if s.awaitsAnswers() {
 			s.relisting = true
 			return nil
 		}
 		effects = s.relist(want, false)
 	}
-	if s.admits {
-		s.admits, s.admitted = false, s.set.Sites
+	if s.admits || s.withheld && s.relistAt.IsZero() {
+		s.admitted = s.admissible(want)
+		s.admits, s.withheld = false, len(s.admitted) < len(s.set.Sites)
 		if s.listing == nil {
 			s.serve()
 		}
-		effects = append(effects, AdmitListeners{Slots: s.set.Slots, Sites: s.set.Sites})
+		effects = append(effects, AdmitListeners{Slots: s.set.Slots, Sites: s.admitted})
 	}
 	return effects
+}
+
+// admissible are the sites at which nothing is missing, or whose listeners serve already.
+// After Envoy refused a change, slots that are to stand in others must wait, and so do they.
+func (s *State) admissible(want []attach.Slot) []attach.Site {
+	missing := map[attach.Site]bool{}
+	for _, place := range want {
+		if !slices.Contains(s.listed, place) && s.opens(place) {
+			missing[siteOf(place)] = true
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(s.set.Sites), func(site attach.Site) bool { return missing[site] })
+}
+
+func siteOf(place attach.Slot) attach.Site {
+	return attach.Site{Mode: place.Mode, Port: place.Port, Network: place.Network}
 }
 
 // serve notes that the listeners that went on serve.
@@ -106,7 +128,7 @@ func (s *State) serve() {
 // opens tells whether the listeners that are a slot's place serve nobody yet: they do not
 // open without a plugin.
 func (s *State) opens(place attach.Slot) bool {
-	return s.set.Upstream && !s.served[attach.Site{Mode: place.Mode, Port: place.Port, Network: place.Network}]
+	return s.set.Upstream && !s.served[siteOf(place)]
 }
 
 // deniesOpening tells whether a plugin that cannot run yet, and for which the traffic of
