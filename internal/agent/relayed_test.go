@@ -354,3 +354,52 @@ func TestRelayedListenersWarn(t *testing.T) {
 		}
 	}
 }
+
+// A listener that the upstream takes away and brings back before Envoy has answered is
+// there; one that comes back later waits anew, as what belongs there may be another by then.
+func TestRelayedListenerComesBack(t *testing.T) {
+	t.Parallel()
+	b := newBetween(t, true)
+	in := httpListener(t, "in", 8080, "one")
+	b.upstream("in", "1", in)
+	_ = b.gets()
+	b.admit(b.told().laid)
+	_ = b.gets()
+	b.answer("")
+	gone := func() {
+		b.nonce++
+		if err := b.s.FromUpstream(relay.Response{Type: listenerType, Version: "2", Nonce: fmt.Sprint(b.nonce), Removed: []string{"in"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone()
+	if b.gets() != nil || b.sent == nil {
+		t.Fatal("it is not taken away")
+	}
+	removal := b.sent
+	b.upstream("in", "3", in)
+	if b.gets() == nil {
+		t.Fatal("it does not come back")
+	}
+	again := b.sent
+	b.sent = removal
+	b.answer("")
+	b.sent = again
+	b.answer("")
+	if n := b.told(); n.laid == nil || len(n.laid.Slots) != 4 || len(b.l.layout()) != 1 {
+		t.Errorf("it is back, and laid is %+v, listeners %+v", n.laid, b.l.layout())
+	}
+
+	gone()
+	_ = b.gets()
+	b.answer("")
+	b.upstream("in", "4", in) // before the agent has looked
+	if b.gets() != nil {
+		t.Error("it goes on before it is decided what stands in it")
+	}
+	if n := b.told(); n.laid == nil || len(n.laid.Slots) != 4 {
+		t.Errorf("laid %+v", n.laid)
+	} else if b.admit(n.laid); b.gets() == nil {
+		t.Error("it waits for ever")
+	}
+}
