@@ -18,7 +18,16 @@ type Claim struct {
 // Claims are all of them. A test of this package sees to it that every block is claimed
 // and that the test and the target are there; Open, that a test keeps what is said here.
 var Claims = []Claim{
+	{Page: "README.md", Headings: []string{"The walkthrough"}, Dir: "test/pages", Test: "TestWalkthrough", Target: "pages"},
+	{Page: "README.md", Headings: []string{"Your own Envoy"}, Dir: "test/pages", Test: "TestYourOwnEnvoy", Target: "pages"},
+	{Page: "README.md", Headings: []string{"Your own plugin"}, Dir: "cmd/chandler", Test: "TestGuides", Target: "authors"},
+	{Page: "docs/agent.md", Headings: []string{"Before Envoy's arguments"}, Dir: "test/pages", Test: "TestAgentBefore", Target: "pages"},
+	{Page: "docs/agent.md", Headings: []string{"In the place of Envoy"}, Dir: "test/pages", Test: "TestAgentInPlace", Target: "pages"},
+	{Page: "docs/agent.md", Headings: []string{"With commands"}, Dir: "test/pages", Test: "TestAgentBeside", Target: "pages"},
 	{Page: "docs/authoring/*.md", Dir: "cmd/chandler", Test: "TestGuides", Target: "authors"},
+	{Page: "docs/dashboard.md", Dir: "test/pages", Test: "TestDashboardToken", Target: "pages"},
+	{Page: "docs/lock.md", Dir: "test/pages", Test: "TestLock", Target: "pages"},
+	{Page: "docs/operating.md", Dir: "test/pages", Test: "TestOperating", Target: "pages"},
 }
 
 func (c *Claim) has(b Block) bool {
