@@ -3,6 +3,7 @@
 package pages_test
 
 import (
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/testenv/pages"
+	"chandler.dev/chandler/internal/testenv/upstream"
 )
 
 // The walkthrough of the README, in the repository's folder.
@@ -93,4 +95,21 @@ func TestAgentInPlace(t *testing.T) {
 
 func TestAgentBeside(t *testing.T) {
 	tell(t, hostname(t), "default", func(*machine) {})
+}
+
+// The page's bootstrap leads to a control plane of somebody else's, which has the listener.
+func TestAnyControlPlane(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		m := edge(t)
+		m.env = m.serveAt("10.0.0.1:9910", "edge-1", "edge")
+		v := upstream.Variant{Delta: true}
+		u := upstream.New(t, upstream.Config{Variant: v})
+		u.Set("1", upstream.Resources{v.Listener("in", "127.0.0.1:8080", "r"), v.Cluster("c"), upstream.Route("r", "c", "1"), upstream.Backend("c", "127.0.0.1:9080")})
+		host, port, err := net.SplitHostPort(u.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages.Open(t, "docs/any-control-plane.md").In(m.world("control-plane.example", host, "port_value: 18000", "port_value: "+port))
+		m.inForce("edge")
+	})
 }

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -109,8 +110,8 @@ func (m *machine) envoyConfig(name string, port, admin int) string {
 	return name
 }
 
-// start starts a program, which is asked to end with the test.
-func (m *machine) start(words ...string) {
+// start starts a program, which is asked to end when that is called, or with the test.
+func (m *machine) start(words ...string) (end func()) {
 	m.t.Helper()
 	log, err := os.CreateTemp(m.dir, "."+filepath.Base(words[0])+"-*.log")
 	if err != nil {
@@ -127,7 +128,7 @@ func (m *machine) start(words ...string) {
 		_ = cmd.Wait()
 		close(done)
 	}()
-	m.t.Cleanup(func() {
+	end = sync.OnceFunc(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-done:
@@ -137,16 +138,34 @@ func (m *machine) start(words ...string) {
 			m.t.Errorf("%v did not end when asked to", words)
 		}
 		if text, err := os.ReadFile(log.Name()); m.t.Failed() {
-			m.t.Logf("%v: %v\n%s", words, err, text[max(0, len(text)-6<<10):])
+			m.t.Logf("%v: %v\n%s", words, err, text[max(0, len(text)-3<<10):])
 		}
 	})
+	m.t.Cleanup(end)
+	return end
 }
 
 // serve starts the control plane that the agents of pages look for.
-func (m *machine) serve(flags ...string) {
+func (m *machine) serve(flags ...string) (end func()) {
 	m.t.Helper()
-	m.start(append([]string{"chandler", "serve", "--listen", "127.0.0.1:9910", "--data", "/var/lib/chandler"}, flags...)...)
+	end = m.start(append([]string{"chandler", "serve", "--listen", "127.0.0.1:9910", "--data", "/var/lib/chandler"}, flags...)...)
 	m.answers("http://127.0.0.1:9911/healthz/ready")
+	return end
+}
+
+// agent starts the n-th agent of the namespace edge, edge-1 with the ports and folders of
+// an only one, and gives the port of its traffic.
+func (m *machine) agent(n int, flags ...string) (port int) {
+	m.t.Helper()
+	port = 8079 + n
+	config := m.envoyConfig(fmt.Sprintf("%s/edge-%d.yaml", m.dir, n), port, 9900+n)
+	args := []string{"chandler-agent", "--node", fmt.Sprintf("edge-%d", n), "--namespace", "edge", "--label", "app=edge"}
+	if n > 1 {
+		args = append(args, "--data", fmt.Sprintf("%s/edge-%d", m.dir, n), "--admin", fmt.Sprintf("127.0.0.1:%d", 9911+n))
+	}
+	m.start(append(append(args, flags...), "--", "-c", config, "--concurrency", "1", "-l", "warning")...)
+	m.answers(fmt.Sprintf("http://127.0.0.1:%d/", port))
+	return port
 }
 
 // serveAt starts the control plane at an address that other machines reach, and gives the
