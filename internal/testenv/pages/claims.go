@@ -6,7 +6,7 @@ import (
 )
 
 // Claim says which test runs blocks of a page: those under one of the headings, or without
-// headings all of it.
+// headings all of it. Without a test the blocks give commands of make that .ci/run gives.
 type Claim struct {
 	Page     string // from the root; a pattern of path.Match
 	Headings []string
@@ -18,6 +18,7 @@ type Claim struct {
 // Claims are all of them. A test of this package sees to it that every block is claimed
 // and that the test and the target are there; Open, that a test keeps what is said here.
 var Claims = []Claim{
+	{Page: "README.md", Headings: []string{"Two commands"}},
 	{Page: "README.md", Headings: []string{"The walkthrough"}, Dir: "test/pages", Test: "TestWalkthrough", Target: "pages"},
 	{Page: "README.md", Headings: []string{"Your own Envoy"}, Dir: "test/pages", Test: "TestYourOwnEnvoy", Target: "pages"},
 	{Page: "README.md", Headings: []string{"Your own plugin"}, Dir: "cmd/chandler", Test: "TestGuides", Target: "authors"},
