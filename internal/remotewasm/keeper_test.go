@@ -223,7 +223,7 @@ func (w *world) begin() {
 	w.counts = map[string]int{}
 	ctx, cancel := context.WithCancel(w.Context())
 	w.keeper = New(Config{
-		Fetcher: w.depot, Dir: w.dir, Starting: func() bool { return w.starting },
+		Type: attach.ExtensionConfigType, Fetcher: w.depot, Dir: w.dir, Starting: func() bool { return w.starting },
 		Changed: func(names ...string) {
 			for _, name := range names {
 				w.deliver(name)
@@ -529,7 +529,7 @@ func TestSecrets(t *testing.T) {
 			}
 		}
 		w.depot.mu.Unlock()
-		file, err := os.ReadFile(filepath.Join(w.dir, recordsFile))
+		file, err := os.ReadFile(filepath.Join(w.dir, recordsFiles[attach.ExtensionConfigType]))
 		if err != nil || bytes.Contains(file, []byte("auths")) || bytes.Contains(file, []byte("registry.example")) {
 			t.Errorf("on disk: %v, %s", err, file)
 		}
@@ -765,7 +765,7 @@ func TestAsItIs(t *testing.T) {
 // What cannot be written is written later.
 func TestDiskThatFails(t *testing.T) {
 	in(t, func(w *world) {
-		path := filepath.Join(w.dir, recordsFile)
+		path := filepath.Join(w.dir, recordsFiles[attach.ExtensionConfigType])
 		if err := os.Mkdir(path, 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -791,7 +791,7 @@ func TestRecordsOfNoUse(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(w *world) {
 				w.stop()
-				if err := os.WriteFile(filepath.Join(w.dir, recordsFile), []byte(text), 0o600); err != nil {
+				if err := os.WriteFile(filepath.Join(w.dir, recordsFiles[attach.ExtensionConfigType]), []byte(text), 0o600); err != nil {
 					t.Fatal(err)
 				}
 				w.start()
@@ -808,11 +808,11 @@ func FuzzRecords(f *testing.F) {
 	f.Add([]byte(`{"resources":null}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, recordsFile), text, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, recordsFiles[attach.ExtensionConfigType]), text, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		d := newDepot(t)
-		k := New(Config{Fetcher: d, Dir: dir, Changed: func(...string) {}})
+		k := New(Config{Type: attach.ExtensionConfigType, Fetcher: d, Dir: dir, Changed: func(...string) {}})
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		k.Run(ctx)
@@ -827,7 +827,7 @@ func FuzzRecords(f *testing.F) {
 // BenchmarkTransform is a resource whose module is here.
 func BenchmarkTransform(b *testing.B) {
 	d := newDepot(b)
-	k := New(Config{Fetcher: d, Changed: func(...string) {}})
+	k := New(Config{Type: attach.ExtensionConfigType, Fetcher: d, Changed: func(...string) {}})
 	res := relay.Resource{Type: attach.ExtensionConfigType, Name: "a", Body: plugin{name: "a", url: one, version: "1", config: strings.Repeat("x", 1000)}.body(b)}
 	k.Transform(res)
 	for _, s := range k.state.sources {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"chandler.dev/chandler"
@@ -17,8 +18,10 @@ const (
 	// first; those that are too many get their stand-ins.
 	maxNames = 4096
 	maxName  = 2048 // bytes of one
-	// maxWanted are the modules that are kept for one name, of which the resource names one
-	// now: what was in force, and what other streams say under the same name.
+	// maxModules are those that one resource names. Only listeners name more than one.
+	maxModules = 64
+	// maxWanted are the modules that are kept for each that a resource names now: what was in
+	// force, and what other streams say under the same name.
 	maxWanted = 4
 	// maxFetches go on at a time, so many that a few which trickle hold nobody up.
 	maxFetches = 32
@@ -66,20 +69,43 @@ type source struct {
 // ready says that the module is here.
 func (s *source) ready() bool { return s.module != nil }
 
-// form is one way in which a resource is given to Envoy with its module. A stand-in has
-// none.
+// form is one way in which a resource is given to Envoy with its modules. One in which
+// stand-ins are in all places is the zero form.
 type form struct {
-	body   hash
-	digest chandler.ModuleDigest
+	body    hash
+	modules string // the digests of those in it, each with a space before
+	whole   bool   // none is missing
+}
+
+// formOf gives the form of a resource with what is here of what it names.
+func formOf(body hash, sources []*source) form {
+	f := form{body: body, whole: true}
+	for _, s := range sources {
+		if s.ready() {
+			f.modules += " " + string(s.digest)
+			continue
+		}
+		f.modules, f.whole = f.modules+" ", false
+	}
+	if strings.TrimSpace(f.modules) == "" {
+		return form{}
+	}
+	return f
+}
+
+// has says that a module is in the form.
+func (f form) has(d chandler.ModuleDigest) bool {
+	return d != "" && slices.Contains(strings.Fields(f.modules), string(d))
 }
 
 // entry is one resource, by its name.
 type entry struct {
 	name   string
-	wanted []*source             // the one asked for last first
+	wanted []*source             // those asked for last first
+	now    int                   // so many of them the resource names now
 	asked  map[*source]time.Time // when last, of all that are wanted
 	gave   map[*source]bool      // those that Envoy was given
-	good   *source               // of what Envoy took last
+	good   map[*source]bool      // of what Envoy took last
 
 	body    hash // of the resource as it was asked for last
 	since   time.Time
@@ -136,40 +162,58 @@ func (st *state) take() todo {
 	return t
 }
 
-// give decides what Envoy gets for a resource: the local form with the path of the module,
-// the stand-in, or for now nothing.
-func (st *state) give(r *attach.RemoteWasm, patience time.Duration, now time.Time) (path string, what answer) {
+// give decides what Envoy gets for a resource: the local form with the paths of the modules;
+// one in which a stand-in is where there is no path; or for now nothing.
+func (st *state) give(name string, r *attach.Remote, patience time.Duration, now time.Time) (paths []string, what answer) {
 	if st.asking.IsZero() {
 		st.asking = now
 	}
-	e := st.entry(r.Name)
-	if e == nil {
-		return "", standIn
+	var e *entry
+	if len(r.Wasm) <= maxModules {
+		e = st.entry(name)
 	}
-	body := hash(sha256.Sum256(r.Discreet().GetValue()))
-	s := st.ask(e, r, body, now)
-	if body != e.body {
+	if e == nil {
+		return nil, standIn
+	}
+	sources := st.askAll(e, r, now)
+	if body := hash(sha256.Sum256(r.Discreet().GetValue())); body != e.body {
 		e.body, e.since, e.counted = body, now, false
 	}
-	f := form{body, s.digest}
+	f := formOf(e.body, sources)
 	switch {
-	case s.ready() && (e.has() || e.refused != f):
+	case f.whole && (e.has() || e.refused != f):
 		if e.given != f {
 			e.open, e.gaveAt = e.open+1, now
 		}
-		e.given, e.stands, e.gave[s] = f, false, true
-		return s.module.Path(), local
+		return e.gives(f, sources), local
 	case e.has():
-		return "", held
-	case e.refused == f && s.ready():
+		return nil, held
+	case f != (form{}) && e.refused == f:
+		f = form{}
 	case e.deadline.IsZero():
 		e.deadline = now.Add(patience)
-		return "", held
+		return nil, held
 	case now.Before(e.deadline):
-		return "", held
+		return nil, held
 	}
-	e.given, e.stands, e.overdue = form{}, true, true
-	return "", standIn
+	e.overdue = true
+	return e.gives(f, sources), standIn
+}
+
+// gives notes what Envoy is given, and tells where the modules in it are.
+func (e *entry) gives(f form, sources []*source) (paths []string) {
+	e.given, e.stands = f, !f.whole
+	if f == (form{}) {
+		return nil
+	}
+	for _, s := range sources {
+		path := ""
+		if s.ready() {
+			path, e.gave[s] = s.module.Path(), true
+		}
+		paths = append(paths, path)
+	}
+	return paths
 }
 
 // has says that Envoy runs a module for the name, as far as is known: it takes what it is
@@ -180,7 +224,7 @@ func (e *entry) has() bool { return e.took || e.open > 0 }
 // unless it refused that. An answer comes without a word on what it is to, so that of some
 // that were given in a row any may be in force once one was refused.
 func (e *entry) isSure() bool {
-	return !e.has() || e.given != (form{}) && e.given != e.refused
+	return !e.has() || e.given.whole && e.given != e.refused
 }
 
 // answer is what Envoy gets.
@@ -199,11 +243,15 @@ func (st *state) entry(name string) *entry {
 		if len(name) > maxName || len(st.names) >= maxNames && !st.dropLeft() {
 			return nil
 		}
-		e = &entry{name: name, asked: map[*source]time.Time{}, gave: map[*source]bool{}}
+		e = newEntry(name)
 		st.names[name] = e
 	}
 	e.left = time.Time{}
 	return e
+}
+
+func newEntry(name string) *entry {
+	return &entry{name: name, asked: map[*source]time.Time{}, gave: map[*source]bool{}, good: map[*source]bool{}}
 }
 
 // dropLeft makes room: what nobody asks for the longest goes.
@@ -220,18 +268,40 @@ func (st *state) dropLeft() bool {
 	return oldest != nil
 }
 
-// ask gives the source that a resource names, a new one if need be. What the name had before
-// under the same terms it has still, whatever secret is shown now.
-func (st *state) ask(e *entry, r *attach.RemoteWasm, body hash, now time.Time) *source {
-	k := keyOf(r, body)
-	at := slices.IndexFunc(e.wanted, func(s *source) bool { return s.key == k || s.key.what == k.what && s.digest != "" })
-	if at < 0 {
-		st.want(e, st.source(k), now)
-		at = 0
+// askAll gives the sources that a resource names, in its order. A module that is new to what
+// Envoy has with stand-ins in it is waited for like a first one: what it replaces may work.
+func (st *state) askAll(e *entry, r *attach.Remote, now time.Time) []*source {
+	sources := make([]*source, len(r.Wasm))
+	e.now = 0
+	for i, w := range r.Wasm {
+		s, isNew := st.ask(e, w, len(r.Wasm), now)
+		sources[i] = s
+		if isNew && e.given.modules != "" && !e.given.whole {
+			e.deadline, e.overdue = time.Time{}, false
+		}
 	}
-	s := e.wanted[at]
-	copy(e.wanted[1:at+1], e.wanted[:at])
-	e.wanted[0], e.asked[s] = s, now
+	return sources
+}
+
+// ask gives the source of one of n modules that a resource names, a new one if need be. What
+// the name had before under the same terms it has still, whatever secret is shown now.
+func (st *state) ask(e *entry, r *attach.RemoteWasm, n int, now time.Time) (s *source, isNew bool) {
+	k := keyOf(r)
+	at := slices.IndexFunc(e.wanted, func(s *source) bool { return s.key == k || s.key.what == k.what && s.digest != "" })
+	switch isNew = at < 0; {
+	case isNew:
+		s = st.source(k)
+		st.want(e, s, n, now)
+		e.now++
+	case at >= e.now:
+		s = e.wanted[at]
+		copy(e.wanted[1:at+1], e.wanted[:at])
+		e.wanted[0] = s
+		e.now++
+	default: // the resource names it twice
+		s = e.wanted[at]
+	}
+	e.asked[s] = now
 	switch {
 	case r.Problem != nil:
 		if !s.ready() {
@@ -243,16 +313,17 @@ func (st *state) ask(e *entry, r *attach.RemoteWasm, body hash, now time.Time) *
 		}
 		s.request = requestOf(r)
 	}
-	return s
+	return s, isNew
 }
 
 // keyOf names what a resource asks for, by its own terms.
-func keyOf(r *attach.RemoteWasm, body hash) key {
+func keyOf(r *attach.RemoteWasm) key {
 	version := ""
 	wasm := chandler.Wasm{Reference: r.Reference, SHA256: r.SHA256, PullPolicy: r.PullPolicy}
 	if wasm.EffectivePullPolicy() == chandler.PullAlways {
 		if version = r.ResourceVersion; version == "" {
-			version = string(body[:])
+			own := sha256.Sum256(r.Own())
+			version = string(own[:])
 		}
 	}
 	k := key{what: hash(sha256.Sum256([]byte(r.Reference.String() + "\x00" + r.SHA256 + "\x00" + version)))}
@@ -264,7 +335,7 @@ func keyOf(r *attach.RemoteWasm, body hash) key {
 
 func requestOf(r *attach.RemoteWasm) *Request {
 	return &Request{
-		Name: r.Name, Reference: r.Reference, SHA256: r.SHA256, PullSecret: r.PullSecret,
+		Name: r.Name, Reference: r.Reference, SHA256: r.SHA256, Cluster: r.Cluster, PullSecret: r.PullSecret,
 		Timeout: r.Timeout, RetryBase: r.RetryBase, RetryMax: r.RetryMax,
 	}
 }
@@ -279,13 +350,14 @@ func (st *state) source(k key) *source {
 	return s
 }
 
-// want adds a source to a name in the first place. Of too many the one asked for the
-// longest ago goes, but what is in force stays, and what may be if there is another.
-func (st *state) want(e *entry, s *source, now time.Time) {
-	if len(e.wanted) >= maxWanted {
+// want adds a source to a name, whose resource names n, in the first place. Of too many the
+// one asked for the longest ago goes, but what the resource names now and what is in force
+// stay, and what may be in force if there is another.
+func (st *state) want(e *entry, s *source, n int, now time.Time) {
+	for len(e.wanted) >= maxWanted*max(n, len(e.good)) {
 		at := -1
 		for i, s := range e.wanted {
-			if s != e.good && (!e.gave[s] || at < 0 || e.gave[e.wanted[at]]) {
+			if i >= e.now && !e.good[s] && (!e.gave[s] || at < 0 || e.gave[e.wanted[at]]) {
 				at = i
 			}
 		}
@@ -302,9 +374,7 @@ func (st *state) unwant(e *entry, at int) {
 	delete(e.asked, s)
 	delete(e.gave, s)
 	delete(s.users, e)
-	if e.good == s {
-		e.good = nil
-	}
+	delete(e.good, s)
 	st.todo.save = st.todo.save || s.digest != ""
 	if len(s.users) > 0 {
 		return
@@ -351,16 +421,19 @@ func (e *entry) fresh() {
 // acked notes that Envoy has taken what was given for a name.
 func (st *state) acked(name string) {
 	e := st.names[name]
-	if e == nil || e.given == (form{}) {
+	if e == nil || !e.given.whole {
 		return
 	}
 	st.todo.save = st.todo.save || !e.took
 	e.took, e.deadline, e.overdue = true, time.Time{}, false
+	good, found := map[*source]bool{}, map[chandler.ModuleDigest]bool{}
 	for _, s := range e.wanted {
-		if s.digest == e.given.digest && s != e.good {
-			e.good, st.todo.save = s, true
-			break
+		if e.given.has(s.digest) && !found[s.digest] {
+			good[s], found[s.digest] = true, true
 		}
+	}
+	if len(good) > 0 && !maps.Equal(good, e.good) {
+		e.good, st.todo.save = good, true
 	}
 }
 
@@ -371,10 +444,22 @@ func (st *state) rejected(name string, now time.Time) {
 	if e == nil || e.given == (form{}) {
 		return
 	}
-	e.refused, e.offerAt, e.open = e.given, now.Add(refusedPause), max(0, e.open-1)
+	e.refused, e.offerAt = e.given, now.Add(refusedPause)
+	if e.given.whole {
+		e.open = max(0, e.open-1)
+	}
 	if !e.has() {
 		st.todo.changed[name] = true
 	}
+}
+
+// spared notes that Envoy refused what was given for another reason than its modules.
+func (st *state) spared(name string) {
+	e := st.names[name]
+	if e == nil || !e.given.whole || e.took {
+		return
+	}
+	e.given, e.open = form{}, max(0, e.open-1)
 }
 
 // fetched ends the bringing of a module: it is here, or it is not.
@@ -473,8 +558,8 @@ func (st *state) step(now time.Time) (wake time.Time) {
 		if e.refused != (form{}) && !e.has() && due(e.offerAt) {
 			e.refused, st.todo.changed[name] = form{}, true
 		}
-		for i := len(e.wanted) - 1; i > 0 && e.isSure(); i-- {
-			if s := e.wanted[i]; s != e.good && due(later(e.asked[s], e.gaveAt).Add(keepLeft)) {
+		for i := len(e.wanted) - 1; i >= max(1, e.now) && e.isSure(); i-- {
+			if s := e.wanted[i]; !e.good[s] && due(later(e.asked[s], e.gaveAt).Add(keepLeft)) {
 				st.unwant(e, i)
 			}
 		}
@@ -499,7 +584,7 @@ func (st *state) begin(due func(time.Time) bool) {
 	for name, e := range st.names {
 		for i, s := range e.wanted {
 			// What is not the newest is only looked for on disk.
-			wanted := s.digest != "" || i == 0 && s.request != nil
+			wanted := s.digest != "" || i < max(1, e.now) && s.request != nil
 			if !s.flying && !s.ready() && wanted && (s.nextTry.IsZero() || due(s.nextTry)) && (ready[s] == "" || name < ready[s]) {
 				ready[s] = name
 			}

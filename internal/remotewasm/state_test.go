@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -53,14 +54,15 @@ func (m *model) anew() {
 
 // ask is what a relay does for a name.
 func (m *model) ask(name string, p plugin) {
-	r, err := attach.ReadRemoteWasm(&anypb.Any{TypeUrl: attach.ExtensionConfigType, Value: p.body(m.t)})
+	r, err := attach.ReadRemote(&anypb.Any{TypeUrl: attach.ExtensionConfigType, Value: p.body(m.t)})
 	if err != nil || r == nil {
 		m.t.Fatal(r, err)
 	}
-	path, what := m.st.give(r, servingPatience, m.now)
-	if again, same := m.st.give(r, servingPatience, m.now); again != path || same != what {
-		m.t.Fatalf("%s: %d %s, and then %d %s", name, what, path, same, again)
+	paths, what := m.st.give(name, r, servingPatience, m.now)
+	if again, same := m.st.give(name, r, servingPatience, m.now); !slices.Equal(again, paths) || same != what {
+		m.t.Fatalf("%s: %d %s, and then %d %s", name, what, paths, same, again)
 	}
+	path := strings.Join(paths, "")
 	before := m.envoy[name]
 	if n := len(m.pending[name]); n > 0 {
 		before = m.pending[name][n-1]
