@@ -13,11 +13,12 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
+	"chandler.dev/chandler/internal/remotewasm"
 	"chandler.dev/chandler/internal/xds/relay"
 )
 
 // listenerType is the type URL of the resources in which slots are put.
-const listenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
+const listenerType = remotewasm.ListenerType
 
 // relayedListeners are the listeners of another control plane on their way to Envoy: what
 // slots are put into them, and what Envoy made of that. The relay and the agent ask it in
@@ -167,8 +168,9 @@ func (l *relayedListeners) relist(own []attach.Slot, running bool) (names []stri
 	return names
 }
 
-// tell is the relay's: it notes what Envoy did with listeners.
-func (l *relayedListeners) tell(ev relay.Event) {
+// tell is the relay's: it notes what Envoy did with listeners. Those of modules it refused
+// for a module of the control plane's: what stands in for that comes by itself.
+func (l *relayedListeners) tell(ev relay.Event, modules ...string) {
 	if ev.Type != listenerType {
 		return
 	}
@@ -187,7 +189,7 @@ func (l *relayedListeners) tell(ev relay.Event) {
 	}
 	for _, name := range ev.Refused {
 		if e := l.listeners[name]; e != nil {
-			l.refuse(name, e, ev)
+			l.refuse(name, e, ev, slices.Contains(modules, name))
 		}
 	}
 	for name, e := range l.listeners {
@@ -201,7 +203,7 @@ func (l *relayedListeners) tell(ev relay.Event) {
 
 // refuse deals with a listener that Envoy refuses. A change of slots is taken back; what
 // is refused with slots in it is tried without; all else is the upstream's matter.
-func (l *relayedListeners) refuse(name string, e *relayedListener, ev relay.Event) {
+func (l *relayedListeners) refuse(name string, e *relayedListener, ev relay.Event, module bool) {
 	words := chandler.Printable(listenerWords(ev.Words), reasonLimit)
 	if l.changing && l.awaited[name] && ev.Own {
 		l.refused = "the listeners cannot take it in: " + words
@@ -209,7 +211,7 @@ func (l *relayedListeners) refuse(name string, e *relayedListener, ev relay.Even
 	}
 	delete(l.awaited, name)
 	switch {
-	case e.made != nil && e.made.edited && e.plain == nil:
+	case e.made != nil && e.made.edited && e.plain == nil && !module:
 		e.plain = chandler.Problemf(chandler.CodeRejected, "", "", "the listener %s of Envoy's control plane runs without plugins, as Envoy refuses it with them: %s", chandler.Quote(name), words)
 		l.again = append(l.again, name)
 	default:

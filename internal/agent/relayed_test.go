@@ -39,7 +39,7 @@ func newBetween(t *testing.T, delta bool) *between {
 		return attach.PlaceSlots(a, own, false)
 	})
 	b := &between{t: t, delta: delta, l: l, now: time.Unix(1_700_000_000, 0)}
-	b.relay = relay.New(relay.Hooks{Transforms: map[string]relay.Transform{listenerType: l.transform}, Tell: l.tell})
+	b.relay = relay.New(relay.Hooks{Transforms: map[string]relay.Transform{listenerType: l.transform}, Tell: func(ev relay.Event) { l.tell(ev) }})
 	b.s = b.relay.Open(relay.Kind{Delta: delta}, b.now)
 	b.say(relay.Request{Type: listenerType, Node: []byte{}})
 	b.s.Connected()

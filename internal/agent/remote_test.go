@@ -52,7 +52,7 @@ func newRemoting(t *testing.T) *remoting {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.files.Close)
-	w := newRemoteWasm(modules, Config{Data: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, newMetrics(r.reg, modules), nil, func(...string) {})
+	w := newRemoteWasm(modules, Config{Data: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, newMetrics(r.reg, modules), aboutUpstream{changed: func(string, ...string) {}})
 	r.remoteFetcher = w.fetcher
 	t.Cleanup(w.client.Close)
 	return r
@@ -218,16 +218,17 @@ func (s *remoteSite) startAgent(remembered []relay.View) {
 	if err != nil {
 		s.Fatal(err)
 	}
-	remote := newRemoteWasm(modules, cfg, newMetrics(prometheus.NewRegistry(), modules), nil, func(names ...string) {
-		s.edge.Changed(attach.ExtensionConfigType, names...)
+	remote := newRemoteWasm(modules, cfg, newMetrics(prometheus.NewRegistry(), modules), aboutUpstream{
+		changed: func(typeURL string, names ...string) { s.edge.Changed(typeURL, names...) },
+		find:    func(typeURL, name string) ([]byte, bool) { return s.edge.Find(typeURL, name) },
 	})
-	remote.Another()
+	remote.another()
 	conn, err := grpc.NewClient(s.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		s.Fatal(err)
 	}
 	config := edge.Config{Upstream: conn, Hooks: relay.Hooks{
-		Transforms: map[string]relay.Transform{attach.ExtensionConfigType: remote.Transform}, Tell: remote.Tell}}
+		Transforms: map[string]relay.Transform{attach.ExtensionConfigType: remote.extensions.Transform, listenerType: remote.listeners.Transform}, Tell: remote.tell}}
 	config.Remembered = remembered
 	s.edge = edge.New(config)
 	lis, err := net.Listen("unix", filepath.Join(s.dir, "xds"))

@@ -122,7 +122,7 @@ func (u *controlPlane) lastTaken() []relay.View {
 	}
 	views = slices.Clone(views)
 	for i, v := range views {
-		if v.Type == attach.ExtensionConfigType {
+		if v.Type == attach.ExtensionConfigType || v.Type == listenerType {
 			views[i] = v.Edited(func(body []byte) []byte {
 				kept, _ := remotewasm.Discreet(v.Type, body)
 				return kept
@@ -142,6 +142,22 @@ func (u *controlPlane) changed(typeURL string, names ...string) {
 	}
 }
 
+// findUpstream gives what one of the control planes has of a type under a name.
+func (a *Agent) findUpstream(typeURL, name string) (body []byte, ok bool) {
+	for _, u := range a.upstreams {
+		u.mu.Lock()
+		e := u.edge
+		u.mu.Unlock()
+		if e == nil {
+			continue
+		}
+		if body, ok = e.Find(typeURL, name); ok {
+			return body, true
+		}
+	}
+	return nil, false
+}
+
 // serveUpstreams stands for the control planes towards the Envoy that is there or is
 // started next, until ctx ends. another: none before it was the same process.
 func (a *Agent) serveUpstreams(ctx context.Context, start func(serve func() error), local map[string]relay.Local, another bool) error {
@@ -149,7 +165,7 @@ func (a *Agent) serveUpstreams(ctx context.Context, start func(serve func() erro
 		a.relayed.another()
 	}
 	if another && a.remote != nil {
-		a.remote.Another()
+		a.remote.another()
 	}
 	for _, u := range a.upstreams {
 		lis, err := a.listen(u.socket)
@@ -187,17 +203,28 @@ func (u *controlPlane) newEdge(hooks relay.Hooks, ended func(), another bool) *e
 
 // hooks are what the agent adds to what passes.
 func (a *Agent) hooks() relay.Hooks {
-	h := relay.Hooks{Node: a.introduce, Transforms: map[string]relay.Transform{attach.ExtensionConfigType: a.remote.Transform}}
+	h := relay.Hooks{Node: a.introduce, Transforms: map[string]relay.Transform{
+		attach.ExtensionConfigType: a.remote.extensions.Transform,
+		listenerType:               a.transformListener,
+	}}
 	h.Tell = func(ev relay.Event) {
-		a.remote.Tell(ev)
+		modules := a.remote.blamed(ev) // before it hears of that
+		a.remote.tell(ev)
 		if a.relayed != nil {
-			a.relayed.tell(ev)
+			a.relayed.tell(ev, modules...)
 		}
 	}
-	if a.relayed != nil {
-		h.Transforms[listenerType] = a.relayed.transform
-	}
 	return h
+}
+
+// transformListener has the modules in a listener on disk before there are slots in it.
+func (a *Agent) transformListener(r relay.Resource) (body []byte, ready bool) {
+	body, ready = a.remote.listeners.Transform(r)
+	if !ready || a.relayed == nil {
+		return body, ready
+	}
+	r.Body = body
+	return a.relayed.transform(r)
 }
 
 // opening tells whether Envoy's listeners are not open yet.

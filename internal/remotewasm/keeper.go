@@ -283,12 +283,12 @@ func (k *Keeper) Tell(ev relay.Event) {
 	}
 }
 
-// Gave tells whether Envoy was given modules for a name, all that are in the resource.
+// Gave tells whether Envoy was given modules for a name.
 func (k *Keeper) Gave(name string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	e := k.state.names[name]
-	return e != nil && e.given.whole
+	return e != nil && e.given != (form{})
 }
 
 // Forget says that nobody asks for names any more. They may come back in a while.

@@ -179,6 +179,13 @@ func (e *Edge) Views() []relay.View {
 	return e.relay.Views()
 }
 
+// Find gives what the upstream has of a type under a name; see relay.Relay.
+func (e *Edge) Find(typeURL, name string) (body []byte, ok bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.relay.Find(typeURL, name)
+}
+
 // handle is one call of Envoy's.
 func (e *Edge) handle(rpc grpc.ServerStream, started *sync.WaitGroup) error {
 	method, ok := grpc.MethodFromServerStream(rpc)
