@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -222,7 +223,7 @@ func (f *remoteFetcher) alone(ctx context.Context, want fetch.Request) (free fun
 		select {
 		case <-before:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, fmt.Errorf("another download of the same module goes on: %w", ctx.Err())
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -185,6 +187,35 @@ func TestRemoteFetchAgain(t *testing.T) {
 	}
 	if hits, misses := counted(t, r.reg, "istio_agent_wasm_cache_lookup_count", "true"), counted(t, r.reg, "istio_agent_wasm_cache_lookup_count", "false"); hits < 5 || misses < 3 {
 		t.Errorf("%v hits and %v misses", hits, misses)
+	}
+}
+
+// A file that several resources pin is downloaded once, wherever they say that it is: those
+// who come while it is under way wait for it, and if it does not come try theirs.
+func TestRemoteFetchTogether(t *testing.T) {
+	t.Parallel()
+	r := newRemoting(t)
+	content := module.Prefix()
+	digest := chandler.Digest[chandler.ModuleDigest](content)
+	urls := []string{r.files.Put("0.wasm", content), "http://127.0.0.1:1/gone.wasm"}
+	for i := range 6 {
+		urls = append(urls, r.files.Put(fmt.Sprintf("%d.wasm", i+1), content))
+	}
+	r.files.Delay(50 * time.Millisecond)
+	var all sync.WaitGroup
+	for _, url := range urls {
+		all.Go(func() {
+			if got, why := r.fetchFrom(url, digest.Hex(), nil); got != digest && (why == nil || !strings.Contains(url, "gone")) {
+				t.Errorf("%s: %s, %+v", url, got, why)
+			}
+		})
+	}
+	all.Wait()
+	if n := counted(t, r.reg, "istio_agent_wasm_remote_fetch_count", fetchSuccess); n != 1 {
+		t.Errorf("it was downloaded %v times", n)
+	}
+	if len(r.pulling) > 0 {
+		t.Errorf("%d downloads go on", len(r.pulling))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -49,8 +50,9 @@ type Cluster struct {
 
 // NewCluster reads the cluster of that name, of a control plane that find tells of, for
 // requests with that authority. It connects to nothing yet. Not ok: there is no such
-// cluster. What Envoy would do and the agent cannot is refused: errors are *chandler.Problem,
-// with the field of the cluster.
+// cluster. What Envoy would do and the agent cannot is refused: the error is a
+// *chandler.Problem, with the field of the cluster. Any other error is that something has
+// not been sent yet.
 func NewCluster(name, authority string, find Find, o Options) (c *Cluster, ok bool, err error) {
 	o = o.withDefaults()
 	body, ok := find(ClusterType, name)
@@ -157,13 +159,14 @@ func (c *Cluster) secure(cluster *clusterv3.Cluster, options httpOptions, author
 // endpointsOf gives where a cluster is, in the order in which its endpoints are tried: those
 // of the first priority first, otherwise by chance.
 func endpointsOf(cluster *clusterv3.Cluster, find Find) ([]attach.Endpoint, error) {
+	const eds = "eds_cluster_config"
 	assignment, path := cluster.GetLoadAssignment(), "load_assignment"
 	if cluster.GetType() == clusterv3.Cluster_EDS && cluster.GetClusterType() == nil {
-		path = "eds_cluster_config"
+		path = eds
 		assignment = &endpointv3.ClusterLoadAssignment{}
 		body, ok := find(assignmentType, cmp.Or(cluster.GetEdsClusterConfig().GetServiceName(), cluster.GetName()))
 		if !ok || proto.Unmarshal(body, assignment) != nil {
-			return nil, problem(path, "", "the control plane has sent no endpoints of the cluster %s", chandler.Quote(cluster.GetName()))
+			return nil, fmt.Errorf("the control plane has sent no endpoints of the cluster %s", chandler.Quote(cluster.GetName()))
 		}
 	}
 	localities := slices.Clone(assignment.GetEndpoints())
@@ -178,7 +181,10 @@ func endpointsOf(cluster *clusterv3.Cluster, find Find) ([]attach.Endpoint, erro
 		}
 		rand.Shuffle(len(endpoints)-from, func(i, j int) { endpoints[from+i], endpoints[from+j] = endpoints[from+j], endpoints[from+i] })
 	}
-	if len(endpoints) == 0 {
+	switch {
+	case len(endpoints) == 0 && len(localities) == 0 && path == eds:
+		return nil, fmt.Errorf("the cluster %s has no endpoints", chandler.Quote(cluster.GetName()))
+	case len(endpoints) == 0:
 		return nil, problem(path, "give it endpoints by address or name, with a port", "the cluster %s has none that the agent can connect to", chandler.Quote(cluster.GetName()))
 	}
 	return endpoints[:min(len(endpoints), maxEndpoints)], nil

@@ -247,7 +247,6 @@ func TestClusterRefuses(t *testing.T) {
 		"transport_socket.typed_config.common_tls_context.tls_certificate_provider_instance": {LoadAssignment: at, TransportSocket: socket(&tlsv3.UpstreamTlsContext{
 			CommonTlsContext: &tlsv3.CommonTlsContext{TlsCertificateProviderInstance: &tlsv3.CertificateProviderPluginInstance{InstanceName: "i"}}})},
 		"load_assignment":    {},
-		"eds_cluster_config": {ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}},
 	} {
 		_, ok, err := NewCluster("c", "h", resources{"c": c}.find, Options{})
 		var p *chandler.Problem
@@ -257,6 +256,13 @@ func TestClusterRefuses(t *testing.T) {
 	}
 	if _, ok, err := NewCluster("c", "h", resources{"c": &clusterv3.Cluster{LoadAssignment: at, TransportSocket: socket(newer)}}.find, Options{}); !ok || err == nil || !strings.Contains(err.Error(), "does not know") {
 		t.Errorf("a field that is newer: %v, %v", ok, err)
+	}
+	later := &clusterv3.Cluster{Name: "c", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}, EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{ServiceName: "e"}}
+	for name, there := range map[string]resources{"no answer": {"c": later}, "none": {"c": later, "e": &endpointv3.ClusterLoadAssignment{}}} {
+		var p *chandler.Problem
+		if _, ok, err := NewCluster("c", "h", there.find, Options{}); !ok || err == nil || errors.As(err, &p) {
+			t.Errorf("endpoints that come later, %s: %v, %v", name, ok, err)
+		}
 	}
 	if c, ok, err := NewCluster("c", "h", resources{}.find, Options{}); c != nil || ok || err != nil {
 		t.Errorf("no cluster: %v, %v, %v", c, ok, err)
