@@ -151,6 +151,12 @@ func gateways(t *testing.T, path string, content []byte, tag string) *hcm.HttpFi
 	return &hcm.HttpFilter{Name: "theirs", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: config}}
 }
 
+// listenerChanges counts what became of listeners, drains and removals among it.
+func (b *beneath) listenerChanges(t *testing.T) string {
+	t.Helper()
+	return string(b.ask(t, "/stats?filter=listener_manager.listener_(added|modified|removed|stopped)$"))
+}
+
 // Wasm that stands in a listener of the control plane's is made local, too: Envoy has no
 // such listener before its module is on disk, one that cannot be had or that Envoy refuses
 // leaves the listener as it is, with chandler's plugins in it, and holds nothing else up;
@@ -223,13 +229,23 @@ func TestUpstreamRemoteListener(t *testing.T) {
 			return bytes.Contains(all, []byte(`"later"`)) && bytes.Contains(all, []byte(`"name":"guarded"`)), fmt.Sprint(files)
 		})
 
+		// Another agent changes nothing about what Envoy has.
+		envoy, changes := b.envoy(t), b.listenerChanges(t)
+		l = startLoad(port, 2, 1, matching("later ours"))
+		b.kill(t)
+		b.restart()
+		b.awaitReady()
+		if now := b.listenerChanges(t); b.envoy(t) != envoy || now != changes {
+			t.Errorf("for another agent the listeners changed: %s, before %s", now, changes)
+		}
+		unharmed(t, l)
+
 		u.Stop()
 		if err := w.control.stop(); err != nil {
 			t.Fatal(err)
 		}
 		modules.Close()
 		w.registry.Close()
-		envoy := b.envoy(t)
 		b.kill(t)
 		if err := syscall.Kill(envoy, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
