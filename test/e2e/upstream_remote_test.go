@@ -179,8 +179,9 @@ func TestUpstreamRemoteListener(t *testing.T) {
 		t.Cleanup(modules.Close)
 		w := newWorld(t)
 		u, port := w.under(v), freePort(t)
+		tcp := u.tcp(t, "tcp", freePort(t), echoServer(t)) // nothing holds this one back
 		inPlace := func(filter *hcm.HttpFilter) {
-			u.set(upstream.Resources{v.Cluster("modules"), upstream.Backend("modules", modules.Listener.Addr().String()),
+			u.set(tcp, upstream.Resources{v.Cluster("modules"), upstream.Backend("modules", modules.Listener.Addr().String()),
 				v.Listener("guarded", loopback(port), "r", filter)})
 		}
 		inPlace(gateways(t, "/append.wasm", content, "theirs"))
