@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/xds/relay"
 )
@@ -160,6 +161,29 @@ func TestListenerRestart(t *testing.T) {
 		s.st.fetched(src, &lease{depot: s.depot, digest: src.digest}, nil, s.now)
 	}
 	s.gets("from disk", []string{first, second, first}, local, pathOf(first), pathOf(second), pathOf(first))
+}
+
+// A module that cannot be had by one cluster is asked for by another one at once when the
+// resource names that, and is not another module.
+func TestAnotherCluster(t *testing.T) {
+	s := newSite(t)
+	ask := func(cluster string) *source {
+		r := &attach.RemoteWasm{Cluster: cluster}
+		r.Reference, _ = chandler.ParseReference(first)
+		e := s.st.entry("l")
+		e.now = 0
+		src, _ := s.st.ask(e, r, 1, s.now)
+		s.st.step(s.now)
+		return src
+	}
+	src := ask("one")
+	s.st.fetched(src, nil, &Failure{Problem: chandler.Problem{Code: chandler.CodeFetchFailed}}, s.now)
+	if ask("one"); src.flying {
+		t.Error("it is asked for again at once")
+	}
+	if again := ask("two"); again != src || !src.flying || src.request.Cluster != "two" || src.attempt != 0 {
+		t.Errorf("by another cluster: %+v", src)
+	}
 }
 
 // More modules than one listener may have are not fetched: stand-ins are in their places.

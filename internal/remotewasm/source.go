@@ -78,7 +78,7 @@ func (st *state) ask(e *entry, r *attach.RemoteWasm, n int, now time.Time) (s *s
 		if !s.ready() {
 			s.problem = r.Problem
 		}
-	case s.request == nil || s.key != k:
+	case s.request == nil || s.key != k || s.request.Cluster != r.Cluster: // the way there is no part of what it is
 		if s.problem != nil {
 			s.problem, s.attempt, s.nextTry = nil, 0, time.Time{}
 		}

@@ -152,6 +152,9 @@ func (c *Cluster) secure(cluster *clusterv3.Cluster, options httpOptions, author
 	if err := s.names(options.names, "typed_extension_protocol_options.upstream_http_protocol_options", authority); err != nil {
 		return err
 	}
+	for _, warning := range s.warnings {
+		o.Log.Debug("a cluster of the control plane", "cluster", cluster.GetName(), "warning", warning)
+	}
 	c.tls = &handshaker{secure: s, now: o.Now, log: o.Log}
 	return nil
 }

@@ -246,7 +246,7 @@ func TestClusterRefuses(t *testing.T) {
 		"transport_socket.typed_config": {LoadAssignment: at, TransportSocket: socket(&corev3.Address{})},
 		"transport_socket.typed_config.common_tls_context.tls_certificate_provider_instance": {LoadAssignment: at, TransportSocket: socket(&tlsv3.UpstreamTlsContext{
 			CommonTlsContext: &tlsv3.CommonTlsContext{TlsCertificateProviderInstance: &tlsv3.CertificateProviderPluginInstance{InstanceName: "i"}}})},
-		"load_assignment":    {},
+		"load_assignment": {},
 	} {
 		_, ok, err := NewCluster("c", "h", resources{"c": c}.find, Options{})
 		var p *chandler.Problem
