@@ -119,9 +119,9 @@ func (r *remoteWasm) status() []remotewasm.Status {
 }
 
 // remoteFetcher is the agent's way to such modules. They come from where the resource says,
-// by the cluster that it says if Envoy's control plane has that, or from a mirror:
-// chandler's control plane knows nothing of them. So nobody has judged
-// them either; what can be seen without running them is looked at here.
+// by the cluster that it says if Envoy's control plane has that, or from a mirror: chandler's
+// control plane knows nothing of them. So nobody has judged them either; what can be seen
+// without running them is looked at here.
 type remoteFetcher struct {
 	store   *store.Store
 	client  *fetch.Client

@@ -17,13 +17,14 @@ import (
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/testenv/authority"
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/testenv/upstream"
+	"chandler.dev/chandler/internal/xds/relay"
 )
 
 // moduleServer serves modules to those alone who have a certificate, as Envoy Gateway does,
@@ -71,15 +72,6 @@ func readAll(t *testing.T, file string) []byte {
 	return b
 }
 
-func packedAny(t *testing.T, m proto.Message) *anypb.Any {
-	t.Helper()
-	a, err := anypb.New(m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
-}
-
 // resources are what is served of it: a cluster "modules" and the secret that it wants.
 func (s *moduleServer) resources(v upstream.Variant) upstream.Resources {
 	client := s.roots.Issue(authority.Leaf{DNS: []string{"envoy"}})
@@ -88,7 +80,7 @@ func (s *moduleServer) resources(v upstream.Variant) upstream.Resources {
 	}
 	c := v.Cluster("modules")
 	c.TransportSocket = &core.TransportSocket{Name: "envoy.transport_sockets.tls", ConfigType: &core.TransportSocket_TypedConfig{
-		TypedConfig: packedAny(s.t, &tlsv3.UpstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
+		TypedConfig: anyOf(s.t, &tlsv3.UpstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
 			TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: "client", SdsConfig: v.Source()}},
 			ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
 				TrustedCa: &core.DataSource{Specifier: &core.DataSource_Filename{Filename: s.roots.File}}}},
@@ -108,7 +100,7 @@ func (s *moduleServer) filter(path string, content []byte) *hcm.HttpFilter {
 			Sha256:  chandler.Digest[chandler.ModuleDigest](content).Hex(),
 		}}},
 	}}}}
-	return &hcm.HttpFilter{Name: "own", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: packedAny(s.t, config)}}
+	return &hcm.HttpFilter{Name: "own", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: anyOf(s.t, config)}}
 }
 
 // A real Envoy under a control plane whose listeners have Wasm in them, that is served by a
@@ -157,6 +149,7 @@ func TestRemoteWasmInListeners(t *testing.T) {
 
 	set("4", served.filter("/other", second), served.filter("/first", first))
 	s.answers("two", 418)
+	s.Await("Envoy's answer", func() bool { return s.Acked(upstream.Listeners, "4") })
 	s.Stop()
 	served.Close()
 	remembered := s.edge.Views()
@@ -166,4 +159,26 @@ func TestRemoteWasmInListeners(t *testing.T) {
 	s.startEnvoy()
 	s.answers("one", 425)
 	s.answers("two", 418)
+}
+
+// A listener that Envoy refuses for a module of its control plane's keeps its slots; for
+// anything else the slots are tried without.
+func TestRelayedListenerOfModules(t *testing.T) {
+	t.Parallel()
+	l := newRelayedListeners(func(a *anypb.Any, own []attach.Slot) (attach.Placed, error) { return attach.PlaceSlots(a, own, false) })
+	body := httpListener(t, "l", 8080, "web").Value
+	refused := relay.Event{Type: listenerType, Refused: []string{"l"}, Words: "l: Unable to create Wasm plugin own"}
+	for _, modules := range [][]string{{"l"}, nil} {
+		slotted, _ := l.transform(relay.Resource{Type: listenerType, Name: "l", Body: body})
+		if !hasSlot(slotted, "chandler/") {
+			t.Fatal("there are no slots in it")
+		}
+		l.tell(refused, modules...)
+		if again := l.look().again; len(modules) == len(again) {
+			t.Errorf("refused for the modules of %q, these are sent in another form: %q", modules, again)
+		}
+	}
+	if plain, _ := l.transform(relay.Resource{Type: listenerType, Name: "l", Body: body}); hasSlot(plain, "chandler/") {
+		t.Error("slots were not tried without")
+	}
 }
