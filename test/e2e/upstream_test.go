@@ -327,12 +327,12 @@ func keptBy(t *testing.T, data, cluster string) {
 	t.Helper()
 	eventually(t, 30*time.Second, "what Envoy took is on disk", func() (bool, string) {
 		files, err := filepath.Glob(filepath.Join(data, "envoy", "upstream-*", "view-*"))
+		endpoints, listeners := false, false
 		for _, file := range files {
 			text, _ := os.ReadFile(file)
-			if bytes.Contains(text, []byte("ClusterLoadAssignment")) && bytes.Contains(text, []byte(cluster)) {
-				return len(files) >= 4, fmt.Sprint(files)
-			}
+			endpoints = endpoints || bytes.Contains(text, []byte("ClusterLoadAssignment")) && bytes.Contains(text, []byte(cluster))
+			listeners = listeners || bytes.Contains(text, []byte("config.listener.v3.Listener"))
 		}
-		return false, fmt.Sprint(files, err)
+		return endpoints && listeners && len(files) >= 4, fmt.Sprint(files, err)
 	})
 }
