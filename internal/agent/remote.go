@@ -85,19 +85,6 @@ func (r *remoteWasm) run(ctx context.Context) {
 	keepers.Wait()
 }
 
-// blamed are listeners that Envoy refused for a module that it was given in them.
-func (r *remoteWasm) blamed(ev relay.Event) (names []string) {
-	if ev.Type != listenerType {
-		return nil
-	}
-	for _, name := range ev.Refused {
-		if attach.RefusesModule(ev.Words, name) && r.listeners.Gave(name) {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
 // tell, another and lost are those of both keepers.
 func (r *remoteWasm) tell(ev relay.Event) {
 	r.extensions.Tell(ev)

@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,6 +20,7 @@ import (
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"chandler.dev/chandler"
@@ -93,14 +97,18 @@ func (s *moduleServer) resources(v upstream.Variant) upstream.Resources {
 
 // filter is Wasm in a listener, with a module of the server's.
 func (s *moduleServer) filter(path string, content []byte) *hcm.HttpFilter {
+	return remoteFilter(s.t, "https://modules.internal"+path, "modules", content)
+}
+
+func remoteFilter(t *testing.T, url, cluster string, content []byte) *hcm.HttpFilter {
 	config := &wasm.Wasm{Config: &wasmv3.PluginConfig{Name: "own", Vm: &wasmv3.PluginConfig_VmConfig{VmConfig: &wasmv3.VmConfig{
 		Runtime: "envoy.wasm.runtime.v8",
 		Code: &core.AsyncDataSource{Specifier: &core.AsyncDataSource_Remote{Remote: &core.RemoteDataSource{
-			HttpUri: &core.HttpUri{Uri: "https://modules.internal" + path, HttpUpstreamType: &core.HttpUri_Cluster{Cluster: "modules"}},
+			HttpUri: &core.HttpUri{Uri: url, HttpUpstreamType: &core.HttpUri_Cluster{Cluster: cluster}},
 			Sha256:  chandler.Digest[chandler.ModuleDigest](content).Hex(),
 		}}},
 	}}}}
-	return &hcm.HttpFilter{Name: "own", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: anyOf(s.t, config)}}
+	return &hcm.HttpFilter{Name: "own", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: anyOf(t, config)}}
 }
 
 // A real Envoy under a control plane whose listeners have Wasm in them, that is served by a
@@ -162,23 +170,40 @@ func TestRemoteWasmInListeners(t *testing.T) {
 }
 
 // A listener that Envoy refuses for a module of its control plane's keeps its slots; for
-// anything else the slots are tried without.
-func TestRelayedListenerOfModules(t *testing.T) {
+// anything else it is tried without them, and its modules stay.
+func TestRefusedListenerOfModules(t *testing.T) {
 	t.Parallel()
-	l := newRelayedListeners(func(a *anypb.Any, own []attach.Slot) (attach.Placed, error) { return attach.PlaceSlots(a, own, false) })
-	body := httpListener(t, "l", 8080, "web").Value
-	refused := relay.Event{Type: listenerType, Refused: []string{"l"}, Words: "l: Unable to create Wasm plugin own"}
-	for _, modules := range [][]string{{"l"}, nil} {
-		slotted, _ := l.transform(relay.Resource{Type: listenerType, Name: "l", Body: body})
-		if !hasSlot(slotted, "chandler/") {
-			t.Fatal("there are no slots in it")
-		}
-		l.tell(refused, modules...)
-		if again := l.look().again; len(modules) == len(again) {
-			t.Errorf("refused for the modules of %q, these are sent in another form: %q", modules, again)
-		}
+	r := newRemoting(t)
+	content := module.Prefix()
+	ready := make(chan struct{}, 1)
+	w := newRemoteWasm(r.store, Config{Data: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, newMetrics(prometheus.NewRegistry(), r.store), aboutUpstream{
+		changed: func(string, ...string) {
+			select {
+			case ready <- struct{}{}:
+			default:
+			}
+		}})
+	a := &Agent{remote: w, relayed: newRelayedListeners(func(a *anypb.Any, own []attach.Slot) (attach.Placed, error) { return attach.PlaceSlots(a, own, false) })}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); w.run(ctx) }()
+	defer func() { cancel(); <-done }()
+	filter := remoteFilter(t, r.files.Put("m.wasm", content), "none", content)
+	listener := upstream.Variant{}.Listener("l", "127.0.0.1:8080", "r", filter)
+	gets := func() (modules, slots bool) {
+		body, _ := a.transformListener(relay.Resource{Type: listenerType, Name: "l", Body: anyOf(t, listener).Value})
+		return bytes.Contains(body, []byte(chandler.Digest[chandler.ModuleDigest](content).Hex()+".wasm")), hasSlot(body, "chandler/")
 	}
-	if plain, _ := l.transform(relay.Resource{Type: listenerType, Name: "l", Body: body}); hasSlot(plain, "chandler/") {
-		t.Error("slots were not tried without")
+	if modules, slots := gets(); modules || slots {
+		t.Error("a listener goes on without its modules")
+	}
+	<-ready
+	for _, words := range []string{"", "l: Unable to create Wasm plugin own", "l: Didn't find a registered implementation"} {
+		if words != "" && a.amendListener("l", false, words) != strings.Contains(words, "registered") {
+			t.Errorf("refused with %q", words)
+		}
+		if modules, slots := gets(); !modules || slots == strings.Contains(words, "registered") {
+			t.Errorf("after %q: modules %v, slots %v", words, modules, slots)
+		}
 	}
 }

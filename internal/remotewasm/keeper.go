@@ -278,7 +278,8 @@ func (k *Keeper) Tell(ev relay.Event) {
 		}
 		k.state.rejected(name, now)
 	}
-	for _, name := range ev.Removed {
+	// Those that Envoy asks for no more may come back in a while.
+	for _, name := range slices.Concat(ev.Removed, ev.Left) {
 		k.state.leave(name, now)
 	}
 }
@@ -289,16 +290,6 @@ func (k *Keeper) Gave(name string) bool {
 	defer k.mu.Unlock()
 	e := k.state.names[name]
 	return e != nil && e.given != (form{})
-}
-
-// Forget says that nobody asks for names any more. They may come back in a while.
-func (k *Keeper) Forget(names ...string) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	defer k.wake()
-	for _, name := range names {
-		k.state.leave(name, time.Now())
-	}
 }
 
 // Another says that Envoy is another process from now on, which has nothing yet: what is

@@ -270,7 +270,11 @@ func (e *entry) fresh() {
 // acked notes that Envoy has taken what was given for a name.
 func (st *state) acked(name string) {
 	e := st.names[name]
-	if e == nil || !e.given.whole {
+	if e == nil {
+		return
+	}
+	e.left = time.Time{} // it has asked
+	if !e.given.whole {
 		return
 	}
 	st.todo.save = st.todo.save || !e.took

@@ -186,6 +186,16 @@ func (e *Edge) Find(typeURL, name string) (body []byte, ok bool) {
 	return e.relay.Find(typeURL, name)
 }
 
+// Taken is Views of a moment ago as they are worth keeping on disk; a time in their place is
+// when to ask again at the latest, as it is not sure yet that they belong together.
+func (e *Edge) Taken() ([]relay.View, time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	e.relay.Trim(now)
+	return e.relay.Settled(now)
+}
+
 // handle is one call of Envoy's.
 func (e *Edge) handle(rpc grpc.ServerStream, started *sync.WaitGroup) error {
 	method, ok := grpc.MethodFromServerStream(rpc)
