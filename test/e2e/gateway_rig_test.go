@@ -337,26 +337,30 @@ func (g *envoyGateway) remove(name string) {
 	}
 }
 
-// kept waits until the agent has written what Envoy has by now, in which there is none of
-// those words: Envoy Gateway does not ask it to end, it kills it.
-func (g *envoyGateway) kept(gone ...string) {
+// kept waits until the agent has written what Envoy has by now, in which there are all of
+// those words, and which modules that means: Envoy Gateway does not ask it to end, it kills
+// it.
+func (g *envoyGateway) kept(words ...string) {
 	g.t.Helper()
 	eventually(g.t, 60*time.Second, "what Envoy has is kept", func() (bool, string) {
-		views, err := filepath.Glob(filepath.Join(g.data, "envoy", "upstream-*", "view-*"))
-		if err != nil || len(views) == 0 {
-			return false, fmt.Sprintf("views: %v, %v", views, err)
+		files, err := filepath.Glob(filepath.Join(g.data, "envoy", "upstream-*", "view-*"))
+		if err != nil || len(files) == 0 {
+			return false, fmt.Sprintf("views: %v, %v", files, err)
 		}
-		for _, name := range views {
+		var all []byte
+		for _, name := range files {
 			b, err := os.ReadFile(name)
 			if err != nil {
 				return false, err.Error()
 			}
-			for _, word := range gone {
-				if bytes.Contains(b, []byte(word)) {
-					return false, fmt.Sprintf("%s is in %s", word, filepath.Base(name))
-				}
+			all = append(all, b...)
+		}
+		for _, word := range words {
+			if !bytes.Contains(all, []byte(word)) {
+				return false, word + " is in no view"
 			}
 		}
-		return true, ""
+		meant, err := os.ReadFile(filepath.Join(g.data, "remote-listeners-1"))
+		return bytes.Contains(meant, []byte("sha256:")), fmt.Sprintf("the modules of listeners: %s, %v", meant, err)
 	})
 }

@@ -327,16 +327,16 @@ func keptBy(t *testing.T, data, cluster string) {
 	t.Helper()
 	eventually(t, 30*time.Second, "what Envoy took is on disk", func() (bool, string) {
 		files, err := filepath.Glob(filepath.Join(data, "envoy", "upstream-*", "view-*"))
+		endpoints, listeners := false, false
 		for _, file := range files {
 			text, _ := os.ReadFile(file)
 			sets, _ := filepath.Glob(filepath.Join(filepath.Dir(file), "set-*"))
 			if set, err := os.ReadFile(strings.Join(sets, "")); err != nil || !bytes.Contains(set, []byte(filepath.Base(file))) {
 				continue // it is being written, or was replaced
 			}
-			if bytes.Contains(text, []byte("ClusterLoadAssignment")) && bytes.Contains(text, []byte(cluster)) {
-				return len(files) >= 4, fmt.Sprint(files)
-			}
+			endpoints = endpoints || bytes.Contains(text, []byte("ClusterLoadAssignment")) && bytes.Contains(text, []byte(cluster))
+			listeners = listeners || bytes.Contains(text, []byte("config.listener.v3.Listener"))
 		}
-		return false, fmt.Sprint(files, err)
+		return endpoints && listeners && len(files) >= 4, fmt.Sprint(files, err)
 	})
 }
