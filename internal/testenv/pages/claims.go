@@ -31,6 +31,7 @@ var Claims = []Claim{
 	{Page: "docs/dashboard.md", Dir: "test/pages", Test: "TestDashboardToken", Target: "pages"},
 	{Page: "docs/lock.md", Dir: "test/pages", Test: "TestLock", Target: "pages"},
 	{Page: "docs/operating.md", Dir: "test/pages", Test: "TestOperating", Target: "pages"},
+	{Page: "docs/tutorial.md", Dir: "test/pages", Test: "TestTutorial", Target: "pages"},
 }
 
 func (c *Claim) has(b Block) bool {

@@ -118,7 +118,7 @@ func hasTest(t *testing.T, dir, name string) bool {
 		t.Fatal(err)
 	}
 	return slices.ContainsFunc(files, func(file string) bool {
-		return strings.Contains(text(t, "", file), "\nfunc "+name+"(t *testing.T) {")
+		return strings.Contains(text(t, "", file), "\nfunc "+name+"(t *testing.T) ")
 	})
 }
 
