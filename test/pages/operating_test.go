@@ -90,3 +90,7 @@ func TestLock(t *testing.T) {
 func TestDashboardToken(t *testing.T) {
 	alone(t, func(t *testing.T) { pages.Open(t, "docs/dashboard.md").In(newMachine(t).world()) })
 }
+
+func TestComingFromIstio(t *testing.T) {
+	alone(t, func(t *testing.T) { pages.Open(t, "docs/coming-from-istio.md").In(newMachine(t).world()) })
+}
