@@ -17,8 +17,6 @@ import (
 var owed = map[string]string{
 	"docs/machines.md":                                     "make e2e-machine",
 	"docs/agent.md#systemd":                                "make e2e-machine",
-	"docs/kubernetes.md":                                   "make e2e-kube",
-	"docs/cli.md#On Kubernetes":                            "make e2e-kube",
 	"docs/any-control-plane.md#Envoy Gateway on a machine": "make e2e-gateway",
 	"docs/benchmarks.md":                                   "make pages",
 	"docs/scaling.md":                                      "make pages",

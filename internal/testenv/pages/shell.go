@@ -157,12 +157,17 @@ func (b *Block) script(text string, within time.Duration) string {
 	if b.Until == "" {
 		return text
 	}
+	goesOn := "true"
+	if b.Stays {
+		goesOn = "kill -0 $!"
+	}
 	return text + fmt.Sprintf(`pages_end=$(($(date +%%s) + %[2]d))
 until ( %[1]s ) >/dev/null 2>&1; do
+  %[4]s
   [ $(date +%%s) -lt $pages_end ] || { echo "never so: "%[3]s; ( %[1]s ); exit 1; }
   sleep 0.1
 done
-`, b.Until, int(within.Seconds())*9/10, quoted(b.Until))
+`, b.Until, int(within.Seconds())*9/10, quoted(b.Until), goesOn)
 }
 
 // lastCommand takes the last line, with those that it goes on from, off a text.
