@@ -52,7 +52,7 @@ test: tools tools-cosign lint build bin/basicauth.wasm ## all tests, with a real
 	@sh tools/envoy.sh oldest
 	go test -timeout 15m -parallel 4 ./test/e2e -envoy .tools/envoy-oldest -skip '$(NEED_SLOTS)|$(ANY_ENVOY)'
 	go -C plugins/basicauth test $(RACE) -timeout 5m ./...
-	go -C tools test -timeout 5m ./...
+	go -C tools test -count 1 -timeout 5m ./... # of the pages, which are outside of that module, the go command keeps no account
 	go -C internal/testenv/registry/distribution test -timeout 10m ./...
 
 faults: tools tools-kube ## the table of faults: which are survived, as tests show
@@ -132,10 +132,12 @@ authors: tools tools-authors ## a plugin in each language, from an empty folder 
 	go vet -tags authors ./cmd/chandler ./test/e2e
 	go test -tags authors -count 1 -timeout 20m -p 1 -run '^(TestAuthors|TestGuides)$$' ./cmd/chandler ./test/e2e
 
-e2e-kube: tools tools-kube bin/basicauth.wasm ## the tests with a real Kubernetes API server
+e2e-kube: tools tools-kube build bin/basicauth.wasm ## the tests with a real Kubernetes API server
 	go vet -tags kube $(KUBE_TESTS) ./test/e2e
 	go test -tags kube -count 1 -timeout 15m -p 2 $(KUBE_TESTS)
 	go test -tags kube -count 1 -timeout 15m -run '^TestKube|^TestFault_F(6|45|53)_' ./test/e2e
+	go vet -tags pages,kube ./test/pages
+	go test -tags pages,kube -count 1 -timeout 10m -run '^TestKubernetes$$' ./test/pages
 
 e2e-gateway: tools tools-gateway bin/basicauth.wasm ## Envoy Gateway with the agent for its Envoy, as in examples/envoy-gateway
 	go vet -tags gateway ./test/e2e
