@@ -3,13 +3,14 @@
 
 # Of what is built: a tag, else the commit, else "dev".
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
 COMMANDS := ./cmd/chandler ./cmd/chandler-agent ./cmd/bookinfo
 MODULES := . plugins/basicauth tools internal/testenv/registry/distribution
 PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 # -buildvcs=false: the version above says it, and a checkout of another user's
 # builds too.
-BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
+BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 # The race detector needs a C compiler; without one the tests run without it.
 RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
 
