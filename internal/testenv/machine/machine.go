@@ -39,12 +39,15 @@ const patience = 2 * time.Minute
 type Config struct {
 	// Name is its host name; empty is "machine".
 	Name string
+	// Medium is a folder of this system that is at /mnt there, to be read only, as what
+	// people carry. Empty: there is none.
+	Medium string
 }
 
 // Machine is one that is running.
 type Machine struct {
+	Config
 	t      testing.TB
-	name   string
 	disk   string
 	holder *part // of the namespaces that a reboot keeps
 	system *part
@@ -65,9 +68,9 @@ func Start(t testing.TB, cfg Config) *Machine {
 	if os.Geteuid() != 0 {
 		t.Fatal("machines are made as root: run the test so, for one in a container or a virtual machine")
 	}
-	m := &Machine{t: t, name: cfg.Name, disk: t.TempDir()}
-	if m.name == "" {
-		m.name = "machine"
+	m := &Machine{Config: cfg, t: t, disk: t.TempDir()}
+	if m.Name == "" {
+		m.Name = "machine"
 	}
 	if err := os.Chmod(m.disk, 0o755); err != nil {
 		t.Fatal(err)
@@ -84,7 +87,7 @@ func Start(t testing.TB, cfg Config) *Machine {
 // start starts a script and waits for its first line.
 func (m *Machine) start(words ...string) (*part, error) {
 	p := &part{cmd: exec.Command(words[0], words[1:]...)}
-	p.cmd.Env = append(p.cmd.Environ(), "DISK="+m.disk, "NAME="+m.name)
+	p.cmd.Env = append(p.cmd.Environ(), "DISK="+m.disk, "NAME="+m.Name, "MEDIUM="+m.Medium)
 	p.cmd.Stderr = &p.errs
 	// What a terminal sends is for the test, which then ends this.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -122,10 +125,10 @@ func (m *Machine) boot() {
 	var err error
 	m.system, err = m.start("nsenter", "--target", strconv.Itoa(m.holder.cmd.Process.Pid), "--mount", "--net", "--uts", "--ipc", "sh", "-c", boot)
 	if err != nil {
-		m.t.Fatalf("%s does not boot: %v", m.name, err)
+		m.t.Fatalf("%s does not boot: %v", m.Name, err)
 	}
 	if m.pid, err = strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(m.system.line, "booted "))); err != nil {
-		m.t.Fatalf("%s booted as %q", m.name, m.system.line)
+		m.t.Fatalf("%s booted as %q", m.Name, m.system.line)
 	}
 	// Its bus is not there at first.
 	deadline := time.Now().Add(patience)
@@ -136,7 +139,7 @@ func (m *Machine) boot() {
 		}
 		if time.Now().After(deadline) || strings.Contains(out, "degraded") {
 			failed, _ := m.Run("systemctl --failed --no-pager; journalctl -b -n 50 --no-pager")
-			m.t.Fatalf("%s does not come up: %s%v\n%s", m.name, out, err, failed)
+			m.t.Fatalf("%s does not come up: %s%v\n%s", m.Name, out, err, failed)
 		}
 		time.Sleep(100 * time.Millisecond) // between looks
 	}
@@ -185,7 +188,7 @@ func (m *Machine) Must(commands string) string {
 	m.t.Helper()
 	out, err := m.Run(commands)
 	if err != nil {
-		m.t.Fatalf("%s: %s: %v\n%s", m.name, commands, err, out)
+		m.t.Fatalf("%s: %s: %v\n%s", m.Name, commands, err, out)
 	}
 	return out
 }
@@ -200,6 +203,6 @@ func (m *Machine) Put(from, to string) {
 	at := filepath.Join(m.disk, "root", to)
 	cmd := exec.Command("nsenter", "--target", strconv.Itoa(m.holder.cmd.Process.Pid), "--mount", "sh", "-ec", `mkdir -p "$(dirname "$2")" && cp -rL "$1" "$2"`, "sh", from, at)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		m.t.Fatalf("%s: put %s at %s: %v\n%s", m.name, from, to, err, out)
+		m.t.Fatalf("%s: put %s at %s: %v\n%s", m.Name, from, to, err, out)
 	}
 }

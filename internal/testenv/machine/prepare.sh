@@ -15,12 +15,16 @@ mkdir -p "$DISK/var/lib" "$DISK/var/tmp" "$DISK/var/log/journal" "$DISK/root-hom
 chmod 1777 "$DISK/var/tmp"
 chmod 700 "$DISK/root-home"
 cd "$root"
-mkdir -p var root home opt tmp run proc sys dev old
+mkdir -p var root home opt mnt tmp run proc sys dev old
 chmod 1777 tmp
 mount --bind "$DISK/var" var
 mount --bind "$DISK/root-home" root
 mount --bind "$DISK/home" home
 mount --bind "$DISK/opt" opt
+if [ -n "$MEDIUM" ]; then
+	mount --bind "$MEDIUM" mnt
+	mount -o remount,bind,ro mnt
+fi
 lay usr /usr
 lay etc /etc
 lay dpkg /var/lib/dpkg

@@ -19,6 +19,7 @@ type Claim struct {
 // and that the test and the target are there; Open, that a test keeps what is said here.
 var Claims = []Claim{
 	{Page: "docs/authoring/*.md", Dir: "cmd/chandler", Test: "TestGuides", Target: "authors"},
+	{Page: "docs/airgap.md", Dir: "test/airgap", Test: "TestPage", Target: "e2e-airgap"},
 }
 
 func (c *Claim) has(b Block) bool {
