@@ -3,13 +3,14 @@
 
 # Of what is built: a tag, else the commit, else "dev".
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
 COMMANDS := ./cmd/chandler ./cmd/chandler-agent ./cmd/bookinfo
-MODULES := . plugins/basicauth tools internal/testenv/registry/distribution
-PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
+MODULES := . plugins/basicauth tools tools/dist internal/testenv/registry/distribution
+PLATFORMS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 # -buildvcs=false: the version above says it, and a checkout of another user's
 # builds too.
-BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
+BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 # The race detector needs a C compiler; without one the tests run without it.
 RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
 
@@ -26,7 +27,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-gateway generate cross bench bench-fleet bench-go simulate clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-gateway generate cross bench bench-fleet bench-go simulate clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -104,7 +105,21 @@ vulncheck: ## nothing that is known to be vulnerable is called; VULNDB=https://v
 	@[ "$$(go env GOVERSION)" = $(GO_RELEASE) ] || echo "note: go here is $$(go env GOVERSION); build with GOTOOLCHAIN=$(GO_RELEASE) what is to be released" >&2
 
 sbom: build ## dist/*.spdx.json: what is in the two programs
-	go -C tools run ./sbom -out ../dist ../bin/chandler ../bin/chandler-agent
+	go -C tools/dist run . sbom -out ../../dist ../../bin/chandler ../../bin/chandler-agent
+
+licences: ## what is linked is under licences that are allowed
+	go -C tools/dist run . licences -root ../..
+
+# The time of all files in what is released.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+
+dist: tools build bin/basicauth.wasm ## dist/: all that a release is made of; PLATFORMS=linux/amd64, SIGN_KEY=FILE
+	@for p in $(PLATFORMS); do \
+		mkdir -p "bin/$${p%/*}-$${p#*/}" && GOOS="$${p%/*}" GOARCH="$${p#*/}" $(BUILD) -o "bin/$${p%/*}-$${p#*/}/" $(COMMANDS) || exit 1; \
+	done
+	@CGO_ENABLED=0 go -C tools/dist build -o ../../bin/dist .
+	@bin/dist -version '$(VERSION)' -commit '$(COMMIT)' -time $(SOURCE_DATE_EPOCH) -platforms '$(PLATFORMS)' -key '$(SIGN_KEY)'
+	@[ "$$(go env GOVERSION)" = $(GO_RELEASE) ] || echo "note: go here is $$(go env GOVERSION); build with GOTOOLCHAIN=$(GO_RELEASE) what is to be released" >&2
 
 reproducible: ## two builds in two folders are the same, byte by byte
 	@VERSION=$(VERSION) sh tools/reproducible.sh
