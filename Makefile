@@ -27,7 +27,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-gateway generate cross bench bench-fleet bench-go simulate clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-gateway e2e-airgap generate cross bench bench-fleet bench-go simulate clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -113,12 +113,14 @@ licences: ## what is linked is under licences that are allowed
 # The time of all files in what is released.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
+OUT ?= dist
+
 dist: tools build bin/basicauth.wasm ## dist/: all that a release is made of; PLATFORMS=linux/amd64, SIGN_KEY=FILE
 	@for p in $(PLATFORMS); do \
 		mkdir -p "bin/$${p%/*}-$${p#*/}" && GOOS="$${p%/*}" GOARCH="$${p#*/}" $(BUILD) -o "bin/$${p%/*}-$${p#*/}/" $(COMMANDS) || exit 1; \
 	done
 	@CGO_ENABLED=0 go -C tools/dist build -o ../../bin/dist .
-	@bin/dist -version '$(VERSION)' -commit '$(COMMIT)' -time $(SOURCE_DATE_EPOCH) -platforms '$(PLATFORMS)' -key '$(SIGN_KEY)'
+	@bin/dist -version '$(VERSION)' -commit '$(COMMIT)' -time $(SOURCE_DATE_EPOCH) -platforms '$(PLATFORMS)' -key '$(SIGN_KEY)' -out '$(OUT)'
 	@[ "$$(go env GOVERSION)" = $(GO_RELEASE) ] || echo "note: go here is $$(go env GOVERSION); build with GOTOOLCHAIN=$(GO_RELEASE) what is to be released" >&2
 
 reproducible: ## two builds in two folders are the same, byte by byte
@@ -160,6 +162,16 @@ e2e-upstream: tools bin/basicauth.wasm ## the agent under control planes of some
 	@sh tools/envoy.sh oldest
 	go vet -tags upstream ./test/e2e
 	go test -tags upstream -count 1 -timeout 15m -parallel 2 -run '^TestUpstream' ./test/e2e
+
+# Signed with a key that is good for nothing else, and not where a release is.
+AIRGAP := .run/airgap
+e2e-airgap: tools build ## docs/airgap.md on a machine without network, from the files of make dist alone (Linux, root)
+	@sh tools/machine.sh
+	@mkdir -p $(AIRGAP) && cd $(AIRGAP) && { [ -f cosign.key ] || COSIGN_PASSWORD=airgap $(CURDIR)/bin/chandler sign generate-key; }
+	@COSIGN_PASSWORD=airgap $(MAKE) dist PLATFORMS=linux/$$(go env GOARCH) SIGN_KEY=$(AIRGAP)/cosign.key OUT=$(AIRGAP)/dist
+	go vet -tags airgap,machine ./test/airgap ./internal/testenv/machine
+	go test -tags machine -count 1 -timeout 5m ./internal/testenv/machine
+	go test -tags airgap -count 1 -timeout 10m ./test/airgap
 
 plugins: tools-authors build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
 	@sh tools/plugins.sh build

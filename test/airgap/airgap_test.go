@@ -79,7 +79,7 @@ func newGap(t *testing.T) *gap {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dist := filepath.Join(root, "dist")
+	dist := filepath.Join(root, ".run", "airgap", "dist") // where make e2e-airgap makes it
 	programs := programsOf(t, dist)
 	// A folder that the machine's users may look into.
 	medium := t.TempDir()
