@@ -130,7 +130,7 @@ func (e *env) load(ctx context.Context, name, to string, registry *registryFlags
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, e.registryError(err))
 	}
-	if strings.HasPrefix(to, "/") || strings.HasPrefix(to, ".") {
+	if isFolder(to) {
 		return e.loadFolder(ctx, archive, to)
 	}
 	found := archive.Found()
@@ -237,4 +237,9 @@ func destination(to string, f airgap.Found, of int) (chandler.Reference, error) 
 // shownName is what an artifact of an archive is called towards people.
 func shownName(f airgap.Found) string {
 	return chandler.Quote(cmp.Or(f.Name, string(f.Reference.Digest)))
+}
+
+// isFolder tells the name of a folder from that of a registry.
+func isFolder(name string) bool {
+	return strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".")
 }

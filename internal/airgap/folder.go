@@ -50,6 +50,22 @@ func (f *Folder) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
+// Client reads the folder, with what else cfg says.
+func (f *Folder) Client(cfg fetch.Config) *fetch.Client {
+	cfg.Transport, cfg.Hosts, cfg.Keychain = f, nil, nil
+	return fetch.New(cfg)
+}
+
+// Found are the artifacts of the folder, in its order. What is wrong with it is a
+// *chandler.Problem, or an error of the file system.
+func (f *Folder) Found() ([]Found, error) {
+	l, err := f.read()
+	if err != nil {
+		return nil, err
+	}
+	return slices.Clone(l.found), nil
+}
+
 // reason is an error without the name of a file.
 func reason(err error) string {
 	var at *fs.PathError

@@ -43,7 +43,7 @@ func put(t testing.TB, dir string, file []byte) {
 
 // reader reads a folder as its only place.
 func reader(t testing.TB, dir string) *fetch.Client {
-	c := fetch.New(fetch.Config{Dir: t.TempDir(), Arch: "amd64", Transport: airgap.NewFolder(dir)})
+	c := airgap.NewFolder(dir).Client(fetch.Config{Dir: t.TempDir(), Arch: "amd64"})
 	t.Cleanup(c.Close)
 	return c
 }
