@@ -19,6 +19,7 @@ type Block struct {
 	On    string
 	Stays bool
 	Until string
+	Exit  string
 
 	steps []step
 }
@@ -32,7 +33,7 @@ type step struct {
 var (
 	fence     = regexp.MustCompile("^([ \t]*)```([a-z+]*)$")
 	heading   = regexp.MustCompile(`^(#{1,6}) (.+)$`)
-	directive = regexp.MustCompile(`^[ \t]*<!-- (output|stays|(file|on|until): (.+?)) -->$`)
+	directive = regexp.MustCompile(`^[ \t]*<!-- (output|stays|(file|on|until|exit): (.+?)) -->$`)
 	// status is a comment behind a command that prints the status of an answer.
 	status = regexp.MustCompile(`(?m)^.*\bcurl .*# ([1-5][0-9][0-9])$`)
 )
@@ -84,6 +85,8 @@ func (b *Block) say(word, name, value string) {
 		b.On = value
 	case "until":
 		b.Until = value
+	case "exit":
+		b.Exit = value
 	default:
 		b.Stays = b.Stays || word == "stays"
 	}

@@ -42,6 +42,7 @@ type Run struct {
 //	<!-- on: NAME -->        it is for the shell of that name of the world
 //	<!-- stays -->           its last command goes on while the blocks after it are run; it is
 //	                         asked to end when the test does
+//	<!-- exit: CODE -->      its last command ends with that code
 //	<!-- until: COMMAND -->  it is done once that command succeeds
 //
 // In a block of "console" the lines below a command are its output; and what curl prints

@@ -11,12 +11,12 @@ const samplePage = "# A page\n\n## First\n" +
 	"1. In a list:\n   <!-- on: other -->\n   ```console\n   $ echo one 0123456789ab; echo two\n   one a0123456789b\n   $ sleep 0; cat \"$HERE/sub/note\"\n   it's: ...\n   ```\n" +
 	"### Below\n```sh\necho \"$WORD by example.org in $PWD\"\n```\n<!-- output -->\n```\nsaid by ... in /\n```\n" +
 	"## Second\n<!-- stays -->\n<!-- until: test -e \"$HERE/sub/up\" -->\n```sh\ntrue\nsleep 0.2; touch \\\n  \"$HERE/sub/up\"; sleep 100   # goes on\n```\n" +
-	"```go\nnothing()\n```\n"
+	"<!-- exit: 3 -->\n```sh\ntrue\nsh -c 'exit 3'   # as it should\n```\n```go\nnothing()\n```\n"
 
 func TestPageIsRun(t *testing.T) {
 	t.Parallel()
 	blocks := read("p.md", samplePage)
-	if len(blocks) != 5 {
+	if len(blocks) != 6 {
 		t.Fatalf("%+v", blocks)
 	}
 	if b := blocks[3]; strings.Join(b.Under, ", ") != "A page, First, Below" || b.Line != 22 || b.Page != "p.md" {
@@ -47,6 +47,7 @@ func TestPageIsHeld(t *testing.T) {
 		"another output":        {"```console\n$ echo 5m\n5 minutes\n```\n", `does not have "5 minutes"`},
 		"an order":              {"```sh\nprintf 'b\\na\\n'\n```\n<!-- output -->\n```\na\nb\n```\n", `does not have "b"`},
 		"a status":              {"```sh\ncurl() { echo 200; }\ncurl x   # 401\n```\n", `does not have "401"`},
+		"no exit code":          {"<!-- exit: 3 -->\n```sh\ntrue\n```\n", "exit code 1"},
 		"a hang":                {"```sh\nsleep 60\n```\n", "not done within 500ms"},
 		"a foreground server":   {"<!-- until: true -->\n```sh\nsleep 60\n```\n", "not done within 500ms"},
 	} {

@@ -100,7 +100,7 @@ func endGroup(cmd *exec.Cmd) {
 		close(gone)
 	}()
 	_ = syscall.Kill(group, syscall.SIGTERM)
-	for range 200 {
+	for range 600 {
 		if syscall.Kill(group, 0) != nil {
 			break
 		}
@@ -150,6 +150,9 @@ func (b *Block) script(text string) string {
 	case b.Stays:
 		head, last := lastCommand(text)
 		text = head + "{ " + last + "\n} &\n"
+	case b.Exit != "":
+		head, last := lastCommand(text)
+		text = head + "pages_code=0\n{ " + last + "\n} || pages_code=$?\necho \"exit code $pages_code\"; [ $pages_code = " + b.Exit + " ]\n"
 	}
 	if b.Until == "" {
 		return text
