@@ -27,7 +27,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist test-dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-gateway generate cross bench bench-fleet bench-go simulate clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist test-dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-gateway e2e-airgap generate cross bench bench-fleet bench-go simulate site pages clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -114,20 +114,25 @@ licences: ## what is linked is under licences that are allowed
 # The time of all files in what is released.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
+OUT ?= dist
+
 dist: tools build bin/basicauth.wasm ## dist/: all that a release is made of; PLATFORMS=linux/amd64, SIGN_KEY=FILE
 	@for p in $(PLATFORMS); do \
 		mkdir -p "bin/$${p%/*}-$${p#*/}" && GOOS="$${p%/*}" GOARCH="$${p#*/}" $(BUILD) -o "bin/$${p%/*}-$${p#*/}/" $(COMMANDS) || exit 1; \
 	done
 	@CGO_ENABLED=0 go -C tools/dist build -o ../../bin/dist .
-	@bin/dist -version '$(VERSION)' -commit '$(COMMIT)' -time $(SOURCE_DATE_EPOCH) -platforms '$(PLATFORMS)' -key '$(SIGN_KEY)'
+	@bin/dist -version '$(VERSION)' -commit '$(COMMIT)' -time $(SOURCE_DATE_EPOCH) -platforms '$(PLATFORMS)' -key '$(SIGN_KEY)' -out '$(OUT)'
 	@[ "$$(go env GOVERSION)" = $(GO_RELEASE) ] || echo "note: go here is $$(go env GOVERSION); build with GOTOOLCHAIN=$(GO_RELEASE) what is to be released" >&2
 
-# Installs into an overlay of this machine's root, so it wants root and Debian's dpkg.
+# On machines in namespaces, so it wants root and Debian's dpkg.
 test-dist: tools-cosign build ## make dist, twice, and what came of it: the same, signed, installed, started
+	@sh tools/machine.sh
 	@mkdir -p .run/dist && rm -f .run/dist/test.key .run/dist/test.pub && bin/chandler sign generate-key --no-password --output-prefix .run/dist/test
 	@$(MAKE) --no-print-directory dist SIGN_KEY=.run/dist/test.key
 	go -C tools/dist vet -tags dist ./...
 	go -C tools/dist test -tags dist -count 1 -timeout 20m . -version '$(VERSION:v%=%)' -commit '$(COMMIT)' -time $(SOURCE_DATE_EPOCH) -platforms '$(PLATFORMS)' -key "$(CURDIR)/.run/dist/test.key"
+	go vet -tags dist ./test/dist
+	go test -tags dist -count 1 -timeout 10m ./test/dist
 
 reproducible: ## two builds in two folders are the same, byte by byte
 	@VERSION=$(VERSION) sh tools/reproducible.sh
@@ -169,6 +174,16 @@ e2e-upstream: tools bin/basicauth.wasm ## the agent under control planes of some
 	go vet -tags upstream ./test/e2e
 	go test -tags upstream -count 1 -timeout 15m -parallel 2 -run '^TestUpstream' ./test/e2e
 
+# Signed with a key that is good for nothing else, and not where a release is.
+AIRGAP := .run/airgap
+e2e-airgap: tools build ## docs/airgap.md on a machine without network, from the files of make dist alone (Linux, root)
+	@sh tools/machine.sh
+	@mkdir -p $(AIRGAP) && cd $(AIRGAP) && { [ -f cosign.key ] || COSIGN_PASSWORD=airgap $(CURDIR)/bin/chandler sign generate-key; }
+	@COSIGN_PASSWORD=airgap $(MAKE) dist PLATFORMS=linux/$$(go env GOARCH) SIGN_KEY=$(AIRGAP)/cosign.key OUT=$(AIRGAP)/dist
+	go vet -tags airgap,machine ./test/airgap ./internal/testenv/machine
+	go test -tags machine -count 1 -timeout 5m ./internal/testenv/machine
+	go test -tags airgap -count 1 -timeout 10m ./test/airgap
+
 plugins: tools-authors build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
 	@sh tools/plugins.sh build
 
@@ -200,6 +215,13 @@ bench-fleet: build ## what 100, 1,000 and 10,000 agents cost one control plane (
 simulate: ## what fleets would cost that no machine can try, up to 100,000 proxies in 50 clusters (minutes)
 	go build -o bin/simulate ./bench/simulate
 	@exec bin/simulate $(SIMULATE)
+
+pages: tools build bin/basicauth.wasm ## the commands of docs/, run as they stand, each page on a machine of its own (Linux)
+	go vet -tags pages ./test/pages
+	go test -tags pages -count 1 -timeout 10m -parallel 2 ./test/pages
+
+site: ## the pages of docs/ as a static site in dist/site, all links held
+	go -C tools run ./site -out ../dist/site ..
 
 clean: ## remove what was built and what a demo left (not .tools)
 	rm -rf bin .run dist
