@@ -36,21 +36,17 @@ func newPlace(t *testing.T) *place {
 		t.Fatal(err)
 	}
 	p := &place{t: t, root: root, dist: filepath.Join(root, "dist"), Machine: machine.Start(t, machine.Config{Name: "site"})}
-	arch := runtime.GOARCH
+	version := p.find("chandler-*-linux-" + runtime.GOARCH + ".tar.gz")
+	version = strings.TrimSuffix(strings.TrimPrefix(version, "chandler-"), "-linux-"+runtime.GOARCH+".tar.gz")
 	for name, pattern := range map[string]string{
-		"chandler_0.3.0_amd64.deb": "chandler_*_" + arch + ".deb", "chandler-agent_0.3.0_amd64.deb": "chandler-agent_*_" + arch + ".deb",
-		"chandler-0.3.0-linux-amd64.tar.gz": "chandler-*-linux-" + arch + ".tar.gz", "chandler-0.3.0-image.tar": "chandler-[!ab]*-image.tar", "chandler-bookinfo-0.3.0-image.tar": "chandler-bookinfo-*-image.tar",
+		"chandler_0.3.0_amd64.deb": "chandler_*_ARCH.deb", "chandler-agent_0.3.0_amd64.deb": "chandler-agent_*_ARCH.deb", "chandler-0.3.0-linux-amd64.tar.gz": "chandler-VERSION-linux-ARCH.tar.gz",
+		"chandler-0.3.0-image.tar": "chandler-VERSION-image.tar", "chandler-bookinfo-0.3.0-image.tar": "chandler-bookinfo-VERSION-image.tar",
 	} {
-		found, err := filepath.Glob(filepath.Join(p.dist, pattern))
-		if err != nil || len(found) != 1 {
-			t.Fatalf("%s: %q, %v; make test-dist makes one", pattern, found, err)
-		}
-		p.names = append(p.names, name, filepath.Base(found[0]))
-		if strings.HasSuffix(name, ".tar.gz") {
-			p.names = append(p.names, strings.TrimSuffix(name, ".tar.gz"), strings.TrimSuffix(filepath.Base(found[0]), ".tar.gz"))
-		}
-		p.Put(found[0], folder+"/"+filepath.Base(found[0]))
+		found := p.find(strings.NewReplacer("VERSION", version, "ARCH", runtime.GOARCH).Replace(pattern))
+		p.names = append(p.names, name, found)
+		p.Put(filepath.Join(p.dist, found), folder+"/"+found)
 	}
+	p.names = append(p.names, "chandler-0.3.0-linux-amd64", "chandler-"+version+"-linux-"+runtime.GOARCH)
 	for _, name := range []string{"SHA256SUMS", "SHA256SUMS.sig", "cosign.pub"} {
 		p.Put(filepath.Join(p.dist, name), folder+"/"+name)
 	}
@@ -59,6 +55,19 @@ func newPlace(t *testing.T) *place {
 	p.Put(filepath.Join(root, "examples/bookinfo/envoy.yaml"), "/etc/envoy/envoy.yaml")
 	return p
 }
+
+// find gives the name of the one file of the release that a pattern is for.
+func (p *place) find(pattern string) string {
+	p.t.Helper()
+	found, err := filepath.Glob(filepath.Join(p.dist, pattern))
+	if err != nil || len(found) != 1 {
+		p.t.Fatalf("%s: %q, %v; make test-dist makes one", pattern, found, err)
+	}
+	return filepath.Base(found[0])
+}
+
+// here is a word of the page as it is in this release.
+func (p *place) here(word string) string { return strings.NewReplacer(p.names...).Replace(word) }
 
 func TestInstallPage(t *testing.T) {
 	p := newPlace(t)
@@ -87,7 +96,6 @@ func TestInstallPage(t *testing.T) {
 			t.Errorf("%s in the registry: %v, %s", name, err, out)
 		}
 	}
-	page.In(world)
 	p.servesOn()
 }
 
@@ -115,8 +123,8 @@ func (p *place) installed() {
 // package's removal.
 func (p *place) servesOn() {
 	p.t.Helper()
-	deb := "dpkg -i " + folder + "/" + strings.NewReplacer(p.names...).Replace("chandler-agent_0.3.0_amd64.deb")
-	p.Must("install -m 0755 " + folder + "/" + strings.NewReplacer(p.names...).Replace("chandler-0.3.0-linux-amd64") + "/bin/bookinfo /usr/local/bin/ && systemd-run --quiet --unit bookinfo --property DynamicUser=yes /usr/local/bin/bookinfo all")
+	deb := "dpkg -i " + folder + "/" + p.here("chandler-agent_0.3.0_amd64.deb")
+	p.Must("install -m 0755 " + folder + "/" + p.here("chandler-0.3.0-linux-amd64") + "/bin/bookinfo /usr/local/bin/ && systemd-run --quiet --unit bookinfo --property DynamicUser=yes /usr/local/bin/bookinfo all")
 	p.Must("echo CHANDLER_AGENT_LABEL=istio=ingressgateway >/etc/chandler/agent.env && systemctl start chandler-agent")
 	const serves = "curl -fs -o /dev/null http://127.0.0.1:8080/productpage"
 	p.until("Envoy serves", serves)
