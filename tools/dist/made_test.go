@@ -230,8 +230,7 @@ func TestArchive(t *testing.T) {
 	manual(t, dir)
 }
 
-// manual holds the pages against the programs: every command has one, with all of its
-// flags.
+// manual: there are pages of all commands, and those with the most flags have them all.
 func manual(t *testing.T, dir string) {
 	t.Helper()
 	pages, err := filepath.Glob(filepath.Join(dir, "man/man1/*.1"))
