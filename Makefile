@@ -27,7 +27,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-gateway e2e-airgap generate cross bench bench-fleet bench-go simulate site pages clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist test-dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-gateway e2e-airgap generate cross bench bench-fleet bench-go simulate site pages clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,7 @@ test: tools tools-cosign lint build bin/basicauth.wasm ## all tests, with a real
 	go test -timeout 15m -parallel 4 ./test/e2e -envoy .tools/envoy-oldest -skip '$(NEED_SLOTS)|$(ANY_ENVOY)'
 	go -C plugins/basicauth test $(RACE) -timeout 5m ./...
 	go -C tools test -timeout 5m ./...
+	go -C tools/dist test -timeout 5m ./...
 	go -C internal/testenv/registry/distribution test -timeout 10m ./...
 
 faults: tools tools-kube ## the table of faults: which are survived, as tests show
@@ -122,6 +123,16 @@ dist: tools build bin/basicauth.wasm ## dist/: all that a release is made of; PL
 	@CGO_ENABLED=0 go -C tools/dist build -o ../../bin/dist .
 	@bin/dist -version '$(VERSION)' -commit '$(COMMIT)' -time $(SOURCE_DATE_EPOCH) -platforms '$(PLATFORMS)' -key '$(SIGN_KEY)' -out '$(OUT)'
 	@[ "$$(go env GOVERSION)" = $(GO_RELEASE) ] || echo "note: go here is $$(go env GOVERSION); build with GOTOOLCHAIN=$(GO_RELEASE) what is to be released" >&2
+
+# On machines in namespaces, so it wants root and Debian's dpkg.
+test-dist: tools-cosign build ## make dist, twice, and what came of it: the same, signed, installed, started
+	@sh tools/machine.sh
+	@mkdir -p .run/dist && rm -f .run/dist/test.key .run/dist/test.pub && bin/chandler sign generate-key --no-password --output-prefix .run/dist/test
+	@$(MAKE) --no-print-directory dist SIGN_KEY=.run/dist/test.key
+	go -C tools/dist vet -tags dist ./...
+	go -C tools/dist test -tags dist -count 1 -timeout 20m . -version '$(VERSION:v%=%)' -commit '$(COMMIT)' -time $(SOURCE_DATE_EPOCH) -platforms '$(PLATFORMS)' -key "$(CURDIR)/.run/dist/test.key"
+	go vet -tags dist ./test/dist
+	go test -tags dist -count 1 -timeout 10m ./test/dist
 
 reproducible: ## two builds in two folders are the same, byte by byte
 	@VERSION=$(VERSION) sh tools/reproducible.sh

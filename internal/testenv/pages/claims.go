@@ -30,6 +30,7 @@ var Claims = []Claim{
 	{Page: "docs/cli.md", Headings: []string{"What is in force where", "Why", "Before a change"}, Dir: "test/pages", Test: "TestAsking", Target: "pages"},
 	{Page: "docs/any-control-plane.md", Headings: []string{"Any other control plane"}, Dir: "test/pages", Test: "TestAnyControlPlane", Target: "pages"},
 	{Page: "docs/dashboard.md", Dir: "test/pages", Test: "TestDashboardToken", Target: "pages"},
+	{Page: "docs/install.md", Dir: "test/dist", Test: "TestInstallPage", Target: "test-dist"},
 	{Page: "docs/lock.md", Dir: "test/pages", Test: "TestLock", Target: "pages"},
 	{Page: "docs/operating.md", Dir: "test/pages", Test: "TestOperating", Target: "pages"},
 }

@@ -29,6 +29,7 @@ var outside = map[string]string{
 	"e2e-gateway": "Envoy Gateway takes minutes to build",
 	"pages":       "new: to be added",
 	"e2e-airgap":  "new: to be added",
+	"test-dist":   "new: to be added",
 }
 
 // everyBlock finds the blocks of README.md and docs.
