@@ -86,6 +86,41 @@ func TestFolderIsARegistry(t *testing.T) {
 	}
 }
 
+// TestRepositoriesAreApart: what is in one repository is not in another one by its digest
+// either, be it an artifact, an entry of an index or a signature: rules of operators are
+// about repositories.
+func TestRepositoriesAreApart(t *testing.T) {
+	from, dir := newPlace(t), t.TempDir()
+	file := from.save(t, from.fill(t)...)
+	put(t, dir, file)
+	a := open(t, file)
+	archive := a.Client(fetch.Config{Dir: t.TempDir()})
+	defer archive.Close()
+	for name, c := range map[string]*fetch.Client{"archive": archive, "folder": reader(t, dir)} {
+		own := 0
+		for _, f := range a.Found() {
+			if f.Reference.Repository != "team/b" {
+				continue
+			}
+			k := &taken{map[string]string{}, map[string]string{}}
+			if _, err := c.Export(t.Context(), fetch.Request{Reference: f.Reference}, k); err != nil {
+				t.Fatal(err)
+			}
+			for text := range k.names {
+				digest, _, _ := strings.Cut(text, " ")
+				own++
+				elsewhere := from.ref(t, "team/a@"+digest)
+				if _, err := c.Export(t.Context(), fetch.Request{Reference: elsewhere}, k); !is(err, chandler.CodeNotFound) {
+					t.Errorf("%s: %s of %s is in %s, too: %v", name, digest, f.Name, elsewhere.Repository, err)
+				}
+			}
+		}
+		if own < 8 {
+			t.Errorf("%s: only %d manifests were asked for", name, own)
+		}
+	}
+}
+
 func is(err error, code chandler.Code) bool {
 	var p *chandler.Problem
 	return errors.As(err, &p) && p.Code == code

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 
 	"chandler.dev/chandler"
@@ -26,6 +28,9 @@ type layout struct {
 	tagged map[string]entry
 	// referrers are lists of what refers to something, by the digest of that.
 	referrers map[string][]entry
+	// within are the manifests of each repository: that a digest is in the layout does not
+	// put it into every repository, or rules about those would say nothing.
+	within map[string]map[string]bool
 }
 
 // content has the blobs of a layout.
@@ -55,12 +60,13 @@ func parseLayout(raw []byte, from content) (*layout, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &layout{content: from, tagged: map[string]entry{}, referrers: map[string][]entry{}}
+	l := &layout{content: from, tagged: map[string]entry{}, referrers: map[string][]entry{}, within: map[string]map[string]bool{}}
 	for i, e := range entries {
 		if err := l.enter(i, e); err != nil {
 			return nil, err
 		}
 	}
+	l.gather()
 	if len(l.found) == 0 {
 		return nil, problem(chandler.CodeTarMissing, "save an artifact into it", "%s has no artifact", from.kind())
 	}
@@ -104,6 +110,9 @@ func (l *layout) enter(i int, e entry) error {
 		ArtifactType string            `json:"artifactType"`
 		Config       fetch.Descriptor  `json:"config"`
 		Annotations  map[string]string `json:"annotations"`
+		Manifests    []struct {
+			Digest string `json:"digest"`
+		} `json:"manifests"`
 	}
 	if err := decode(raw, &m); err != nil {
 		return problem(chandler.CodeManifestParse, "write it again", "entry %d of the index: manifest %s cannot be read", i, e.Digest)
@@ -115,20 +124,50 @@ func (l *layout) enter(i int, e entry) error {
 		}
 		l.referrers[m.Subject.Digest] = append(l.referrers[m.Subject.Digest], about)
 	}
-	return l.name(i, e, m.Subject != nil)
+	repository, err := l.name(i, e, m.Subject != nil)
+	if err != nil || repository == "" {
+		return err
+	}
+	all := l.within[repository]
+	if all == nil {
+		all = map[string]bool{}
+		l.within[repository] = all
+	}
+	all[e.Digest] = true
+	for _, part := range m.Manifests {
+		all[part.Digest] = true
+	}
+	return nil
+}
+
+// gather puts into each repository what refers to what is there, and to that in turn.
+func (l *layout) gather() {
+	for _, all := range l.within {
+		for more := slices.Collect(maps.Keys(all)); len(more) > 0; {
+			digest := more[len(more)-1]
+			more = more[:len(more)-1]
+			for _, r := range l.referrers[digest] {
+				if !all[r.Digest] {
+					all[r.Digest] = true
+					more = append(more, r.Digest)
+				}
+			}
+		}
+	}
 }
 
 // unnamed is the repository of what has no name.
 const unnamed = "archive.invalid/unnamed"
 
-// name finds out what an entry is called.
-func (l *layout) name(i int, e entry, refers bool) error {
+// name finds out what an entry is called, and gives its repository; empty: that of what
+// it refers to.
+func (l *layout) name(i int, e entry, refers bool) (repository string, err error) {
 	name, tag := e.Annotations[annotationName], e.Annotations[annotationTag]
 	if name == "" && strings.Contains(tag, "/") {
 		name = tag // skopeo writes what it is told
 	}
 	if name == "" && tag == "" && refers {
-		return nil
+		return "", nil
 	}
 	text := name
 	switch {
@@ -142,20 +181,21 @@ func (l *layout) name(i int, e entry, refers bool) error {
 		p = chandler.Problemf(chandler.CodeRefSyntax, "", "write it again", "it names no repository")
 	}
 	if p != nil {
-		return problem(p.Code, p.Hint, "entry %d of the index: name %s: %s", i, chandler.Quote(name), p.Message)
+		return "", problem(p.Code, p.Hint, "entry %d of the index: name %s: %s", i, chandler.Quote(name), p.Message)
 	}
 	if ref.Tag != "" {
 		if other, taken := l.tagged[nameOf(ref)]; taken && other.Digest != e.Digest {
-			return problem(chandler.CodeManifestAmbiguous, "write it again", "%s has two artifacts named %s", l.kind(), chandler.Quote(name))
+			return "", problem(chandler.CodeManifestAmbiguous, "write it again", "%s has two artifacts named %s", l.kind(), chandler.Quote(name))
 		}
 		l.tagged[nameOf(ref)] = e
 	}
+	repository = ref.Host + "/" + ref.Repository
 	if attachmentTag.MatchString(ref.Tag) {
-		return nil
+		return repository, nil
 	}
 	ref.Digest = chandler.ArtifactDigest(e.Digest)
 	l.found = append(l.found, Found{Name: name, Reference: ref, Complete: !strings.HasPrefix(text, unnamed)})
-	return nil
+	return repository, nil
 }
 
 // read gives a manifest's bytes, which have its digest.

@@ -14,8 +14,8 @@ import (
 	"chandler.dev/chandler/internal/fetch"
 )
 
-// Client reads the archive, with what else cfg says. Every registry and repository
-// has the archive's blobs, and those that its names say have the tags.
+// Client reads the archive, with what else cfg says. Repositories have the tags and
+// manifests that names in the archive say; blobs, which manifests lead to, are anybody's.
 func (a *Archive) Client(cfg fetch.Config) *fetch.Client {
 	cfg.Transport, cfg.Hosts, cfg.Keychain = a, nil, nil
 	return fetch.New(cfg)
@@ -71,10 +71,8 @@ func (l *layout) manifest(repository, id string) (string, io.ReadCloser, int64, 
 	digest := id
 	if e, ok := l.tagged[repository+":"+id]; ok {
 		digest = e.Digest
-	} else if blob, _, err := l.blob(digest); err != nil {
-		return "", nil, 0, err // a tag that it does not have, too
-	} else {
-		blob.Close()
+	} else if !l.within[repository][digest] {
+		return "", nil, 0, fs.ErrNotExist
 	}
 	raw, err := l.read(digest)
 	if err != nil {
@@ -106,8 +104,12 @@ func (l *layout) plain(_, id string) (string, io.ReadCloser, int64, error) {
 	return "application/octet-stream", body, size, err
 }
 
-func (l *layout) list(_, id string) (string, io.ReadCloser, int64, error) {
-	raw, err := json.Marshal(index{2, typeIndex, append([]entry{}, l.referrers[id]...)})
+func (l *layout) list(repository, id string) (string, io.ReadCloser, int64, error) {
+	all := []entry{}
+	if l.within[repository][id] {
+		all = append(all, l.referrers[id]...)
+	}
+	raw, err := json.Marshal(index{2, typeIndex, all})
 	return typeIndex, io.NopCloser(bytes.NewReader(raw)), int64(len(raw)), err
 }
 

@@ -85,6 +85,9 @@ func newGap(t *testing.T) *gap {
 	// A folder that the machine's users may look into.
 	medium := t.TempDir()
 	g := &gap{t: t, medium: medium, Machine: machine.Start(t, machine.Config{Name: "gap", Medium: medium})}
+	if out, err := g.Run("command -v chandler chandler-agent envoy go"); err == nil {
+		t.Fatalf("the machine is not bare:\n%s", out)
+	}
 	g.Put(filepath.Join(dist, "cosign.pub"), "/root/cosign.pub")
 	outside := t.TempDir()
 	if err := os.Symlink(dist, filepath.Join(outside, "dist")); err != nil {
