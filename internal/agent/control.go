@@ -111,7 +111,7 @@ func (a *Agent) assigned(ctx context.Context, u deltaclient.Update) error {
 			errs = append(errs, err)
 			continue
 		}
-		ev.Changed = append(ev.Changed, Version{Attachment: att, Version: r.Version})
+		ev.Changed = append(ev.Changed, Version{Attachment: att, Version: r.Version, From: u.From})
 	}
 	for _, name := range u.Removed {
 		if key, ok := chandler.ParseKey(name); ok {
