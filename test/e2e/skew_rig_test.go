@@ -106,34 +106,6 @@ func (s *skewed) become(b programs) {
 	s.awaitReady()
 }
 
-// place is where a plugin is on its way: which release of it was assigned, and as the
-// how manieth.
-type place struct {
-	Release  chandler.ReleaseID
-	Sequence uint64
-}
-
-// places tells it of the plugins that the control plane has records of.
-func (w *world) places() map[string]place {
-	w.t.Helper()
-	files, err := filepath.Glob(filepath.Join(w.dir, "control", "records", "rollouts", "*.json"))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	all := map[string]place{}
-	for _, file := range files {
-		var r struct {
-			Name string
-			place
-		}
-		if b, err := os.ReadFile(file); err != nil || json.Unmarshal(b, &r) != nil {
-			w.t.Fatalf("%s: %v", file, err)
-		}
-		all[r.Name] = r.place
-	}
-	return all
-}
-
 // places tells it of the plugins that the agent was assigned.
 func (p *proxy) places() map[string]place {
 	p.w.t.Helper()
