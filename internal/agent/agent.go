@@ -208,7 +208,9 @@ func (a *Agent) run(ctx context.Context) error {
 	}
 	known := map[string]string{}
 	for _, v := range append(slices.Clone(a.lastGood.Versions), a.lastGood.Denied...) {
-		known[v.Key.String()] = v.Version
+		if !unreadable(&v) { // perhaps this agent can read it
+			known[v.Key.String()] = v.Version
+		}
 	}
 	a.known.Store(&known)
 	a.reporter = newReporter(a.cfg.Node)

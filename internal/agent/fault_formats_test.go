@@ -73,3 +73,28 @@ func TestFault_F78_FeatureOfLater(t *testing.T) {
 	}
 	p.want(authn, "a")
 }
+
+// So is one of which nothing but that can be read. It is in the place of the version
+// that was in force, which stays there, and stands for nothing where there was none;
+// an agent that can read it takes it, although it had that version.
+func TestFault_F78_UnreadableOfLater(t *testing.T) {
+	p, before := serving(t), version("a")
+	p.assign(before)
+	p.loaded(before)
+	p.ackAll()
+	opaque := func(v *Version) {
+		v.Program, v.Behaviour, v.Requires = chandler.Program{}, chandler.Behaviour{}, []string{"telepathy"}
+	}
+	later, fresh := version("a2", opaque), version("b", opaque)
+	p.assign(later, fresh)
+	p.want(authn, "a")
+	p.wantState(later, chandler.StateFailed, string(before.Release), chandler.StandInNone, chandler.CodeFeatureNotSupported)
+	if st := p.wantState(fresh, chandler.StateFailed, "", chandler.StandInNone, chandler.CodeFeatureNotSupported); !strings.Contains(st.Message, `"telepathy"`) {
+		t.Errorf("reported as %q", st.Message)
+	}
+	read := version("a2")
+	p.assign(read)
+	p.loaded(read)
+	p.ackAll()
+	p.want(authn, "a2")
+}

@@ -155,9 +155,12 @@ func (s *State) assigned(ev Assigned, now time.Time) {
 			s.plugins[v.Key] = p
 		}
 		if w := p.want; w != nil {
-			if w.Version == v.Version || w.UID == v.UID && v.Sequence < w.Sequence {
+			if w.Version == v.Version && !unreadable(w) || w.UID == v.UID && v.Sequence < w.Sequence {
 				continue
 			}
+		}
+		if unreadable(v) && p.want != nil {
+			v.Behaviour = p.want.Behaviour // its place is that of the one before, which stays there
 		}
 		p.want = v
 		if p.good == nil {

@@ -50,7 +50,9 @@ func record(t *testing.T, r programs, to string) {
 	w.token("-n", "edge", "--label", "app=web") // nobody spends it
 	pushed, digest := w.pushDigest("append:v1", module.Append())
 	url := strings.Replace(pushed, w.registry.Addr, registryHost, 1)
-	one := func(name, tagged string, more ...string) string { return plugin(name, url, append(more, tag(tagged))...) }
+	one := func(name, tagged string, more ...string) string {
+		return plugin(name, url, append(more, tag(tagged))...)
+	}
 	pinned := func(tagged string) string { return plugin("p", url+"@"+string(digest), tag(tagged)) }
 	w.apply(dbSecret("hidden") + join(pinned("n1"), one("c", "c1"), fromSecret(one("q", "shown", "priority: 3")),
 		one("out", "out"), script("l", luaTag("l1"))))
