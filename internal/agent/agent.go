@@ -208,9 +208,7 @@ func (a *Agent) run(ctx context.Context) error {
 	}
 	known := map[string]string{}
 	for _, v := range append(slices.Clone(a.lastGood.Versions), a.lastGood.Denied...) {
-		if !unreadable(&v) { // perhaps this agent can read it
-			known[v.Key.String()] = v.Version
-		}
+		known[v.Key.String()] = v.Version
 	}
 	a.known.Store(&known)
 	a.reporter = newReporter(a.cfg.Node)

@@ -155,7 +155,7 @@ func (s *State) assigned(ev Assigned, now time.Time) {
 			s.plugins[v.Key] = p
 		}
 		if w := p.want; w != nil {
-			if w.Version == v.Version && !unreadable(w) || w.UID == v.UID && v.Sequence < w.Sequence {
+			if w.Version == v.Version || w.UID == v.UID && v.Sequence < w.Sequence {
 				continue
 			}
 		}

@@ -99,14 +99,23 @@ func TestFault_F78_MessagesOfBefore(t *testing.T) {
 func TestFault_F78_MessagesOfLater(t *testing.T) {
 	t.Parallel()
 	got, err := UnmarshalAttachment(later(before(t, "attachment.pb")))
-	if want := attachmentOfBefore(); err != nil || !reflect.DeepEqual(got, want) {
+	want := attachmentOfBefore()
+	want.InPart = true
+	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("read %+v, %v", got, err)
 	}
-	var m chandlerv1.ReportRequest
-	if err := proto.Unmarshal(later(before(t, "report.pb")), &m); err != nil {
+	m := AttachmentToProto(&want)
+	m.Match[0].ProtoReflect().SetUnknown(later(nil))
+	if body, err := proto.Marshal(m); err != nil {
+		t.Fatal(err)
+	} else if got, err := UnmarshalAttachment(body); err != nil || !got.InPart {
+		t.Errorf("with more deep in it: %+v, %v", got, err)
+	}
+	var r chandlerv1.ReportRequest
+	if err := proto.Unmarshal(later(before(t, "report.pb")), &r); err != nil {
 		t.Fatal(err)
 	}
-	if report, err := ReportFromProto(&m); err != nil || !reflect.DeepEqual(report, reportOfBefore()) {
+	if report, err := ReportFromProto(&r); err != nil || !reflect.DeepEqual(report, reportOfBefore()) {
 		t.Errorf("read %+v, %v", report, err)
 	}
 }
