@@ -26,7 +26,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-releases tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-upgrade e2e-gateway generate cross bench bench-fleet bench-go simulate clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-releases tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-upgrade e2e-gateway generate cross bench bench-fleet bench-go simulate site pages clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -184,6 +184,13 @@ bench-fleet: build ## what 100, 1,000 and 10,000 agents cost one control plane (
 simulate: ## what fleets would cost that no machine can try, up to 100,000 proxies in 50 clusters (minutes)
 	go build -o bin/simulate ./bench/simulate
 	@exec bin/simulate $(SIMULATE)
+
+pages: tools build bin/basicauth.wasm ## the commands of docs/, run as they stand, each page on a machine of its own (Linux)
+	go vet -tags pages ./test/pages
+	go test -tags pages -count 1 -timeout 10m -parallel 2 ./test/pages
+
+site: ## the pages of docs/ as a static site in dist/site, all links held
+	go -C tools run ./site -out ../dist/site ..
 
 clean: ## remove what was built and what a demo left (not .tools)
 	rm -rf bin .run dist

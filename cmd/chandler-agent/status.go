@@ -137,6 +137,9 @@ func (c console) slots(st *agent.Status, text func(string) string) error {
 		if empty {
 			fmt.Fprintf(w, "%s\t-\t-\n", where)
 		}
+		for _, why := range l.Warnings {
+			fmt.Fprintf(w, "\t\t\t\t%s\n", text(why))
+		}
 	}
 	return w.Flush()
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -163,6 +164,32 @@ func TestAdminListeners(t *testing.T) {
 	})
 	if st, err := c.listeners(t.Context()); err != nil || st != (listenersStat{version: "a1", refused: 2, warming: 1}) {
 		t.Errorf("%+v, %v", st, err)
+	}
+}
+
+// What listeners wait for is named as Envoy names it, some of it where there is much.
+func TestAdminWaits(t *testing.T) {
+	leakFree(t)
+	manager := func(name string, targets ...string) string {
+		return fmt.Sprintf(`{"name": %q, "target_names": ["%s"]}`, "init manager Listener-local-init-manager "+name+" 784311957", strings.Join(targets, `", "`))
+	}
+	rds, filter := "shared target RdsRouteConfigSubscription RDS init r 1", "shared target FilterConfigSubscription init slot"
+	for dump, want := range map[string]string{
+		"":   "",
+		"{}": "",
+		`{"unready_targets_dumps": [` + manager("web 1", rds, filter) + `]}`:                                               `the listener "web 1" waits for "RdsRouteConfigSubscription RDS init r 1", "FilterConfigSubscription init slot"`,
+		`{"unready_targets_dumps": [{"name": "x", "target_names": []}]}`:                                                   "",
+		`{"unready_targets_dumps": [{"name": "x\u001b", "target_names": ["target y"]}]}`:                                   `the listener "x\x1b" waits for "y"`,
+		`{"unready_targets_dumps": [` + manager("a", rds, rds, rds, rds, rds) + `]}`:                                       `"RdsRouteConfigSubscription RDS init r 1", and 2 more`,
+		`{"unready_targets_dumps": [` + strings.Repeat(manager("a", rds)+",", 50)[:50*len(manager("a", rds)+",")-1] + `]}`: "; and 47 more",
+	} {
+		c := fakeEnvoyAdmin(t, map[string]string{"GET /init_dump?mask=listener": dump})
+		if got, err := c.waits(t.Context()); err != nil || !strings.HasSuffix(got, want) || want == "" && got != "" {
+			t.Errorf("%.200s: %q, %v, want %q", dump, got, err, want)
+		}
+	}
+	if got, err := fakeEnvoyAdmin(t, map[string]string{"GET /init_dump?mask=listener": "<html>"}).waits(t.Context()); err == nil {
+		t.Errorf("another page: %q", got)
 	}
 }
 

@@ -142,9 +142,10 @@ type listenersFollower struct {
 	since   time.Time
 	refused int64 // how often Envoy had refused a file before this one
 	mark    int64 // the end of Envoy's log then
-	taken   bool  // one file with listeners
-	open    bool  // all were active once
-	told    bool  // that it takes long
+	waits   waits
+	taken   bool // one file with listeners
+	open    bool // all were active once
+	told    bool // that it takes long
 }
 
 // begin writes the file that is due.
@@ -212,6 +213,7 @@ func (f *listenersFollower) lookReady(ctx context.Context) {
 		f.told = true
 		f.agent.log.Warn("envoy has started and its listeners are not active yet", "why", strings.Join(v.unready, "; "))
 	}
+	f.waits.ask(ctx, f.agent, f.since)
 	if st, err := f.agent.envoyAdmin.listeners(poll); err != nil || st.warming > 0 {
 		return
 	}

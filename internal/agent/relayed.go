@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"maps"
 	"reflect"
 	"slices"
@@ -33,7 +34,6 @@ type relayedListeners struct {
 	sites     map[attach.Site]bool // those, and no others, are admitted
 	listeners map[string]*relayedListener
 	envoys    int               // counts them
-	again     []string          // whose transform says something else by now
 	moved     bool              // the places are others than were told
 	list      []attach.Listener // what layout gave; nil: it is to be made anew
 	// Of a change of own that the agent waits for: what Envoy has not answered for, and
@@ -48,6 +48,7 @@ type relayedListener struct {
 	up          []byte            // the upstream's
 	plain       *chandler.Problem // Envoy refuses up with slots in it
 	made, taken *relayedForm      // of up, and what Envoy took last; nil: nothing
+	told        []string          // of taken, that it runs without plugins
 	held        bool
 	envoy       int // for which it was made
 }
@@ -58,6 +59,16 @@ type relayedForm struct {
 	edited bool
 	own    []attach.Slot     // that stand in it
 	bare   *chandler.Problem // why it has no places
+	// warnings are of what gets no plugins in it.
+	warnings []string
+}
+
+// without tells what of a listener runs without plugins, and why.
+func (f *relayedForm) without() []string {
+	if f.bare != nil {
+		return []string{f.bare.Error()}
+	}
+	return f.warnings
 }
 
 func newRelayedListeners(place func(*anypb.Any, []attach.Slot) (attach.Placed, error)) *relayedListeners {
@@ -108,10 +119,22 @@ func (l *relayedListeners) make(e *relayedListener) ([]byte, *relayedForm) {
 	default:
 		form.edited = placed.Resource.Value != nil && !bytes.Equal(placed.Resource.Value, e.up)
 		form.own = slices.DeleteFunc(form.layout.InOrder(l.own), attach.Slot.Shared)
+		form.warnings = few(placed.Warnings)
 		return placed.Resource.Value, form
 	}
 	form.layout.Slots, form.layout.Sites, form.layout.Counted = nil, nil, nil
 	return e.up, form
+}
+
+// maxWarnings is how many are told of one listener, whose chains may be very many.
+const maxWarnings = 8
+
+// few gives warnings, or the first ones and how many there are.
+func few(warnings []string) []string {
+	if n := len(warnings); n > maxWarnings {
+		return append(slices.Clone(warnings[:maxWarnings]), fmt.Sprintf("and %d more of that kind", n-maxWarnings))
+	}
+	return warnings
 }
 
 func notPlaced(name string, p *chandler.Problem) *chandler.Problem {
@@ -181,7 +204,7 @@ func (l *relayedListeners) tell(ev relay.Event) {
 			delete(l.awaited, name)
 		}
 	}
-	for _, name := range ev.Removed {
+	for _, name := range slices.Concat(ev.Removed, ev.Left) {
 		delete(l.listeners, name)
 		delete(l.awaited, name)
 	}
@@ -199,23 +222,34 @@ func (l *relayedListeners) tell(ev relay.Event) {
 	l.wake()
 }
 
-// refuse deals with a listener that Envoy refuses. A change of slots is taken back; what
-// is refused with slots in it is tried without; all else is the upstream's matter.
+// amend is the relay's: what Envoy refuses with slots in it is tried without, and only
+// what it refuses then as well is its control plane's matter. Of a change of slots that is
+// new in a listener which it has, that change is taken back instead, by refuse.
+func (l *relayedListeners) amend(name string, ours bool, words string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.listeners[name]
+	if e == nil || e.made == nil || !e.made.edited || e.plain != nil || ours && l.changing && l.awaited[name] {
+		return false
+	}
+	delete(l.awaited, name)
+	e.plain = chandler.Problemf(chandler.CodeRejected, "", "", "the listener %s of Envoy's control plane runs without plugins, as Envoy refuses it with them: %s",
+		chandler.Quote(name), refusalOf(words))
+	return true
+}
+
+// refuse deals with a listener that Envoy refuses whatever stands in it, or for a change
+// of slots.
 func (l *relayedListeners) refuse(name string, e *relayedListener, ev relay.Event) {
-	words := chandler.Printable(listenerWords(ev.Words), reasonLimit)
-	if l.changing && l.awaited[name] && ev.Own {
-		l.refused = "the listeners cannot take it in: " + words
+	if l.changing && l.awaited[name] && slices.Contains(ev.Ours, name) {
+		l.refused = "the listeners cannot take it in: " + refusalOf(ev.Words)
 		return
 	}
 	delete(l.awaited, name)
-	switch {
-	case e.made != nil && e.made.edited && e.plain == nil:
-		e.plain = chandler.Problemf(chandler.CodeRejected, "", "", "the listener %s of Envoy's control plane runs without plugins, as Envoy refuses it with them: %s", chandler.Quote(name), words)
-		l.again = append(l.again, name)
-	default:
-		e.made = e.taken // Envoy goes on with that
-	}
+	e.made = e.taken // Envoy goes on with that
 }
+
+func refusalOf(words string) string { return chandler.Printable(listenerWords(words), reasonLimit) }
 
 // listenerWords is what Envoy says of listeners, without what it begins with.
 func listenerWords(words string) string {
@@ -228,23 +262,55 @@ func listenerWords(words string) string {
 
 // relayedNews is what the agent is to be told of listeners.
 type relayedNews struct {
-	laid     *Laid    // nil: the places are those that it knows
-	again    []string // whose transform says something else now
-	answered bool     // there is nothing that Envoy has not answered for
+	laid     *Laid // nil: the places are those that it knows
+	answered bool  // there is nothing that Envoy has not answered for
 	refused  string
 	changing bool
+	// without are listeners that Envoy has and of which something runs without plugins:
+	// sentences for people.
+	without []string
 }
 
 // look gives what is new.
 func (l *relayedListeners) look() (n relayedNews) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n.again, l.again = l.again, nil
 	n.changing, n.refused, n.answered = l.changing, l.refused, len(l.awaited) == 0
 	if l.moved {
-		l.moved, n.laid = false, l.laid()
+		l.moved, n.laid, n.without = false, l.laid(), l.without()
 	}
 	return n
+}
+
+// without gives what is to be told of listeners that Envoy took; mu is held.
+func (l *relayedListeners) without() (news []string) {
+	for _, name := range slices.Sorted(maps.Keys(l.listeners)) {
+		e := l.listeners[name]
+		if e.taken == nil || slices.Equal(e.told, e.taken.without()) {
+			continue
+		}
+		e.told = e.taken.without()
+		for _, why := range e.told {
+			if e.taken.bare == nil {
+				why = "in the listener " + chandler.Quote(name) + ": " + why
+			}
+			news = append(news, why)
+		}
+	}
+	return news
+}
+
+// warnings gives, by the name of a listener, what of it runs without plugins.
+func (l *relayedListeners) warnings() map[string][]string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := map[string][]string{}
+	for _, e := range l.listeners {
+		if form := e.form(); form != nil {
+			all[form.layout.Name] = form.without()
+		}
+	}
+	return all
 }
 
 // settled ends the change that was awaited.
@@ -309,7 +375,7 @@ func (l *relayedListeners) another() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.envoys++
-	l.changing, l.refused, l.awaited, l.again, l.list = false, "", nil, nil, nil
+	l.changing, l.refused, l.awaited, l.list = false, "", nil, nil
 	for _, e := range l.listeners {
 		e.taken = nil
 		e.plain = nil

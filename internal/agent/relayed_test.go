@@ -32,6 +32,7 @@ type between struct {
 	now   time.Time
 	nonce int
 	sent  *relay.Response // to Envoy, not answered
+	noes  []string        // that the upstream hears
 }
 
 func newBetween(t *testing.T, delta bool) *between {
@@ -39,10 +40,11 @@ func newBetween(t *testing.T, delta bool) *between {
 		return attach.PlaceSlots(a, own, false)
 	})
 	b := &between{t: t, delta: delta, l: l, now: time.Unix(1_700_000_000, 0)}
-	b.relay = relay.New(relay.Hooks{Transforms: map[string]relay.Transform{listenerType: l.transform}, Tell: l.tell})
+	b.relay = relay.New(relay.Hooks{Transforms: map[string]relay.Transform{listenerType: l.transform}, Tell: l.tell,
+		Amend: map[string]func(string, bool, string) bool{listenerType: l.amend}})
 	b.s = b.relay.Open(relay.Kind{Delta: delta}, b.now)
 	b.say(relay.Request{Type: listenerType, Node: []byte{}})
-	b.s.Connected()
+	b.s.Connected(b.now)
 	return b
 }
 
@@ -51,7 +53,14 @@ func (b *between) say(q relay.Request) {
 	if err := b.s.FromEnvoy(q, b.now); err != nil {
 		b.t.Fatal(err)
 	}
-	for b.s.ToUpstream() != nil {
+	for q := b.s.ToUpstream(); q != nil; q = b.s.ToUpstream() {
+		if q.Error != nil {
+			var no statuspb.Status
+			if err := proto.Unmarshal(q.Error, &no); err != nil {
+				b.t.Fatal(err)
+			}
+			b.noes = append(b.noes, no.Message)
+		}
 	}
 }
 
@@ -127,14 +136,8 @@ func (b *between) answer(words string) {
 	b.say(q)
 }
 
-// told gives what is new, and has the relay look at what that changes.
-func (b *between) told() relayedNews {
-	n := b.l.look()
-	if len(n.again) > 0 {
-		b.relay.Changed(listenerType, n.again...)
-	}
-	return n
-}
+// told gives what is new.
+func (b *between) told() relayedNews { return b.l.look() }
 
 func (b *between) admit(ev *Laid) {
 	if names := b.l.admit(ev.Slots, ev.Sites); len(names) > 0 {
@@ -166,14 +169,20 @@ func TestRelayedListenerRefused(t *testing.T) {
 			t.Fatalf("delta %v: no slot is in it", delta)
 		}
 		b.answer("Error adding/updating listener(s) in: it is\x1btoo full\n")
-		if n = b.told(); !slices.Equal(n.again, []string{"in"}) || n.refused != "" {
-			t.Fatalf("delta %v: refused: %+v", delta, n)
-		}
 		if got := b.gets(); !bytes.Equal(got, first.Value) {
 			t.Fatalf("delta %v: it is sent again as %q", delta, got)
 		}
+		if n = b.told(); n.refused != "" || len(n.without) != 0 {
+			t.Fatalf("delta %v: before Envoy has it: %+v", delta, n)
+		}
 		b.answer("")
+		if len(b.noes) != 0 {
+			t.Errorf("delta %v: the upstream hears %q of what is right without slots", delta, b.noes)
+		}
 		n = b.told()
+		if len(n.without) != 1 || !strings.Contains(n.without[0], "in: it is too full") || !slices.Equal(n.without, b.l.warnings()["in"]) {
+			t.Errorf("delta %v: told %q, in the status %q", delta, n.without, b.l.warnings())
+		}
 		if n.laid == nil || len(n.laid.Slots)+len(n.laid.Sites) != 0 || len(n.laid.Bare) != 1 || n.laid.Bare[0].Port != 8080 {
 			t.Fatalf("delta %v: laid %+v", delta, n.laid)
 		}
@@ -237,9 +246,15 @@ func TestRelayedListenerIsBadItself(t *testing.T) {
 			t.Fatalf("delta %v: the new one does not go on", delta)
 		}
 		for range 2 { // with slots and without
+			if len(b.noes) != 0 {
+				t.Errorf("delta %v: the upstream hears %q before it was tried without slots", delta, b.noes)
+			}
 			b.answer("Error adding/updating listener(s) in: no such port")
 			n = b.told()
 			_ = b.gets()
+		}
+		if len(b.noes) != 1 || !strings.Contains(b.noes[0], "no such port") {
+			t.Errorf("delta %v: the upstream hears %q", delta, b.noes)
 		}
 		if n.laid == nil || len(n.laid.Slots) != 4 || n.laid.Slots[0].Port != 8080 || len(n.laid.Bare) != 0 {
 			t.Errorf("delta %v: laid %+v", delta, n.laid)
@@ -275,8 +290,8 @@ func TestRelayedListenersChange(t *testing.T) {
 		}
 		b.answer("Error adding/updating listener(s) in: no room")
 		n := b.told()
-		if !strings.Contains(n.refused, "in: no room") || len(n.again) != 0 {
-			t.Fatalf("delta %v: refused: %+v", delta, n)
+		if !strings.Contains(n.refused, "in: no room") || len(b.noes) != 0 {
+			t.Fatalf("delta %v: refused: %+v, the upstream hears %q", delta, n, b.noes)
 		}
 		b.l.settled()
 		names := b.l.relist(nil, true)
@@ -297,6 +312,45 @@ func TestRelayedListenersChange(t *testing.T) {
 		b.answer("")
 		if n = b.told(); !n.answered || n.refused != "" {
 			t.Errorf("delta %v: taken: %+v", delta, n)
+		}
+	}
+}
+
+// What of a listener gets no plugins is told once Envoy has it, once, and in the status as
+// long as it is so.
+func TestRelayedListenersWarn(t *testing.T) {
+	t.Parallel()
+	for _, delta := range []bool{false, true} {
+		b := newBetween(t, delta)
+		push := func(version string, chains int) relayedNews {
+			l := &listenerv3.Listener{}
+			if err := httpListener(t, "in", 8080, "one").UnmarshalTo(l); err != nil {
+				t.Fatal(err)
+			}
+			empty := anyOf(t, &hcmv3.HttpConnectionManager{StatPrefix: version})
+			for range chains {
+				l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{Filters: []*listenerv3.Filter{{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: empty}}}})
+			}
+			b.upstream("in", version, anyOf(t, l))
+			if b.gets() == nil {
+				b.admit(b.told().laid)
+				_ = b.gets()
+			}
+			b.answer("")
+			return b.told()
+		}
+		n := push("1", 1)
+		if len(n.without) != 1 || !strings.Contains(n.without[0], `"in"`) || !strings.Contains(n.without[0], "filter_chains[1]") || !strings.Contains(n.without[0], "gets no plugins") {
+			t.Errorf("delta %v: told %q", delta, n.without)
+		}
+		if n = push("2", 1); len(n.without) != 0 {
+			t.Errorf("delta %v: told again %q", delta, n.without)
+		}
+		if n = push("3", 1000); len(n.without) != maxWarnings+1 || !strings.Contains(n.without[maxWarnings], "992 more") {
+			t.Errorf("delta %v: of a thousand chains told %q", delta, n.without)
+		}
+		if n = push("4", 0); len(n.without)+len(b.l.warnings()["in"]) != 0 {
+			t.Errorf("delta %v: of a good one told %q, in the status %q", delta, n.without, b.l.warnings())
 		}
 	}
 }

@@ -78,6 +78,7 @@ type relayedFollower struct {
 	since time.Time
 	open  bool
 	told  bool // that it takes long
+	waits waits
 	// answered is since when Envoy has answered for a change.
 	answered time.Time
 }
@@ -119,7 +120,9 @@ func (f *relayedFollower) await() {
 // look tells the agent what is new, and whether a change awaits Envoy's answers.
 func (f *relayedFollower) look(ctx context.Context, n relayedNews) (changing bool) {
 	a := f.agent
-	a.changedUpstream(listenerType, n.again...)
+	if len(n.without) > 0 { // all of them are in the status
+		a.log.Warn("a listener of Envoy's control plane runs without plugins, or a part of it", "of", len(n.without), "first", n.without[0])
+	}
 	if n.laid != nil {
 		a.send(ctx, message{event: *n.laid})
 	}
@@ -164,6 +167,7 @@ func (f *relayedFollower) lookReady(ctx context.Context) {
 		f.told = true
 		a.log.Warn("envoy has started and its listeners are not active yet", "why", strings.Join(v.unready, "; "))
 	}
+	f.waits.ask(ctx, a, f.since)
 	poll, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	if _, err := a.envoyAdmin.get(poll, "/ready"); err == nil {

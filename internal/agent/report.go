@@ -205,6 +205,9 @@ func (s *State) warming() string {
 	case waiting > 0:
 		return "nothing has been sent yet for " + of(waiting)
 	}
+	if s.waiting != "" {
+		return "Envoy has all slots that it asked for; " + s.waiting
+	}
 	return "Envoy has all that it asked for"
 }
 

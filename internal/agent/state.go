@@ -90,6 +90,7 @@ type State struct {
 	// that acknowledged the last good set.
 	envoy, goodEnvoy string
 	envoySince       time.Time
+	waiting          string     // what its listeners wait for
 	down             EnvoyEnded // why there is none
 	awaiting         bool       // modules of the last good set, before the first pushes
 	// left: this Envoy was left behind by the agent before and serves. heard: the
@@ -248,6 +249,9 @@ type (
 		Attempt uint32
 		Next    time.Time
 	}
+	// Waiting tells what its listeners wait for that are not active, in Envoy's words; empty:
+	// nothing that it names.
+	Waiting struct{ For string }
 	// ListenersOpen tells that all its listeners are active.
 	ListenersOpen struct{}
 	// Laid gives the places of all listeners that another control plane sent, in place of
@@ -292,6 +296,7 @@ func (Assigned) isEvent()         {}
 func (Loaded) isEvent()           {}
 func (EnvoyStarted) isEvent()     {}
 func (EnvoyEnded) isEvent()       {}
+func (Waiting) isEvent()          {}
 func (ListenersOpen) isEvent()    {}
 func (Laid) isEvent()             {}
 func (Subscribed) isEvent()       {}

@@ -116,6 +116,9 @@ type ListenerStatus struct {
 	Port    uint32        `json:"port,omitzero"`
 	Mode    chandler.Mode `json:"mode"`
 	Slots   []SlotStatus  `json:"slots"`
+	// Warnings tell what in a listener of Envoy's own control plane runs without plugins,
+	// and why; of one without slots, of all of it.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // SlotStatus tells of one slot; its members are in the order in which requests meet
@@ -176,6 +179,12 @@ func (a *Agent) status() *Status {
 		return st
 	}
 	st.Envoy, st.Slots, st.Listeners = v.envoy, v.facts.Slots, listenersOf(v.facts)
+	if a.relayed != nil {
+		warnings := a.relayed.warnings()
+		for i := range st.Listeners {
+			st.Listeners[i].Warnings = warnings[st.Listeners[i].Name]
+		}
+	}
 	if why := a.absent.Load(); st.Envoy.Separate && !st.Envoy.Running() && why != nil {
 		st.Envoy.Down = *why
 	}
@@ -195,8 +204,8 @@ func (a *Agent) status() *Status {
 func (a *Agent) upstreamStatus() (list []UpstreamStatus) {
 	for _, u := range a.upstreams {
 		st := u.link.status(u.name)
-		if problems := u.store.Problems(); len(problems) > 0 {
-			st.Kept = problems[0].Error()
+		if p := u.store.Problem(); p != nil {
+			st.Kept = p.Error()
 		}
 		list = append(list, st)
 	}

@@ -25,6 +25,8 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 		s.envoyStarted(ev, now)
 	case EnvoyEnded:
 		s.envoyEnded(ev, now)
+	case Waiting:
+		s.waiting = ev.For
 	case ListenersOpen:
 		s.open = true
 	case Laid:
@@ -236,7 +238,7 @@ func backoff(attempt uint32, least, most time.Duration) time.Duration {
 // envoyStarted begins with an Envoy. What was put away when the one before ended
 // stays away for its time.
 func (s *State) envoyStarted(ev EnvoyStarted, now time.Time) {
-	s.envoy, s.envoySince, s.open, s.left = ev.Envoy, now, ev.Open, ev.Open
+	s.envoy, s.envoySince, s.open, s.left, s.waiting = ev.Envoy, now, ev.Open, ev.Open, ""
 	if s.down == (EnvoyEnded{}) {
 		s.forgetEnvoy()
 		return

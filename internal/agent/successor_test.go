@@ -175,6 +175,8 @@ func TestWhatListenersWaitFor(t *testing.T) {
 		s.Step(Acked{Slot: push.Slot, Version: push.Version}, now)
 	}
 	wait("has all that it asked for")
+	s.Step(Waiting{For: `the listener "web" waits for "RDS r1"`}, now)
+	wait(`; the listener "web" waits for "RDS r1"`)
 	s.Step(ListenersOpen{}, now)
 	if why := s.Readiness(); why != nil && strings.Contains(why[0], "listeners") {
 		t.Errorf("not ready for %q", why)

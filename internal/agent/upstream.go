@@ -37,6 +37,7 @@ type controlPlane struct {
 	name   string // for people
 	socket string
 	views  string // the folder of what Envoy took
+	way    string // how it is reached
 	conn   *upstream.Conn
 	link   *upstreamLink
 	store  *viewstore.Store
@@ -61,8 +62,8 @@ func (a *Agent) openUpstreams() error {
 			log.Warn("envoy configuration", "warning", warning)
 		}
 		a.upstreams = append(a.upstreams, &controlPlane{
-			name: name, socket: cp.Socket, views: filepath.Join(a.envoyDir(), viewsPrefix+identity(cp)), conn: conn, log: log,
-			link: newUpstreamLink(log),
+			name: name, socket: cp.Socket, views: filepath.Join(a.envoyDir(), viewsPrefix+digest(cp.Service.Path)), conn: conn, log: log,
+			way: way(cp), link: newUpstreamLink(log),
 		})
 	}
 	if a.derived.UpstreamListeners {
@@ -78,23 +79,29 @@ func (a *Agent) closeUpstreams() {
 	a.upstreams = nil
 }
 
-// viewsPrefix begins the names of the folders of what Envoy took.
+// viewsPrefix begins the names of the folders of what Envoy took. The rest is of the place in
+// Envoy's configuration where the control plane is named: whichever is named there, what the
+// one before said is good until it answers.
 const viewsPrefix = "upstream-"
 
-// identity is the same for a control plane as long as it is reached in the same way.
-func identity(cp attach.ControlPlane) string {
-	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %v", cp.Cluster, cp.Service.JSON, cp.Endpoints)
-	return hex.EncodeToString(h.Sum(nil)[:8])
+func digest(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:8])
 }
 
-// recallUpstreams reads what Envoy took before, and drops what is of control planes that
-// are not named any more.
+// way is the same for a control plane as long as it is reached in the same way. By another
+// one, versions of resources may mean something else.
+func way(cp attach.ControlPlane) string {
+	return digest(fmt.Sprintf("%q %q %v", cp.Cluster, cp.Service.JSON, cp.Endpoints))
+}
+
+// recallUpstreams reads what Envoy took before, and drops what came by a place that its
+// configuration has no more.
 func (a *Agent) recallUpstreams() error {
 	known := map[string]bool{}
 	for _, u := range a.upstreams {
 		known[u.views] = true
-		store, views, problems, err := viewstore.Open(viewstore.Config{Dir: u.views, Log: u.log})
+		store, views, problems, err := viewstore.Open(viewstore.Config{Dir: u.views, Source: u.way, Log: u.log})
 		if err != nil {
 			return fmt.Errorf("what Envoy takes of its control plane cannot be kept: %w", err)
 		}
@@ -112,13 +119,17 @@ func (a *Agent) recallUpstreams() error {
 	return nil
 }
 
-// lastTaken is what Envoy took, as it is kept on disk: without pull secrets.
-func (u *controlPlane) lastTaken() []relay.View {
+// lastTaken is what Envoy took, as it is kept on disk: without pull secrets. A time in its
+// place is when to ask again.
+func (u *controlPlane) lastTaken() ([]relay.View, time.Time) {
 	u.mu.Lock()
 	e, views := u.edge, u.remembered
 	u.mu.Unlock()
 	if e != nil {
-		views = e.Views()
+		var until time.Time
+		if views, until = e.Taken(); !until.IsZero() {
+			return nil, until
+		}
 	}
 	views = slices.Clone(views)
 	for i, v := range views {
@@ -129,7 +140,7 @@ func (u *controlPlane) lastTaken() []relay.View {
 			})
 		}
 	}
-	return views
+	return views, time.Time{}
 }
 
 // changed has Envoy told of resources that go on in another form by now.
@@ -187,7 +198,7 @@ func (u *controlPlane) newEdge(hooks relay.Hooks, ended func(), another bool) *e
 
 // hooks are what the agent adds to what passes.
 func (a *Agent) hooks() relay.Hooks {
-	h := relay.Hooks{Node: a.introduce, Transforms: map[string]relay.Transform{attach.ExtensionConfigType: a.remote.Transform}}
+	h := relay.Hooks{Node: a.introduce, Names: attach.Names, Transforms: map[string]relay.Transform{attach.ExtensionConfigType: a.remote.Transform}}
 	h.Tell = func(ev relay.Event) {
 		a.remote.Tell(ev)
 		if a.relayed != nil {
@@ -196,6 +207,7 @@ func (a *Agent) hooks() relay.Hooks {
 	}
 	if a.relayed != nil {
 		h.Transforms[listenerType] = a.relayed.transform
+		h.Amend = map[string]func(string, bool, string) bool{listenerType: a.relayed.amend}
 	}
 	return h
 }

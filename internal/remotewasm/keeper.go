@@ -268,18 +268,9 @@ func (k *Keeper) Tell(ev relay.Event) {
 	for _, name := range ev.Refused {
 		k.state.rejected(name, now)
 	}
-	for _, name := range ev.Removed {
+	// Those that Envoy asks for no more may come back in a while.
+	for _, name := range slices.Concat(ev.Removed, ev.Left) {
 		k.state.leave(name, now)
-	}
-}
-
-// Forget says that nobody asks for names any more. They may come back in a while.
-func (k *Keeper) Forget(names ...string) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	defer k.wake()
-	for _, name := range names {
-		k.state.leave(name, time.Now())
 	}
 }
 

@@ -680,7 +680,7 @@ func TestBounds(t *testing.T) {
 		w.has(time.Hour, "a", "denies")
 		w.says(plugin{name: strings.Repeat("x", maxName+1), url: one, strategy: wasmv3.FailurePolicy_FAIL_OPEN})
 		w.has(0, strings.Repeat("x", maxName+1), "passes")
-		w.keeper.Forget("n1") // makes room
+		w.keeper.Tell(relay.Event{Type: attach.ExtensionConfigType, Left: []string{"n1"}}) // makes room
 		w.says(plugin{name: "a", url: one})
 		w.has(2*time.Second, "a", file("", "1"))
 	})
@@ -699,7 +699,7 @@ func TestForget(t *testing.T) {
 		w.deliver("a")
 		w.has(time.Second, "a", file("", "1"))
 		w.tried(1)
-		w.keeper.Forget("a", "b", "nobody")
+		w.keeper.Tell(relay.Event{Type: attach.ExtensionConfigType, Left: []string{"a", "b", "nobody"}})
 		w.has(keepLeft+time.Second, "a", file("", "1"))
 		if n := w.depot.inUse(); n != 0 {
 			t.Errorf("%d modules are kept", n)

@@ -351,7 +351,11 @@ func (e *entry) fresh() {
 // acked notes that Envoy has taken what was given for a name.
 func (st *state) acked(name string) {
 	e := st.names[name]
-	if e == nil || e.given == (form{}) {
+	if e == nil {
+		return
+	}
+	e.left = time.Time{} // it has asked
+	if e.given == (form{}) {
 		return
 	}
 	st.todo.save = st.todo.save || !e.took

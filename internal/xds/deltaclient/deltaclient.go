@@ -107,7 +107,7 @@ func (c *Client) Run(ctx context.Context) error {
 	if len(c.cfg.Targets) == 0 || c.cfg.Handle == nil || c.cfg.TypeURL == "" {
 		return errors.New("deltaclient: targets, type URL and handler are required")
 	}
-	failures := 0
+	failures, told := 0, away{log: c.cfg.Log}
 	for at := 0; ctx.Err() == nil; {
 		target, began := c.cfg.Targets[at], time.Now()
 		answered, err := c.session(ctx, target)
@@ -116,13 +116,13 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 		c.cfg.Connected(false, target, err)
 		if answered && time.Since(began) >= MaxBackoff {
-			failures = 0 // one that answers and drops at once is no better than none
+			failures, told = 0, away{log: c.cfg.Log} // one that answers and drops at once is no better than none
 		}
 		wait := Delay(failures, len(c.cfg.Targets), rand.Float64())
 		if answered && outlived(failures, err) {
 			wait = minBackoff
 		}
-		c.cfg.Log.Warn("control plane is away", "target", target, "error", err, "retry_in", wait)
+		told.again(target, err, wait)
 		failures++
 		at = (at + 1) % len(c.cfg.Targets)
 		select {
@@ -131,6 +131,26 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// awayWords is how often is said at most that the control plane is still away.
+const awayWords = time.Minute
+
+// away tells that the control plane is away: at once, and then now and then with how
+// often it was tried.
+type away struct {
+	log   *slog.Logger
+	tries int
+	at    time.Time // when it was told last
+}
+
+func (a *away) again(target string, err error, wait time.Duration) {
+	a.tries++
+	level := slog.LevelDebug
+	if now := time.Now(); a.at.IsZero() || now.Sub(a.at) >= awayWords {
+		level, a.at = slog.LevelWarn, now
+	}
+	a.log.Log(context.Background(), level, "control plane is away", "target", target, "error", err, "tries", a.tries, "retry_in", wait)
 }
 
 // Delay is how long to wait after a failure: any time up to a bound that doubles

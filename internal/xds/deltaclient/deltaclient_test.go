@@ -3,10 +3,12 @@ package deltaclient
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -289,6 +291,38 @@ func TestDelay(t *testing.T) {
 			t.Errorf("Delay(%d, %d, %v) = %v, want %v", c.failures, c.targets, c.chance, got, c.want)
 		}
 	}
+}
+
+// A control plane that stays away is told at once, and then once a minute with how often it
+// was tried: not at every try.
+func TestAwayIsToldNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var text strings.Builder
+		began, tries := time.Now(), 0
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		c := New(Config{
+			Targets: []string{"passthrough:///gone"}, TypeURL: typeURL, Node: &corev3.Node{Id: "n"},
+			Handle:    func(Update) error { return nil },
+			Connected: func(bool, string, error) { tries++ },
+			Dial: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()),
+				grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return nil, errors.New("refused") })},
+			Log: slog.New(slog.NewTextHandler(&text, nil)),
+		})
+		go func() { done <- c.Run(ctx) }()
+		time.Sleep(10*time.Minute + 30*time.Second)
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(strings.TrimSpace(text.String()), "\n")
+		if n := len(lines); n < 10 || n > 11 || tries < 100 {
+			t.Fatalf("%d lines of %d tries in %v:\n%s", n, tries, time.Since(began), text.String())
+		}
+		if !strings.Contains(lines[0], " tries=1 ") || strings.Contains(lines[9], " tries=10 ") || !strings.Contains(lines[9], " tries=") {
+			t.Errorf("first %s\nlater %s", lines[0], lines[9])
+		}
+	})
 }
 
 func TestOutlived(t *testing.T) {

@@ -15,17 +15,24 @@ func (f *feed) answered(q Request, now time.Time) {
 	d := f.sent[i]
 	f.sent = slices.Delete(f.sent, 0, i+1)
 	ev := Event{Type: f.typeURL}
+	no, amended := q.Error, false
 	if q.Error == nil {
 		f.refusals = 0
 		f.shelf.settled(f, d)
 		for _, p := range d.parts {
 			f.take(p, &ev)
 		}
-	} else {
-		f.refuse(d, q.Error, now, &ev)
+	} else if amended = f.refuse(d, q.Error, now, &ev); amended && len(ev.Refused) == 0 {
+		no = nil
 	}
-	if d.epoch == f.epoch {
-		f.pass(d, q.Error)
+	switch {
+	case d.epoch != f.epoch:
+	case amended && d.upNonce != "" && d.upNonce == f.nonce && !f.owes:
+		if f.owes, f.no = true, d.no; no != nil { // the amended answer for it
+			f.no = no
+		}
+	default:
+		f.pass(d, no)
 	}
 	if len(ev.Acked)+len(ev.Removed)+len(ev.Refused) > 0 {
 		f.stream.relay.hooks.Tell(ev)
@@ -86,9 +93,10 @@ func (f *feed) take(p part, ev *Event) {
 	f.shelf.keep(e)
 }
 
-// refuse notes that Envoy has refused some parts of a delivery.
-func (f *feed) refuse(d delivery, no []byte, now time.Time, ev *Event) {
-	ev.Words, ev.Own = words(no), true
+// refuse notes that Envoy has refused some parts of a delivery. Those that are amended do
+// not count: they are due in another form.
+func (f *feed) refuse(d delivery, no []byte, now time.Time, ev *Event) (amended bool) {
+	ev.Words = words(no)
 	f.lastNo = no
 	bad, exact := f.accused(d.parts, ev.Words)
 	for _, p := range d.parts {
@@ -100,10 +108,17 @@ func (f *feed) refuse(d delivery, no []byte, now time.Time, ev *Event) {
 		if e.gone || p.item == e.acked {
 			continue // as part of a whole; it was taken before
 		}
-		ev.Refused = append(ev.Refused, e.name)
 		// What Envoy has taken in another form it refuses for what the transform made of it.
-		e.refused, e.ours = p.item, e.acked != nil && e.acked.origin() == p.item.origin()
-		ev.Own = ev.Own && e.ours
+		ours := e.acked != nil && e.acked.origin() == p.item.origin()
+		if f.amend(p, ours, ev.Words) {
+			amended = true
+			continue
+		}
+		ev.Refused = append(ev.Refused, e.name)
+		if ours {
+			ev.Ours = append(ev.Ours, e.name)
+		}
+		e.refused, e.ours = p.item, ours
 		f.shelf.refuse(e, no)
 		if !exact && len(bad) > 1 && !f.isFull() && e.due == notDue && e.up != nil {
 			e.solo = true
@@ -113,8 +128,29 @@ func (f *feed) refuse(d delivery, no []byte, now time.Time, ev *Event) {
 			f.restores = append(f.restores, e)
 		}
 	}
-	f.pause(d.wasAgain, now)
+	if len(ev.Refused) > 0 {
+		f.pause(d.wasAgain, now)
+	}
 	f.enqueue(true)
+	return amended
+}
+
+// amend asks the owner whether it makes something else of what Envoy refused in the form
+// that the transform gave it, and has that sent. What the upstream has replaced meanwhile
+// is nobody's matter any more.
+func (f *feed) amend(p part, ours bool, words string) bool {
+	e, ask := p.entry, f.stream.relay.hooks.Amend[f.typeURL]
+	switch {
+	case ask == nil || p.item.from == nil:
+		return false
+	case e.up != p.item.from:
+		return true
+	case !ask(e.name, ours, words):
+		return false
+	}
+	e.made, e.refused, e.ours = nil, nil, false
+	f.mark(e, own)
+	return true
 }
 
 // pause has what was refused wait if it comes once more, longer each time.

@@ -39,7 +39,7 @@ func pushed(tb testing.TB, s *Stream, b, into []byte) []byte {
 
 func pushStream(delta bool) *Stream {
 	s := New(Hooks{}).Open(Kind{Delta: delta}, time.Unix(1000, 0))
-	s.Connected()
+	s.Connected(time.Now())
 	_ = s.FromEnvoy(Request{Type: clusterType}, time.Time{})
 	return s
 }

@@ -131,59 +131,6 @@ func (f *feed) entry(name string) *entry {
 	return e
 }
 
-// subscribe takes what a request says of names.
-func (f *feed) subscribe(q Request, now time.Time) {
-	first := !f.wants.asked
-	if !f.delta() {
-		if !f.wants.set(q.Subscribe) {
-			return
-		}
-		f.ask = true
-		f.refuseWaiting(now)
-		f.dropUnwanted(sorted(f.entries))
-		f.recall(q.Subscribe, nil)
-		return
-	}
-	f.wants.change(q.Subscribe, q.Unsubscribe)
-	if f.told {
-		f.orders.note(q.Subscribe, q.Unsubscribe)
-	}
-	if len(q.Unsubscribe) > 0 {
-		f.dropUnwanted(q.Unsubscribe)
-	}
-	if first || len(q.Subscribe) > 0 {
-		f.recall(q.Subscribe, q.Held)
-	}
-	if first {
-		for name := range q.Held {
-			if f.wants.isWanted(name, nil) {
-				f.entry(name) // the upstream must be asked whether it is still there
-			}
-		}
-	}
-}
-
-// dropUnwanted forgets those of the names that Envoy does not want any more: the upstream
-// will not tell of them either.
-func (f *feed) dropUnwanted(names []string) {
-	if f.isNamedOtherwise(names) {
-		names = sorted(f.entries)
-	}
-	for _, name := range names {
-		e := f.entries[name]
-		if e == nil {
-			continue
-		}
-		var aliases []string
-		if e.up != nil {
-			aliases = e.up.aliases
-		}
-		if !f.wants.isWanted(name, aliases) {
-			f.delete(e)
-		}
-	}
-}
-
 func (f *feed) delete(e *entry) {
 	f.keepUp(e, nil)
 	f.shelf.forget(e)
@@ -201,48 +148,6 @@ func (f *feed) keepUp(e *entry, it *Item) {
 		f.stream.size += len(it.Raw)
 	}
 	e.up = it
-}
-
-// isNamedOtherwise says that a subscription to those names may be to resources that have
-// others: everything, collections, aliases of virtual hosts.
-func (f *feed) isNamedOtherwise(names []string) bool {
-	return len(names) == 0 || f.typeURL == virtualHostType ||
-		slices.ContainsFunc(names, func(n string) bool { return strings.HasSuffix(n, wildcard) })
-}
-
-// recall gives Envoy at once what it acknowledged before of those names, as far as it does
-// not hold it.
-func (f *feed) recall(names []string, held map[string]string) {
-	if len(f.shelf.items) == 0 && !f.shelf.known {
-		return
-	}
-	if f.version == "" {
-		f.version = f.shelf.version
-	}
-	found := false
-	if f.isNamedOtherwise(names) {
-		names = sorted(f.shelf.items)
-	}
-	for i, name := range names {
-		k := f.shelf.items[name]
-		if k == nil || !f.wants.isWanted(name, k.item.aliases) || f.entries[name] != nil && f.entries[name].up != nil {
-			continue
-		}
-		e := f.entry(name)
-		f.keepUp(e, k.item)
-		f.shelf.use(e, k)
-		e.at, found = int32(i), true
-		if m, ready := f.make(e); ready && f.delta() && held[name] != "" && held[name] == m.Version {
-			e.sent, e.acked = m, m
-			f.stream.relay.hooks.Tell(Event{Type: f.typeURL, Acked: []string{name}}) // its answer may be lost
-			continue
-		}
-		f.mark(e, own)
-	}
-	if !found && f.shelf.known && f.wants.all && !f.everSent {
-		f.must = true // Envoy waits to be told that there is nothing
-	}
-	f.enqueue(true)
 }
 
 // read gives the resources of a response. Those that are as they were are not made anew.
@@ -335,6 +240,7 @@ func (f *feed) put(it *Item, at int) {
 func (f *feed) remove(e *entry) {
 	f.keepUp(e, nil)
 	e.held, e.ours, e.beat, e.made, e.refused = false, false, nil, nil, nil
+	delete(f.shelf.missing, e.name) // there is none
 	f.mark(e, fresh)
 }
 

@@ -173,7 +173,7 @@ func TestLocalWithoutUpstream(t *testing.T) {
 		k.relay.Changed(extensionType)
 		k.getsNothing()
 
-		k.Connected()
+		k.Connected(k.now)
 		if q := k.tells(extensionType); !slices.Equal(q.Subscribe, []string{"theirs"}) || q.Version != "" || len(q.Held) != 0 {
 			t.Errorf("the upstream is asked %+v", q)
 		}
@@ -186,7 +186,7 @@ func TestLocalWithoutUpstream(t *testing.T) {
 func TestLocalIsRestored(t *testing.T) {
 	both(t, func(t *testing.T, delta bool) {
 		k, has, told := newLocalTalk(t, delta)
-		k.Connected()
+		k.Connected(k.now)
 		has["own/a"] = "1"
 		k.want(listenerType)
 		k.want(extensionType, "own/a")
@@ -216,7 +216,7 @@ func TestLocalIsRestored(t *testing.T) {
 func TestLocalBesideAll(t *testing.T) {
 	t.Parallel()
 	k, has, _ := newLocalTalk(t, true)
-	k.Connected()
+	k.Connected(k.now)
 	has["own/a"] = "1"
 	k.ask(Request{Type: extensionType, Subscribe: []string{"own/a", "*"}, Held: map[string]string{"own/a": "v0", "theirs": "1"}})
 	if q := k.tells(extensionType); !slices.Equal(q.Subscribe, []string{"*"}) || !slices.Equal(sorted(q.Held), []string{"theirs"}) {
@@ -232,7 +232,7 @@ func TestLocalBesideAll(t *testing.T) {
 func TestLocalAlone(t *testing.T) {
 	both(t, func(t *testing.T, delta bool) {
 		k, has, told := newLocalTalk(t, delta)
-		k.Connected()
+		k.Connected(k.now)
 		has["own/a"] = "1"
 		k.want(extensionType, "own/a")
 		k.ack(k.gets(extensionType, "own/a=1"), "own/a")
@@ -260,7 +260,7 @@ func TestLocalAlone(t *testing.T) {
 func TestLocalIsAlone(t *testing.T) {
 	both(t, func(t *testing.T, delta bool) {
 		k, has, _ := newLocalTalk(t, delta)
-		k.Connected()
+		k.Connected(k.now)
 		has["own/a"] = "1"
 		names := []string{"own/a", "theirs"}
 		k.want(extensionType, names...)

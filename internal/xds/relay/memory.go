@@ -1,6 +1,9 @@
 package relay
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // keepLeft is how long what Envoy acknowledged is remembered after the last stream that
 // wanted it was closed, counted while Envoy is there: one that was started anew has
@@ -22,6 +25,10 @@ type shelf struct {
 	changes uint64
 	items   map[string]*kept
 	refused map[string]refusal // of extensions
+	// missing are names that Envoy asks for and of which it has nothing yet, since when.
+	missing map[string]time.Time
+	// unread are those of which it is not looked yet what they name.
+	unread map[string]bool // of types that lead to others
 }
 
 // refusal is an extension that Envoy refused. The same process of Envoy would acknowledge
@@ -41,7 +48,7 @@ type kept struct {
 func (r *Relay) shelf(key shelfKey) *shelf {
 	s := r.memory[key]
 	if s == nil {
-		s = &shelf{relay: r, key: key, items: map[string]*kept{}, refused: map[string]refusal{}}
+		s = &shelf{relay: r, key: key, items: map[string]*kept{}, refused: map[string]refusal{}, missing: map[string]time.Time{}, unread: map[string]bool{}}
 		r.memory[key] = s
 	}
 	return s
@@ -66,7 +73,11 @@ func (s *shelf) keep(e *entry) {
 	if k.item != item {
 		k.item = item
 		s.changed(1)
+		if leads[s.key.typeURL] {
+			s.unread[e.name] = true
+		}
 	}
+	s.found(item)
 	s.use(e, k)
 }
 
@@ -116,6 +127,7 @@ func (s *shelf) forget(e *entry) {
 	e.kept = nil
 	if k.users--; k.users == 0 {
 		delete(s.items, e.name)
+		delete(s.unread, e.name)
 		s.changed(1)
 	}
 }
@@ -138,12 +150,16 @@ func (r *Relay) Trim(now time.Time) {
 	if len(r.streams) == 0 || now.Sub(r.since) < keepLeft {
 		return
 	}
-	for _, s := range r.memory {
+	for key, s := range r.memory {
+		var left []string
 		for name, k := range s.items {
 			if k.users == 0 && now.Sub(time.Unix(k.left, 0)) >= keepLeft {
 				delete(s.items, name)
-				s.changed(1)
+				left = append(left, name)
 			}
 		}
+		s.changed(len(left))
+		slices.Sort(left)
+		r.left(key.typeURL, left)
 	}
 }

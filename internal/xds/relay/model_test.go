@@ -375,7 +375,9 @@ type world struct {
 	stream  *Stream
 	up      *upstream
 	envoy   *envoy
-	slots   string          // what the transform of listeners adds
+	slots   string // what the transform of listeners adds
+	seen    map[string]string
+	plain   map[string]bool // contents of listeners to which it adds nothing, as Envoy refused that
 	held    map[string]bool // extensions that are not there yet
 	own     *owner
 	events  []Event
@@ -385,7 +387,7 @@ type world struct {
 }
 
 func newWorld(t testing.TB, delta bool) *world {
-	w := &world{t: t, delta: delta, now: time.Unix(1000, 0), held: map[string]bool{}, up: newUpstream(delta), envoy: newEnvoy(t, delta), own: newOwner()}
+	w := &world{t: t, delta: delta, now: time.Unix(1000, 0), seen: map[string]string{}, plain: map[string]bool{}, held: map[string]bool{}, up: newUpstream(delta), envoy: newEnvoy(t, delta), own: newOwner()}
 	w.relay = New(w.hooks())
 	w.stream = w.relay.Open(Kind{Delta: delta}, w.now)
 	return w
@@ -398,15 +400,26 @@ func (w *world) hooks() Hooks {
 			listenerType:  func(r Resource) ([]byte, bool) { return w.transform(r), true },
 			extensionType: func(r Resource) ([]byte, bool) { return r.Body, !w.held[r.Name] },
 		},
+		Amend: map[string]func(string, bool, string) bool{listenerType: w.amend},
 		Local: map[string]Local{extensionType: {Prefix: localPrefix, Get: w.own.get, Tell: w.toldLocal}},
 	}
 }
 
 func (w *world) transform(r Resource) []byte {
-	if w.slots == "" {
+	content := contentOf(r.Body)
+	if w.slots == "" || w.plain[content] {
 		return r.Body
 	}
-	return message(r.Name, contentOf(r.Body)+w.slots)
+	w.seen[r.Name] = content
+	return message(r.Name, content+w.slots)
+}
+
+// amend gives a listener that Envoy refuses without slots, unless they are new in it.
+func (w *world) amend(name string, own bool, _ string) bool {
+	if !own {
+		w.plain[w.seen[name]] = true
+	}
+	return !own
 }
 
 // The steps that can happen, each if it can.
@@ -481,7 +494,7 @@ func (w *world) upstreamSpeaks() {
 func (w *world) connect() {
 	if w.up.stream == nil {
 		w.up.stream = &upstreamStream{types: map[string]*upstreamType{}}
-		w.stream.Connected()
+		w.stream.Connected(w.now)
 	}
 }
 
@@ -579,7 +592,7 @@ func (w *world) check(all bool) {
 				continue
 			}
 			want[n] = content
-			if typeURL == listenerType {
+			if typeURL == listenerType && !w.plain[content] {
 				want[n] += w.slots
 			}
 		}

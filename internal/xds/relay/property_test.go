@@ -29,7 +29,7 @@ func interleave(t *rapid.T, delta bool) {
 	some := rapid.SliceOfNDistinct(name, 1, 3, rapid.ID[string])
 	own := rapid.SampledFrom([]string{localPrefix + "a", localPrefix + "b"})
 	owns := rapid.SliceOfNDistinct(own, 0, 2, rapid.ID[string])
-	count := 0
+	count, blamed := 0, false
 	content := func(kind string) string {
 		count++
 		return fmt.Sprint(kind, count)
@@ -46,7 +46,9 @@ func interleave(t *rapid.T, delta bool) {
 			w.up.set(rapid.SampledFrom(types).Draw(t, "type"), name.Draw(t, "name"), content("good"))
 		},
 		"set bad": func(t *rapid.T) {
-			w.up.set(rapid.SampledFrom(types).Draw(t, "type"), name.Draw(t, "name"), content("bad"))
+			typeURL := rapid.SampledFrom(types).Draw(t, "type")
+			blamed = blamed || typeURL == listenerType
+			w.up.set(typeURL, name.Draw(t, "name"), content("bad"))
 		},
 		"remove": func(t *rapid.T) {
 			w.up.remove(rapid.SampledFrom(types).Draw(t, "type"), name.Draw(t, "name"))
@@ -103,6 +105,11 @@ func interleave(t *rapid.T, delta bool) {
 			}
 		},
 		"all settles": func(*rapid.T) { w.settle() },
+		"": func(t *rapid.T) {
+			if no := w.up.noes[listenerType]; no != "" && !blamed {
+				t.Fatalf("the upstream is told %q of listeners that are good", no)
+			}
+		},
 	})
 	// What is the owner's comes without an upstream.
 	w.disconnect()

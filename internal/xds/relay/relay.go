@@ -12,7 +12,7 @@
 //	r := relay.New(hooks)
 //	s := r.Open(kind, now)       // Envoy has opened a stream
 //	s.FromEnvoy(request, now)    // it asks, acknowledges or refuses
-//	s.Connected()                // a stream to the upstream is there
+//	s.Connected(now)             // a stream to the upstream is there
 //	s.FromUpstream(response)     // the upstream says something
 //	s.Disconnected()             // that stream is gone; Envoy's stays
 //	r.Changed(type, names...)    // the owner says something else of a type now
@@ -75,14 +75,14 @@ type Transform func(Resource) (body []byte, ready bool)
 // Event tells the owner what Envoy did with resources.
 type Event struct {
 	Type string
-	// Acked are names that Envoy has taken, Removed those that it has dropped.
-	Acked, Removed []string
-	// Refused are names of which Envoy refused at least one, in its Words. Own means that it
-	// has taken all of them as the transform made them before: that is to blame, not the
+	// Acked are names that Envoy has taken, Removed those that it has dropped as the upstream
+	// has them no more. Left are those that it asks for no more; of types with a transform.
+	Acked, Removed, Left []string
+	// Refused are names of which Envoy refused at least one, in its Words. Ours are those of
+	// them that it has taken as the transform made them before: that is to blame, not the
 	// upstream.
-	Refused []string
-	Words   string
-	Own     bool
+	Refused, Ours []string
+	Words         string
 }
 
 // Hooks are what the owner adds. All may be nil. They are called from within the
@@ -92,6 +92,13 @@ type Hooks struct {
 	Node func(node []byte) []byte
 	// Transforms are by type URL; resources of others are not touched.
 	Transforms map[string]Transform
+	// Amend are by type URL, too. One is told that Envoy refuses what the transform made of a
+	// resource, in its words; own: it has taken the resource before in another form. True
+	// means that the transform makes something else of it by now: Envoy is given that, and
+	// the upstream hears nothing but what Envoy says of that.
+	Amend map[string]func(name string, own bool, words string) bool
+	// Names tells what Envoy will ask for once it has taken a listener or a cluster.
+	Names func(typeURL string, body []byte, named func(typeURL, name string))
 	// Local are by type URL, too.
 	Local map[string]Local
 	// Tell is told what Envoy did.
@@ -107,13 +114,18 @@ type Relay struct {
 	locals  map[string]*locals
 	process int       // counts those of Envoy
 	since   time.Time // when the first of the streams was opened
-	changes uint64
+	// unsettled is since when something is missing whenever Settled looked; zero: nothing is.
+	unsettled time.Time
+	changes   uint64
 }
 
 // New gives a relay without streams and without a memory.
 func New(hooks Hooks) *Relay {
 	if hooks.Node == nil {
 		hooks.Node = func(node []byte) []byte { return node }
+	}
+	if hooks.Names == nil {
+		hooks.Names = func(string, []byte, func(string, string)) {}
 	}
 	if hooks.Tell == nil {
 		hooks.Tell = func(Event) {}
@@ -145,6 +157,24 @@ func (r *Relay) Changed(typeURL string, names ...string) {
 		if f := s.feeds[typeURL]; f != nil {
 			f.changed(names)
 		}
+	}
+}
+
+// left tells the owner of names that no stream asks for any more.
+func (r *Relay) left(typeURL string, names []string) {
+	if r.hooks.Transforms[typeURL] == nil {
+		return
+	}
+	names = slices.DeleteFunc(names, func(name string) bool {
+		for s := range r.streams {
+			if f := s.feeds[typeURL]; f != nil && f.entries[name] != nil {
+				return true
+			}
+		}
+		return false
+	})
+	if len(names) > 0 {
+		r.hooks.Tell(Event{Type: typeURL, Left: names})
 	}
 }
 

@@ -31,7 +31,7 @@ func newTalk(t *testing.T, delta bool, transforms map[string]Transform) *talk {
 	r := New(Hooks{Transforms: transforms, Tell: func(ev Event) { k.events = append(k.events, ev) },
 		Node: func(n []byte) []byte { return append([]byte("chandler+"), n...) }})
 	k.Stream = r.Open(Kind{Delta: delta}, k.now)
-	k.Connected()
+	k.Connected(k.now)
 	return k
 }
 
@@ -176,7 +176,7 @@ func TestOrderAndAnswers(t *testing.T) {
 			t.Errorf("refused with version %q as the last good one", q.Version)
 		}
 		k.tellsNothing()
-		if ev := k.events[len(k.events)-1]; !slices.Equal(ev.Refused, []string{"l"}) || ev.Own {
+		if ev := k.events[len(k.events)-1]; !slices.Equal(ev.Refused, []string{"l"}) || len(ev.Ours) != 0 {
 			t.Errorf("the owner is told %+v", ev)
 		}
 	})
@@ -195,7 +195,7 @@ func TestNode(t *testing.T) {
 		t.Errorf("node %q again", q.Node)
 	}
 	k.Disconnected()
-	k.Connected()
+	k.Connected(k.now)
 	if q := k.tells(clusterType); q.Node == nil {
 		t.Error("the next stream begins without a node")
 	}
@@ -263,7 +263,7 @@ func TestResume(t *testing.T) {
 		resume := func() (clusters, routes *Request) {
 			k.Disconnected()
 			k.tellsNothing()
-			k.Connected()
+			k.Connected(k.now)
 			return k.tells(clusterType), k.tells(routeType)
 		}
 		clusters, routes := resume()
@@ -324,7 +324,7 @@ func TestDeltaSubscriptions(t *testing.T) {
 	k.ask(Request{Type: routeType, Unsubscribe: []string{"*", "a", "b"}})
 	k.want(clusterType)
 	k.want(clusterType, "c")
-	k.Connected()
+	k.Connected(k.now)
 	if q := k.tells(routeType); !slices.Equal(q.Subscribe, []string{"c"}) || len(q.Unsubscribe) != 0 {
 		t.Errorf("begun anew with %+v", q)
 	}
@@ -334,7 +334,7 @@ func TestDeltaSubscriptions(t *testing.T) {
 	k.ask(Request{Type: routeType, Unsubscribe: []string{"c"}})
 	k.tells(routeType)
 	k.Disconnected()
-	k.Connected()
+	k.Connected(k.now)
 	k.tells(clusterType)
 	k.tellsNothing() // without a name it would ask for everything
 }
@@ -369,7 +369,7 @@ func TestMemory(t *testing.T) {
 		k.Stream = r.Open(Kind{Delta: true}, k.now)
 		k.ask(Request{Type: clusterType, Held: map[string]string{"a": "1", "b": "1", "x": "1"}})
 		k.gets(clusterType, "b=2", "c=2")
-		k.Connected()
+		k.Connected(k.now)
 		if q := k.tells(clusterType); !maps.Equal(q.Held, map[string]string{"a": "1", "b": "", "c": "", "x": ""}) {
 			t.Errorf("the upstream is told that Envoy holds %v", q.Held)
 		}
@@ -381,14 +381,33 @@ func TestMemory(t *testing.T) {
 // What Envoy does not want any more, and what no stream wanted for long, is forgotten.
 func TestForgotten(t *testing.T) {
 	t.Parallel()
-	k := newTalk(t, true, nil)
-	k.want(routeType, "a", "b")
-	k.push(routeType, "1", "a=1", "b=1")
+	k := newTalk(t, true, map[string]Transform{routeType: func(r Resource) ([]byte, bool) { return r.Body, r.Name != "c" }})
+	k.want(routeType, "a", "b", "c")
+	k.push(routeType, "1", "a=1", "b=1", "c=1")
 	k.ack(k.gets(routeType, "a=1", "b=1"))
+	var left []string
+	told := func() []string {
+		for _, ev := range k.events {
+			left = append(left, ev.Left...)
+		}
+		k.events = nil
+		return left
+	}
 	remembered := func() []string { return sorted(k.relay.shelf(shelfKey{routeType, true}).items) }
-	k.ask(Request{Type: routeType, Unsubscribe: []string{"a"}})
-	if got := remembered(); !slices.Equal(got, []string{"b"}) {
-		t.Errorf("remembered are %q", got)
+	other := k.relay.Open(Kind{Delta: true}, k.now)
+	if err := other.FromEnvoy(Request{Type: routeType, Subscribe: []string{"a"}}, k.now); err != nil {
+		t.Fatal(err)
+	}
+	k.ask(Request{Type: routeType, Unsubscribe: []string{"a", "c", "nobody"}})
+	if got := told(); !slices.Equal(got, []string{"c"}) {
+		t.Errorf("told of %q; another stream asks for a, and what never went on is wanted no more", got)
+	}
+	if err := other.FromEnvoy(Request{Type: routeType, Unsubscribe: []string{"a"}}, k.now); err != nil {
+		t.Fatal(err)
+	}
+	other.Close(k.now)
+	if got := remembered(); !slices.Equal(got, []string{"b"}) || !slices.Equal(told(), []string{"c", "a"}) {
+		t.Errorf("remembered are %q, told is of %q", got, told())
 	}
 	k.Close(k.now)
 	k.now = k.now.Add(100 * keepLeft)
@@ -400,6 +419,9 @@ func TestForgotten(t *testing.T) {
 	}
 	before := k.relay.Changes()
 	k.relay.Trim(k.now.Add(keepLeft))
+	if !slices.Equal(told(), []string{"c", "a", "b"}) {
+		t.Errorf("told of %q", told())
+	}
 	if got := remembered(); len(got) != 0 || k.relay.Changes() == before {
 		t.Errorf("%q are remembered though nobody asked", got)
 	}
@@ -436,7 +458,7 @@ func TestTransform(t *testing.T) {
 		}
 		k.nack(edited, "Error adding/updating listener(s) l: slots\nm: slots")
 		k.tellsNothing() // it is no fault of the upstream
-		if ev := k.events[len(k.events)-1]; !ev.Own || len(ev.Refused) != 2 || ev.Words == "" {
+		if ev := k.events[len(k.events)-1]; len(ev.Ours) != 2 || len(ev.Refused) != 2 || ev.Words == "" {
 			t.Errorf("the owner is told %+v", ev)
 		}
 		k.relay.Changed(listenerType)
@@ -531,7 +553,7 @@ func TestExtensions(t *testing.T) {
 		r := New(Hooks{})
 		r.Restore(reread(t, k.relay.Views()))
 		k.Stream = r.Open(Kind{Delta: delta}, k.now)
-		k.Connected()
+		k.Connected(k.now)
 		k.ask(Request{Type: extensionType, Subscribe: names, Held: map[string]string{"a": "1", "b": "2"}})
 		k.tells(extensionType)
 		nonce = k.push(extensionType, "3", "a=bad", "b=3")
@@ -541,7 +563,7 @@ func TestExtensions(t *testing.T) {
 		k.Close(k.now)
 		r.Another()
 		k.Stream = r.Open(Kind{Delta: delta}, k.now)
-		k.Connected()
+		k.Connected(k.now)
 		k.want(extensionType, names...)
 		k.gets(extensionType, "a=1")
 		k.gets(extensionType, "b=3")
@@ -799,7 +821,7 @@ func TestViewsChange(t *testing.T) {
 		k.Stream = r.Open(Kind{Delta: delta}, k.now)
 		k.want(clusterType)
 		k.ack(k.gets(clusterType, "a=1"))
-		k.Connected()
+		k.Connected(k.now)
 		k.push(clusterType, "1", "a=1")
 		k.ack(k.gets(clusterType, "a=1"))
 		if r.Changes() != 0 {

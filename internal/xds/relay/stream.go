@@ -98,8 +98,9 @@ func limit(format string, args ...any) error {
 }
 
 // Connected says that there is a stream to the upstream, a new one.
-func (s *Stream) Connected() {
+func (s *Stream) Connected(now time.Time) {
 	s.connected, s.greeted = true, false
+	s.relay.awaitAnew(now)
 	for _, f := range s.order {
 		f.reconnect()
 	}

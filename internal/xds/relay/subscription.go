@@ -3,6 +3,7 @@ package relay
 import (
 	"slices"
 	"strings"
+	"time"
 )
 
 // wildcard asks for everything.
@@ -114,4 +115,109 @@ func merged(list, more, revoked []string) []string {
 		}
 	}
 	return list
+}
+
+// subscribe takes what a request says of names.
+func (f *feed) subscribe(q Request, now time.Time) {
+	first := !f.wants.asked
+	if !f.delta() {
+		before := f.wants.names
+		if !f.wants.set(q.Subscribe) {
+			return
+		}
+		f.ask = true
+		f.shelf.await(before, q.Subscribe, now)
+		f.shelf.waive(func(name string) bool { return before[name] && !f.wants.names[name] })
+		f.refuseWaiting(now)
+		f.dropUnwanted(sorted(f.entries))
+		f.recall(q.Subscribe, nil)
+		return
+	}
+	f.shelf.await(nil, q.Subscribe, now)
+	f.wants.change(q.Subscribe, q.Unsubscribe)
+	for _, name := range q.Unsubscribe {
+		delete(f.shelf.missing, name)
+	}
+	if f.told {
+		f.orders.note(q.Subscribe, q.Unsubscribe)
+	}
+	if len(q.Unsubscribe) > 0 {
+		f.dropUnwanted(q.Unsubscribe)
+	}
+	if first || len(q.Subscribe) > 0 {
+		f.recall(q.Subscribe, q.Held)
+	}
+	if first {
+		for name := range q.Held {
+			if f.wants.isWanted(name, nil) {
+				f.entry(name) // the upstream must be asked whether it is still there
+			}
+		}
+	}
+}
+
+// dropUnwanted forgets those of the names that Envoy does not want any more: the upstream
+// will not tell of them either.
+func (f *feed) dropUnwanted(names []string) {
+	if f.isNamedOtherwise(names) {
+		names = sorted(f.entries)
+	}
+	var left []string
+	for _, name := range names {
+		e := f.entries[name]
+		if e == nil {
+			continue
+		}
+		var aliases []string
+		if e.up != nil {
+			aliases = e.up.aliases
+		}
+		if !f.wants.isWanted(name, aliases) {
+			f.delete(e)
+			left = append(left, name)
+		}
+	}
+	f.stream.relay.left(f.typeURL, left)
+}
+
+// isNamedOtherwise says that a subscription to those names may be to resources that have
+// others: everything, collections, aliases of virtual hosts.
+func (f *feed) isNamedOtherwise(names []string) bool {
+	return len(names) == 0 || f.typeURL == virtualHostType ||
+		slices.ContainsFunc(names, func(n string) bool { return strings.HasSuffix(n, wildcard) })
+}
+
+// recall gives Envoy at once what it acknowledged before of those names, as far as it does
+// not hold it.
+func (f *feed) recall(names []string, held map[string]string) {
+	if len(f.shelf.items) == 0 && !f.shelf.known {
+		return
+	}
+	if f.version == "" {
+		f.version = f.shelf.version
+	}
+	found := false
+	if f.isNamedOtherwise(names) {
+		names = sorted(f.shelf.items)
+	}
+	for i, name := range names {
+		k := f.shelf.items[name]
+		if k == nil || !f.wants.isWanted(name, k.item.aliases) || f.entries[name] != nil && f.entries[name].up != nil {
+			continue
+		}
+		e := f.entry(name)
+		f.keepUp(e, k.item)
+		f.shelf.use(e, k)
+		e.at, found = int32(i), true
+		if m, ready := f.make(e); ready && f.delta() && held[name] != "" && held[name] == m.Version {
+			e.sent, e.acked = m, m
+			f.stream.relay.hooks.Tell(Event{Type: f.typeURL, Acked: []string{name}}) // its answer may be lost
+			continue
+		}
+		f.mark(e, own)
+	}
+	if !found && f.shelf.known && f.wants.all && !f.everSent {
+		f.must = true // Envoy waits to be told that there is nothing
+	}
+	f.enqueue(true)
 }

@@ -73,11 +73,35 @@ func (r *Relay) Restore(views []View) {
 		s.version, s.known, s.changes = v.version, v.known, v.Changes
 		for _, it := range v.items {
 			s.items[it.Name] = &kept{item: it}
+			if leads[v.Type] {
+				s.unread[it.Name] = true
+			}
 		}
 		for _, no := range v.refused {
 			s.refused[no.item.Name] = no
 		}
 	}
+}
+
+// Anew gives the view as it is for another upstream, or for the same one by another way: what
+// it holds is served, and its versions say nothing, so that everything is sent again.
+func (v View) Anew() View {
+	v.items, v.refused = slices.Clone(v.items), slices.Clone(v.refused)
+	for i, it := range v.items {
+		v.items[i] = it.anew(v.Delta, it.body(v.Delta))
+	}
+	for i, no := range v.refused {
+		v.refused[i].item = no.item.anew(v.Delta, no.item.body(v.Delta))
+	}
+	v.Changes++
+	return v
+}
+
+// anew is with, of an item that is nobody's edit.
+func (it *Item) anew(delta bool, body []byte) *Item {
+	out := it.with(delta, body)
+	out.from = nil
+	return out
 }
 
 // Edited gives the view with resources in another form, in which they are served until the
@@ -89,9 +113,7 @@ func (v View) Edited(edit func(body []byte) []byte) View {
 		if bytes.Equal(before, after) {
 			return it
 		}
-		out := it.with(v.Delta, after)
-		out.from = nil
-		return out
+		return it.anew(v.Delta, after)
 	}
 	v.items, v.refused = slices.Clone(v.items), slices.Clone(v.refused)
 	for i, it := range v.items {

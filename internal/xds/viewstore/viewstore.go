@@ -1,26 +1,25 @@
 // Package viewstore keeps on disk what an Envoy last took of its own control plane, so
 // that it and its agent can start while that control plane is away.
 //
-// It keeps the views of internal/xds/relay, one file a type, each the old one or the new
-// one, whole: what changes often does not have the rest written. What cannot be read is
-// told and set aside; what cannot be written is told, and leaves what was there before. It
-// decides nothing about what is served.
+// It keeps the views of internal/xds/relay, one file a type, and a set that names those
+// which belong together: the set is replaced at once, when all that it names is there. So
+// what is read is what Envoy had at one moment, of all types, whenever the machine stopped:
+// never a listener of now with the routes of before. What changes often does not have the
+// rest written. What cannot be read is told and set aside; what cannot be written is told,
+// and leaves what was there before. It decides nothing about what is served.
 //
 //	store, views, problems, err := viewstore.Open(config)
 //	e := edge.New(edge.Config{Remembered: views, Took: store.Changed, ...})
-//	store.Run(ctx, e.Views)
+//	store.Run(ctx, e.Taken)
 package viewstore
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"path/filepath"
@@ -37,23 +36,19 @@ import (
 const (
 	// DefaultMaxBytes is the bound of a store that is given none.
 	DefaultMaxBytes = 256 << 20
-	// Pace is how often a file is written at most, however often something changes. A large
-	// one is written more seldom, so that it is no more than maxRate bytes a second, but for
-	// once in maxPause.
+	// gather is how long after a change is written, with what comes meanwhile: an agent may
+	// be killed soon after.
+	gather = 50 * time.Millisecond
+	// Pace is how often is written at most, however often something changes. Much is written
+	// more seldom, so that it is no more than maxRate bytes a second, but for once in maxPause.
 	Pace     = time.Second
 	maxRate  = 1 << 20
 	maxPause = 30 * time.Second // also between tries to write to a disk that takes nothing
 
-	maxFiles = 256 // types times protocols; Envoy knows a score of types
-)
+	// patience is how long is waited in the end for what may belong together in a moment.
+	patience = time.Second / 4
 
-// A file is a line that names the format, the view, and SHA-256 of both. Another format's
-// files have other names and stay beside them, for the agent that wrote them.
-const (
-	magic      = "chandler view 2\n"
-	filePrefix = "view-2-"
-	// aside begins the name of one that could not be read.
-	aside = "damaged-"
+	maxFiles = 256 // types times protocols; Envoy knows a score of types
 )
 
 // Config is where views are kept. Zero values mean the default named with the field.
@@ -62,31 +57,51 @@ type Config struct {
 	// default the system's.
 	FS  durable.FS
 	Dir string
-	// MaxBytes bounds all files together; default DefaultMaxBytes.
+	// Source names whose resources they are. What was kept of another source is given all
+	// the same, as View.Anew: its versions say nothing to the one of now.
+	Source string
+	// MaxBytes bounds all that is kept together; default DefaultMaxBytes. While a set is
+	// replaced its changed files are there twice.
 	MaxBytes int64
 	Log      *slog.Logger
 }
 
-// Store keeps views. Changed and Problems may be called at any time, Run once.
+// Store keeps views. Changed and Problem may be called at any time, Run once.
 type Store struct {
 	cfg   Config
 	dirty chan struct{} // of one: there is something to write
 
-	mu       sync.Mutex
-	problems map[string]*chandler.Problem // by the name of the file
+	mu      sync.Mutex
+	problem *chandler.Problem
 
 	// Of Run alone, once it runs:
-	files  map[string]*file // by name
-	aside  map[string]int64 // sizes of those set aside
-	failed int              // rounds in a row in which the disk took something not
+	files map[string]*file // all that there are, by name
+	there set              // in force
+	// maybe is a set that may be in force all the same, though to write it failed; nil: none.
+	maybe *set
+	known map[kind]record  // what is written of each view
+	aside map[string]int64 // sizes of those set aside
+	next  time.Time        // when may be written again
+	// failed are the rounds in a row in which the disk took something not.
+	failed int
 }
 
-// file is one view's.
+// file is a view's.
 type file struct {
-	size    int64
-	sum     [sha256.Size]byte // of what is in it; zero: unknown
-	changes uint64            // of the view that was written
-	next    time.Time         // when it may be written again
+	size  int64
+	whole bool // it is what its name says, for good
+}
+
+// kind is what there is one view of.
+type kind struct {
+	typeURL string
+	delta   bool
+}
+
+// record is the file of a view, and its count of changes.
+type record struct {
+	name    string
+	changes uint64
 }
 
 // Open gives the store and the views in it, in order of type. Files that cannot be read
@@ -100,16 +115,41 @@ func Open(cfg Config) (s *Store, views []relay.View, problems []*chandler.Proble
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s = &Store{cfg: cfg, dirty: make(chan struct{}, 1), problems: map[string]*chandler.Problem{}, files: map[string]*file{}, aside: map[string]int64{}}
+	s = &Store{cfg: cfg, dirty: make(chan struct{}, 1), files: map[string]*file{}, known: map[kind]record{}, aside: map[string]int64{}}
 	if err := durable.Mkdir(cfg.FS, cfg.Dir); err != nil {
 		return nil, nil, nil, err
 	}
 	if err := durable.Sweep(cfg.FS, cfg.Dir); err != nil {
 		return nil, nil, nil, err
 	}
-	entries, err := cfg.FS.ReadDir(cfg.Dir)
+	if err := s.list(); err != nil {
+		return nil, nil, nil, err
+	}
+	if s.there, err = s.readSet(); err != nil {
+		s.there = set{source: cfg.Source}
+		problems = append(problems, s.setAside(setName, maxSet, err))
+	}
+	isOther := s.there.source != cfg.Source
+	for _, name := range slices.Sorted(maps.Keys(s.there.files)) {
+		view, err := s.load(name)
+		if err != nil {
+			problems = append(problems, s.setAside(name, 0, err))
+			continue
+		}
+		if isOther {
+			view = view.Anew()
+		}
+		views = append(views, view)
+	}
+	slices.SortFunc(views, func(a, b relay.View) int { return cmp.Compare(a.Type, b.Type) })
+	return s, views, problems, nil
+}
+
+// list notes which files there are.
+func (s *Store) list() error {
+	entries, err := s.cfg.FS.ReadDir(s.cfg.Dir)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("read %s: %w", cfg.Dir, err)
+		return fmt.Errorf("read %s: %w", s.cfg.Dir, err)
 	}
 	for _, e := range entries {
 		name, size := e.Name(), int64(0)
@@ -118,19 +158,24 @@ func Open(cfg Config) (s *Store, views []relay.View, problems []*chandler.Proble
 		}
 		switch {
 		case !e.Type().IsRegular():
-		case strings.HasPrefix(name, aside+filePrefix):
-			s.aside[name] = max(size, s.aside[name])
+		case strings.HasPrefix(name, aside+filePrefix), name == aside+setName:
+			s.aside[name] = size
 		case strings.HasPrefix(name, filePrefix):
-			view, err := s.load(name)
-			if err != nil {
-				problems = append(problems, s.setAside(name, size, err))
-				continue
-			}
-			views = append(views, view)
+			s.files[name] = &file{size: size}
 		}
 	}
-	slices.SortFunc(views, func(a, b relay.View) int { return cmp.Compare(a.Type, b.Type) })
-	return s, views, problems, nil
+	return nil
+}
+
+func (s *Store) readSet() (set, error) {
+	text, err := durable.Read(s.cfg.FS, s.path(setName), maxSet)
+	if errors.Is(err, fs.ErrNotExist) {
+		return set{source: s.cfg.Source}, nil
+	}
+	if err != nil {
+		return set{source: s.cfg.Source}, err
+	}
+	return decodeSet(text)
 }
 
 func (s *Store) load(name string) (relay.View, error) {
@@ -142,20 +187,25 @@ func (s *Store) load(name string) (relay.View, error) {
 	if err != nil {
 		return relay.View{}, err
 	}
-	if nameOf(view) != name {
+	if fileName(sum) != name {
 		return relay.View{}, errors.New("it is of another name's content")
 	}
-	s.files[name] = &file{size: int64(len(text)), sum: sum}
+	s.files[name] = &file{size: int64(len(text)), whole: true}
+	s.known[kindOf(view)] = record{name, view.Changes}
 	return view, nil
 }
 
 // setAside renames a file that cannot be read, in place of one before, and tells it.
 func (s *Store) setAside(name string, size int64, why error) *chandler.Problem {
+	if f := s.files[name]; f != nil {
+		size = f.size
+	}
 	what := "it is set aside as " + aside + name
 	if err := s.cfg.FS.Rename(s.path(name), s.path(aside+name)); err != nil {
 		what = "it cannot be set aside: " + chandler.Printable(err.Error(), 256)
 	} else {
 		s.aside[aside+name] = size
+		delete(s.files, name)
 	}
 	return chandler.Problemf(chandler.CodeDigestMismatch, "", "nothing is to be done: it is written anew when the control plane sends its type",
 		"%s cannot be read, and what it keeps is not served without the control plane; %s: %s", s.path(name), what, chandler.Printable(why.Error(), 256))
@@ -163,10 +213,7 @@ func (s *Store) setAside(name string, size int64, why error) *chandler.Problem {
 
 func (s *Store) path(name string) string { return filepath.Join(s.cfg.Dir, name) }
 
-func nameOf(v relay.View) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%v", v.Type, v.Delta))
-	return filePrefix + hex.EncodeToString(sum[:12])
-}
+func kindOf(v relay.View) kind { return kind{v.Type, v.Delta} }
 
 // Changed says that there is something new to write.
 func (s *Store) Changed() {
@@ -176,159 +223,224 @@ func (s *Store) Changed() {
 	}
 }
 
-// Problems tells what is not kept as it is now.
-func (s *Store) Problems() []*chandler.Problem {
+// Problem tells why what Envoy has is not kept as it is now; nil: it is.
+func (s *Store) Problem() *chandler.Problem {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var list []*chandler.Problem
-	for _, name := range slices.Sorted(maps.Keys(s.problems)) {
-		list = append(list, s.problems[name])
-	}
-	return list
+	return s.problem
 }
 
-// Run writes what views gives, in due time after each Changed, until ctx ends, and then
-// once more. A view that is not there any more has its file removed.
-func (s *Store) Run(ctx context.Context, views func() []relay.View) {
+// Run writes what taken gives, in due time after each Changed, until ctx ends, and then
+// once more. A time in its place is when to ask again at the latest: what there is now does
+// not belong together. What is not there any more has its file removed.
+func (s *Store) Run(ctx context.Context, taken func() ([]relay.View, time.Time)) {
 	for {
 		var due <-chan time.Time
-		if wait := s.write(views(), time.Now()); wait > 0 {
+		if wait := s.round(taken, time.Now()); wait > 0 {
 			due = time.After(wait)
 		}
 		select {
 		case <-ctx.Done():
-			s.write(views(), time.Time{})
+			s.last(taken)
 			return
 		case <-due:
 		case <-s.dirty:
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(Pace):
+			select {
+			case <-ctx.Done():
+			case <-time.After(gather):
+			}
 		}
 	}
 }
 
-// write writes what changed and is due, all at the time zero, and tells how long until
-// there is more to do; zero: nothing.
-func (s *Store) write(views []relay.View, now time.Time) (wait time.Duration) {
-	there := map[string]relay.View{}
-	for _, v := range views {
-		there[nameOf(v)] = v
-	}
-	failed := false
-	for _, name := range slices.Sorted(maps.Keys(s.files)) { // what goes makes room for what comes
-		if _, ok := there[name]; !ok {
-			p := s.drop(name)
-			s.tell(name, "", p)
-			failed = failed || p != nil
+// last writes what there is in the end, unless that does not belong together.
+func (s *Store) last(taken func() ([]relay.View, time.Time)) {
+	for range 2 {
+		s.next = time.Time{}
+		wait := s.round(taken, time.Now())
+		if wait == 0 || wait > patience {
+			return
 		}
+		time.Sleep(wait) // it may in a moment
 	}
-	for _, name := range slices.Sorted(maps.Keys(there)) {
-		v, f := there[name], s.files[name]
-		if f != nil && f.sum != [sha256.Size]byte{} && f.changes == v.Changes {
-			s.tell(name, v.Type, nil)
-			continue
-		}
-		if f != nil && !now.IsZero() && now.Before(f.next) {
-			wait = sooner(wait, f.next.Sub(now))
-			continue
-		}
-		p := s.save(name, v, now)
-		s.tell(name, v.Type, p)
-		failed = failed || p != nil
+}
+
+// round writes if that is due, and tells how long until there is more to do; zero: nothing.
+func (s *Store) round(taken func() ([]relay.View, time.Time), now time.Time) (wait time.Duration) {
+	if now.Before(s.next) {
+		return s.next.Sub(now)
 	}
-	if !failed {
+	views, until := taken()
+	if !until.IsZero() {
+		return max(until.Sub(now), gather)
+	}
+	written, p := s.write(views)
+	s.tell(p)
+	if p == nil {
 		s.failed = 0
-		return wait
+		if written > 0 {
+			s.next = now.Add(min(max(time.Duration(written)*time.Second/maxRate, Pace), maxPause))
+		}
+		return 0
 	}
 	s.failed++
-	return sooner(wait, min(Pace<<min(s.failed, 16), maxPause))
+	wait = min(Pace<<min(s.failed, 16), maxPause)
+	s.next = now.Add(wait)
+	return wait
 }
 
-func sooner(a, b time.Duration) time.Duration {
-	if a == 0 {
-		return b
-	}
-	return min(a, b)
-}
-
-// tell notes what became of a view, and logs it when that is news.
-func (s *Store) tell(name, typeURL string, p *chandler.Problem) {
+// tell notes what became of a round, and logs it when that is news.
+func (s *Store) tell(p *chandler.Problem) {
 	s.mu.Lock()
-	before := s.problems[name]
-	if p == nil {
-		delete(s.problems, name)
-	} else {
-		s.problems[name] = p
-	}
+	before := s.problem
+	s.problem = p
 	s.mu.Unlock()
 	switch {
 	case p != nil && (before == nil || before.Error() != p.Error()):
-		s.cfg.Log.Warn("resources are not kept for a start without the control plane", "type", typeURL, "error", p)
+		s.cfg.Log.Warn("resources are not kept for a start without the control plane", "error", p)
 	case p == nil && before != nil:
-		s.cfg.Log.Info("resources are kept again", "type", typeURL)
+		s.cfg.Log.Info("resources are kept again")
 	}
 }
 
-func (s *Store) drop(name string) *chandler.Problem {
-	if err := durable.Remove(s.cfg.FS, s.path(name)); err != nil {
-		return unwritable(err)
-	}
-	delete(s.files, name)
-	return nil
+// plan is a set that is to be in force.
+type plan struct {
+	set
+	known map[kind]record
+	fresh map[string]relay.View // by file, those that are to be written
+	size  int64
 }
 
-// save writes a view, unless that is what its file has.
-func (s *Store) save(name string, v relay.View, now time.Time) *chandler.Problem {
-	var end seal
-	size, err := encode(io.Discard, v, &end)
+// write has a set of views in force, all of it or nothing. It gives the bytes that it
+// wrote.
+func (s *Store) write(views []relay.View) (written int64, p *chandler.Problem) {
+	if err := s.settle(); err != nil {
+		return 0, unwritable(err)
+	}
+	next, err := s.plan(views)
 	if err != nil {
-		return unwritable(err)
+		return 0, unwritable(err)
 	}
-	f := s.files[name]
-	if f != nil && f.sum == end {
-		f.changes = v.Changes
+	if len(next.fresh) == 0 && next.source == s.there.source && maps.Equal(next.files, s.there.files) {
+		s.known = next.known
+		if err := s.prune(s.there.files); err != nil { // of a round that failed
+			return 0, unwritable(err)
+		}
+		return 0, nil
+	}
+	if p := s.makeRoom(next, views); p != nil {
+		return 0, p
+	}
+	for _, name := range slices.Sorted(maps.Keys(next.fresh)) {
+		if err := s.save(name, next.fresh[name]); err != nil {
+			return written, unwritable(err)
+		}
+		written += s.files[name].size
+	}
+	text := next.encode()
+	if err := durable.Write(s.cfg.FS, s.path(setName), text); err != nil {
+		s.maybe = &next.set
+		return written, unwritable(err)
+	}
+	written += int64(len(text))
+	s.there, s.known = next.set, next.known
+	if err := s.prune(s.there.files); err != nil {
+		return written, unwritable(err)
+	}
+	return written, nil
+}
+
+// settle finds out which set is in force after one could not be written with certainty.
+func (s *Store) settle() error {
+	if s.maybe == nil {
 		return nil
 	}
-	if p := s.makeRoom(name, v, size); p != nil {
-		return p
+	if err := s.cfg.FS.SyncDir(s.cfg.Dir); err != nil {
+		return fmt.Errorf("sync directory %s: %w", s.cfg.Dir, err)
 	}
-	p, err := durable.Create(s.cfg.FS, s.path(name))
-	if err != nil {
-		return unwritable(err)
+	text, err := durable.Read(s.cfg.FS, s.path(setName), maxSet)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	defer p.Abort()
-	if _, err := encode(p, v, &end); err != nil {
-		return unwritable(err)
+	if string(text) == string(s.maybe.encode()) {
+		s.there, s.known = *s.maybe, map[kind]record{}
 	}
-	if f == nil {
-		f = &file{}
-		s.files[name] = f
-	}
-	if err := p.Commit(); err != nil {
-		// It may be there all the same, so that neither is known to be.
-		f.sum, f.size = seal{}, max(size, f.size)
-		return unwritable(err)
-	}
-	pause := min(max(time.Duration(size)*time.Second/maxRate, Pace), maxPause)
-	*f = file{size: size, sum: end, changes: v.Changes, next: now.Add(pause)}
+	s.maybe = nil
 	return nil
 }
 
-// makeRoom sees that a view may be written. What was set aside goes before it is not.
-func (s *Store) makeRoom(name string, v relay.View, size int64) *chandler.Problem {
-	all, files := size, 1
-	for n, f := range s.files {
-		if n != name {
-			all, files = all+f.size, files+1
+// plan tells what is to be written for a set of views.
+func (s *Store) plan(views []relay.View) (*plan, error) {
+	p := &plan{set: set{s.cfg.Source, map[string]bool{}}, known: map[kind]record{}, fresh: map[string]relay.View{}}
+	for _, v := range views {
+		r, ok := s.known[kindOf(v)]
+		if f := s.files[r.name]; ok && r.changes == v.Changes && f != nil && f.whole {
+			p.size += f.size
+		} else {
+			var end seal
+			size, err := encode(io.Discard, v, &end)
+			if err != nil {
+				return nil, err
+			}
+			p.size, r = p.size+size, record{fileName(end), v.Changes}
+			if f := s.files[r.name]; f == nil || !f.whole {
+				p.fresh[r.name] = v
+			}
 		}
+		p.known[kindOf(v)], p.files[r.name] = r, true
 	}
-	if all > s.cfg.MaxBytes || files > maxFiles {
+	return p, nil
+}
+
+// save writes a view's file.
+func (s *Store) save(name string, v relay.View) error {
+	f := &file{}
+	s.files[name] = f // of a failure it may be there all the same
+	p, err := durable.Create(s.cfg.FS, s.path(name))
+	if err != nil {
+		return err
+	}
+	defer p.Abort()
+	var end seal
+	if f.size, err = encode(p, v, &end); err != nil {
+		return err
+	}
+	if err := p.Commit(); err != nil {
+		return err
+	}
+	f.whole = true
+	return nil
+}
+
+// prune removes the files of views that are in none of the sets.
+func (s *Store) prune(sets ...map[string]bool) error {
+	for _, name := range slices.Sorted(maps.Keys(s.files)) {
+		if slices.ContainsFunc(sets, func(files map[string]bool) bool { return files[name] }) {
+			continue
+		}
+		if err := durable.Remove(s.cfg.FS, s.path(name)); err != nil {
+			return err
+		}
+		delete(s.files, name)
+	}
+	return nil
+}
+
+// makeRoom sees that a set may be written. What was set aside goes before it is not.
+func (s *Store) makeRoom(next *plan, views []relay.View) *chandler.Problem {
+	if next.size > s.cfg.MaxBytes || len(next.files) > maxFiles {
+		n := 0
+		for _, v := range views {
+			n += v.Len()
+		}
 		return chandler.Problemf(chandler.CodeCacheFull, "", "give the agent more room for them, or let the control plane send less",
-			"%s of type %s in %d bytes do not fit: all that is kept for a start without the control plane may have %d bytes in %d files",
-			chandler.Count(v.Len(), "resource", "resources"), chandler.Quote(v.Type), size, s.cfg.MaxBytes, maxFiles)
+			"%s of %s in %d bytes do not fit: all that is kept for a start without the control plane may have %d bytes in %d files; what was kept before stays",
+			chandler.Count(n, "resource", "resources"), chandler.Count(len(views), "type", "types"), next.size, s.cfg.MaxBytes, maxFiles)
 	}
+	if err := s.prune(s.there.files, next.files); err != nil {
+		return unwritable(err)
+	}
+	all := next.size
 	for _, n := range s.aside {
 		all += n
 	}
@@ -348,47 +460,4 @@ func (s *Store) makeRoom(name string, v relay.View, size int64) *chandler.Proble
 func unwritable(err error) *chandler.Problem {
 	return chandler.Problemf(chandler.CodeCacheUnwritable, "", "make room on the disk and see that the agent may write there; it tries again",
 		"the control plane's resources cannot be written: %s", chandler.Printable(err.Error(), 256))
-}
-
-// seal is what stands at the end of a file.
-type seal = [sha256.Size]byte
-
-// hashing writes on, and hashes.
-type hashing struct {
-	hash.Hash
-	to io.Writer
-}
-
-func (h hashing) Write(b []byte) (int, error) {
-	_, _ = h.Hash.Write(b) // a hash takes everything
-	return h.to.Write(b)
-}
-
-// encode writes a view's file, and gives its size and its end.
-func encode(to io.Writer, v relay.View, end *seal) (int64, error) {
-	w := hashing{sha256.New(), to}
-	if _, err := io.WriteString(w, magic); err != nil {
-		return 0, err
-	}
-	n, err := v.WriteTo(w)
-	if err != nil {
-		return 0, err
-	}
-	w.Sum(end[:0])
-	_, err = to.Write(end[:])
-	return int64(len(magic)) + n + sha256.Size, err
-}
-
-// decode reads a view's file.
-func decode(text []byte) (v relay.View, sum seal, err error) {
-	end := len(text) - sha256.Size
-	if end < 0 || sha256.Sum256(text[:end]) != seal(text[end:]) {
-		return v, sum, errors.New("it is not whole")
-	}
-	content, ok := bytes.CutPrefix(text[:end], []byte(magic))
-	if !ok {
-		return v, sum, errors.New("it is of another format")
-	}
-	v, err = relay.ReadView(content)
-	return v, seal(text[end:]), err
 }

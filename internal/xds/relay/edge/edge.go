@@ -179,6 +179,16 @@ func (e *Edge) Views() []relay.View {
 	return e.relay.Views()
 }
 
+// Taken is Views of a moment ago as they are worth keeping on disk; a time in their place is
+// when to ask again at the latest, as it is not sure yet that they belong together.
+func (e *Edge) Taken() ([]relay.View, time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	e.relay.Trim(now)
+	return e.relay.Settled(now)
+}
+
 // handle is one call of Envoy's.
 func (e *Edge) handle(rpc grpc.ServerStream, started *sync.WaitGroup) error {
 	method, ok := grpc.MethodFromServerStream(rpc)

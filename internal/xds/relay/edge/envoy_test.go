@@ -46,6 +46,7 @@ type site struct {
 	variant      upstream.Variant
 	dir, backend string
 	hooks        relay.Hooks
+	took         func()
 	edge         *Edge
 	stopEdge     func()
 	stopEnvoy    func()
@@ -61,7 +62,7 @@ func newSite(t *testing.T, v upstream.Variant, hooks relay.Hooks) *site {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "backend") }))
 	t.Cleanup(backend.Close)
-	s := &site{T: t, Upstream: upstream.New(t, upstream.Config{Variant: v}), variant: v, dir: dir, hooks: hooks,
+	s := &site{T: t, Upstream: upstream.New(t, upstream.Config{Variant: v}), variant: v, dir: dir, hooks: hooks, took: func() {},
 		backend: backend.Listener.Addr().String()}
 	t.Cleanup(func() {
 		if s.stopEnvoy != nil {
@@ -87,7 +88,7 @@ func (s *site) startEdge() {
 	if err != nil {
 		s.Fatal(err)
 	}
-	config := Config{Hooks: s.hooks, Upstream: conn, Remembered: remembered, Took: store.Changed}
+	config := Config{Hooks: s.hooks, Upstream: conn, Remembered: remembered, Took: func() { s.took(); store.Changed() }}
 	lis, err := net.Listen("unix", s.socket())
 	if err != nil {
 		s.Fatal(err)
@@ -98,12 +99,12 @@ func (s *site) startEdge() {
 	go func() { done <- s.edge.Serve(ctx, lis) }()
 	go func() {
 		defer close(kept)
-		store.Run(ctx, s.edge.Views)
+		store.Run(ctx, s.edge.Taken)
 	}()
 	s.stopEdge = func() {
 		cancel()
 		<-kept
-		if p := store.Problems(); len(p) != 0 {
+		if p := store.Problem(); p != nil {
 			s.Errorf("not kept: %v", p)
 		}
 		if err := <-done; err != nil {

@@ -159,7 +159,7 @@ func (p *passage) happened(ev event) {
 			s.Disconnected()
 		case ev.response == nil:
 			p.link, p.pending = ev.link, nil
-			s.Connected()
+			s.Connected(time.Now())
 		}
 		return nil
 	})
