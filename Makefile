@@ -27,7 +27,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist test-dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-gateway e2e-machine e2e-airgap generate cross bench bench-fleet bench-go simulate site pages clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist test-dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-releases tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-upgrade e2e-gateway e2e-machine e2e-airgap generate cross bench bench-fleet bench-go simulate site pages clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -154,6 +154,9 @@ tools-promtool: ## promtool in .tools, built once (minutes)
 tools-gateway: ## Envoy Gateway in .tools, built once (minutes)
 	@sh tools/gateway.sh
 
+tools-releases: ## the programs of every release in .tools/releases, built once from history (minutes)
+	@sh tools/releases.sh
+
 tools-authors: ## the compilers of plugins in .tools/authors, from package registries (minutes, once)
 	@sh tools/toolchains.sh
 
@@ -176,6 +179,10 @@ e2e-upstream: tools bin/basicauth.wasm ## the agent under control planes of some
 	@sh tools/envoy.sh oldest
 	go vet -tags upstream ./test/e2e
 	go test -tags upstream -count 1 -timeout 15m -parallel 2 -run '^TestUpstream' ./test/e2e
+
+e2e-upgrade: tools tools-releases bin/basicauth.wasm ## releases and what is built here: beside each other, and one after the other under load
+	go vet -tags upgrade ./test/e2e
+	go test -tags upgrade -count 1 -timeout 15m -parallel 2 -run '^(TestUpgrade|TestSkew)' ./test/e2e
 
 # With packages of another folder: make e2e-machine DIST=FOLDER
 e2e-machine: tools bin/basicauth.wasm ## docs/machines.md on machines that run systemd, with the packages of make dist (Linux, root)

@@ -162,6 +162,9 @@ func (s *State) assigned(ev Assigned, now time.Time) {
 				continue
 			}
 		}
+		if unreadable(v) && p.want != nil {
+			v.Behaviour = p.want.Behaviour // its place is that of the one before, which stays there
+		}
 		p.want = v
 		if p.good == nil {
 			if p.standIn == chandler.StandInDeny {
