@@ -247,9 +247,6 @@ func (s *State) envoyStarted(ev EnvoyStarted, now time.Time) {
 		s.freshSlots()
 	}
 	s.served = nil
-	for _, sl := range s.slots {
-		sl.serves = ev.Open
-	}
 }
 
 // opened notes that the first listeners serve.
@@ -275,6 +272,7 @@ func (s *State) subscribed(ev Subscribed) {
 	}
 	if sl != nil {
 		sl.subscribed, sl.runs = true, ev.Version
+		sl.serves = sl.serves || s.left && !s.laid // what an Envoy was left behind with
 	}
 }
 

@@ -46,6 +46,9 @@ func (s *State) lay(ev Laid) {
 	if left {
 		s.admitted = ev.Sites
 		s.serve()
+		for _, sl := range s.slots {
+			sl.serves = sl.serves || s.served[siteOf(sl.Slot)]
+		}
 	}
 	s.laid, s.admits = true, true
 	there := map[attach.Slot]bool{}
@@ -62,7 +65,7 @@ func (s *State) unlaid(name string) *slot {
 	if !ok || !place.Shared() || !s.set.Upstream {
 		return nil
 	}
-	sl := &slot{Slot: place, name: name, present: true, serves: s.left && !s.laid}
+	sl := &slot{Slot: place, name: name, present: true}
 	s.enter(sl)
 	return sl
 }

@@ -128,7 +128,7 @@ func (p *elsewhere) admit(e AdmitListeners) {
 		}
 		for key, pl := range p.s.plugins {
 			if v := pl.want; v != nil && v.FailStrategy != chandler.FailOpen {
-				if slot, ok := s.Slot(&v.Attachment); ok && !slices.Contains(p.own, slot) {
+				if slot, ok := s.Slot(&v.Attachment); ok && !slices.Contains(p.own, slot) && !movesTo(pl, slot) {
 					p.t.Fatalf("port %d opens without the slot of %v", s.Port, key)
 				}
 			}
@@ -140,6 +140,12 @@ func (p *elsewhere) admit(e AdmitListeners) {
 			}
 		}
 	}
+}
+
+// movesTo tells whether a plugin runs elsewhere and is to come to a slot: until then it runs
+// there alone.
+func movesTo(pl *plugin, place attach.Slot) bool {
+	return pl.good != nil && !place.Holds(&pl.good.Attachment)
 }
 
 // relist holds that slots which decide stay in listeners that serve, whichever agent it is.
@@ -176,7 +182,7 @@ func (p *elsewhere) push(e Push) {
 		}
 	}
 	for key, pl := range p.s.plugins { // nothing opens without what is to deny, nor goes on so after a denial
-		if v := pl.want; v == nil || v.FailStrategy == chandler.FailOpen || !place.Holds(&v.Attachment) || p.s.slot(e.Slot).careful || !slices.Contains(p.ports, place.Port) {
+		if v := pl.want; v == nil || v.FailStrategy == chandler.FailOpen || !place.Holds(&v.Attachment) || p.s.slot(e.Slot).careful || !slices.Contains(p.ports, place.Port) || movesTo(pl, place) {
 			continue
 		}
 		runs, met := p.runs[e.Slot]
