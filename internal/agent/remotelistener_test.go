@@ -89,7 +89,8 @@ func (s *moduleServer) resources(v upstream.Variant) upstream.Resources {
 			ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
 				TrustedCa: &core.DataSource{Specifier: &core.DataSource_Filename{Filename: s.roots.File}}}},
 		}})}}
-	c.Http2ProtocolOptions = &core.Http2ProtocolOptions{}
+	const options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions" // of HTTP/2, explicitly
+	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{options: {TypeUrl: "type.googleapis.com/" + options, Value: []byte{0x1a, 2, 0x12, 0}}}
 	return upstream.Resources{c, upstream.Backend("modules", s.Listener.Addr().String()),
 		&tlsv3.Secret{Name: "client", Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
 			CertificateChain: inline(client.Cert), PrivateKey: inline(client.Key)}}}}

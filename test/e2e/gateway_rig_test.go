@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -337,27 +338,17 @@ func (g *envoyGateway) remove(name string) {
 	}
 }
 
-// kept waits until the agent has written what Envoy has by now, in which there are all of
-// those words, and which modules that means: Envoy Gateway does not ask it to end, it kills
-// it.
-func (g *envoyGateway) kept(words ...string) {
+// kept waits until the agent has written what Envoy has by now: a listener and a route with
+// that word in them, and which modules that means. Envoy Gateway does not ask it to end, it
+// kills it.
+func (g *envoyGateway) kept(word string) {
 	g.t.Helper()
 	eventually(g.t, 60*time.Second, "what Envoy has is kept", func() (bool, string) {
-		files, err := filepath.Glob(filepath.Join(g.data, "envoy", "upstream-*", "view-*"))
-		if err != nil || len(files) == 0 {
-			return false, fmt.Sprintf("views: %v, %v", files, err)
-		}
-		var all []byte
-		for _, name := range files {
-			b, err := os.ReadFile(name)
-			if err != nil {
-				return false, err.Error()
-			}
-			all = append(all, b...)
-		}
-		for _, word := range words {
-			if !bytes.Contains(all, []byte(word)) {
-				return false, word + " is in no view"
+		for _, kind := range []string{"config.listener.v3.Listener", "config.route.v3.RouteConfiguration"} {
+			if !slices.ContainsFunc(keptViews(g.data), func(view []byte) bool {
+				return bytes.Contains(view, []byte(kind)) && bytes.Contains(view, []byte(word))
+			}) {
+				return false, fmt.Sprintf("there is no %s with %s", kind, word)
 			}
 		}
 		meant, err := os.ReadFile(filepath.Join(g.data, "remote-listeners-1"))

@@ -107,6 +107,7 @@ func TestUpstreamRemoteWasm(t *testing.T) {
 			t.Error("the password is in the agent's log")
 		}
 		keptBy(t, filepath.Join(b.dir, "data"), "c")
+		b.keeps(t, `"later"`)
 
 		u.Stop()
 		if err := w.control.stop(); err != nil {
@@ -149,6 +150,14 @@ func gateways(t *testing.T, path string, content []byte, tag string) *hcm.HttpFi
 		t.Fatal(err)
 	}
 	return &hcm.HttpFilter{Name: "theirs", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: config}}
+}
+
+// keeps waits until there is a text in what is kept of what Envoy took.
+func (b *beneath) keeps(t *testing.T, text string) {
+	t.Helper()
+	eventually(t, 20*time.Second, text+" is on disk", func() (bool, string) {
+		return bytes.Contains(bytes.Join(keptViews(filepath.Join(b.dir, "data")), nil), []byte(text)), "it is not"
+	})
 }
 
 // listenerChanges counts what became of listeners, drains and removals among it.
@@ -220,14 +229,10 @@ func TestUpstreamRemoteListener(t *testing.T) {
 			t.Error("Envoy is to fetch a module itself")
 		}
 		keptBy(t, filepath.Join(b.dir, "data"), "c")
-		eventually(t, 20*time.Second, "the newest listener is on disk, and what it means", func() (bool, string) {
-			files, _ := filepath.Glob(filepath.Join(b.dir, "data", "envoy", "upstream-*", "view-*"))
-			var all []byte
-			for _, file := range append(files, filepath.Join(b.dir, "data", "remote-listeners-1")) {
-				text, _ := os.ReadFile(file)
-				all = append(all, text...)
-			}
-			return bytes.Contains(all, []byte(`"later"`)) && bytes.Contains(all, []byte(`"name":"guarded"`)), fmt.Sprint(files)
+		b.keeps(t, `"later"`)
+		eventually(t, 20*time.Second, "what the listener means is on disk", func() (bool, string) {
+			text, err := os.ReadFile(filepath.Join(b.dir, "data", "remote-listeners-1"))
+			return bytes.Contains(text, []byte(`"name":"guarded"`)), fmt.Sprint(err)
 		})
 
 		// Another agent changes nothing about what Envoy has.
