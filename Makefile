@@ -192,15 +192,16 @@ e2e-machine: tools bin/basicauth.wasm ## docs/machines.md on machines that run s
 	go test -tags machine -count 1 -timeout 5m ./internal/testenv/machine
 	go test -tags machine -count 1 -timeout 10m -v -run '^Test(Machines|Beside)$$' ./test/machines -dist $(or $(abspath $(DIST)),$(CURDIR)/.run/machines/dist)
 
-# Signed with a key that is good for nothing else, and not where a release is.
+# Of a signed dist that is there, make e2e-airgap DIST=dist; else of one that is signed with a
+# key which is good for nothing else, and not where a release is.
 AIRGAP := .run/airgap
 e2e-airgap: tools build ## docs/airgap.md on a machine without network, from the files of make dist alone (Linux, root)
 	@sh tools/machine.sh
-	@mkdir -p $(AIRGAP) && cd $(AIRGAP) && { [ -f cosign.key ] || COSIGN_PASSWORD=airgap $(CURDIR)/bin/chandler sign generate-key; }
-	@COSIGN_PASSWORD=airgap $(MAKE) dist PLATFORMS=linux/$$(go env GOARCH) SIGN_KEY=$(AIRGAP)/cosign.key OUT=$(AIRGAP)/dist
+	@[ -n '$(DIST)' ] || { mkdir -p $(AIRGAP) && cd $(AIRGAP) && { [ -f cosign.key ] || $(CURDIR)/bin/chandler sign generate-key --no-password; }; }
+	@[ -n '$(DIST)' ] || $(MAKE) --no-print-directory dist PLATFORMS=linux/$$(go env GOARCH) SIGN_KEY=$(AIRGAP)/cosign.key OUT=$(AIRGAP)/dist
 	go vet -tags airgap,machine ./test/airgap ./internal/testenv/machine
 	go test -tags machine -count 1 -timeout 5m ./internal/testenv/machine
-	go test -tags airgap -count 1 -timeout 10m ./test/airgap
+	go test -tags airgap -count 1 -timeout 10m ./test/airgap -dist '$(abspath $(or $(DIST),$(AIRGAP)/dist))'
 
 plugins: tools-authors build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
 	@sh tools/plugins.sh build
