@@ -27,7 +27,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-gateway e2e-airgap generate cross bench bench-fleet bench-go simulate site pages clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-gateway e2e-machine e2e-airgap generate cross bench bench-fleet bench-go simulate site pages clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -162,6 +162,14 @@ e2e-upstream: tools bin/basicauth.wasm ## the agent under control planes of some
 	@sh tools/envoy.sh oldest
 	go vet -tags upstream ./test/e2e
 	go test -tags upstream -count 1 -timeout 15m -parallel 2 -run '^TestUpstream' ./test/e2e
+
+# With packages of another folder: make e2e-machine DIST=FOLDER
+e2e-machine: tools bin/basicauth.wasm ## docs/machines.md on machines that run systemd, with the packages of make dist (Linux, root)
+	@sh tools/machine.sh
+	@[ -n "$(DIST)" ] || $(MAKE) dist PLATFORMS=linux/$$(go env GOARCH) OUT=.run/machines/dist
+	go vet -tags machine ./internal/testenv/machine ./test/machines
+	go test -tags machine -count 1 -timeout 5m ./internal/testenv/machine
+	go test -tags machine -count 1 -timeout 10m -v -run '^Test(Machines|Beside)$$' ./test/machines -dist $(or $(abspath $(DIST)),$(CURDIR)/.run/machines/dist)
 
 # Signed with a key that is good for nothing else, and not where a release is.
 AIRGAP := .run/airgap

@@ -25,12 +25,14 @@ var Claims = []Claim{
 	{Page: "docs/agent.md", Headings: []string{"Before Envoy's arguments"}, Dir: "test/pages", Test: "TestAgentBefore", Target: "pages"},
 	{Page: "docs/agent.md", Headings: []string{"In the place of Envoy"}, Dir: "test/pages", Test: "TestAgentInPlace", Target: "pages"},
 	{Page: "docs/agent.md", Headings: []string{"With commands"}, Dir: "test/pages", Test: "TestAgentBeside", Target: "pages"},
+	{Page: "docs/agent.md", Headings: []string{"systemd"}, Dir: "test/machines", Test: "TestBeside", Target: "e2e-machine"},
 	{Page: "docs/authoring/*.md", Dir: "cmd/chandler", Test: "TestGuides", Target: "authors"},
 	{Page: "docs/airgap.md", Dir: "test/airgap", Test: "TestPage", Target: "e2e-airgap"},
 	{Page: "docs/cli.md", Headings: []string{"What is in force where", "Why", "Before a change"}, Dir: "test/pages", Test: "TestAsking", Target: "pages"},
 	{Page: "docs/any-control-plane.md", Headings: []string{"Any other control plane"}, Dir: "test/pages", Test: "TestAnyControlPlane", Target: "pages"},
 	{Page: "docs/dashboard.md", Dir: "test/pages", Test: "TestDashboardToken", Target: "pages"},
 	{Page: "docs/lock.md", Dir: "test/pages", Test: "TestLock", Target: "pages"},
+	{Page: "docs/machines.md", Dir: "test/machines", Test: "TestMachines", Target: "e2e-machine"},
 	{Page: "docs/operating.md", Dir: "test/pages", Test: "TestOperating", Target: "pages"},
 }
 
