@@ -16,6 +16,7 @@ import (
 	"connectrpc.com/connect"
 
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 	"chandler.dev/chandler/internal/testenv/authority"
 	"chandler.dev/chandler/internal/testenv/module"
 )
@@ -41,7 +42,8 @@ func dialsInTurn(all ...*world) []string {
 // meaning is what a control plane says that every plugin is: its digests.
 func (w *world) meaning() map[string]string {
 	w.t.Helper()
-	list, err := w.client().List(w.t.Context(), connect.NewRequest(&chandlerv1.ListRequest{Namespace: "edge"}))
+	admin := chandlerv1connect.NewAdminClient(http.DefaultClient, "http://"+w.admin)
+	list, err := admin.List(w.t.Context(), connect.NewRequest(&chandlerv1.ListRequest{Namespace: "edge"}))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -57,8 +59,9 @@ func (w *world) meaning() map[string]string {
 // but those that were refused is in force.
 func (w *world) inForce(names ...string) {
 	w.t.Helper()
+	admin := chandlerv1connect.NewAdminClient(http.DefaultClient, "http://"+w.admin)
 	eventually(w.t, 60*time.Second, fmt.Sprintf("in force on %v", names), func() (bool, string) {
-		list, err := w.client().List(w.t.Context(), connect.NewRequest(&chandlerv1.ListRequest{Namespace: "edge", Proxies: true}))
+		list, err := admin.List(w.t.Context(), connect.NewRequest(&chandlerv1.ListRequest{Namespace: "edge", Proxies: true}))
 		if err != nil {
 			return false, err.Error()
 		}
