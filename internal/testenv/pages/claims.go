@@ -30,6 +30,7 @@ var Claims = []Claim{
 	{Page: "docs/any-control-plane.md", Headings: []string{"Any other control plane"}, Dir: "test/pages", Test: "TestAnyControlPlane", Target: "pages"},
 	{Page: "docs/dashboard.md", Dir: "test/pages", Test: "TestDashboardToken", Target: "pages"},
 	{Page: "docs/lock.md", Dir: "test/pages", Test: "TestLock", Target: "pages"},
+	{Page: "docs/upgrades.md", Dir: "test/e2e", Test: "TestUpgradePage", Target: "e2e-upgrade"},
 	{Page: "docs/operating.md", Dir: "test/pages", Test: "TestOperating", Target: "pages"},
 }
 
