@@ -572,6 +572,29 @@ func TestFault_F78_RollOfLater(t *testing.T) {
 	}
 }
 
+// So is what a later version says of how far an agent's enrolment has come.
+func TestFault_F78_KeeperOfLater(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	var state string
+	client, _ := p.keeper(p.token(nil).String(), func(cfg *enrol.KeeperConfig) {
+		state = filepath.Join(cfg.Dir, "state.json")
+		if err := errors.Join(os.Mkdir(cfg.Dir, 0o700), os.WriteFile(state, []byte(`{"later":{"a":1}}`), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	deadline := time.Now().Add(20 * time.Second)
+	for err := p.renewed(client); err != nil; err = p.renewed(client) {
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Millisecond) // between looks
+	}
+	if b, err := os.ReadFile(state); err != nil || !strings.HasPrefix(string(b), `{"token":"`) || !strings.HasSuffix(string(b), `,"later":{"a":1}}`) {
+		t.Errorf("%s, %v", b, err)
+	}
+}
+
 // A torn file costs what is in it, and nothing else.
 func TestTornRoll(t *testing.T) {
 	t.Parallel()

@@ -38,6 +38,7 @@ var Claims = []Claim{
 	{Page: "docs/install.md", Dir: "test/dist", Test: "TestInstallPage", Target: "test-dist"},
 	{Page: "docs/lock.md", Dir: "test/pages", Test: "TestLock", Target: "pages"},
 	{Page: "docs/machines.md", Dir: "test/machines", Test: "TestMachines", Target: "e2e-machine"},
+	{Page: "docs/upgrades.md", Dir: "test/e2e", Test: "TestUpgradePage", Target: "e2e-upgrade"},
 	{Page: "docs/operating.md", Dir: "test/pages", Test: "TestOperating", Target: "pages"},
 	{Page: "docs/scaling.md", Dir: "test/pages", Test: "TestMeasuring", Target: "pages"},
 	{Page: "docs/tutorial.md", Dir: "test/pages", Test: "TestTutorial", Target: "pages"},
