@@ -239,10 +239,15 @@ const (
 
 // Annotations read by chandler.
 const (
+	// AnnotationFirstAttach says what a serving proxy does until a plugin that it never had
+	// is ready: "hold" (the default) lets requests pass as before, "deny" refuses them.
 	AnnotationFirstAttach = "chandler.dev/first-attach"
-	// AnnotationConfigFrom has "secret/NAME#KEY", or several with commas between.
+	// AnnotationConfigFrom names secrets of the plugin's namespace that are merged over
+	// pluginConfig: "secret/NAME#KEY", or several with commas between.
 	AnnotationConfigFrom = "chandler.dev/config-from"
-	AnnotationProbe      = "chandler.dev/probe"
+	// AnnotationProbe has a request and what is to become of it, as JSON, or a list of up
+	// to eight: a release that answers otherwise gets to no proxy.
+	AnnotationProbe = "chandler.dev/probe"
 )
 
 // Node is a proxy as the control plane knows it.
@@ -313,3 +318,12 @@ const (
 	// listeners, which would drain their connections; Envoys before 1.39 cannot.
 	FeatureSlots = "slots"
 )
+
+// KnownFeature tells whether a feature is one of this version's, whoever has it.
+func KnownFeature(name string) bool {
+	switch name {
+	case FeatureHTTP, FeatureNetwork, FeatureLua, FeatureFile, FeatureSecretConfig, FeatureSlots:
+		return true
+	}
+	return false
+}

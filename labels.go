@@ -8,9 +8,9 @@ import (
 // Labels by which a proxy declares what it is: a gateway of the Gateway API, and the proxy
 // that all requests to a Service of its namespace pass.
 const (
-	LabelGateway      = "gateway.networking.k8s.io/gateway-name"
-	LabelGatewayClass = "gateway.networking.k8s.io/gateway-class-name"
-	LabelService      = "chandler.dev/service"
+	LabelGateway      = "gateway.networking.k8s.io/gateway-name"       // the Gateway that it is the proxy of, which targetRefs of kind Gateway mean
+	LabelGatewayClass = "gateway.networking.k8s.io/gateway-class-name" // the class of its Gateway, which targetRefs of kind GatewayClass mean
+	LabelService      = "chandler.dev/service"                         // the Service whose requests all pass it, which targetRefs of kind Service mean
 
 	// The first is Istio's older name of LabelGateway, the others are Envoy Gateway's.
 	labelIstioGateway          = "istio.io/gateway-name"
@@ -18,10 +18,10 @@ const (
 	labelEnvoyGatewayNamespace = "gateway.envoyproxy.io/owning-gateway-namespace"
 	labelEnvoyGatewayClass     = "gateway.envoyproxy.io/owning-gatewayclass"
 
-	// LabelManaged says which of Istio's controllers made a proxy, ManagedWaypoint that it
-	// is the one of waypoints, which are of the class WaypointClass unless somebody made
-	// another one.
-	LabelManaged    = "gateway.istio.io/managed"
+	LabelManaged = "gateway.istio.io/managed" // which of Istio's controllers made it; a waypoint runs no plugins
+
+	// ManagedWaypoint is the controller that makes waypoints, which are of the class
+	// WaypointClass unless somebody made another one.
 	ManagedWaypoint = "istio.io-mesh-controller"
 	WaypointClass   = "istio-waypoint"
 )

@@ -80,8 +80,9 @@ type Grant struct {
 	Certificate string `yaml:"certificate"`
 	// User and Group are a cluster's, of a token that its API server has reviewed.
 	User  string `yaml:"user"`
-	Group string `yaml:"group"`
-	Role  Role   `yaml:"role"`
+	Group string `yaml:"group"` // likewise
+	// Role is viewer, operator or admin.
+	Role Role `yaml:"role"`
 	// Namespaces are those in which it counts; Everywhere is all of them.
 	Namespaces []string `yaml:"namespaces"`
 }

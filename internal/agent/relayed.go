@@ -14,11 +14,12 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
+	"chandler.dev/chandler/internal/remotewasm"
 	"chandler.dev/chandler/internal/xds/relay"
 )
 
 // listenerType is the type URL of the resources in which slots are put.
-const listenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
+const listenerType = remotewasm.ListenerType
 
 // relayedListeners are the listeners of another control plane on their way to Envoy: what
 // slots are put into them, and what Envoy made of that. The relay and the agent ask it in

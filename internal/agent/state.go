@@ -23,6 +23,9 @@ import (
 type Version struct {
 	chandler.Attachment
 	Version string
+	// From is the identity of the control plane that said it, of which nobody need know
+	// any more when the agent starts anew.
+	From string `json:"-"`
 	// Pinned is, of a local file that was in force, the digest of what it held
 	// then: what it holds later does not matter.
 	Pinned chandler.ModuleDigest `json:",omitempty"`

@@ -142,8 +142,9 @@ func (s *State) restored(ev Restored, now time.Time) {
 	s.denying = versionsOf(ev.Denied)
 }
 
-// assigned takes an update in. Within one uid nothing older wins, whatever the
-// order in which updates come.
+// assigned takes an update in. Within one uid and one control plane nothing older wins,
+// whatever the order in which updates come. Another control plane has counts of its own,
+// as has one that was restored from a back-up: what it says first counts.
 func (s *State) assigned(ev Assigned, now time.Time) {
 	if !s.heard {
 		s.heardAt = now
@@ -157,9 +158,12 @@ func (s *State) assigned(ev Assigned, now time.Time) {
 			s.plugins[v.Key] = p
 		}
 		if w := p.want; w != nil {
-			if w.Version == v.Version || w.UID == v.UID && v.Sequence < w.Sequence {
+			if w.Version == v.Version || w.UID == v.UID && w.From == v.From && v.Sequence < w.Sequence {
 				continue
 			}
+		}
+		if unreadable(v) && p.want != nil {
+			v.Behaviour = p.want.Behaviour // its place is that of the one before, which stays there
 		}
 		p.want = v
 		if p.good == nil {

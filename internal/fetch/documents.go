@@ -27,8 +27,8 @@ type Documents struct {
 // that builds images can write. A further layer is none of the places where they
 // are put, since readers of the CNCF's layout are to refuse an artifact of two.
 const (
-	LabelSchema = "dev.chandler.schema"
-	LabelReadme = "dev.chandler.readme"
+	LabelSchema = "dev.chandler.schema" // a JSON Schema, which configurations of the plugin are held to
+	LabelReadme = "dev.chandler.readme" // a page about the plugin, in Markdown
 )
 
 // Layers in which other tools put documents; they are read, too.

@@ -33,8 +33,8 @@ type Rule struct {
 	// of its SPIFFE id, for instance spiffe://example.org/ns/{namespace}/node/{node},
 	// or of one of the DNS names or URIs among its subject alternative names.
 	SPIFFE string `yaml:"spiffe,omitempty"`
-	DNS    string `yaml:"dns,omitempty"`
-	URI    string `yaml:"uri,omitempty"`
+	DNS    string `yaml:"dns,omitempty"` // the same for a DNS name
+	URI    string `yaml:"uri,omitempty"` // the same for a URI
 	// CA names a file of authorities, in PEM, by one of which the certificate must
 	// be; empty: any of --client-ca. The rule trusts nobody whom --client-ca does not.
 	CA string `yaml:"ca,omitempty"`

@@ -34,16 +34,19 @@ type Policy struct {
 	// HostEnvironment are the variables of a proxy's own environment that plugins may
 	// have copied (valueFrom: HOST).
 	HostEnvironment []Environment `yaml:"hostEnvironment"`
-	Phases          []PhaseRule   `yaml:"phases"`
+	// Phases are those that plugins may stand in.
+	Phases []PhaseRule `yaml:"phases"`
 	// RootNamespace are the plugins that may stand in the root namespace.
 	RootNamespace []RootRule `yaml:"rootNamespace"`
-	Limits        []Limit    `yaml:"limits"`
+	// Limits bound modules; all that name a plugin hold.
+	Limits []Limit `yaml:"limits"`
 	// Capabilities are what of Envoy's functions plugins may call.
 	Capabilities []CapabilityRule `yaml:"capabilities"`
 	// DenyFirstAttach are the plugins for which requests are refused from the moment of
 	// a first attach until they are ready, as if all had the annotation.
 	DenyFirstAttach []DenyRule `yaml:"denyFirstAttach"`
-	Vet             Vet        `yaml:"vet"`
+	// Vet is what trials must have shown.
+	Vet Vet `yaml:"vet"`
 }
 
 // Reaction is what becomes of what is in force and against the policy.
@@ -59,6 +62,7 @@ const (
 // Scope is whom a rule is about: namespaces by name, * inside for any characters; all
 // when it is nil.
 type Scope struct {
+	// Namespaces are those that the rule is about, * inside for any characters; all without.
 	Namespaces []string `yaml:"namespaces"`
 }
 
@@ -71,8 +75,9 @@ type Origin struct {
 	Scope `yaml:",inline"`
 	// Repositories are registry/repository, or a url of http or https. * stands for
 	// any characters of one part, ** for any number of parts.
-	Repositories []string    `yaml:"repositories"`
-	Require      Requirement `yaml:"require"`
+	Repositories []string `yaml:"repositories"`
+	// Require is what a reference must have besides: digest, signature or digestOrSignature.
+	Require Requirement `yaml:"require"`
 }
 
 // Requirement is what a reference must have besides being allowed.
@@ -96,12 +101,14 @@ type Folder struct {
 // Environment allows variables by name, * inside for any characters.
 type Environment struct {
 	Scope `yaml:",inline"`
+	// Names are the variables', * inside for any characters.
 	Names []string `yaml:"names"`
 }
 
 // PhaseRule allows phases: AUTHN, AUTHZ, STATS, UNSPECIFIED.
 type PhaseRule struct {
 	Scope `yaml:",inline"`
+	// Allow has AUTHN, AUTHZ, STATS, UNSPECIFIED.
 	Allow []PhaseName `yaml:"allow"`
 }
 
@@ -117,6 +124,7 @@ func (n PhaseName) phase() chandler.Phase {
 
 // RootRule allows plugins in the root namespace, by name.
 type RootRule struct {
+	// Plugins are named, * inside for any characters.
 	Plugins []string `yaml:"plugins"`
 	// Everywhere allows them to select every proxy there is: neither selector nor
 	// targetRefs.
@@ -128,7 +136,8 @@ type Limit struct {
 	Scope `yaml:",inline"`
 	// Repositories narrow the limit; nil: modules from anywhere.
 	Repositories []string `yaml:"repositories"`
-	ModuleSize   Bytes    `yaml:"moduleSize"`
+	// ModuleSize is in bytes, or with KiB, MiB or GiB behind the number.
+	ModuleSize Bytes `yaml:"moduleSize"`
 	// LoadTime bounds the time that an Envoy is predicted to take for compilation.
 	LoadTime time.Duration `yaml:"loadTime"`
 }
@@ -139,14 +148,16 @@ type CapabilityRule struct {
 	Scope `yaml:",inline"`
 	// Plugins are named; nil: all.
 	Plugins []string `yaml:"plugins"`
-	// Allow is everything when it is nil; Deny takes away from it.
+	// Allow is everything when it is nil, and nothing when it is empty.
 	Allow []string `yaml:"allow"`
-	Deny  []string `yaml:"deny"`
+	// Deny takes away from what is allowed.
+	Deny []string `yaml:"deny"`
 }
 
 // DenyRule names plugins by namespace and phase; all phases when nil.
 type DenyRule struct {
-	Scope  `yaml:",inline"`
+	Scope `yaml:",inline"`
+	// Phases are those that it is about; all without.
 	Phases []PhaseName `yaml:"phases"`
 }
 

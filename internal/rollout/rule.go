@@ -19,12 +19,16 @@ type Rule struct {
 	// Selector has labels of plugins, all of which they have.
 	Selector map[string]string `yaml:"selector"`
 
-	Steps     []string           `yaml:"steps"`
-	Interval  *time.Duration     `yaml:"interval"` // nil: DefaultInterval
+	// Steps are as in the annotation chandler.dev/rollout, one each.
+	Steps []string `yaml:"steps"`
+	// Interval is how long each step is watched; nil: a minute.
+	Interval *time.Duration `yaml:"interval"`
+	// OnFailure is rollback, the default, or pause.
 	OnFailure chandler.OnFailure `yaml:"onFailure"`
 	// Requests are how many each side needs; nil: as in DefaultMargins.
-	Requests *int    `yaml:"requests"`
-	Margins  Margins `yaml:"margins"`
+	Requests *int `yaml:"requests"`
+	// Margins are by how much a release may do worse than the one before.
+	Margins Margins `yaml:"margins"`
 
 	plan chandler.RolloutPlan // what Check made of it
 }
@@ -32,12 +36,12 @@ type Rule struct {
 // Margins are chandler.Margins as they are written; what is nil is that of
 // DefaultMargins.
 type Margins struct {
-	Success      *Part          `yaml:"success"`
-	Redirects    *Part          `yaml:"redirects"`
-	ClientErrors *Part          `yaml:"clientErrors"`
-	ServerErrors *Part          `yaml:"serverErrors"`
-	Latency      *Factor        `yaml:"latency"`
-	LatencyFloor *time.Duration `yaml:"latencyFloor"`
+	Success      *Part          `yaml:"success"`      // how much smaller the share of 2xx may be, such as 5%
+	Redirects    *Part          `yaml:"redirects"`    // how much larger that of 3xx
+	ClientErrors *Part          `yaml:"clientErrors"` // ... of 4xx
+	ServerErrors *Part          `yaml:"serverErrors"` // ... of 5xx
+	Latency      *Factor        `yaml:"latency"`      // how many times as long p99 may be
+	LatencyFloor *time.Duration `yaml:"latencyFloor"` // by how much it may be longer in any case
 }
 
 // Part is a part of all requests, written as "0.5%".

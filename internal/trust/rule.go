@@ -57,11 +57,11 @@ type Rule struct {
 type Identity struct {
 	// Issuer is the URL of the OpenID provider.
 	Issuer        string `yaml:"issuer"`
-	IssuerPattern string `yaml:"issuerPattern"`
+	IssuerPattern string `yaml:"issuerPattern"` // the same as a pattern
 	// Subject is the certificate's subject alternative name: a mail address, or the
 	// URL of a workflow.
 	Subject        string `yaml:"subject"`
-	SubjectPattern string `yaml:"subjectPattern"`
+	SubjectPattern string `yaml:"subjectPattern"` // the same as a pattern
 }
 
 // Bounds of a rule.
