@@ -5,7 +5,6 @@ package main
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -15,19 +14,19 @@ import (
 	"chandler.dev/chandler/internal/testenv/registry"
 )
 
-// TestGuides runs the guides for authors, each in a folder of its own. The registry of the
+// TestGuides runs the guides for authors, and what the README says of it, each in a folder of its own. The registry of the
 // guides is one of the test's. They compile some plugins in C++.
 func TestGuides(t *testing.T) {
 	t.Parallel()
-	for _, guide := range []string{"write", "unit-test", "integration-test", "publish"} {
-		t.Run(guide, func(t *testing.T) {
+	for _, page := range []string{"README.md", "docs/authoring/write.md", "docs/authoring/unit-test.md", "docs/authoring/integration-test.md", "docs/authoring/publish.md"} {
+		t.Run(page, func(t *testing.T) {
 			t.Parallel()
 			reg, err := registry.Start(registry.Config{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(reg.Close)
-			pages.Open(t, "docs/authoring/"+guide+".md").In(&pages.World{
+			pages.Open(t, page).In(&pages.World{
 				Shells: map[string]*pages.Shell{"": {Dir: t.TempDir(), Env: guideEnviron(t)}},
 				Names:  []string{"localhost:5000", reg.Addr},
 				Time:   10 * time.Minute,
