@@ -37,6 +37,8 @@ type Attachment struct {
 	Standby []Module
 	// Requires names features an agent must have.
 	Requires []string
+	// InPart: more was said of it than this version understands.
+	InPart bool `json:"-"`
 }
 
 // Behaviour is how a plugin runs and where it stands: all that decides requests

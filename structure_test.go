@@ -31,7 +31,7 @@ const (
 )
 
 // pure are the packages that compute and do nothing else.
-var pure = []string{"internal/access", "internal/assign", "internal/attach", "internal/explain", "internal/migrate", "internal/policy", "internal/rollout", "internal/status", "internal/xds/relay"}
+var pure = []string{"internal/access", "internal/assign", "internal/attach", "internal/explain", "internal/later", "internal/migrate", "internal/policy", "internal/rollout", "internal/status", "internal/xds/relay"}
 
 // A rule keeps something out of packages. Packages are named by their folder;
 // "..." at the end of a folder or of an import path means: and all below.

@@ -159,6 +159,8 @@ type slot struct {
 	// present: it stands in the listeners that serve.
 	present    bool
 	subscribed bool
+	// serves: traffic has met it, with Envoy's word or as Envoy was left behind with it.
+	serves bool
 	// runs is the version that an Envoy left behind says it has; nothing is acked yet.
 	runs   string
 	acked  *composition // in force; nil: Envoy has nothing yet

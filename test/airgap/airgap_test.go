@@ -7,6 +7,7 @@ package airgap_test
 import (
 	"archive/tar"
 	"bytes"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -25,6 +26,8 @@ import (
 	"chandler.dev/chandler/internal/testenv/pages"
 	"chandler.dev/chandler/internal/testenv/registry"
 )
+
+var made = flag.String("dist", "", "folder of a signed make dist")
 
 // The credentials of the walkthrough.
 const credentials = "Authorization: Basic YWRtaW4zOmFkbWluMw=="
@@ -76,11 +79,10 @@ func TestPage(t *testing.T) {
 // newGap has a machine, what a medium brought there, and a registry outside.
 func newGap(t *testing.T) *gap {
 	t.Helper()
-	root, err := pages.Root()
-	if err != nil {
-		t.Fatal(err)
+	dist := *made
+	if dist == "" {
+		t.Fatal("make e2e-airgap says with -dist where the files of make dist are")
 	}
-	dist := filepath.Join(root, ".run", "airgap", "dist") // where make e2e-airgap makes it
 	programs := programsOf(t, dist)
 	// A folder that the machine's users may look into.
 	medium := t.TempDir()

@@ -32,7 +32,6 @@ func sections(help string) []section {
 			continue
 		case line != "" && line[0] != ' ' && at != 0:
 			at = 0
-			all[0].text += "\n"
 		}
 		blank = line == ""
 		all[at].text += line + "\n"

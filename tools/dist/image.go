@@ -40,6 +40,7 @@ func rootFiles() []files.File {
 		files.Text("etc/passwd", "root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/:/sbin/nologin\n"),
 		files.Text("etc/group", "root:x:0:\nnonroot:x:65532:\n"),
 		files.Text("etc/ssl/certs/ca-certificates.crt", authorities()),
+		files.Text("usr/share/doc/chandler/ca-certificates", "Mozilla's root certificates, under the Mozilla Public License 2.0, as golang.org/x/crypto/x509roots/fallback has them.\n"),
 		{Name: "tmp", Dir: true, Mode: 0o777 | fs.ModeSticky},
 	}
 }

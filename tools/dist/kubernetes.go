@@ -39,11 +39,7 @@ func (b *build) kubernetes() ([]string, error) {
 	if err := files.Create(filepath.Join(b.out, chart), 0o644, func(w io.Writer) error { return files.TarGz(w, all, b.release.Time) }); err != nil {
 		return nil, err
 	}
-	values := filepath.Join(b.scratch, "values.yaml")
-	if err := files.Text("", "vet: {envoys: []}\n").Write(values); err != nil {
-		return nil, err
-	}
-	manifests, err := output(filepath.Join(b.native, "chandler"), "install", "-f", values)
+	manifests, err := output(filepath.Join(b.native, "chandler"), "install", "--set", "vet.envoys=null")
 	if err != nil {
 		return nil, err
 	}
