@@ -187,7 +187,7 @@ e2e-upgrade: tools tools-releases bin/basicauth.wasm ## releases and what is bui
 # With packages of another folder: make e2e-machine DIST=FOLDER
 e2e-machine: tools bin/basicauth.wasm ## docs/machines.md on machines that run systemd, with the packages of make dist (Linux, root)
 	@sh tools/machine.sh
-	@[ -n "$(DIST)" ] || $(MAKE) dist PLATFORMS=linux/$$(go env GOARCH) OUT=.run/machines/dist
+	@[ -n "$(DIST)" ] || { rm -rf .run/machines/dist; $(MAKE) dist PLATFORMS=linux/amd64 OUT=.run/machines/dist; }
 	go vet -tags machine ./internal/testenv/machine ./test/machines
 	go test -tags machine -count 1 -timeout 5m ./internal/testenv/machine
 	go test -tags machine -count 1 -timeout 10m -v -run '^Test(Machines|Beside)$$' ./test/machines -dist $(or $(abspath $(DIST)),$(CURDIR)/.run/machines/dist)

@@ -12,6 +12,10 @@ command -v unshare >/dev/null && command -v nsenter >/dev/null || missing="$miss
 command -v ip >/dev/null || missing="$missing iproute2"
 command -v openssl >/dev/null || missing="$missing openssl"
 command -v curl >/dev/null || missing="$missing curl"
+command -v dbus-daemon >/dev/null || missing="$missing dbus"
+command -v git >/dev/null || missing="$missing git"
+command -v pidof >/dev/null || missing="$missing sysvinit-utils"
+[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$missing ca-certificates"
 [ -n "$missing" ] || exit 0
 command -v apt-get >/dev/null || fail "missing:$missing; install them and run this again"
 export DEBIAN_FRONTEND=noninteractive

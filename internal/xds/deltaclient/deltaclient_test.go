@@ -167,9 +167,11 @@ func TestStreamSaysWhatIsKnownAndAnswersEveryUpdate(t *testing.T) {
 		t.Errorf("ACK: %v", ack)
 	}
 
-	send(t, p, response("n2", "b", "7", "a"))
+	named := response("n2", "b", "7", "a")
+	named.ControlPlane = &corev3.ControlPlane{Identifier: "one"}
+	send(t, p, named)
 	u := await(t, updates)
-	if u.First || len(u.Changed) != 1 || u.Changed[0].Name != "b" || u.Changed[0].Version != "7" || string(u.Changed[0].Body) != "body of b" || u.Removed[0] != "a" {
+	if u.First || u.From != "one" || len(u.Changed) != 1 || u.Changed[0].Name != "b" || u.Changed[0].Version != "7" || string(u.Changed[0].Body) != "body of b" || u.Removed[0] != "a" {
 		t.Errorf("update: %+v", u)
 	}
 	recv(t, p)
