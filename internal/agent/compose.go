@@ -288,6 +288,7 @@ func (s *State) next(sl *slot, chosen map[chandler.Key]member) *composition {
 		}
 	}
 	s.keepLeaving(sl, chosen, want)
+	s.denyOpening(sl, chosen, want)
 	want = s.entering(sl, want)
 	if sl.careful {
 		want = s.carefully(sl, want)

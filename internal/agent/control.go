@@ -111,7 +111,7 @@ func (a *Agent) assigned(ctx context.Context, u deltaclient.Update) error {
 			errs = append(errs, err)
 			continue
 		}
-		v := Version{Attachment: att, Version: r.Version}
+		v := Version{Attachment: att, Version: r.Version, From: u.From}
 		if att.InPart {
 			v.Version = inPart(v.Version)
 		}

@@ -90,3 +90,22 @@ func TestLock(t *testing.T) {
 func TestDashboardToken(t *testing.T) {
 	alone(t, func(t *testing.T) { pages.Open(t, "docs/dashboard.md").In(newMachine(t).world()) })
 }
+
+func TestComingFromIstio(t *testing.T) {
+	alone(t, func(t *testing.T) { pages.Open(t, "docs/coming-from-istio.md").In(newMachine(t).world()) })
+}
+
+// What measures takes from minutes to an hour. So simulations are of small fleets here, and
+// of the others make says what it would do: that target and variables are there.
+func TestMeasuring(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.dir = m.root
+		names := []string{
+			"make bench", "make -n bench", "make simulate  ", "make -n simulate  ", "-proxies 20000", "-proxies 200", "-proxies 5000", "-proxies 200",
+		}
+		for _, page := range []string{"docs/benchmarks.md", "docs/scaling.md"} {
+			pages.Open(t, page).In(m.world(names...))
+		}
+	})
+}

@@ -8,22 +8,27 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/testenv/pages"
 	"chandler.dev/chandler/internal/testenv/upstream"
 )
 
-// The walkthrough of the README, in the repository's folder.
-func TestWalkthrough(t *testing.T) {
+// inRepository runs a page that begins with make, in the repository's folder.
+func inRepository(t *testing.T, page string) {
 	alone(t, func(t *testing.T) {
 		root, err := pages.Root()
 		if err != nil {
 			t.Fatal(err)
 		}
-		pages.Open(t, "README.md").In(&pages.World{Shells: map[string]*pages.Shell{"": {Dir: root}}})
+		pages.Open(t, page).In(&pages.World{Shells: map[string]*pages.Shell{"": {Dir: root}}, Time: 5 * time.Minute})
 	})
 }
+
+func TestWalkthrough(t *testing.T) { inRepository(t, "README.md") }
+
+func TestTutorial(t *testing.T) { inRepository(t, "docs/tutorial.md") }
 
 // edge has what is at an Envoy that one has: its configuration, and what it leads to. A
 // plugin that is applied is in force there.

@@ -67,9 +67,14 @@ func (m *machine) world(names ...string) *pages.World {
 // push has the registry have a module.
 func (m *machine) push(image string, module []byte) {
 	m.t.Helper()
+	m.pushAs(image, module, "")
+}
+
+func (m *machine) pushAs(image string, module []byte, layout fetch.Layout) {
+	m.t.Helper()
 	client := fetch.New(fetch.Config{Dir: m.t.TempDir()})
 	defer client.Close()
-	if _, err := client.Push(m.t.Context(), m.registry.Addr+"/"+image, module, fetch.PushOptions{}); err != nil {
+	if _, err := client.Push(m.t.Context(), m.registry.Addr+"/"+image, module, fetch.PushOptions{Layout: layout}); err != nil {
 		m.t.Fatal(err)
 	}
 }

@@ -25,13 +25,23 @@ var Claims = []Claim{
 	{Page: "docs/agent.md", Headings: []string{"Before Envoy's arguments"}, Dir: "test/pages", Test: "TestAgentBefore", Target: "pages"},
 	{Page: "docs/agent.md", Headings: []string{"In the place of Envoy"}, Dir: "test/pages", Test: "TestAgentInPlace", Target: "pages"},
 	{Page: "docs/agent.md", Headings: []string{"With commands"}, Dir: "test/pages", Test: "TestAgentBeside", Target: "pages"},
+	{Page: "docs/agent.md", Headings: []string{"systemd"}, Dir: "test/machines", Test: "TestBeside", Target: "e2e-machine"},
 	{Page: "docs/authoring/*.md", Dir: "cmd/chandler", Test: "TestGuides", Target: "authors"},
+	{Page: "docs/benchmarks.md", Dir: "test/pages", Test: "TestMeasuring", Target: "pages"},
+	{Page: "docs/airgap.md", Dir: "test/airgap", Test: "TestPage", Target: "e2e-airgap"},
 	{Page: "docs/cli.md", Headings: []string{"What is in force where", "Why", "Before a change"}, Dir: "test/pages", Test: "TestAsking", Target: "pages"},
+	{Page: "docs/cli.md", Headings: []string{"On Kubernetes"}, Dir: "test/pages", Test: "TestKubernetes", Target: "e2e-kube"},
 	{Page: "docs/any-control-plane.md", Headings: []string{"Any other control plane"}, Dir: "test/pages", Test: "TestAnyControlPlane", Target: "pages"},
+	{Page: "docs/coming-from-istio.md", Dir: "test/pages", Test: "TestComingFromIstio", Target: "pages"},
 	{Page: "docs/dashboard.md", Dir: "test/pages", Test: "TestDashboardToken", Target: "pages"},
+	{Page: "docs/kubernetes.md", Dir: "test/pages", Test: "TestKubernetes", Target: "e2e-kube"},
+	{Page: "docs/install.md", Dir: "test/dist", Test: "TestInstallPage", Target: "test-dist"},
 	{Page: "docs/lock.md", Dir: "test/pages", Test: "TestLock", Target: "pages"},
+	{Page: "docs/machines.md", Dir: "test/machines", Test: "TestMachines", Target: "e2e-machine"},
 	{Page: "docs/upgrades.md", Dir: "test/e2e", Test: "TestUpgradePage", Target: "e2e-upgrade"},
 	{Page: "docs/operating.md", Dir: "test/pages", Test: "TestOperating", Target: "pages"},
+	{Page: "docs/scaling.md", Dir: "test/pages", Test: "TestMeasuring", Target: "pages"},
+	{Page: "docs/tutorial.md", Dir: "test/pages", Test: "TestTutorial", Target: "pages"},
 }
 
 func (c *Claim) has(b Block) bool {

@@ -43,7 +43,7 @@ type Run struct {
 //	<!-- stays -->           its last command goes on while the blocks after it are run; it is
 //	                         asked to end when the test does
 //	<!-- exit: CODE -->      its last command ends with that code
-//	<!-- until: COMMAND -->  it is done once that command succeeds
+//	<!-- until: COMMAND -->  it is done once that command succeeds, for which it has the world's Time
 //
 // In a block of "console" the lines below a command are its output; and what curl prints
 // is the status that a comment behind it tells.

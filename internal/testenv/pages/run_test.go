@@ -47,6 +47,7 @@ func TestPageIsHeld(t *testing.T) {
 		"another output":        {"```console\n$ echo 5m\n5 minutes\n```\n", `does not have "5 minutes"`},
 		"an order":              {"```sh\nprintf 'b\\na\\n'\n```\n<!-- output -->\n```\na\nb\n```\n", `does not have "b"`},
 		"a status":              {"```sh\ncurl() { echo 200; }\ncurl x   # 401\n```\n", `does not have "401"`},
+		"an end too early":      {"<!-- stays -->\n<!-- until: false -->\n```sh\nexit 5\n```\n", "exit code 1"},
 		"no exit code":          {"<!-- exit: 3 -->\n```sh\ntrue\n```\n", "exit code 1"},
 		"a hang":                {"```sh\nsleep 60\n```\n", "not done within 500ms"},
 		"a foreground server":   {"<!-- until: true -->\n```sh\nsleep 60\n```\n", "not done within 500ms"},

@@ -143,7 +143,7 @@ func (s *Shell) give(text string, within time.Duration) (string, error) {
 func quoted(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
 
 // script is what is given to a shell for one step of a block.
-func (b *Block) script(text string) string {
+func (b *Block) script(text string, within time.Duration) string {
 	switch {
 	case b.File != "":
 		return fmt.Sprintf("mkdir -p \"$(dirname %s)\"\nprintf %%s %s >%s\n", b.File, quoted(text), b.File)
@@ -157,17 +157,18 @@ func (b *Block) script(text string) string {
 	if b.Until == "" {
 		return text
 	}
-	return text + fmt.Sprintf(`pages_tries=0
+	goesOn := "true"
+	if b.Stays {
+		goesOn = "kill -0 $!"
+	}
+	return text + fmt.Sprintf(`pages_end=$(($(date +%%s) + %[2]d))
 until ( %[1]s ) >/dev/null 2>&1; do
-  pages_tries=$((pages_tries + 1))
-  [ $pages_tries -lt %[2]d ] || { echo "never so within %[3]s: "%[4]s; ( %[1]s ); exit 1; }
+  %[4]s
+  [ $(date +%%s) -lt $pages_end ] || { echo "never so: "%[3]s; ( %[1]s ); exit 1; }
   sleep 0.1
 done
-`, b.Until, untilTime/(100*time.Millisecond), untilTime, quoted(b.Until))
+`, b.Until, int(within.Seconds())*9/10, quoted(b.Until), goesOn)
 }
-
-// untilTime is, at least, for how long a block's <!-- until --> is tried.
-const untilTime = 60 * time.Second
 
 // lastCommand takes the last line, with those that it goes on from, off a text.
 func lastCommand(text string) (head, last string) {
@@ -181,13 +182,14 @@ func lastCommand(text string) (head, last string) {
 
 // run takes a block's steps one after the other.
 func (s *Shell) run(b Block, names *strings.Replacer, within time.Duration) error {
+	within = cmp.Or(within, blockTime)
 	for i, st := range b.steps {
 		text := st.text
 		if i == len(b.steps)-1 {
-			text = b.script(text)
+			text = b.script(text, within)
 		}
 		text = names.Replace(text)
-		out, err := s.give(text, cmp.Or(within, blockTime))
+		out, err := s.give(text, within)
 		if err != nil {
 			return fmt.Errorf("%w, of\n%s\nwhich printed\n%s", err, text, out)
 		}
