@@ -65,6 +65,17 @@ func reportOfBefore() Report {
 	}
 }
 
+func relayOfBefore() Relayed {
+	r, a := reportOfBefore(), attachmentOfBefore()
+	return Relayed{Node: *r.Node, Connected: true, States: r.States, Facts: &chandler.Facts{
+		Slots: true, Store: chandler.StoreUse{Modules: 1, Bytes: 4, Limit: 8},
+		Listeners: []chandler.Listener{{Name: "in", Address: "127.0.0.1:80", Port: 80, Mode: chandler.ModeServer, Slots: []chandler.Slot{{
+			Name: "s", Type: chandler.HTTP, Phase: chandler.PhaseAuthn, Members: []chandler.SlotMember{{Key: a.Key, Release: a.Release}},
+		}}}},
+		Bypassed: []chandler.Bypass{{Key: a.Key, Reason: "it burns", At: time.Unix(1_700_000_000, 0).UTC()}},
+	}}
+}
+
 // Messages that a control plane or an agent of before has sent mean what they meant.
 // What is sent today is the same to the byte, so that one of before reads it, and so
 // that a control plane that is replaced sends nothing to agents that are up to date:
@@ -92,6 +103,20 @@ func TestFault_F78_MessagesOfBefore(t *testing.T) {
 	written, err := proto.MarshalOptions{Deterministic: true}.Marshal(ReportToProto(report))
 	if err != nil || !bytes.Equal(written, before(t, "report.pb")) {
 		t.Errorf("today's report differs: %x, %v", written, err)
+	}
+
+	// What replicas say to each other, of which one may be the older.
+	var told chandlerv1.RelayRequest
+	if err := proto.Unmarshal(before(t, "relay.pb"), &told); err != nil {
+		t.Fatal(err)
+	}
+	relayed, err := RelayFromProto(&told)
+	if want := relayOfBefore(); err != nil || !reflect.DeepEqual(relayed, want) {
+		t.Errorf("read %+v, %v", relayed, err)
+	}
+	written, err = proto.MarshalOptions{Deterministic: true}.Marshal(RelayToProto(relayed))
+	if err != nil || !bytes.Equal(written, before(t, "relay.pb")) {
+		t.Errorf("what is relayed today differs: %x, %v", written, err)
 	}
 }
 
@@ -166,5 +191,11 @@ func TestFault_F78_ReportOfLater(t *testing.T) {
 	m.States[0].State = 99
 	if _, err := ReportFromProto(m); err == nil {
 		t.Error("a state that nobody knows is taken")
+	}
+	told := RelayToProto(relayOfBefore())
+	told.ProtoReflect().SetUnknown(later(nil))
+	told.Facts.ProtoReflect().SetUnknown(later(nil))
+	if relayed, err := RelayFromProto(told); err != nil || !reflect.DeepEqual(relayed, relayOfBefore()) {
+		t.Errorf("of a later replica: %+v, %v", relayed, err)
 	}
 }

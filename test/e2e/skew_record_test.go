@@ -84,15 +84,15 @@ func record(t *testing.T, r programs, to string) {
 	}
 }
 
-// shapes tells of every file in which folder it is and which fields it has, or what it
-// is when it is no JSON.
+// shapes tells of every file in which folder it is and which fields it has, or of what
+// kind it is when it is no JSON.
 func shapes(t *testing.T, dir string) []string {
 	t.Helper()
 	var all []string
 	for name, text := range tree(t, dir) {
 		var v any
 		if json.Unmarshal([]byte(text), &v) != nil {
-			all = append(all, name)
+			all = append(all, filepath.Dir(name)+": a file "+filepath.Ext(name))
 			continue
 		}
 		all = append(all, filepath.Dir(name)+": "+strings.Join(slices.Sorted(maps.Keys(fieldsOf(v, "", map[string]bool{}))), " "))

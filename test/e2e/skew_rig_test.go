@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -27,29 +26,17 @@ func current() programs {
 }
 
 // releases gives those of tools/releases.txt, oldest first.
-func releases(t testing.TB) []programs {
+func releases(t testing.TB) (all []programs) {
 	t.Helper()
-	list, err := os.ReadFile("../../tools/releases.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all []programs
-	for line := range strings.Lines(string(list)) {
-		fields := strings.Fields(line)
-		if len(fields) != 2 || fields[0] == "#" {
-			continue
-		}
-		dir, err := filepath.Abs(filepath.Join("../../.tools/releases", fields[0]))
+	for _, name := range releaseNames(t) {
+		dir, err := filepath.Abs(filepath.Join("../../.tools/releases", name))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := os.Stat(filepath.Join(dir, "commit")); err != nil {
-			t.Fatalf("%s is not built: run make tools-releases", fields[0])
+			t.Fatalf("%s is not built: run make tools-releases", name)
 		}
-		all = append(all, programs{fields[0], filepath.Join(dir, "chandler"), filepath.Join(dir, "chandler-agent")})
-	}
-	if len(all) == 0 {
-		t.Fatal("there are no releases")
+		all = append(all, programs{name, filepath.Join(dir, "chandler"), filepath.Join(dir, "chandler-agent")})
 	}
 	return all
 }
