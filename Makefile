@@ -27,7 +27,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist test-dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-releases tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-upgrade e2e-gateway e2e-machine e2e-airgap generate cross bench bench-fleet bench-go simulate site pages clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist test-dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-releases tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-upgrade e2e-gateway e2e-machine e2e-airgap sweeps generate cross bench bench-fleet bench-go simulate site pages clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -202,6 +202,8 @@ e2e-airgap: tools build ## docs/airgap.md on a machine without network, from the
 	go vet -tags airgap,machine ./test/airgap ./internal/testenv/machine
 	go test -tags machine -count 1 -timeout 5m ./internal/testenv/machine
 	go test -tags airgap -count 1 -timeout 10m ./test/airgap -dist '$(abspath $(or $(DIST),$(AIRGAP)/dist))'
+
+sweeps: e2e-upstream e2e-upgrade e2e-gateway e2e-machine ## what there is no time for in .ci/run
 
 plugins: tools-authors build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
 	@sh tools/plugins.sh build
