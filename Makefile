@@ -3,13 +3,14 @@
 
 # Of what is built: a tag, else the commit, else "dev".
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
 COMMANDS := ./cmd/chandler ./cmd/chandler-agent ./cmd/bookinfo
-MODULES := . plugins/basicauth tools internal/testenv/registry/distribution
-PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
+MODULES := . plugins/basicauth tools tools/dist internal/testenv/registry/distribution
+PLATFORMS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 # -buildvcs=false: the version above says it, and a checkout of another user's
 # builds too.
-BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
+BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 # The race detector needs a C compiler; without one the tests run without it.
 RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
 
@@ -26,7 +27,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-gateway generate cross bench bench-fleet bench-go simulate site pages clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist test-dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-releases tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-upgrade e2e-gateway e2e-machine e2e-airgap generate cross bench bench-fleet bench-go simulate site pages clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +54,7 @@ test: tools tools-cosign lint build bin/basicauth.wasm ## all tests, with a real
 	go test -timeout 15m -parallel 4 ./test/e2e -envoy .tools/envoy-oldest -skip '$(NEED_SLOTS)|$(ANY_ENVOY)'
 	go -C plugins/basicauth test $(RACE) -timeout 5m ./...
 	go -C tools test -count 1 -timeout 5m ./... # of the pages, which are outside of that module, the go command keeps no account
+	go -C tools/dist test -timeout 5m ./...
 	go -C internal/testenv/registry/distribution test -timeout 10m ./...
 
 faults: tools tools-kube ## the table of faults: which are survived, as tests show
@@ -93,6 +95,7 @@ lint: ## gofmt, go vet, staticcheck, generated files up to date
 	for m in $(MODULES); do go -C "$$m" vet -tags faults,browser ./... || exit 1; done
 	go tool -modfile=tools/go.mod staticcheck -tags faults,browser ./...
 	cd plugins/basicauth && go tool -modfile=../../tools/go.mod staticcheck ./...
+	cd tools/dist && go tool -modfile=../go.mod staticcheck -tags dist ./...
 	go -C tools run ./protogen -check ../api
 
 vulncheck: ## nothing that is known to be vulnerable is called; VULNDB=https://vuln.go.dev for the newest
@@ -104,7 +107,33 @@ vulncheck: ## nothing that is known to be vulnerable is called; VULNDB=https://v
 	@[ "$$(go env GOVERSION)" = $(GO_RELEASE) ] || echo "note: go here is $$(go env GOVERSION); build with GOTOOLCHAIN=$(GO_RELEASE) what is to be released" >&2
 
 sbom: build ## dist/*.spdx.json: what is in the two programs
-	go -C tools run ./sbom -out ../dist ../bin/chandler ../bin/chandler-agent
+	go -C tools/dist run . sbom -out ../../dist ../../bin/chandler ../../bin/chandler-agent
+
+licences: ## what is linked is under licences that are allowed
+	go -C tools/dist run . licences -root ../..
+
+# The time of all files in what is released.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+
+OUT ?= dist
+
+dist: tools build bin/basicauth.wasm ## dist/: all that a release is made of; PLATFORMS=linux/amd64, SIGN_KEY=FILE
+	@for p in $(PLATFORMS); do \
+		mkdir -p "bin/$${p%/*}-$${p#*/}" && GOOS="$${p%/*}" GOARCH="$${p#*/}" $(BUILD) -o "bin/$${p%/*}-$${p#*/}/" $(COMMANDS) || exit 1; \
+	done
+	@CGO_ENABLED=0 go -C tools/dist build -o ../../bin/dist .
+	@bin/dist -version '$(VERSION)' -commit '$(COMMIT)' -time $(SOURCE_DATE_EPOCH) -platforms '$(PLATFORMS)' -key '$(SIGN_KEY)' -out '$(OUT)'
+	@[ "$$(go env GOVERSION)" = $(GO_RELEASE) ] || echo "note: go here is $$(go env GOVERSION); build with GOTOOLCHAIN=$(GO_RELEASE) what is to be released" >&2
+
+# On machines in namespaces, so it wants root and Debian's dpkg.
+test-dist: tools-cosign build ## make dist, twice, and what came of it: the same, signed, installed, started
+	@sh tools/machine.sh
+	@mkdir -p .run/dist && rm -f .run/dist/test.key .run/dist/test.pub && bin/chandler sign generate-key --no-password --output-prefix .run/dist/test
+	@$(MAKE) --no-print-directory dist SIGN_KEY=.run/dist/test.key
+	go -C tools/dist vet -tags dist ./...
+	go -C tools/dist test -tags dist -count 1 -timeout 20m . -version '$(VERSION:v%=%)' -commit '$(COMMIT)' -time $(SOURCE_DATE_EPOCH) -platforms '$(PLATFORMS)' -key "$(CURDIR)/.run/dist/test.key"
+	go vet -tags dist ./test/dist
+	go test -tags dist -count 1 -timeout 10m ./test/dist
 
 reproducible: ## two builds in two folders are the same, byte by byte
 	@VERSION=$(VERSION) sh tools/reproducible.sh
@@ -124,6 +153,9 @@ tools-promtool: ## promtool in .tools, built once (minutes)
 
 tools-gateway: ## Envoy Gateway in .tools, built once (minutes)
 	@sh tools/gateway.sh
+
+tools-releases: ## the programs of every release in .tools/releases, built once from history (minutes)
+	@sh tools/releases.sh
 
 tools-authors: ## the compilers of plugins in .tools/authors, from package registries (minutes, once)
 	@sh tools/toolchains.sh
@@ -147,6 +179,29 @@ e2e-upstream: tools bin/basicauth.wasm ## the agent under control planes of some
 	@sh tools/envoy.sh oldest
 	go vet -tags upstream ./test/e2e
 	go test -tags upstream -count 1 -timeout 15m -parallel 2 -run '^TestUpstream' ./test/e2e
+
+e2e-upgrade: tools tools-releases bin/basicauth.wasm ## releases and what is built here: beside each other, and one after the other under load
+	go vet -tags upgrade ./test/e2e
+	go test -tags upgrade -count 1 -timeout 15m -parallel 2 -run '^(TestUpgrade|TestSkew)' ./test/e2e
+
+# With packages of another folder: make e2e-machine DIST=FOLDER
+e2e-machine: tools bin/basicauth.wasm ## docs/machines.md on machines that run systemd, with the packages of make dist (Linux, root)
+	@sh tools/machine.sh
+	@[ -n "$(DIST)" ] || $(MAKE) dist PLATFORMS=linux/$$(go env GOARCH) OUT=.run/machines/dist
+	go vet -tags machine ./internal/testenv/machine ./test/machines
+	go test -tags machine -count 1 -timeout 5m ./internal/testenv/machine
+	go test -tags machine -count 1 -timeout 10m -v -run '^Test(Machines|Beside)$$' ./test/machines -dist $(or $(abspath $(DIST)),$(CURDIR)/.run/machines/dist)
+
+# Of a signed dist that is there, make e2e-airgap DIST=dist; else of one that is signed with a
+# key which is good for nothing else, and not where a release is.
+AIRGAP := .run/airgap
+e2e-airgap: tools build ## docs/airgap.md on a machine without network, from the files of make dist alone (Linux, root)
+	@sh tools/machine.sh
+	@[ -n '$(DIST)' ] || { mkdir -p $(AIRGAP) && cd $(AIRGAP) && { [ -f cosign.key ] || $(CURDIR)/bin/chandler sign generate-key --no-password; }; }
+	@[ -n '$(DIST)' ] || $(MAKE) --no-print-directory dist PLATFORMS=linux/$$(go env GOARCH) SIGN_KEY=$(AIRGAP)/cosign.key OUT=$(AIRGAP)/dist
+	go vet -tags airgap,machine ./test/airgap ./internal/testenv/machine
+	go test -tags machine -count 1 -timeout 5m ./internal/testenv/machine
+	go test -tags airgap -count 1 -timeout 10m ./test/airgap -dist '$(abspath $(or $(DIST),$(AIRGAP)/dist))'
 
 plugins: tools-authors build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
 	@sh tools/plugins.sh build

@@ -14,7 +14,8 @@ type Attachment struct {
 	Generation int64
 	Release    ReleaseID
 	// Sequence is the assignment sequence of the plugin's uid: it only grows, a
-	// rollback is a new one, and an agent never lets an older one win.
+	// rollback is a new one, and of one control plane an agent never lets an older one
+	// win.
 	Sequence uint64
 
 	Program Program
@@ -36,6 +37,8 @@ type Attachment struct {
 	Standby []Module
 	// Requires names features an agent must have.
 	Requires []string
+	// InPart: more was said of it than this version understands.
+	InPart bool `json:"-"`
 }
 
 // Behaviour is how a plugin runs and where it stands: all that decides requests

@@ -318,3 +318,12 @@ const (
 	// listeners, which would drain their connections; Envoys before 1.39 cannot.
 	FeatureSlots = "slots"
 )
+
+// KnownFeature tells whether a feature is one of this version's, whoever has it.
+func KnownFeature(name string) bool {
+	switch name {
+	case FeatureHTTP, FeatureNetwork, FeatureLua, FeatureFile, FeatureSecretConfig, FeatureSlots:
+		return true
+	}
+	return false
+}

@@ -19,6 +19,13 @@ import (
 	"syscall"
 
 	"chandler.dev/chandler/internal/bookinfo"
+	versions "chandler.dev/chandler/internal/version"
+)
+
+// Set by the linker.
+var (
+	version = "dev"
+	commit  string
 )
 
 const usage = `bookinfo runs the Bookinfo sample.
@@ -30,6 +37,7 @@ Usage:
   bookinfo details     [--listen ADDR]
   bookinfo reviews     [--listen ADDR] --version v1|v2|v3 --ratings URL
   bookinfo ratings     [--listen ADDR]
+  bookinfo --version
 
 --listen is 127.0.0.1:9080 unless given; with "all" it is productpage's, and the
 others take free ports of loopback. Several reviews are asked in turn.
@@ -63,6 +71,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if name == "-h" || name == "--help" || name == "help" {
 		fmt.Fprint(out, usage)
 		return flag.ErrHelp
+	}
+	if name == "--version" || name == "version" {
+		_, err := fmt.Fprintln(out, versions.Line("bookinfo", version, commit))
+		return err
 	}
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)

@@ -33,6 +33,13 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+func TestVersion(t *testing.T) {
+	var out strings.Builder
+	if err := run(t.Context(), []string{"--version"}, &out); err != nil || !strings.HasPrefix(out.String(), "bookinfo dev (go1.") {
+		t.Errorf("%v, %q", err, out.String())
+	}
+}
+
 // Each subcommand tells its address, answers there, and ends without an error.
 func TestRun(t *testing.T) {
 	for line, lines := range map[string]int{

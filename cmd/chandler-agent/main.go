@@ -27,10 +27,14 @@ import (
 	"chandler.dev/chandler/internal/agent"
 	"chandler.dev/chandler/internal/fetch/hosts"
 	"chandler.dev/chandler/internal/store"
+	versions "chandler.dev/chandler/internal/version"
 )
 
-// version is set by the linker.
-var version = "dev"
+// Set by the linker.
+var (
+	version = "dev"
+	commit  string
+)
 
 // Exit codes, the same as of chandler; Envoy's own code is handed on.
 const (
@@ -180,7 +184,7 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 		return cfg, err
 	}
 	if *showVersion {
-		fmt.Fprintln(stdout, "chandler-agent", version)
+		fmt.Fprintln(stdout, versions.Line("chandler-agent", version, commit))
 		return cfg, flag.ErrHelp
 	}
 	var lvl slog.Level

@@ -139,7 +139,7 @@ func TestHelpAndVersion(t *testing.T) {
 	}{
 		{"--help", []string{"chandler-agent [flags] -- ENVOY ARGUMENTS", "CHANDLER_AGENT_", "-control", "-node", "-namespace", "-label", "-data", "-admin", "-envoy", "-fetch-from", "-hosts-dir", "-docker-config", "-drain"}},
 		{"-h", []string{"Usage:"}},
-		{"--version", []string{"chandler-agent " + version + "\n"}},
+		{"--version", []string{"chandler-agent " + version + " (go1."}},
 	} {
 		var stdout, stderr bytes.Buffer
 		if code := run([]string{c.flag}, nil, &stdout, &stderr); code != 0 || stderr.Len() != 0 {

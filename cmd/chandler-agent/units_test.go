@@ -62,7 +62,7 @@ func TestAgentUnit(t *testing.T) {
 	}
 	words := strings.Fields(u["Service.ExecStart"][0])
 	cfg := parsed(t, env, words[1:]...)
-	if !cfg.LeaveEnvoy || cfg.Data != "/var/lib/chandler-agent" || !slices.Equal(cfg.EnvoyArgs, []string{"-c", "/etc/envoy/envoy.yaml"}) {
+	if !cfg.LeaveEnvoy || cfg.Envoy != "/usr/local/bin/envoy" || cfg.Data != "/var/lib/chandler-agent" || !slices.Equal(cfg.EnvoyArgs, []string{"-c", "/etc/envoy/envoy.yaml"}) {
 		t.Errorf("%+v", cfg)
 	}
 	env["CHANDLER_AGENT_LEAVE_ENVOY"] = "false" // as docs/machines.md stops both

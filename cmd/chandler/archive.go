@@ -90,17 +90,23 @@ func (e *env) save(ctx context.Context, names []string, output string, size int6
 func loadCommand(e *env) *cobra.Command {
 	var registry registryFlags
 	cmd := &cobra.Command{
-		Use:   "load FILE.tar REGISTRY[/PREFIX]|REF",
-		Short: "Push what was saved in a file to a registry",
+		Use:   "load FILE.tar REGISTRY[/PREFIX]|REF|DIR",
+		Short: "Push what was saved in a file to a registry, or put it into a folder",
 		Long: `Push what was saved in a file to a registry, byte for byte: digests and signatures
 stay what they are. Each artifact goes to REGISTRY/PREFIX/ and its repository and tag
 of before; REF, with a tag, is where the only artifact of a file goes.
 
+DIR, which begins with / or ., is a folder for a machine that has no registry: artifacts
+keep their whole names there, and a hosts.toml with server = "file:///DIR" says that it
+is asked in their registries' place. It is an OCI image layout.
+
 Before anything is pushed the whole file is read: a file that was changed, is not
-whole or has names that lead outside is refused.`,
+whole or has names that lead outside is refused. What is put into a folder is there
+when all of it is.`,
 		Example: `  chandler load plugins.tar registry.internal
   chandler load plugins.tar registry.internal/mirror
-  chandler load hello.tar registry.internal/team/hello:v1`,
+  chandler load hello.tar registry.internal/team/hello:v1
+  chandler load plugins.tar /var/lib/chandler/artifacts`,
 		Args: withArgs(2, 2, "a file, and where to"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return e.load(cmd.Context(), args[0], args[1], &registry)
@@ -124,6 +130,9 @@ func (e *env) load(ctx context.Context, name, to string, registry *registryFlags
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, e.registryError(err))
 	}
+	if isFolder(to) {
+		return e.loadFolder(ctx, archive, to)
+	}
 	found := archive.Found()
 	var targets []chandler.Reference
 	for _, f := range found {
@@ -138,20 +147,60 @@ func (e *env) load(ctx context.Context, name, to string, registry *registryFlags
 		return err
 	}
 	defer client.Close()
+	defer registry.meter.clear()
+	return e.carry(ctx, archive, targets, func(target chandler.Reference) (fetch.Receiver, error) {
+		return client.Repository(ctx, target, nil)
+	}, func(target chandler.Reference) {
+		registry.meter.clear()
+		fmt.Fprintln(e.stdout, target)
+	})
+}
+
+// loadFolder puts all of an archive into a folder.
+func (e *env) loadFolder(ctx context.Context, archive *airgap.Archive, dir string) error {
+	var targets []chandler.Reference
+	for _, f := range archive.Found() {
+		if !f.Complete {
+			return usagef("the archive does not say which repository %s is of; load it into a registry, by a reference with a tag", shownName(f))
+		}
+		targets = append(targets, f.Reference)
+	}
+	loading, err := airgap.Load(dir)
+	if err != nil {
+		return e.registryError(err)
+	}
+	defer loading.Close()
+	var put []chandler.Reference
+	err = e.carry(ctx, archive, targets, func(target chandler.Reference) (fetch.Receiver, error) {
+		return loading.Repository(target), nil
+	}, func(target chandler.Reference) { put = append(put, target) })
+	if err != nil {
+		return err
+	}
+	if err := loading.Commit(); err != nil {
+		return e.registryError(err)
+	}
+	for _, target := range put {
+		fmt.Fprintln(e.stdout, target)
+	}
+	return nil
+}
+
+// carry brings each artifact of an archive to its target, and tells of it.
+func (e *env) carry(ctx context.Context, archive *airgap.Archive, targets []chandler.Reference, place func(chandler.Reference) (fetch.Receiver, error), tell func(chandler.Reference)) error {
 	from := archive.Client(fetch.Config{})
 	defer from.Close()
-	for i, f := range found {
+	for i, f := range archive.Found() {
 		target := targets[i]
-		repository, err := client.Repository(ctx, target, nil)
+		to, err := place(target)
 		if err == nil {
 			f.Reference.Tag = target.Tag
-			target.Digest, err = from.Export(ctx, fetch.Request{Reference: f.Reference}, repository)
+			target.Digest, err = from.Export(ctx, fetch.Request{Reference: f.Reference}, to)
 		}
-		registry.meter.clear()
 		if err != nil {
 			return fmt.Errorf("%s: %w", target, e.registryError(err))
 		}
-		fmt.Fprintln(e.stdout, target)
+		tell(target)
 	}
 	return nil
 }
@@ -171,7 +220,7 @@ func destination(to string, f airgap.Found, of int) (chandler.Reference, error) 
 		return image(to)
 	}
 	if !f.Complete {
-		return chandler.Reference{}, usagef("the archive does not say which repository %s is of; write a reference with a tag", chandler.Quote(cmp.Or(f.Name, string(f.Reference.Digest))))
+		return chandler.Reference{}, usagef("the archive does not say which repository %s is of; write a reference with a tag", shownName(f))
 	}
 	below := prefix + "/" + f.Reference.Repository
 	if f.Reference.Tag != "" {
@@ -183,4 +232,14 @@ func destination(to string, f airgap.Found, of int) (chandler.Reference, error) 
 		return chandler.Reference{}, usagef("%s is no registry: write its host, with a dot or a port", chandler.Quote(to))
 	}
 	return image(below)
+}
+
+// shownName is what an artifact of an archive is called towards people.
+func shownName(f airgap.Found) string {
+	return chandler.Quote(cmp.Or(f.Name, string(f.Reference.Digest)))
+}
+
+// isFolder tells the name of a folder from that of a registry.
+func isFolder(name string) bool {
+	return strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".")
 }

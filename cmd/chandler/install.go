@@ -11,12 +11,16 @@ import (
 func installCommand(e *env) *cobra.Command {
 	var files []string
 	o := chart.Options{}
+	if version != "dev" {
+		o.AppVersion = version
+	}
 	cmd := &cobra.Command{
 		Use:   "install",
 		Short: "Print the manifests of a control plane on Kubernetes",
 		Long: `Print the manifests that run the control plane on Kubernetes: those that Helm
 would install from the chart deploy/helm/chandler, rendered by Helm's library.
-Nothing is sent anywhere; the notes go to standard error.
+Nothing is sent anywhere; the notes go to standard error. The image's tag is this
+program's version, unless --set image.tag says otherwise.
 
 No cluster is looked at, so crds.mode=auto means here that the definitions of
 WasmPlugin and TrafficExtension are in. Apply with --server-side, which refuses to

@@ -20,10 +20,14 @@ import (
 
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 	"chandler.dev/chandler/internal/source/kube"
+	versions "chandler.dev/chandler/internal/version"
 )
 
-// version is set by the linker.
-var version = "dev"
+// Set by the linker.
+var (
+	version = "dev"
+	commit  string
+)
 
 // Exit codes. Usage errors are cobra's and ours alike.
 const (
@@ -156,9 +160,9 @@ func rootCommand(e *env) *cobra.Command {
 
 func versionCommand(e *env) *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: noArgs,
+		Use: "version", Short: "Print the version, with commit, Go release and platform", Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(e.stdout, "chandler", version)
+			_, err := fmt.Fprintln(e.stdout, versions.Line("chandler", version, commit))
 			return err
 		},
 	}

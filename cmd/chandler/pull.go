@@ -129,16 +129,17 @@ type inspectFlags struct {
 func inspectCommand(e *env) *cobra.Command {
 	var f inspectFlags
 	cmd := &cobra.Command{
-		Use:   "inspect REF|FILE|TAR",
+		Use:   "inspect REF|FILE|TAR|DIR",
 		Short: "Tell what a module is: layout, digests, ABI, imports, schema, signatures",
 		Long: `Tell what a module is: an artifact of a registry, a module of a web server, a .wasm
-file, or all artifacts of an archive that "chandler save" or another tool wrote.
+file, or all artifacts of an archive that "chandler save" or another tool wrote, or of
+a folder, whose name begins with / or ., that "chandler load" put some into.
 
 What cannot be read is told with what was found in its place and what could be read;
 the exit code is then 3. With --key one of its signatures must be of that key.`,
 		Example: `  chandler inspect registry.example/team/hello:v1
   chandler inspect hello.wasm -o json`,
-		Args: withArgs(1, 1, "a reference, a file or an archive"),
+		Args: withArgs(1, 1, "a reference, a file, an archive or a folder"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if f.output != "text" && f.output != "json" {
 				return usagef("-o %s: one of text, json", f.output)
@@ -182,6 +183,14 @@ func (e *env) reports(ctx context.Context, name string, opts inspect.Options, f 
 	if info, err := os.Stat(name); err == nil && info.Mode().IsRegular() {
 		return e.inspectFile(ctx, name, info.Size(), opts)
 	}
+	if isFolder(name) {
+		folder := airgap.NewFolder(name)
+		found, err := folder.Found()
+		if err != nil {
+			return nil, err
+		}
+		return e.inspectAll(ctx, found, folder.Client(fetch.Config{}), opts)
+	}
 	ref, err := remote(name)
 	if err != nil {
 		return nil, err
@@ -216,10 +225,14 @@ func (e *env) inspectFile(ctx context.Context, name string, size int64, opts ins
 	if err != nil {
 		return nil, err
 	}
-	client := archive.Client(fetch.Config{})
+	return e.inspectAll(ctx, archive.Found(), archive.Client(fetch.Config{}), opts)
+}
+
+// inspectAll looks at artifacts by a client that is for nothing else.
+func (e *env) inspectAll(ctx context.Context, all []airgap.Found, client *fetch.Client, opts inspect.Options) ([]inspect.Report, error) {
 	defer client.Close()
 	var reports []inspect.Report
-	for _, found := range archive.Found() {
+	for _, found := range all {
 		r, err := inspect.Artifact(ctx, client, cmp.Or(found.Name, found.Reference.String()), fetch.Request{Reference: found.Reference}, opts)
 		if err != nil {
 			return nil, err

@@ -153,7 +153,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return err
 		}
 		registerUpstreams(a.cfg.Metrics, a.upstreamStatus)
-		a.remote = newRemoteWasm(a.store, a.cfg, a.metrics, a.opening, func(names ...string) { a.changedUpstream(attach.ExtensionConfigType, names...) })
+		a.remote = newRemoteWasm(a.store, a.cfg, a.metrics, aboutUpstream{starting: a.opening, changed: a.changedUpstream, find: a.findUpstream})
 	}
 	if !a.binary.Slots {
 		a.log.Warn("this Envoy has no filter chain filter (1.39 and newer have it): to attach or detach a plugin drains the listener's connections", "version", a.binary.Version)
@@ -286,7 +286,7 @@ func (a *Agent) startServices(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error {
 		a.store.Scrub(ctx, a.cfg.Scrub, func(d chandler.ModuleDigest) {
 			if a.remote != nil {
-				a.remote.Lost(d)
+				a.remote.lost(d)
 			}
 			a.send(ctx, message{event: Lost{Digest: d}})
 		})

@@ -48,6 +48,10 @@ func (s *State) lacks(v *Version) string {
 	return ""
 }
 
+// unreadable tells of a version of which a later control plane said what this agent
+// cannot read, and that it need not: it requires what this agent has not.
+func unreadable(v *Version) bool { return v.Program == chandler.Program{} }
+
 // usable tells whether v could go to Envoy now: it has a place there, its bytes
 // are on disk, and nothing it requires is missing.
 func (s *State) usable(v *Version) bool {
@@ -284,6 +288,7 @@ func (s *State) next(sl *slot, chosen map[chandler.Key]member) *composition {
 		}
 	}
 	s.keepLeaving(sl, chosen, want)
+	s.denyOpening(sl, chosen, want)
 	want = s.entering(sl, want)
 	if sl.careful {
 		want = s.carefully(sl, want)

@@ -111,7 +111,11 @@ func (a *Agent) assigned(ctx context.Context, u deltaclient.Update) error {
 			errs = append(errs, err)
 			continue
 		}
-		ev.Changed = append(ev.Changed, Version{Attachment: att, Version: r.Version})
+		v := Version{Attachment: att, Version: r.Version, From: u.From}
+		if att.InPart {
+			v.Version = inPart(v.Version)
+		}
+		ev.Changed = append(ev.Changed, v)
 	}
 	for _, name := range u.Removed {
 		if key, ok := chandler.ParseKey(name); ok {

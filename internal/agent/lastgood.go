@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/durable"
@@ -34,6 +36,20 @@ func saveLastGood(fsys durable.FS, dir string, save SaveLastGood) error {
 	return durable.Write(fsys, lastGoodPath(dir), b)
 }
 
+// inPart names a version of which more was said than this agent understands. To an agent
+// that understands more it is another one than the whole: that agent is sent it, though
+// the control plane has not changed it.
+func inPart(version string) string { return strings.TrimSuffix(version, partly) + partly }
+
+const partly = "~"
+
+// saysMore tells whether a set has fields that are not known here, of a later agent.
+func saysMore(b []byte) bool {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	return d.Decode(&lastGoodFile{}) != nil
+}
+
 // lastGoodLimit bounds what is read: a thousand attachments of the greatest size
 // come to half of it.
 const lastGoodLimit = 2 << 30
@@ -53,6 +69,13 @@ func loadLastGood(fsys durable.FS, dir string) (ev Restored, ok bool, err error)
 	var file lastGoodFile
 	jsonErr := json.Unmarshal(b, &file)
 	if jsonErr == nil && file.Format == lastGoodFormat {
+		if saysMore(b) {
+			for _, list := range [][]Version{file.Versions, file.Denied} {
+				for i := range list {
+					list[i].Version = inPart(list[i].Version)
+				}
+			}
+		}
 		return Restored{Envoy: file.Envoy, Versions: file.Versions, Denied: file.Denied}, true, nil
 	}
 	// Named by its content, so that it never replaces another one that was kept.

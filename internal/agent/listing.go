@@ -162,18 +162,21 @@ func (s *State) wantListed() []attach.Slot {
 	}
 	by := map[attach.Slot]*chandler.Attachment{}
 	for key, p := range s.plugins {
-		v := p.want
+		v, held := p.want, false
 		if m, ok := chosen[key]; s.open {
-			if !ok || m.standIn == chandler.StandInPass {
+			switch held = !ok && s.deniesOpening(p); {
+			case held:
+			case !ok, m.standIn == chandler.StandInPass:
 				continue
+			default:
+				v = m.version
 			}
-			v = m.version
 		}
 		if v == nil {
 			continue
 		}
 		for place := range s.places(v) {
-			if !place.Shared() {
+			if !place.Shared() && (!held || s.opens(place)) {
 				by[place] = &v.Attachment
 			}
 		}
@@ -277,7 +280,7 @@ func (s *State) entering(sl *slot, want map[chandler.Key]member) map[chandler.Ke
 	}
 	standIns := map[chandler.Key]member{}
 	for key, m := range want {
-		switch opening := s.opening(sl); {
+		switch opening := s.opens(sl.Slot); {
 		case m.standIn != chandler.StandInNone, opening && s.known(m):
 			standIns[key] = m
 		case opening:

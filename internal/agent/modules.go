@@ -39,7 +39,7 @@ type StoredModule struct {
 	Size   int64                 `json:"size"`
 	Used   time.Time             `json:"used,omitzero"`
 	// Plugins are those of the last good set that run it, as kind/namespace/name, and the
-	// extension configs of Envoy's own control plane that do, by their names.
+	// extension configs and listeners of Envoy's own control plane that do, by their names.
 	Plugins []string `json:"plugins"`
 }
 
@@ -115,7 +115,7 @@ func VerifyStore(ctx context.Context, s *store.Store) StoreReport {
 }
 
 // TrimStore drops what is not leased, and neither in the last good set in data nor meant by
-// extension configs that were in force, until at most most bytes stay; dry only tells.
+// extension configs and listeners that were in force, until at most most bytes stay; dry only tells.
 func TrimStore(data string, s *store.Store, most int64, dry bool) (StoreReport, error) {
 	users, err := lastGoodModules(data)
 	if err != nil {

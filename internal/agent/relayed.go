@@ -14,11 +14,12 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
+	"chandler.dev/chandler/internal/remotewasm"
 	"chandler.dev/chandler/internal/xds/relay"
 )
 
 // listenerType is the type URL of the resources in which slots are put.
-const listenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
+const listenerType = remotewasm.ListenerType
 
 // relayedListeners are the listeners of another control plane on their way to Envoy: what
 // slots are put into them, and what Envoy made of that. The relay and the agent ask it in
@@ -219,7 +220,35 @@ func (l *relayedListeners) tell(ev relay.Event) {
 			delete(l.awaited, name)
 		}
 	}
+	l.dismiss()
 	l.wake()
+}
+
+// dismiss takes the admission from places that no listener has any more: one that comes
+// there is looked at anew, as what belongs there may be another by then.
+func (l *relayedListeners) dismiss() {
+	slots, sites := l.places()
+	maps.DeleteFunc(l.slots, func(s attach.Slot, _ bool) bool { return !slots[s] })
+	maps.DeleteFunc(l.sites, func(s attach.Site, _ bool) bool { return !sites[s] })
+}
+
+// places are those of what Envoy has and of what is on its way; mu is held.
+func (l *relayedListeners) places() (map[attach.Slot]bool, map[attach.Site]bool) {
+	slots, sites := map[attach.Slot]bool{}, map[attach.Site]bool{}
+	for _, e := range l.listeners {
+		for _, form := range []*relayedForm{e.made, e.taken} {
+			if form == nil {
+				continue
+			}
+			for _, s := range form.layout.Slots {
+				slots[s] = true
+			}
+			for _, s := range form.layout.Sites {
+				sites[s] = true
+			}
+		}
+	}
+	return slots, sites
 }
 
 // amend is the relay's: what Envoy refuses with slots in it is tried without, and only
@@ -322,21 +351,10 @@ func (l *relayedListeners) settled() {
 
 // laid gives all places, of what Envoy has and of what is on its way; mu is held.
 func (l *relayedListeners) laid() *Laid {
-	slots, sites := map[attach.Slot]bool{}, map[attach.Site]bool{}
+	slots, sites := l.places()
 	ev := &Laid{}
 	for _, name := range slices.Sorted(maps.Keys(l.listeners)) {
 		e := l.listeners[name]
-		for _, form := range []*relayedForm{e.made, e.taken} {
-			if form == nil {
-				continue
-			}
-			for _, s := range form.layout.Slots {
-				slots[s] = true
-			}
-			for _, s := range form.layout.Sites {
-				sites[s] = true
-			}
-		}
 		if form := e.form(); form != nil && form.bare != nil {
 			ev.Bare = append(ev.Bare, Bare{Name: name, Mode: form.layout.Mode, Port: form.layout.Port, Why: *form.bare})
 		}

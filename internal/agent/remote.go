@@ -3,16 +3,21 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"sync"
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/proxywasm"
 	"chandler.dev/chandler/internal/remotewasm"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/xds/relay"
+	"chandler.dev/chandler/internal/xds/upstream"
 )
 
 // Patience with one try to fetch a module that Envoy's own control plane names: what the
@@ -29,50 +34,91 @@ const maxArtifacts = 1024
 
 // remoteWasm makes modules local that Envoy's own control plane names, in the agent's store.
 type remoteWasm struct {
-	*remotewasm.Keeper
-	fetcher *remoteFetcher
-	client  *fetch.Client
+	extensions, listeners *remotewasm.Keeper
+	fetcher               *remoteFetcher
+	client                *fetch.Client
 }
 
-// newRemoteWasm gives the one of an agent. changed is told of extension configs that go on
-// in another form now, starting whether listeners are not open yet.
-func newRemoteWasm(modules *store.Store, cfg Config, m *metrics, starting func() bool, changed func(names ...string)) *remoteWasm {
+// aboutUpstream is what remote modules need to know of Envoy and its control plane.
+type aboutUpstream struct {
+	// starting tells whether Envoy's listeners are not open yet; nil: they are.
+	starting func() bool
+	// changed is told of resources that go on in another form now.
+	changed func(typeURL string, names ...string)
+	// find gives what the control plane has.
+	find upstream.Find
+}
+
+// newRemoteWasm gives the one of an agent.
+func newRemoteWasm(modules *store.Store, cfg Config, m *metrics, about aboutUpstream) *remoteWasm {
 	fc := fetch.Config{Dir: cfg.Data, Hosts: cfg.Hosts, Log: cfg.Log}
 	if cfg.DockerConfig != "" {
 		fc.Keychain = fetch.DockerConfig(cfg.DockerConfig)
 	}
-	f := &remoteFetcher{store: modules, client: fetch.New(fc), metrics: m, known: map[chandler.ArtifactDigest]foundModule{}}
+	f := &remoteFetcher{store: modules, client: fetch.New(fc), metrics: m, find: about.find, log: cfg.Log,
+		known: map[chandler.ArtifactDigest]foundModule{}, pulling: map[chandler.ModuleDigest]chan struct{}{}}
 	for _, result := range []string{remotewasm.NoRemoteLoad, remotewasm.NoPlaceToFetch} {
 		m.conversions.WithLabelValues(result)
 	}
-	return &remoteWasm{fetcher: f, client: f.client, Keeper: remotewasm.New(remotewasm.Config{
-		Fetcher: f, Changed: changed, Starting: starting, Dir: cfg.Data, Log: cfg.Log,
-		Converted: func(result string, took time.Duration) {
-			if result == remotewasm.Success {
-				m.converted(result, took)
-				return
-			}
-			m.conversions.WithLabelValues(result).Inc()
-		},
-	})}
+	keeper := func(typeURL string) *remotewasm.Keeper {
+		return remotewasm.New(remotewasm.Config{
+			Type: typeURL, Fetcher: f, Starting: about.starting, Dir: cfg.Data, Log: cfg.Log,
+			Changed: func(names ...string) { about.changed(typeURL, names...) },
+			Converted: func(result string, took time.Duration) {
+				if result == remotewasm.Success {
+					m.converted(result, took)
+					return
+				}
+				m.conversions.WithLabelValues(result).Inc()
+			},
+		})
+	}
+	return &remoteWasm{fetcher: f, client: f.client, extensions: keeper(attach.ExtensionConfigType), listeners: keeper(listenerType)}
 }
 
 // run brings modules until ctx ends.
 func (r *remoteWasm) run(ctx context.Context) {
 	defer r.client.Close()
-	r.Run(ctx)
+	var keepers sync.WaitGroup
+	keepers.Go(func() { r.extensions.Run(ctx) })
+	r.listeners.Run(ctx)
+	keepers.Wait()
+}
+
+// tell, another and lost are those of both keepers.
+func (r *remoteWasm) tell(ev relay.Event) {
+	r.extensions.Tell(ev)
+	r.listeners.Tell(ev)
+}
+
+func (r *remoteWasm) another() {
+	r.extensions.Another()
+	r.listeners.Another()
+}
+
+func (r *remoteWasm) lost(d chandler.ModuleDigest) {
+	r.extensions.Lost(d)
+	r.listeners.Lost(d)
+}
+
+func (r *remoteWasm) status() []remotewasm.Status {
+	return append(r.extensions.Status(), r.listeners.Status()...)
 }
 
 // remoteFetcher is the agent's way to such modules. They come from where the resource says,
-// or a mirror of that: chandler's control plane knows nothing of them. So nobody has judged
-// them either; what can be seen without running them is looked at here.
+// by the cluster that it says if Envoy's control plane has that, or from a mirror: chandler's
+// control plane knows nothing of them. So nobody has judged them either; what can be seen
+// without running them is looked at here.
 type remoteFetcher struct {
 	store   *store.Store
 	client  *fetch.Client
 	metrics *metrics
+	find    upstream.Find // nil: no cluster is known
+	log     *slog.Logger
 
-	mu    sync.Mutex
-	known map[chandler.ArtifactDigest]foundModule
+	mu      sync.Mutex
+	known   map[chandler.ArtifactDigest]foundModule
+	pulling map[chandler.ModuleDigest]chan struct{} // by their pins, closed at the end
 }
 
 // foundModule is what was found in an artifact.
@@ -125,14 +171,65 @@ func (f *remoteFetcher) fetch(ctx context.Context, q *remotewasm.Request) (*stor
 		f.metrics.fetched(err)
 		return nil, err
 	}
+	free, err := f.alone(ctx, want)
+	if err != nil {
+		return nil, err
+	}
+	defer free()
 	if lease, err := f.local(q, want); lease != nil || err != nil {
 		f.metrics.lookup(true)
 		return lease, err
 	}
 	f.metrics.lookup(false)
-	lease, err := f.pull(ctx, want)
+	lease, err := f.pullBy(ctx, q.Cluster, want)
 	f.metrics.fetched(err)
 	return lease, err
+}
+
+// alone waits until nobody else fetches a file with the same pin: then it may be here.
+func (f *remoteFetcher) alone(ctx context.Context, want fetch.Request) (free func(), err error) {
+	if want.Reference.Scheme == chandler.SchemeOCI || want.SHA256 == "" {
+		return func() {}, nil
+	}
+	module := chandler.ModuleDigest("sha256:" + want.SHA256)
+	for {
+		f.mu.Lock()
+		before := f.pulling[module]
+		if before == nil {
+			ended := make(chan struct{})
+			f.pulling[module] = ended
+			f.mu.Unlock()
+			return func() {
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				delete(f.pulling, module)
+				close(ended)
+			}, nil
+		}
+		f.mu.Unlock()
+		select {
+		case <-before:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("another download of the same module goes on: %w", ctx.Err())
+		}
+	}
+}
+
+// pullBy brings a module from a web server by a cluster, if Envoy's control plane has that;
+// otherwise in the agent's own way.
+func (f *remoteFetcher) pullBy(ctx context.Context, cluster string, want fetch.Request) (*store.Lease, error) {
+	if want.Reference.Scheme == chandler.SchemeOCI || cluster == "" || f.find == nil {
+		return f.pull(ctx, want)
+	}
+	c, ok, err := upstream.NewCluster(cluster, want.Reference.Host, f.find, upstream.Options{Log: f.log})
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		defer c.CloseIdleConnections()
+		want.Via = c
+	}
+	return f.pull(ctx, want)
 }
 
 // request is what the network is asked for. A secret that cannot be read is an error: to

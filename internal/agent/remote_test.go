@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -52,7 +54,7 @@ func newRemoting(t *testing.T) *remoting {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.files.Close)
-	w := newRemoteWasm(modules, Config{Data: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, newMetrics(r.reg, modules), nil, func(...string) {})
+	w := newRemoteWasm(modules, Config{Data: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, newMetrics(r.reg, modules), aboutUpstream{changed: func(string, ...string) {}})
 	r.remoteFetcher = w.fetcher
 	t.Cleanup(w.client.Close)
 	return r
@@ -188,6 +190,35 @@ func TestRemoteFetchAgain(t *testing.T) {
 	}
 }
 
+// A file that several resources pin is downloaded once, wherever they say that it is: those
+// who come while it is under way wait for it, and if it does not come try theirs.
+func TestRemoteFetchTogether(t *testing.T) {
+	t.Parallel()
+	r := newRemoting(t)
+	content := module.Prefix()
+	digest := chandler.Digest[chandler.ModuleDigest](content)
+	urls := []string{r.files.Put("0.wasm", content), "http://127.0.0.1:1/gone.wasm"}
+	for i := range 6 {
+		urls = append(urls, r.files.Put(fmt.Sprintf("%d.wasm", i+1), content))
+	}
+	r.files.Delay(50 * time.Millisecond)
+	var all sync.WaitGroup
+	for _, url := range urls {
+		all.Go(func() {
+			if got, why := r.fetchFrom(url, digest.Hex(), nil); got != digest && (why == nil || !strings.Contains(url, "gone")) {
+				t.Errorf("%s: %s, %+v", url, got, why)
+			}
+		})
+	}
+	all.Wait()
+	if n := counted(t, r.reg, "istio_agent_wasm_remote_fetch_count", fetchSuccess); n != 1 {
+		t.Errorf("it was downloaded %v times", n)
+	}
+	if len(r.pulling) > 0 {
+		t.Errorf("%d downloads go on", len(r.pulling))
+	}
+}
+
 // A download that trickles ends with the resource's own patience.
 func TestRemoteFetchTimeout(t *testing.T) {
 	t.Parallel()
@@ -218,16 +249,17 @@ func (s *remoteSite) startAgent(remembered []relay.View) {
 	if err != nil {
 		s.Fatal(err)
 	}
-	remote := newRemoteWasm(modules, cfg, newMetrics(prometheus.NewRegistry(), modules), nil, func(names ...string) {
-		s.edge.Changed(attach.ExtensionConfigType, names...)
+	remote := newRemoteWasm(modules, cfg, newMetrics(prometheus.NewRegistry(), modules), aboutUpstream{
+		changed: func(typeURL string, names ...string) { s.edge.Changed(typeURL, names...) },
+		find:    func(typeURL, name string) ([]byte, bool) { return s.edge.Find(typeURL, name) },
 	})
-	remote.Another()
+	remote.another()
 	conn, err := grpc.NewClient(s.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		s.Fatal(err)
 	}
 	config := edge.Config{Upstream: conn, Hooks: relay.Hooks{
-		Transforms: map[string]relay.Transform{attach.ExtensionConfigType: remote.Transform}, Tell: remote.Tell}}
+		Transforms: map[string]relay.Transform{attach.ExtensionConfigType: remote.extensions.Transform, listenerType: remote.listeners.Transform}, Tell: remote.tell}}
 	config.Remembered = remembered
 	s.edge = edge.New(config)
 	lis, err := net.Listen("unix", filepath.Join(s.dir, "xds"))

@@ -23,7 +23,7 @@ func (s *State) pluginState(p *plugin) chandler.State {
 	switch {
 	case v == nil, !s.knowsPlaces():
 		return chandler.StatePending
-	case !s.belongs(v) && s.bareFor(v) == nil:
+	case !s.belongs(v) && s.bareFor(v) == nil && !unreadable(v):
 		return chandler.StateUnmatched
 	case s.bypasses(p):
 		return chandler.StateFailed

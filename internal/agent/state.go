@@ -23,6 +23,9 @@ import (
 type Version struct {
 	chandler.Attachment
 	Version string
+	// From is the identity of the control plane that said it, of which nobody need know
+	// any more when the agent starts anew.
+	From string `json:"-"`
 	// Pinned is, of a local file that was in force, the digest of what it held
 	// then: what it holds later does not matter.
 	Pinned chandler.ModuleDigest `json:",omitempty"`
@@ -156,6 +159,8 @@ type slot struct {
 	// present: it stands in the listeners that serve.
 	present    bool
 	subscribed bool
+	// serves: traffic has met it, with Envoy's word or as Envoy was left behind with it.
+	serves bool
 	// runs is the version that an Envoy left behind says it has; nothing is acked yet.
 	runs   string
 	acked  *composition // in force; nil: Envoy has nothing yet

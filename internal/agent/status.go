@@ -172,7 +172,7 @@ func (a *Agent) status() *Status {
 	}
 	st.Upstreams = a.upstreamStatus()
 	if a.remote != nil {
-		st.Modules = a.remote.Status()
+		st.Modules = a.remote.status()
 	}
 	v := a.view.Load()
 	if v == nil {

@@ -28,7 +28,7 @@ func (s *State) Step(ev Event, now time.Time) []Effect {
 	case Waiting:
 		s.waiting = ev.For
 	case ListenersOpen:
-		s.open = true
+		s.opened()
 	case Laid:
 		s.lay(ev)
 	case Subscribed:
@@ -142,8 +142,9 @@ func (s *State) restored(ev Restored, now time.Time) {
 	s.denying = versionsOf(ev.Denied)
 }
 
-// assigned takes an update in. Within one uid nothing older wins, whatever the
-// order in which updates come.
+// assigned takes an update in. Within one uid and one control plane nothing older wins,
+// whatever the order in which updates come. Another control plane has counts of its own,
+// as has one that was restored from a back-up: what it says first counts.
 func (s *State) assigned(ev Assigned, now time.Time) {
 	if !s.heard {
 		s.heardAt = now
@@ -157,9 +158,12 @@ func (s *State) assigned(ev Assigned, now time.Time) {
 			s.plugins[v.Key] = p
 		}
 		if w := p.want; w != nil {
-			if w.Version == v.Version || w.UID == v.UID && v.Sequence < w.Sequence {
+			if w.Version == v.Version || w.UID == v.UID && w.From == v.From && v.Sequence < w.Sequence {
 				continue
 			}
+		}
+		if unreadable(v) && p.want != nil {
+			v.Behaviour = p.want.Behaviour // its place is that of the one before, which stays there
 		}
 		p.want = v
 		if p.good == nil {
@@ -238,10 +242,18 @@ func (s *State) envoyStarted(ev EnvoyStarted, now time.Time) {
 	s.envoy, s.envoySince, s.open, s.left, s.waiting = ev.Envoy, now, ev.Open, ev.Open, ""
 	if s.down == (EnvoyEnded{}) {
 		s.forgetEnvoy()
-		return
+	} else {
+		s.down, s.listing = EnvoyEnded{}, nil
+		s.freshSlots()
 	}
-	s.down, s.listing = EnvoyEnded{}, nil
-	s.freshSlots()
+	s.served = nil
+}
+
+// opened notes that the first listeners serve.
+func (s *State) opened() {
+	if s.open = true; s.listing == nil {
+		s.serve()
+	}
 }
 
 func (s *State) slot(name string) *slot {
@@ -260,6 +272,7 @@ func (s *State) subscribed(ev Subscribed) {
 	}
 	if sl != nil {
 		sl.subscribed, sl.runs = true, ev.Version
+		sl.serves = sl.serves || s.left && !s.laid // what an Envoy was left behind with
 	}
 }
 
@@ -268,7 +281,7 @@ func (s *State) acked(ev Acked) {
 	if sl == nil || sl.sent == nil || sl.sent.version != ev.Version {
 		return
 	}
-	sl.acked, sl.sent, sl.revert = sl.sent, nil, false
+	sl.acked, sl.sent, sl.revert, sl.serves = sl.sent, nil, false, true
 	for _, m := range sl.acked.members {
 		if l := s.loads[source(m.version)]; l != nil && m.standIn == chandler.StandInNone {
 			l.lost = time.Time{}
@@ -444,7 +457,7 @@ func (s *State) lastGood() SaveLastGood {
 		switch p := s.plugins[key]; {
 		case p.good != nil:
 			save.Versions = append(save.Versions, s.pinned(*p.good))
-		case p.want != nil && p.standIn == chandler.StandInDeny && s.belongs(p.want):
+		case p.want != nil && s.belongs(p.want) && (p.standIn == chandler.StandInDeny || s.denied(key)):
 			save.Denied = append(save.Denied, *p.want)
 		}
 	}

@@ -399,6 +399,29 @@ func TestStepOlderSequenceLoses(t *testing.T) {
 	}
 }
 
+// Under several control planes, in whatever order their words come, an agent wants what
+// it was told last, unless the same control plane has already said something newer of
+// the same plugin. One that was restored from a back-up is another.
+func TestStepSequencesOfSeveralControlPlanes(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		s, key := NewState(Settings{}), chandler.Key{Kind: "WasmPlugin", Namespace: "ns", Name: "a"}
+		var wanted Version
+		for range rapid.IntRange(1, 40).Draw(r, "words") {
+			v := Version{From: rapid.SampledFrom([]string{"", "left", "right", "restored"}).Draw(r, "from")}
+			v.Key, v.UID, v.Sequence = key, rapid.SampledFrom([]string{"u", "w"}).Draw(r, "uid"), rapid.Uint64Range(1, 9).Draw(r, "sequence")
+			v.Version = fmt.Sprint(v.From, v.UID, v.Sequence)
+			older := v.From == wanted.From && v.UID == wanted.UID && v.Sequence < wanted.Sequence
+			if !older {
+				wanted = v
+			}
+			s.Step(Assigned{Changed: []Version{v}}, time.Unix(0, 0))
+			if got := s.Known()[key.String()]; got != wanted.Version {
+				r.Fatalf("%s is wanted after %s, want %s", got, v.Version, wanted.Version)
+			}
+		}
+	})
+}
+
 func TestReasonInLog(t *testing.T) {
 	log := strings.Split(strings.TrimSpace(`
 [2026-08-01 10:00:00.000][12][error][wasm] [source/extensions/common/wasm/context.cc:1] wasm log WasmPlugin/ns/a root WasmPlugin/ns/a: realm is no string

@@ -133,7 +133,7 @@ func (u *controlPlane) lastTaken() ([]relay.View, time.Time) {
 	}
 	views = slices.Clone(views)
 	for i, v := range views {
-		if v.Type == attach.ExtensionConfigType {
+		if v.Type == attach.ExtensionConfigType || v.Type == listenerType {
 			views[i] = v.Edited(func(body []byte) []byte {
 				kept, _ := remotewasm.Discreet(v.Type, body)
 				return kept
@@ -153,6 +153,22 @@ func (u *controlPlane) changed(typeURL string, names ...string) {
 	}
 }
 
+// findUpstream gives what one of the control planes has of a type under a name.
+func (a *Agent) findUpstream(typeURL, name string) (body []byte, ok bool) {
+	for _, u := range a.upstreams {
+		u.mu.Lock()
+		e := u.edge
+		u.mu.Unlock()
+		if e == nil {
+			continue
+		}
+		if body, ok = e.Find(typeURL, name); ok {
+			return body, true
+		}
+	}
+	return nil, false
+}
+
 // serveUpstreams stands for the control planes towards the Envoy that is there or is
 // started next, until ctx ends. another: none before it was the same process.
 func (a *Agent) serveUpstreams(ctx context.Context, start func(serve func() error), local map[string]relay.Local, another bool) error {
@@ -160,7 +176,7 @@ func (a *Agent) serveUpstreams(ctx context.Context, start func(serve func() erro
 		a.relayed.another()
 	}
 	if another && a.remote != nil {
-		a.remote.Another()
+		a.remote.another()
 	}
 	for _, u := range a.upstreams {
 		lis, err := a.listen(u.socket)
@@ -198,18 +214,39 @@ func (u *controlPlane) newEdge(hooks relay.Hooks, ended func(), another bool) *e
 
 // hooks are what the agent adds to what passes.
 func (a *Agent) hooks() relay.Hooks {
-	h := relay.Hooks{Node: a.introduce, Names: attach.Names, Transforms: map[string]relay.Transform{attach.ExtensionConfigType: a.remote.Transform}}
+	h := relay.Hooks{Node: a.introduce, Names: attach.Names, Transforms: map[string]relay.Transform{
+		attach.ExtensionConfigType: a.remote.extensions.Transform,
+		listenerType:               a.transformListener,
+	}}
 	h.Tell = func(ev relay.Event) {
-		a.remote.Tell(ev)
+		a.remote.tell(ev)
 		if a.relayed != nil {
 			a.relayed.tell(ev)
 		}
 	}
 	if a.relayed != nil {
-		h.Transforms[listenerType] = a.relayed.transform
-		h.Amend = map[string]func(string, bool, string) bool{listenerType: a.relayed.amend}
+		h.Amend = map[string]func(string, bool, string) bool{listenerType: a.amendListener}
 	}
 	return h
+}
+
+// transformListener has the modules in a listener on disk before there are slots in it.
+func (a *Agent) transformListener(r relay.Resource) (body []byte, ready bool) {
+	body, ready = a.remote.listeners.Transform(r)
+	if !ready || a.relayed == nil {
+		return body, ready
+	}
+	r.Body = body
+	return a.relayed.transform(r)
+}
+
+// amendListener has a listener that Envoy refuses tried without slots, unless it refuses it
+// for a module: what stands in for that comes by itself.
+func (a *Agent) amendListener(name string, ours bool, words string) bool {
+	if attach.RefusesModule(words, name) && a.remote.listeners.Gave(name) {
+		return false
+	}
+	return a.relayed.amend(name, ours, words)
 }
 
 // opening tells whether Envoy's listeners are not open yet.

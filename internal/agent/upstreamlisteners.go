@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"slices"
+
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
 )
@@ -14,7 +16,9 @@ import (
 type upstreamListeners struct {
 	// laid: some are known. admits: some have places that it is not decided of.
 	laid, admits bool
-	bare         []Bare
+	// withheld: some listeners did not go on, after Envoy refused a change.
+	withheld bool
+	bare     []Bare
 	// admitted are the sites of listeners that went on, served those of listeners that
 	// serve: to enter there changes what traffic meets.
 	admitted []attach.Site
@@ -33,12 +37,20 @@ type Bare struct {
 // lay takes in which places there are.
 func (s *State) lay(ev Laid) {
 	s.set.Slots, s.set.Sites, s.bare = ev.Slots, ev.Sites, ev.Bare
-	s.laid, s.admits = true, true
+	left := s.left && !s.laid // what an Envoy has that was left behind serves
 	for _, place := range ev.Slots {
 		if s.find(place) == nil {
-			s.enter(&slot{Slot: place, name: place.Name(), present: true})
+			s.enter(&slot{Slot: place, name: place.Name(), present: true, serves: left})
 		}
 	}
+	if left {
+		s.admitted = ev.Sites
+		s.serve()
+		for _, sl := range s.slots {
+			sl.serves = sl.serves || s.served[siteOf(sl.Slot)]
+		}
+	}
+	s.laid, s.admits = true, true
 	there := map[attach.Slot]bool{}
 	for _, place := range ev.Slots {
 		there[place] = true
@@ -73,21 +85,39 @@ func (s *State) settleUpstream() (effects []Effect) {
 	if !s.laid {
 		return nil
 	}
-	if want := s.wantListed(); s.relistAt.IsZero() && !s.fits(want) {
+	want := s.wantListed()
+	if s.relistAt.IsZero() && !s.fits(want) {
 		if s.awaitsAnswers() {
 			s.relisting = true
 			return nil
 		}
 		effects = s.relist(want, false)
 	}
-	if s.admits {
-		s.admits, s.admitted = false, s.set.Sites
+	if s.admits || s.withheld && s.relistAt.IsZero() {
+		s.admitted = s.admissible(want)
+		s.admits, s.withheld = false, len(s.admitted) < len(s.set.Sites)
 		if s.listing == nil {
 			s.serve()
 		}
-		effects = append(effects, AdmitListeners{Slots: s.set.Slots, Sites: s.set.Sites})
+		effects = append(effects, AdmitListeners{Slots: s.set.Slots, Sites: s.admitted})
 	}
 	return effects
+}
+
+// admissible are the sites at which nothing is missing, or whose listeners serve already.
+// After Envoy refused a change, slots that are to stand in others must wait, and so do they.
+func (s *State) admissible(want []attach.Slot) []attach.Site {
+	missing := map[attach.Site]bool{}
+	for _, place := range want {
+		if !slices.Contains(s.listed, place) && s.opens(place) {
+			missing[siteOf(place)] = true
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(s.set.Sites), func(site attach.Site) bool { return missing[site] })
+}
+
+func siteOf(place attach.Slot) attach.Site {
+	return attach.Site{Mode: place.Mode, Port: place.Port, Network: place.Network}
 }
 
 // serve notes that the listeners that went on serve.
@@ -98,10 +128,30 @@ func (s *State) serve() {
 	}
 }
 
-// opening tells whether a slot enters a listener that nobody was served by: it does not
+// opens tells whether the listeners that are a slot's place serve nobody yet: they do not
 // open without a plugin.
-func (s *State) opening(sl *slot) bool {
-	return s.set.Upstream && !s.served[attach.Site{Mode: sl.Mode, Port: sl.Port, Network: sl.Network}]
+func (s *State) opens(place attach.Slot) bool {
+	return s.set.Upstream && !s.served[siteOf(place)]
+}
+
+// deniesOpening tells whether a plugin that cannot run yet, and for which the traffic of
+// listeners that serve goes on as before, is denied for in one that opens: there is no
+// before.
+func (s *State) deniesOpening(p *plugin) bool {
+	return s.set.Upstream && s.open && p.want != nil && !s.bypasses(p) && contract(p.want) == chandler.StandInDeny
+}
+
+// denyOpening has a slot deny for such plugins when no traffic has met it, and then until
+// they run.
+func (s *State) denyOpening(sl *slot, chosen, want map[chandler.Key]member) {
+	for key, p := range s.plugins {
+		if _, ok := chosen[key]; ok || !s.deniesOpening(p) || !sl.Holds(&p.want.Attachment) {
+			continue
+		}
+		if !sl.serves || sl.acked.denies(key) {
+			want[key] = member{p.want, chandler.StandInDeny}
+		}
+	}
 }
 
 // known tells whether this Envoy has acknowledged a version before.

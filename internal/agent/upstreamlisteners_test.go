@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ type elsewhere struct {
 	ports    []uint32 // of the listeners that the control plane sent last
 	admitted []uint32 // that went on
 	own      []attach.Slot
+	taken    []attach.Slot                      // of own, that Envoy has
 	listing  bool                               // Envoy has not answered for own
 	asked    map[string]bool                    // slots that Envoy asks for
 	pushed   map[string]Push                    // that it has not answered
@@ -30,6 +32,57 @@ type elsewhere struct {
 	runs     map[string]map[chandler.Key]member
 	loads    map[Source]bool
 	bad      map[string]bool // versions that it refuses
+
+	opens    map[string]bool // slots that stand in their listener since that opened
+	assigned map[chandler.Key]Version
+	saved    Restored
+}
+
+// restart is another agent, which finds Envoy as this one left it. The control plane tells
+// it what it told this one, at once or later.
+func (p *elsewhere) restart(told bool) {
+	p.loads = map[Source]bool{}
+	p.s = NewState(Settings{Upstream: true, Running: true, Listed: p.own, Features: []string{chandler.FeatureHTTP, chandler.FeatureNetwork}})
+	p.step(EnvoyStarted{Envoy: "e", Open: true})
+	p.step(p.saved)
+	for _, name := range slices.Sorted(maps.Keys(p.asked)) {
+		version := ""
+		for key := range p.members {
+			if v, ok := strings.CutPrefix(key, name); ok && maps.EqualFunc(p.members[key], p.runs[name], member.equal) {
+				version = v
+			}
+		}
+		p.step(Subscribed{Slot: name, Version: version})
+	}
+	if told {
+		p.tell()
+	}
+	slots, sites := placesOf(p.ports) // which Envoy has, and were kept
+	p.step(Laid{Slots: slots, Sites: sites})
+}
+
+// met tells whether Envoy has something in each slot of its listeners.
+func (p *elsewhere) met() bool {
+	for _, name := range p.wants() {
+		if _, ok := p.runs[name]; !ok {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *elsewhere) tell() {
+	var all []Version
+	for _, key := range slices.SortedFunc(maps.Keys(p.assigned), chandler.Key.Compare) {
+		all = append(all, p.assigned[key])
+	}
+	var gone []chandler.Key
+	for key := range p.s.plugins {
+		if _, ok := p.assigned[key]; !ok {
+			gone = append(gone, key)
+		}
+	}
+	p.step(Assigned{Changed: all, Removed: gone})
 }
 
 func placesOf(ports []uint32) (slots []attach.Slot, sites []attach.Site) {
@@ -48,9 +101,11 @@ func (p *elsewhere) step(ev Event) {
 		case CancelLoad:
 			delete(p.loads, e.Source)
 		case WriteListeners:
-			p.own, p.listing = e.Own, p.s.envoy != ""
+			p.relist(e.Own)
 		case AdmitListeners:
 			p.admit(e)
+		case SaveLastGood:
+			p.saved = Restored(e)
 		case Push:
 			p.push(e)
 		}
@@ -64,19 +119,54 @@ func (p *elsewhere) admit(e AdmitListeners) {
 	if !p.s.seeded {
 		p.t.Fatal("listeners go on before it is known which plugins belong here")
 	}
+	before := p.admitted
 	p.admitted = nil
 	for _, s := range e.Sites {
 		p.admitted = append(p.admitted, s.Port)
-	}
-	if !p.s.relistAt.IsZero() {
-		return // Envoy has refused a change a moment ago
-	}
-	for key, m := range p.s.chooseAll() {
-		for _, site := range e.Sites {
-			if slot, ok := site.Slot(&m.version.Attachment); ok && m.standIn != chandler.StandInPass && !slices.Contains(p.own, slot) {
-				p.t.Fatalf("port %d goes on without the slot of %v", site.Port, key)
+		if slices.Contains(before, s.Port) {
+			continue // it serves, and Envoy may have refused a change of it
+		}
+		for key, pl := range p.s.plugins {
+			if v := pl.want; v != nil && v.FailStrategy != chandler.FailOpen {
+				if slot, ok := s.Slot(&v.Attachment); ok && !slices.Contains(p.own, slot) && !movesTo(pl, slot) {
+					p.t.Fatalf("port %d opens without the slot of %v", s.Port, key)
+				}
 			}
 		}
+		shared, _ := placesOf([]uint32{s.Port})
+		for _, slot := range append(shared, p.own...) {
+			if slot.Port == s.Port {
+				p.opens[slot.Name()] = true
+			}
+		}
+	}
+}
+
+// movesTo tells whether a plugin runs elsewhere and is to come to a slot: until then it runs
+// there alone.
+func movesTo(pl *plugin, place attach.Slot) bool {
+	return pl.good != nil && !place.Holds(&pl.good.Attachment)
+}
+
+// relist holds that slots which decide stay in listeners that serve, whichever agent it is.
+func (p *elsewhere) relist(own []attach.Slot) {
+	for _, slot := range p.taken {
+		if slices.Contains(own, slot) || !slices.Contains(p.admitted, slot.Port) || !slices.Contains(p.ports, slot.Port) {
+			continue
+		}
+		for key := range p.runs[slot.Name()] {
+			if pl := p.s.plugins[key]; pl != nil && pl.want != nil && slot.Holds(&pl.want.Attachment) {
+				p.t.Fatalf("the slot of %v leaves port %d", key, slot.Port)
+			}
+		}
+	}
+	for _, slot := range p.own {
+		if !slices.Contains(own, slot) {
+			delete(p.opens, slot.Name())
+		}
+	}
+	if p.own, p.listing = own, p.s.envoy != ""; !p.listing {
+		p.taken = own
 	}
 }
 
@@ -89,6 +179,15 @@ func (p *elsewhere) push(e Push) {
 	for key, v := range p.goodFor(place) { // what is good is in every composition, also the first
 		if m, ok := members[key]; place.Shared() && !p.s.slot(e.Slot).careful && (!ok || m.standIn != chandler.StandInNone || m.version.Version != v.Version) {
 			p.t.Fatalf("%s is sent without %v, which is good: %+v", e.Slot, key, members)
+		}
+	}
+	for key, pl := range p.s.plugins { // nothing opens without what is to deny, nor goes on so after a denial
+		if v := pl.want; v == nil || v.FailStrategy == chandler.FailOpen || !place.Holds(&v.Attachment) || p.s.slot(e.Slot).careful || !slices.Contains(p.ports, place.Port) || movesTo(pl, place) {
+			continue
+		}
+		runs, met := p.runs[e.Slot]
+		if _, ok := members[key]; !ok && (!met && p.opens[e.Slot] || runs[key].standIn == chandler.StandInDeny) {
+			p.t.Fatalf("%s is sent without %v, before it ran: %+v", e.Slot, key, members)
 		}
 	}
 	p.pushed[e.Slot], p.members[e.Slot+e.Version] = e, members
@@ -114,7 +213,7 @@ func (p *elsewhere) check() {
 		v, found := p.s.plugins[key].want, false
 		for name := range p.asked {
 			place, _ := attach.ParseSlot(name)
-			if !p.asked[name] || !place.Holds(&v.Attachment) || !place.Shared() && !slices.Contains(p.own, place) {
+			if !p.asked[name] || !place.Holds(&v.Attachment) || !place.Shared() && (!slices.Contains(p.own, place) || !slices.Contains(p.ports, place.Port)) {
 				continue
 			}
 			found = true
@@ -151,7 +250,7 @@ func TestUpstreamListeners(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		p := &elsewhere{t: t, now: time.Unix(1_700_000_000, 0), asked: map[string]bool{}, pushed: map[string]Push{},
-			members: map[string]map[chandler.Key]member{}, runs: map[string]map[chandler.Key]member{}, loads: map[Source]bool{}, bad: map[string]bool{}}
+			members: map[string]map[chandler.Key]member{}, runs: map[string]map[chandler.Key]member{}, loads: map[Source]bool{}, bad: map[string]bool{}, assigned: map[chandler.Key]Version{}, opens: map[string]bool{}}
 		p.s = NewState(Settings{Upstream: true, Features: []string{chandler.FeatureHTTP, chandler.FeatureNetwork}})
 		p.step(EnvoyStarted{Envoy: "e"})
 		sequence := uint64(0)
@@ -198,6 +297,7 @@ func TestUpstreamListeners(t *testing.T) {
 				for _, name := range slices.Sorted(maps.Keys(p.asked)) {
 					if !slices.Contains(wants, name) {
 						delete(p.asked, name)
+						delete(p.opens, name)
 						delete(p.pushed, name)
 						delete(p.runs, name)
 						p.step(Unsubscribed{Slot: name})
@@ -213,6 +313,7 @@ func TestUpstreamListeners(t *testing.T) {
 					p.step(ListenersRefused{Reason: "no"})
 					return
 				}
+				p.taken = p.own
 				p.step(ListenersTaken{})
 			},
 			"a plugin comes": func(t *rapid.T) {
@@ -225,10 +326,12 @@ func TestUpstreamListeners(t *testing.T) {
 				}
 				v.Match = []chandler.Match{{Ports: rapid.SliceOfNDistinct(rapid.SampledFrom([]uint32{1, 2, 3}), 1, 3, rapid.ID[uint32]).Draw(t, "ports")}}
 				p.bad[v.Version] = rapid.IntRange(0, 3).Draw(t, "bad") == 0
+				p.assigned[v.Key] = v
 				p.step(Assigned{Changed: []Version{v}})
 			},
 			"a plugin goes": func(t *rapid.T) {
 				v := version(key.Draw(t, "plugin"))
+				delete(p.assigned, v.Key)
 				p.step(Assigned{Removed: []chandler.Key{v.Key}})
 			},
 			"a module comes": func(t *rapid.T) {
@@ -244,6 +347,13 @@ func TestUpstreamListeners(t *testing.T) {
 				p.now = p.now.Add(10 * time.Second)
 				p.step(Tick{})
 			},
+			"the agent is another": func(t *rapid.T) {
+				if !p.s.open || p.s.envoy == "" || len(p.ports) == 0 || !slices.Equal(p.ports, p.admitted) || p.listing || len(p.pushed) > 0 || !p.met() {
+					t.Skip("it does not take over, or what it finds is not settled")
+				}
+				p.restart(rapid.Bool().Draw(t, "told at once"))
+			},
+			"the control plane tells it again": func(*rapid.T) { p.tell() },
 			"envoy is another": func(t *rapid.T) {
 				p.asked, p.pushed, p.runs, p.listing = map[string]bool{}, map[string]Push{}, map[string]map[chandler.Key]member{}, false
 				p.step(EnvoyEnded{Message: "it ended"})

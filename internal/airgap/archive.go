@@ -2,61 +2,51 @@ package airgap
 
 import (
 	"archive/tar"
-	"bytes"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
 	"chandler.dev/chandler"
-	"chandler.dev/chandler/internal/fetch"
 )
 
 const (
-	maxFiles   = 16 << 10
-	maxEntries = 1024
-	maxJSON    = 1 << 20
-	maxName    = 255
+	maxFiles = 16 << 10
+	maxName  = 255
 )
 
 // Archive is an image layout in a tar, read as a registry is. Opening it has held
 // every blob against the digest that is its name.
-type Archive struct {
+type Archive struct{ layout *layout }
+
+// tarball is where the blobs of an archive lie.
+type tarball struct {
 	r     io.ReaderAt
 	blobs map[string]span // by digest
-	found []Found
-	// tagged are the manifests with a tag, by their place.
-	tagged map[string]entry
-	// referrers are lists of what refers to something, by the digest of that.
-	referrers map[string][]entry
 }
 
 // span is where a blob lies in the file.
 type span struct{ at, size int64 }
 
-// Found is an artifact of an archive.
-type Found struct {
-	// Name is as it is written; empty: it has none.
-	Name string
-	// Reference is what to ask the archive for.
-	Reference chandler.Reference
-	// Complete: the name tells registry and repository.
-	Complete bool
-}
+func (tarball) kind() string { return "the archive" }
 
-// attachmentTag is the tag of what belongs to an artifact.
-var attachmentTag = regexp.MustCompile(`^sha256-[0-9a-f]{64}(\.[a-z]+)?$`)
+func (t tarball) blob(digest string) (io.ReadCloser, int64, error) {
+	at, ok := t.blobs[digest]
+	if !ok {
+		return nil, 0, fs.ErrNotExist
+	}
+	return io.NopCloser(io.NewSectionReader(t.r, at.at, at.size)), at.size, nil
+}
 
 // Open reads through a file of size bytes. What is wrong with it is a
 // *chandler.Problem, any other error one of the file.
 func Open(r io.ReaderAt, size int64) (*Archive, error) {
-	a := &Archive{r: r, blobs: map[string]span{}, tagged: map[string]entry{}, referrers: map[string][]entry{}}
-	files, err := a.scan(size)
+	t := tarball{r: r, blobs: map[string]span{}}
+	files, err := t.scan(size)
 	if err != nil {
 		return nil, err
 	}
@@ -65,47 +55,24 @@ func Open(r io.ReaderAt, size int64) (*Archive, error) {
 			return nil, problem(chandler.CodeTarMissing, "write it with chandler save, docker save or skopeo copy oci-archive:", "the archive has no %s: it is no OCI image layout", name)
 		}
 	}
-	var all index
-	if err := decode(files[fileIndex], &all); err != nil {
-		return nil, problem(chandler.CodeManifestParse, "write it again", "%s cannot be read as an index", fileIndex)
+	l, err := parseLayout(files[fileIndex], t)
+	if err != nil {
+		return nil, err
 	}
-	if len(all.Manifests) > maxEntries {
-		return nil, problem(chandler.CodeIndex, "write several archives", "%s has %d entries, limit %d", fileIndex, len(all.Manifests), maxEntries)
-	}
-	for i, e := range all.Manifests {
-		if err := a.enter(i, e); err != nil {
-			return nil, err
-		}
-	}
-	if len(a.found) == 0 {
-		return nil, problem(chandler.CodeTarMissing, "save an artifact into it", "the archive has no artifact")
-	}
-	return a, nil
-}
-
-// decode reads JSON of a registry's kind.
-func decode(raw []byte, into any) error {
-	if err := fetch.CheckJSON(raw); err != nil {
-		return err
-	}
-	return json.Unmarshal(raw, into)
-}
-
-func problem(code chandler.Code, hint, format string, args ...any) error {
-	return chandler.Problemf(code, "", hint, format, args...)
+	return &Archive{l}, nil
 }
 
 // Found are the artifacts of the archive, in its order.
-func (a *Archive) Found() []Found { return slices.Clone(a.found) }
+func (a *Archive) Found() []Found { return slices.Clone(a.layout.found) }
 
 // scan goes through the tar once: it notes where blobs lie, hashes them, and gives
 // the small files.
-func (a *Archive) scan(size int64) (map[string][]byte, error) {
-	in := &counter{r: io.NewSectionReader(a.r, 0, size)}
-	t := tar.NewReader(in)
+func (t tarball) scan(size int64) (map[string][]byte, error) {
+	in := &counter{r: io.NewSectionReader(t.r, 0, size)}
+	files := tar.NewReader(in)
 	small := map[string][]byte{}
 	for n := 0; ; n++ {
-		h, err := t.Next()
+		h, err := files.Next()
 		if err == io.EOF {
 			return small, nil
 		}
@@ -122,12 +89,12 @@ func (a *Archive) scan(size int64) (map[string][]byte, error) {
 		switch hex, isBlob := strings.CutPrefix(name, blobFolder); {
 		case h.Typeflag == tar.TypeDir, h.Typeflag == tar.TypeXGlobalHeader:
 		case isBlob:
-			err = a.blob(hex, h.Size, in, t)
+			err = t.note(hex, h.Size, in, files)
 		case name == fileLayout || name == fileIndex:
 			if small[name] != nil {
 				return nil, problem(chandler.CodeTarDuplicate, "write it again", "the archive has %s twice", name)
 			}
-			if small[name], err = io.ReadAll(io.LimitReader(t, maxJSON+1)); len(small[name]) > maxJSON {
+			if small[name], err = io.ReadAll(io.LimitReader(files, maxJSON+1)); len(small[name]) > maxJSON {
 				return nil, problem(chandler.CodeTarSize, "write several archives", "%s is over %d bytes", name, maxJSON)
 			}
 		}
@@ -158,8 +125,8 @@ func judge(h *tar.Header) (string, error) {
 	return path.Clean(h.Name), nil
 }
 
-// blob notes where a blob lies, which must be what it is called.
-func (a *Archive) blob(hex string, size int64, in *counter, content io.Reader) error {
+// note notes where a blob lies, which must be what it is called.
+func (t tarball) note(hex string, size int64, in *counter, content io.Reader) error {
 	at, sum := in.n, sha256.New()
 	if _, err := io.Copy(sum, content); err != nil {
 		return err
@@ -168,10 +135,10 @@ func (a *Archive) blob(hex string, size int64, in *counter, content io.Reader) e
 	if digest != "sha256:"+hex {
 		return problem(chandler.CodeDigestMismatch, "write it again; the file was changed or is damaged", "blob %s has other bytes: they have %s", chandler.Quote(hex), digest)
 	}
-	if _, twice := a.blobs[digest]; twice {
+	if _, twice := t.blobs[digest]; twice {
 		return problem(chandler.CodeTarDuplicate, "write it again", "the archive has blob %s twice", digest)
 	}
-	a.blobs[digest] = span{at, size}
+	t.blobs[digest] = span{at, size}
 	return nil
 }
 
@@ -206,99 +173,4 @@ func (c *counter) explain(err error, entries int) error {
 		return problem(chandler.CodeTarHeader, "copy it again", "the archive is truncated after %d entries", entries)
 	}
 	return problem(chandler.CodeTarHeader, "write it again", "the header after %d entries is no valid one", entries)
-}
-
-// enter takes in one entry of the index.
-func (a *Archive) enter(i int, e entry) error {
-	if _, ok := chandler.ParseDigest[chandler.ArtifactDigest](e.Digest); !ok {
-		return problem(chandler.CodeDigestSyntax, "write it again with sha256 digests", "entry %d of the index: digest %s is not sha256: and 64 lower-case hex digits", i, chandler.Quote(e.Digest))
-	}
-	raw, err := a.read(e.Digest)
-	if err != nil {
-		return err
-	}
-	var m struct {
-		Subject      *fetch.Descriptor `json:"subject"`
-		ArtifactType string            `json:"artifactType"`
-		Config       fetch.Descriptor  `json:"config"`
-		Annotations  map[string]string `json:"annotations"`
-	}
-	if err := decode(raw, &m); err != nil {
-		return problem(chandler.CodeManifestParse, "write it again", "entry %d of the index: manifest %s cannot be read", i, e.Digest)
-	}
-	if m.Subject != nil {
-		about := entry{Descriptor: fetch.Descriptor{MediaType: e.MediaType, Digest: e.Digest, Size: int64(len(raw))}, ArtifactType: m.ArtifactType, Annotations: m.Annotations}
-		if about.ArtifactType == "" {
-			about.ArtifactType = m.Config.MediaType
-		}
-		a.referrers[m.Subject.Digest] = append(a.referrers[m.Subject.Digest], about)
-	}
-	return a.name(i, e, m.Subject != nil)
-}
-
-// unnamed is the repository of what has no name.
-const unnamed = "archive.invalid/unnamed"
-
-// name finds out what an entry is called.
-func (a *Archive) name(i int, e entry, refers bool) error {
-	name, tag := e.Annotations[annotationName], e.Annotations[annotationTag]
-	if name == "" && strings.Contains(tag, "/") {
-		name = tag // skopeo writes what it is told
-	}
-	if name == "" && tag == "" && refers {
-		return nil
-	}
-	text := name
-	switch {
-	case name == "" && tag == "":
-		text = unnamed + "@" + e.Digest
-	case name == "":
-		name, text = tag, unnamed+":"+tag
-	}
-	ref, p := chandler.ParseReference(text)
-	if p == nil && ref.Scheme != chandler.SchemeOCI {
-		p = chandler.Problemf(chandler.CodeRefSyntax, "", "write it again", "it names no repository")
-	}
-	if p != nil {
-		return problem(p.Code, p.Hint, "entry %d of the index: name %s: %s", i, chandler.Quote(name), p.Message)
-	}
-	if ref.Tag != "" {
-		if other, taken := a.tagged[nameOf(ref)]; taken && other.Digest != e.Digest {
-			return problem(chandler.CodeManifestAmbiguous, "write it again", "the archive has two artifacts named %s", chandler.Quote(name))
-		}
-		a.tagged[nameOf(ref)] = e
-	}
-	if attachmentTag.MatchString(ref.Tag) {
-		return nil
-	}
-	ref.Digest = chandler.ArtifactDigest(e.Digest)
-	a.found = append(a.found, Found{Name: name, Reference: ref, Complete: !strings.HasPrefix(text, unnamed)})
-	return nil
-}
-
-// read gives a manifest's bytes.
-func (a *Archive) read(digest string) ([]byte, error) {
-	at, ok := a.blobs[digest]
-	switch {
-	case !ok:
-		return nil, problem(chandler.CodeTarMissing, "write it again", "the archive has no manifest %s, which its index names", digest)
-	case at.size > maxJSON:
-		return nil, problem(chandler.CodeTarSize, "write it again", "manifest %s is over %d bytes", digest, maxJSON)
-	}
-	raw := make([]byte, at.size)
-	if _, err := a.r.ReadAt(raw, at.at); err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("read the archive: %w", err)
-	}
-	return raw, nil
-}
-
-func hexOf(digest string) string { return strings.TrimPrefix(digest, "sha256:") }
-
-// blobReader reads one blob.
-func (a *Archive) blobReader(digest string) (io.Reader, int64, bool) {
-	at, ok := a.blobs[digest]
-	if !ok {
-		return bytes.NewReader(nil), 0, false
-	}
-	return io.NewSectionReader(a.r, at.at, at.size), at.size, true
 }

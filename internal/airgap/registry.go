@@ -3,7 +3,9 @@ package airgap
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
+	"io/fs"
 	"net/http"
 	"strconv"
 	"strings"
@@ -12,8 +14,8 @@ import (
 	"chandler.dev/chandler/internal/fetch"
 )
 
-// Client reads the archive, with what else cfg says. Every registry and repository
-// has the archive's blobs, and those that its names say have the tags.
+// Client reads the archive, with what else cfg says. Repositories have the tags and
+// manifests that names in the archive say; blobs, which manifests lead to, are anybody's.
 func (a *Archive) Client(cfg fetch.Config) *fetch.Client {
 	cfg.Transport, cfg.Hosts, cfg.Keychain = a, nil, nil
 	return fetch.New(cfg)
@@ -22,6 +24,10 @@ func (a *Archive) Client(cfg fetch.Config) *fetch.Client {
 // RoundTrip implements http.RoundTripper: it answers as a registry does that is only
 // read.
 func (a *Archive) RoundTrip(req *http.Request) (*http.Response, error) {
+	return a.layout.roundTrip(req)
+}
+
+func (l *layout) roundTrip(req *http.Request) (*http.Response, error) {
 	if req.Body != nil {
 		req.Body.Close()
 	}
@@ -29,36 +35,50 @@ func (a *Archive) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !ok || req.Method != http.MethodGet && req.Method != http.MethodHead {
 		return answer(req, http.StatusNotFound, "", nil, 0), nil
 	}
-	for _, kind := range []struct {
-		part string
-		get  func(repository, id string) (mediaType string, body io.Reader, size int64, ok bool)
-	}{{"/manifests/", a.manifest}, {"/blobs/", a.plain}, {"/referrers/", a.list}} {
-		i := strings.LastIndex(rest, kind.part)
+	for _, part := range []struct {
+		name string
+		get  func(repository, id string) (mediaType string, body io.ReadCloser, size int64, err error)
+	}{{"/manifests/", l.manifest}, {"/blobs/", l.plain}, {"/referrers/", l.list}} {
+		i := strings.LastIndex(rest, part.name)
 		if i < 0 {
 			continue
 		}
-		mediaType, body, size, ok := kind.get(req.URL.Host+"/"+rest[:i], rest[i+len(kind.part):])
-		if !ok {
-			break
+		mediaType, body, size, err := part.get(registryOf(req)+"/"+rest[:i], rest[i+len(part.name):])
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return answer(req, http.StatusNotFound, "", nil, 0), nil
+		case err != nil:
+			return nil, err
 		}
 		return answer(req, http.StatusOK, mediaType, body, size), nil
 	}
 	return answer(req, http.StatusNotFound, "", nil, 0), nil
 }
 
-func (a *Archive) manifest(repository, id string) (string, io.Reader, int64, bool) {
+// registryOf is the registry that is asked for: a mirror of several is told of which.
+func registryOf(req *http.Request) string {
+	switch ns := req.URL.Query().Get("ns"); ns {
+	case "":
+		return req.URL.Host
+	case "docker.io":
+		return chandler.DefaultRegistry
+	default:
+		return ns
+	}
+}
+
+func (l *layout) manifest(repository, id string) (string, io.ReadCloser, int64, error) {
 	digest := id
-	if e, ok := a.tagged[repository+":"+id]; ok {
+	if e, ok := l.tagged[repository+":"+id]; ok {
 		digest = e.Digest
+	} else if !l.within[repository][digest] {
+		return "", nil, 0, fs.ErrNotExist
 	}
-	if _, ok := a.blobs[digest]; !ok {
-		return "", nil, 0, false
-	}
-	raw, err := a.read(digest)
+	raw, err := l.read(digest)
 	if err != nil {
-		return "", nil, 0, false
+		return "", nil, 0, err
 	}
-	return mediaTypeOf(raw), bytes.NewReader(raw), int64(len(raw)), true
+	return mediaTypeOf(raw), io.NopCloser(bytes.NewReader(raw)), int64(len(raw)), nil
 }
 
 // mediaTypeOf is what a manifest says of itself or, if it says nothing, what it must
@@ -79,27 +99,35 @@ func mediaTypeOf(raw []byte) string {
 	return "application/vnd.oci.image.manifest.v1+json"
 }
 
-func (a *Archive) plain(_, id string) (string, io.Reader, int64, bool) {
-	body, size, ok := a.blobReader(id)
-	return "application/octet-stream", body, size, ok
+func (l *layout) plain(_, id string) (string, io.ReadCloser, int64, error) {
+	body, size, err := l.blob(id)
+	return "application/octet-stream", body, size, err
 }
 
-func (a *Archive) list(_, id string) (string, io.Reader, int64, bool) {
-	raw, err := json.Marshal(index{2, typeIndex, append([]entry{}, a.referrers[id]...)})
-	return typeIndex, bytes.NewReader(raw), int64(len(raw)), err == nil
+func (l *layout) list(repository, id string) (string, io.ReadCloser, int64, error) {
+	all := []entry{}
+	if l.within[repository][id] {
+		all = append(all, l.referrers[id]...)
+	}
+	raw, err := json.Marshal(index{2, typeIndex, all})
+	return typeIndex, io.NopCloser(bytes.NewReader(raw)), int64(len(raw)), err
 }
 
-func answer(req *http.Request, status int, mediaType string, body io.Reader, size int64) *http.Response {
+func answer(req *http.Request, status int, mediaType string, body io.ReadCloser, size int64) *http.Response {
 	h := http.Header{}
 	if mediaType != "" {
 		h.Set("Content-Type", mediaType)
 	}
 	h.Set("Content-Length", strconv.FormatInt(size, 10))
-	if body == nil || req.Method == http.MethodHead {
-		body = bytes.NewReader(nil)
+	if body != nil && req.Method == http.MethodHead {
+		body.Close()
+		body = nil
+	}
+	if body == nil {
+		body = http.NoBody
 	}
 	return &http.Response{
 		Status: http.StatusText(status), StatusCode: status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: h, ContentLength: size, Body: io.NopCloser(body), Request: req,
+		Header: h, ContentLength: size, Body: body, Request: req,
 	}
 }

@@ -1,8 +1,8 @@
-// Package airgap keeps artifacts of registries in one file: a tar of the OCI image
-// layout, as skopeo and oras have it, and docker save. A Writer takes in what a
-// fetch.Client exports; an Archive is read as a registry is, by a fetch.Client whose
-// transport it is. So all that holds for registries holds for archives: bounds,
-// digests, refusals.
+// Package airgap keeps artifacts of registries where there is no registry: in one file,
+// a tar of the OCI image layout, as skopeo and oras have it, and docker save; or in a
+// folder of that layout. A Writer, and a Loading, take in what a fetch.Client exports;
+// an Archive, and a Folder, are read as a registry is, by a fetch.Client whose transport
+// they are. So all that holds for registries holds for them: bounds, digests, refusals.
 //
 // It does not know what is in a module, and speaks to no network.
 package airgap
@@ -27,6 +27,8 @@ const (
 	blobFolder = "blobs/sha256/"
 )
 
+const contentLayout = `{"imageLayoutVersion":"1.0.0"}`
+
 const typeIndex = "application/vnd.oci.image.index.v1+json"
 
 // Annotations of the index's entries: the tag alone, as the specification has it, and
@@ -44,7 +46,7 @@ type Writer struct {
 	tar     *tar.Writer
 	left    int64
 	written map[string]bool
-	entries []entry
+	entries entries
 }
 
 // entry is one of the index: what has a name, or refers to what has one.
@@ -72,7 +74,7 @@ func NewWriter(w io.Writer, maxBytes int64) *Writer {
 // Repository takes in artifacts of one repository.
 func (w *Writer) Repository(ref chandler.Reference) fetch.Receiver {
 	ref.Tag, ref.Digest = "", ""
-	return receiver{w, ref}
+	return receiver{w.blob, &w.entries, ref}
 }
 
 // Close writes the index; without it there is no archive.
@@ -81,7 +83,7 @@ func (w *Writer) Close() error {
 	if err != nil {
 		return fmt.Errorf("index of an archive: %w", err)
 	}
-	for _, f := range []struct{ name, content string }{{fileLayout, `{"imageLayoutVersion":"1.0.0"}`}, {fileIndex, string(raw)}} {
+	for _, f := range []struct{ name, content string }{{fileLayout, contentLayout}, {fileIndex, string(raw)}} {
 		if err := w.file(f.name, int64(len(f.content)), bytes.NewReader([]byte(f.content))); err != nil {
 			return err
 		}
@@ -89,18 +91,19 @@ func (w *Writer) Close() error {
 	return w.tar.Close()
 }
 
-// receiver implements fetch.Receiver.
+// receiver implements fetch.Receiver: it keeps blobs, and enters what is to be found.
 type receiver struct {
-	w   *Writer
-	ref chandler.Reference
+	keep    func(fetch.Descriptor, io.ReaderAt) error
+	entries *entries
+	ref     chandler.Reference
 }
 
 func (r receiver) Blob(_ context.Context, d fetch.Descriptor, from io.ReaderAt) error {
-	return r.w.blob(d, from)
+	return r.keep(d, from)
 }
 
 func (r receiver) Manifest(_ context.Context, m fetch.Manifest) error {
-	if err := r.w.blob(m.Descriptor, bytes.NewReader(m.Raw)); err != nil {
+	if err := r.keep(m.Descriptor, bytes.NewReader(m.Raw)); err != nil {
 		return err
 	}
 	ref, e := r.ref, entry{Descriptor: m.Descriptor}
@@ -114,13 +117,20 @@ func (r receiver) Manifest(_ context.Context, m fetch.Manifest) error {
 	case m.Subject == "":
 		return nil // of an index, which names it
 	}
+	r.entries.add(e)
+	return nil
+}
+
+// entries are those of an index that is being written.
+type entries []entry
+
+func (all *entries) add(e entry) {
 	same := func(other entry) bool {
 		return other.Digest == e.Digest && other.Annotations[annotationName] == e.Annotations[annotationName]
 	}
-	if !slices.ContainsFunc(r.w.entries, same) {
-		r.w.entries = append(r.w.entries, e)
+	if !slices.ContainsFunc(*all, same) {
+		*all = append(*all, e)
 	}
-	return nil
 }
 
 // nameOf is a reference as docker writes it.

@@ -21,9 +21,11 @@ type RemoteWasm struct {
 	// Nowhere: the resource does not say at all where the module is.
 	Nowhere bool
 	// Reference is where the module is, SHA256 its pin, bare hex or empty: of the manifest
-	// for oci, of the unpacked module otherwise.
+	// for oci, of the unpacked module otherwise. Cluster is the one through which Envoy
+	// would reach it.
 	Reference chandler.Reference
 	SHA256    string
+	Cluster   string
 	// Timeout bounds one try, Retries are how many may follow the first one, with pauses
 	// from RetryBase to RetryMax. Zero: the resource does not say.
 	Timeout             time.Duration
@@ -88,11 +90,20 @@ func ReadRemoteWasm(resource *anypb.Any) (*RemoteWasm, error) {
 	if err != nil || form == nil {
 		return nil, err
 	}
+	r, err := remoteOf(form, kind)
+	if r != nil {
+		r.Name, r.config = config.GetName(), config
+	}
+	return r, err
+}
+
+// remoteOf reads a filter; nil: its code is not remote.
+func remoteOf(form wasmForm, kind string) (*RemoteWasm, error) {
 	remote, err := form.remote()
 	if err != nil || remote == nil {
 		return nil, err
 	}
-	r := &RemoteWasm{Name: config.GetName(), Network: kind == networkWasmType, FailStrategy: form.failStrategy(), config: config, form: form}
+	r := &RemoteWasm{Network: kind == networkWasmType, FailStrategy: form.failStrategy(), form: form}
 	r.readSource(remote)
 	r.readPrivate(form.variables())
 	return r, nil
@@ -147,6 +158,7 @@ func (r *RemoteWasm) readSource(remote *corev3.RemoteDataSource) {
 		p = reference.CheckPin(r.SHA256)
 	}
 	r.because(remotePath, p)
+	r.Cluster = remote.GetHttpUri().GetCluster()
 	r.Timeout = max(0, remote.GetHttpUri().GetTimeout().AsDuration())
 	retry := remote.GetRetryPolicy()
 	r.Retries = retry.GetNumRetries().GetValue()
@@ -200,9 +212,15 @@ func (r *RemoteWasm) Discreet() *anypb.Any { return r.with(r.form.discreet()) }
 // StandIn gives the resource with what stands there while the module cannot be had:
 // nothing for FAIL_OPEN, a denial otherwise, as for chandler's own plugins. It is an
 // RBAC filter: an Envoy whose listener allows no such type there (type_urls) refuses it.
-func (r *RemoteWasm) StandIn() *anypb.Any {
-	return r.with(inPlace(r.Network, r.FailStrategy != chandler.FailOpen))
+func (r *RemoteWasm) StandIn() *anypb.Any { return r.with(r.standIn()) }
+
+func (r *RemoteWasm) standIn() *anypb.Any {
+	return inPlace(r.Network, r.FailStrategy != chandler.FailOpen)
 }
+
+// Own is the filter's configuration without a pull secret, by which versions of it are told
+// apart.
+func (r *RemoteWasm) Own() []byte { return r.form.discreet().GetValue() }
 
 // with gives the resource with another configuration.
 func (r *RemoteWasm) with(typed *anypb.Any) *anypb.Any {

@@ -27,6 +27,9 @@ type Options struct {
 	Values [][]byte
 	// Set are NAME=VALUE pairs as Helm's --set reads them; they win over Values.
 	Set []string
+	// AppVersion is the version of the program that is installed, and so the image's tag
+	// unless the values name one; empty for that in the chart.
+	AppVersion string
 }
 
 // kubeVersion is that of the oldest cluster the chart is for. Nothing in the
@@ -44,6 +47,9 @@ func render(o Options, run func(*chart.Chart, chartutil.Values) (map[string]stri
 	c, err := load()
 	if err != nil {
 		return nil, "", err
+	}
+	if o.AppVersion != "" {
+		c.Metadata.AppVersion = o.AppVersion
 	}
 	given := map[string]any{}
 	for _, text := range o.Values {

@@ -186,3 +186,13 @@ func TestRefused(t *testing.T) {
 		t.Errorf("without TLS: %v", err)
 	}
 }
+
+// The image's tag is the version of who installs, unless the values name one.
+func TestAppVersion(t *testing.T) {
+	for set, want := range map[string]string{"replicas=1": "registry.example/chandler:0.3.0", "image.tag=mine": "registry.example/chandler:mine"} {
+		manifests, _, err := Render(Options{Release: "chandler", Namespace: "chandler-system", Set: []string{set}, AppVersion: "0.3.0"})
+		if err != nil || !strings.Contains(string(manifests), `image: "`+want+`"`) {
+			t.Errorf("%s: %v, want %s in\n%s", set, err, want, manifests)
+		}
+	}
+}

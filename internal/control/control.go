@@ -13,6 +13,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -192,6 +193,7 @@ func New(cfg Config) (*Control, error) {
 	c.fleet = newFleet(cfg.Now, c.metrics.rejects)
 	c.server = deltaserver.New(deltaserver.Config{
 		TypeURL:      wire.AttachmentTypeURL,
+		Identity:     identity(cfg.Election),
 		Claimed:      claimed,
 		Authenticate: c.admit,
 		View:         c.view,
@@ -207,6 +209,16 @@ func New(cfg Config) (*Control, error) {
 		Log: cfg.Log,
 	})
 	return c, nil
+}
+
+// identity names whose sequences agents are told. Replicas share their records, and what
+// one of them says late is old. Records of one process alone may be those of a back-up,
+// and what they say now counts, however far agents have come.
+func identity(shared Election) string {
+	if shared != nil {
+		return ""
+	}
+	return rand.Text()
 }
 
 // Ready tells why agents are not answered; nil when they are.

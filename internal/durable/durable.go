@@ -147,6 +147,25 @@ func Remove(fsys FS, path string) error {
 	return nil
 }
 
+// SetAside renames a file that its owner cannot read, for people and later versions to
+// find: to PATH.aside, or PATH.aside-1 and so on, so that nothing that was set aside
+// before is replaced. It gives the new name.
+func SetAside(fsys FS, path string) (string, error) {
+	aside := path + ".aside"
+	for n := 1; ; n++ {
+		if _, err := fsys.Stat(aside); errors.Is(err, fs.ErrNotExist) {
+			break
+		} else if err != nil {
+			return "", fmt.Errorf("set %s aside: %w", path, err)
+		}
+		aside = fmt.Sprintf("%s.aside-%d", path, n)
+	}
+	if err := errors.Join(fsys.Rename(path, aside), fsys.SyncDir(filepath.Dir(path))); err != nil {
+		return "", fmt.Errorf("set %s aside: %w", path, err)
+	}
+	return aside, nil
+}
+
 // Mkdir makes dir and what is missing above it, mode 0700, durably. It is no
 // error that it exists.
 func Mkdir(fsys FS, dir string) error {

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -512,6 +513,85 @@ func TestLaterRoll(t *testing.T) {
 	}
 	if now, err := os.ReadFile(files[0]); err != nil || string(now) != later {
 		t.Errorf("%s, %v", now, err)
+	}
+	if _, err := p.trade(p.token(nil).String(), newKey(t), "edge", "a"); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := os.ReadFile(files[0] + ".aside"); err != nil || string(now) != later {
+		t.Errorf("enrolled anew: %s, %v", now, err)
+	}
+}
+
+// What a later version says of a token and of a node is still there when they have
+// changed.
+func TestFault_F78_RollOfLater(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	token := p.token(nil)
+	if _, err := p.trade(p.token(nil).String(), newKey(t), "edge", "a"); err != nil {
+		t.Fatal(err)
+	}
+	p.stop()
+	var files []string
+	for _, dir := range []string{"enrolled", "tokens"} {
+		more, err := filepath.Glob(filepath.Join(p.dir, dir, "*.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, more...)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(strings.Replace(string(b), "{", `{"later":{"a":1},`, 1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.start()
+	if _, err := p.trade(token.String(), newKey(t), "edge", "b"); err != nil {
+		t.Fatal(err)
+	}
+	if was, err := p.Revoke("edge", "a", "a test"); err != nil || !was {
+		t.Fatal(was, err)
+	}
+	words := ""
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // the token of the node that was revoked
+		}
+		if err != nil || !strings.HasSuffix(string(b), `,"later":{"a":1}}`) && !strings.Contains(string(b), `{"later":{"a":1},`) {
+			t.Errorf("%s, %v", b, err)
+		}
+		words += string(b)
+	}
+	if strings.Count(words, `,"later":{"a":1}}`) != 2 || !strings.Contains(words, `"revoked"`) {
+		t.Errorf("not both changed: %s", words)
+	}
+}
+
+// So is what a later version says of how far an agent's enrolment has come.
+func TestFault_F78_KeeperOfLater(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	var state string
+	client, _ := p.keeper(p.token(nil).String(), func(cfg *enrol.KeeperConfig) {
+		state = filepath.Join(cfg.Dir, "state.json")
+		if err := errors.Join(os.Mkdir(cfg.Dir, 0o700), os.WriteFile(state, []byte(`{"later":{"a":1}}`), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	deadline := time.Now().Add(20 * time.Second)
+	for err := p.renewed(client); err != nil; err = p.renewed(client) {
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Millisecond) // between looks
+	}
+	if b, err := os.ReadFile(state); err != nil || !strings.HasPrefix(string(b), `{"token":"`) || !strings.HasSuffix(string(b), `,"later":{"a":1}}`) {
+		t.Errorf("%s, %v", b, err)
 	}
 }
 

@@ -29,6 +29,7 @@ import (
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 	"chandler.dev/chandler/internal/credential"
 	"chandler.dev/chandler/internal/durable"
+	"chandler.dev/chandler/internal/later"
 )
 
 // Times of a keeper. What fails is tried again after retryFirst, twice as long each
@@ -224,8 +225,16 @@ func (k *Keeper) state() (keeperState, error) {
 	return s, nil
 }
 
+// save writes the state, and with it what a later version wrote into the one before.
 func (k *Keeper) save(s *keeperState) error {
+	before, err := durable.Read(k.cfg.FS, k.path(stateFile), maxFile)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	b, err := json.Marshal(s)
+	if err == nil {
+		b, err = later.Of(before, *s).AddTo(b)
+	}
 	if err != nil {
 		return err
 	}

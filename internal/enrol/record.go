@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/durable"
+	"chandler.dev/chandler/internal/later"
 )
 
 // The roll is a file for every token and every node, in JSON.
@@ -20,7 +22,6 @@ const (
 	tokensDir  = "tokens"
 	nodesDir   = "enrolled"
 	extension  = ".json"
-	aside      = ".aside" // of files that cannot be read; kept for people
 	formatRoll = 1
 	maxRecord  = 64 << 10
 )
@@ -138,19 +139,36 @@ func (r *Roll) path(rec rollRecord) string {
 	return filepath.Join(r.cfg.Dir, dir, name+extension)
 }
 
-// write makes a record durable.
+// write makes a record durable, and with it what a later version wrote into the one
+// before. One of a later format, which load has passed by, is set aside for it.
 func (r *Roll) write(rec rollRecord) error {
+	path := r.path(rec)
+	before, err := durable.Read(r.cfg.FS, path, maxRecord)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var was struct{ Format int }
+	if json.Unmarshal(before, &was) == nil && was.Format > formatRoll {
+		if _, err := durable.SetAside(r.cfg.FS, path); err != nil {
+			return err
+		}
+		before = nil
+	}
+	var more later.Fields
 	switch rec := rec.(type) {
 	case *tokenRecord:
-		rec.Format = formatRoll
+		rec.Format, more = formatRoll, later.Of(before, *rec)
 	case *nodeRecord:
-		rec.Format = formatRoll
+		rec.Format, more = formatRoll, later.Of(before, *rec)
 	}
 	b, err := json.Marshal(rec)
+	if err == nil {
+		b, err = more.AddTo(b)
+	}
 	if err != nil {
 		return err
 	}
-	return durable.Write(r.cfg.FS, r.path(rec), b)
+	return durable.Write(r.cfg.FS, path, b)
 }
 
 // load reads the roll. A file that cannot be read as what its name says is set aside:
@@ -203,10 +221,11 @@ func loadAll[T any, P recordOf[T]](r *Roll, dir string, take func(P)) error {
 			err = errors.New("its content is not what its name says")
 		}
 		if err != nil {
-			r.cfg.Log.Error("a file of the roll is set aside", "file", file, "error", err)
-			if err := r.cfg.FS.Rename(file, file+aside); err != nil {
-				return fmt.Errorf("roll: %w", err)
+			aside, failed := durable.SetAside(r.cfg.FS, file)
+			if failed != nil {
+				return fmt.Errorf("roll: %w", failed)
 			}
+			r.cfg.Log.Error("a file of the roll is set aside", "file", aside, "error", err)
 			continue
 		}
 		take(rec)

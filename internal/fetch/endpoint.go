@@ -37,6 +37,9 @@ type Endpoint struct {
 	DialTimeout time.Duration
 	// Proxy is the way there; nil is the Client's own.
 	Proxy *url.URL
+	// Local answers in place of a server, from this machine, and is asked as a mirror
+	// is; it cannot be pushed to. Nil: there is a server.
+	Local http.RoundTripper
 }
 
 // Hosts finds where a registry's repositories can be had from, in the order in

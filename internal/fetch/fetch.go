@@ -160,6 +160,9 @@ type Request struct {
 	// operator's keychain is asked. They go nowhere but to the host and the
 	// repository they are bound to.
 	Credentials *Credentials
+	// Via is the way to a web server instead of the Client's own; whoever gives it sees to
+	// where it leads. Redirects are not followed then. Nil: the Client's.
+	Via http.RoundTripper
 }
 
 // Resolved is what a tag means now. It is zero for http and https.

@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"sync"
@@ -395,6 +397,58 @@ func TestPush(t *testing.T) {
 			if a.Digest != d {
 				t.Errorf("%q: pushed %s, pulled %s", layout, d, a.Digest)
 			}
+		}
+	}
+}
+
+// via goes to one server whatever is asked for.
+type via struct{ to string }
+
+func (v via) RoundTrip(req *http.Request) (*http.Response, error) {
+	out := req.Clone(req.Context())
+	out.URL.Scheme, out.URL.Host = "http", v.to
+	return http.DefaultTransport.RoundTrip(out)
+}
+
+// A way of the caller's is taken to web servers, within the same bounds, and nowhere else:
+// redirects are not followed.
+func TestPullVia(t *testing.T) {
+	t.Parallel()
+	content := module("by another way")
+	digest := chandler.Digest[chandler.ModuleDigest](content)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		switch {
+		case req.Host != "nowhere.invalid":
+			t.Errorf("the server is asked for %s", req.Host)
+		case req.URL.Path == "/m.wasm":
+			_, _ = w.Write(content)
+		case req.URL.Path == "/large.wasm":
+			_, _ = w.Write(bytes.Repeat(content, 1000))
+		default:
+			http.Redirect(w, req, "http://nowhere.invalid/m.wasm", http.StatusFound)
+		}
+	}))
+	t.Cleanup(func() {
+		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+		server.Close()
+	})
+	c := client(t, func(cfg *fetch.Config) { cfg.MaxBlob = 1000 })
+	for url, want := range map[string]chandler.Code{
+		"https://nowhere.invalid/m.wasm": "", "http://nowhere.invalid/m.wasm": "",
+		"https://nowhere.invalid/large.wasm":     chandler.CodeHTTPLength,
+		"https://nowhere.invalid/redirects.wasm": chandler.CodeHTTPStatus,
+	} {
+		ref, problem := chandler.ParseReference(url)
+		if problem != nil {
+			t.Fatal(problem)
+		}
+		a, err := c.Pull(t.Context(), fetch.Request{Reference: ref, SHA256: digest.Hex(), Via: via{server.Listener.Addr().String()}}, &shelf{})
+		var failed *fetch.Error
+		switch {
+		case want == "" && (err != nil || a.Module != digest):
+			t.Errorf("%s: %+v, %v", url, a, err)
+		case want != "" && (!errors.As(err, &failed) || failed.Problem.Code != want):
+			t.Errorf("%s: %v, want %s", url, err, want)
 		}
 	}
 }

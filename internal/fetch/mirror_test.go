@@ -3,6 +3,7 @@ package fetch_test
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -17,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/airgap"
 	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/fetch/hosts"
 	"chandler.dev/chandler/internal/testenv/authority"
@@ -384,5 +386,55 @@ func TestHostsThatCannotBeRead(t *testing.T) {
 	e := refused(t, cl, req, chandler.CodeFetchFailed, `"`+reg.Addr+`": the operator's hosts.toml for it cannot be used; let the operator mend it, the control plane's log says why; it is tried again by itself`)
 	if !e.Temporary || e.HostWide {
 		t.Errorf("%+v", e)
+	}
+}
+
+// A folder is asked as a mirror is, in its order; in the place of the registry it is the
+// only one that is asked.
+func TestFolders(t *testing.T) {
+	t.Parallel()
+	upstream, digest := stocked(t, registry.Config{})
+	dir := t.TempDir()
+	loading, err := airgap.Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := fetch.Request{Reference: reference(t, upstream.Addr+"/team/p:v1"), Credentials: fetch.NewCredentials(upstream.Addr, "tenant", "secret")}
+	if _, err := client(t, func(*fetch.Config) {}).Export(t.Context(), ask, loading.Repository(ask.Reference)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(loading.Commit(), loading.Close()); err != nil {
+		t.Fatal(err)
+	}
+	must(upstream.PutArtifact("team/other", "v1", ociManifest, cncfConfig, "application/wasm", good))(t)
+	other := fetch.Request{Reference: reference(t, upstream.Addr+"/team/other:v1")}
+	at := "file://" + dir
+
+	cl := client(t, hostsToml(t, upstream.Addr, `[host."`+at+"\"]\ncapabilities = [\"pull\"]"))
+	before := upstream.Counts()
+	pull(t, cl, ask, []byte(good))
+	if n := upstream.Counts(); n.BlobGet != before.BlobGet || n.ManifestHead == before.ManifestHead {
+		t.Errorf("what the folder has was fetched, or the tag was not asked for: %+v, before %+v", n, before)
+	}
+	pull(t, cl, other, []byte(good))
+	if n := upstream.Counts(); n.BlobGet == before.BlobGet {
+		t.Error("what the folder does not have came from nowhere")
+	}
+
+	pinned := ask
+	pinned.Reference.Digest = chandler.ArtifactDigest(digest)
+	toml := hostsToml(t, upstream.Addr, `server = "`+at+`"`)
+	before = upstream.Counts()
+	for _, only := range []bool{false, true} {
+		cl := client(t, func(c *fetch.Config) { toml(c); c.OnlyMirrors = only })
+		pull(t, cl, ask, []byte(good))
+		pull(t, cl, pinned, []byte(good))
+		refused(t, cl, other, chandler.CodeNotFound, "")
+		if _, err := cl.Push(t.Context(), upstream.Addr+"/team/p:v2", []byte(good), fetch.PushOptions{}); err == nil || !strings.Contains(err.Error(), "a folder is in its place") {
+			t.Errorf("pushed: %v", err)
+		}
+	}
+	if n := upstream.Counts(); n != before {
+		t.Errorf("the registry was asked: %+v, before %+v", n, before)
 	}
 }

@@ -98,6 +98,9 @@ func (c *Client) pushing(ctx context.Context, ref chandler.Reference, own *Crede
 	if err != nil {
 		return nil, err
 	}
+	if s.at.Local != nil {
+		return nil, refuse(chandler.CodeURLScheme, "put artifacts into it with chandler load", "%s: a folder is in its place, which is not pushed to", chandler.Quote(ref.Host))
+	}
 	// The session has the credentials; the registry client is told of none.
 	pusher, err := remote.NewPusher(remote.WithTransport(shortAnswers{s}), remote.WithAuth(authn.Anonymous), remote.WithJobs(1),
 		remote.WithRetryBackoff(remote.Backoff{Steps: 1}), remote.WithRetryPredicate(func(error) bool { return false }), remote.WithRetryStatusCodes())

@@ -52,6 +52,9 @@ func (r *routes) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	if e.Local != nil {
+		return e.Local.RoundTrip(req)
+	}
 	return r.transport(e).RoundTrip(req)
 }
 

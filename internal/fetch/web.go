@@ -26,8 +26,7 @@ func (c *Client) pullHTTP(ctx context.Context, req Request, sink Sink) (Artifact
 		return Artifact{}, err
 	}
 	defer f.Close()
-	client := http.Client{Transport: c.base, CheckRedirect: follow}
-	resp, err := client.Do(hr)
+	resp, err := c.webClient(req.Via).Do(hr)
 	if err != nil {
 		return Artifact{}, err
 	}
@@ -57,6 +56,16 @@ func (c *Client) pullHTTP(ctx context.Context, req Request, sink Sink) (Artifact
 	}
 	a.Reference = ref.String()
 	return a, nil
+}
+
+// webClient goes to web servers, by a way of the caller's if there is one.
+func (c *Client) webClient(via http.RoundTripper) *http.Client {
+	if via == nil {
+		return &http.Client{Transport: c.base, CheckRedirect: follow}
+	}
+	way := *c.base
+	way.inner = via
+	return &http.Client{Transport: &way, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 func (c *Client) tooLong(what string) *Error {

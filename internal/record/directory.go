@@ -1,6 +1,7 @@
 package record
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/durable"
+	"chandler.dev/chandler/internal/later"
 )
 
 // maxRecord bounds one file: a release holds a plugin's configuration.
@@ -51,9 +53,6 @@ const (
 	releasesDir = "releases"
 	rolloutsDir = "rollouts"
 	extension   = ".json"
-	// asideExtension marks files that are torn or not what their name says: they
-	// are kept for people, and never read or removed here.
-	asideExtension = ".aside"
 )
 
 func (d *Directory) path(sub, name string) (string, error) {
@@ -133,17 +132,11 @@ func (d *Directory) setAside(path string, reason error) error {
 		d.log.Warn("a record is passed by", "file", path, "reason", reason)
 		return nil
 	}
-	aside := path + asideExtension
-	for n := 1; ; n++ {
-		if _, err := d.fsys.Stat(aside); errors.Is(err, fs.ErrNotExist) {
-			break
-		}
-		aside = fmt.Sprintf("%s%s-%d", path, asideExtension, n)
+	aside, err := durable.SetAside(d.fsys, path)
+	if err != nil {
+		return fmt.Errorf("records: %w", err)
 	}
 	d.log.Warn("a record is set aside", "file", aside, "reason", reason)
-	if err := d.fsys.Rename(path, aside); err != nil {
-		return fmt.Errorf("records: set aside: %w", err)
-	}
 	return nil
 }
 
@@ -159,18 +152,26 @@ func (d *Directory) PutRelease(_ context.Context, r chandler.Release) error {
 	if _, err := d.fsys.Stat(path); err == nil {
 		return nil
 	}
-	return d.write(path, r)
+	return d.write(path, r, nil)
 }
 
-func (d *Directory) write(path string, v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
+// write writes a record, and with it what a later version wrote into the one before.
+func (d *Directory) write(path string, v any, more later.Fields) error {
+	b, err := json.Marshal(v)
+	if err == nil {
+		b, err = more.AddTo(b)
+	}
+	var text bytes.Buffer
+	if err == nil {
+		err = json.Indent(&text, b, "", "  ")
+	}
 	if err != nil {
 		return fmt.Errorf("records: %w", err)
 	}
-	if len(b) > maxRecord {
-		return fmt.Errorf("records: %s would be %d bytes, limit %d", path, len(b), maxRecord)
+	if text.Len() > maxRecord {
+		return fmt.Errorf("records: %s would be %d bytes, limit %d", path, text.Len(), maxRecord)
 	}
-	return durable.Write(d.fsys, path, append(b, '\n'))
+	return durable.Write(d.fsys, path, append(text.Bytes(), '\n'))
 }
 
 // DeleteRelease implements Store.
@@ -218,5 +219,5 @@ func (d *Directory) SwapRollout(_ context.Context, old *Rollout, next Rollout) (
 	if err != nil {
 		return Rollout{}, err
 	}
-	return next, d.write(path, next)
+	return next, d.write(path, next, later.Of(b, next))
 }

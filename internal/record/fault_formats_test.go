@@ -71,7 +71,8 @@ func TestFault_F78_RecordsOfBefore(t *testing.T) {
 }
 
 // A later control plane's records stay where they are, for it to find again: those
-// of another format, and releases that say more. More in a rollout does no harm.
+// of another format, and releases that say more. More in a rollout does no harm, and is
+// still there when the rollout has changed.
 func TestFault_F78_RecordsOfLater(t *testing.T) {
 	t.Parallel()
 	d, dir := recorded(t)
@@ -101,8 +102,15 @@ func TestFault_F78_RecordsOfLater(t *testing.T) {
 	if err != nil || len(releases) != 0 {
 		t.Errorf("releases: %+v, %v", releases, err)
 	}
-	if rollouts, err := d.Rollouts(t.Context()); err != nil || len(rollouts) != 1 || rollouts[0].Sequence != 2 {
-		t.Errorf("rollouts: %+v, %v", rollouts, err)
+	rollouts, err := d.Rollouts(t.Context())
+	if err != nil || len(rollouts) != 1 || rollouts[0].Sequence != 2 {
+		t.Fatalf("rollouts: %+v, %v", rollouts, err)
+	}
+	if _, err := d.SwapRollout(t.Context(), &rollouts[0], recordtest.Rollout(3)); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(path("rollouts", "u")); err != nil || !bytes.Contains(b, []byte("\n  \"Colour\": \"red\"\n}")) || !bytes.Contains(b, []byte(`"Sequence": 3`)) {
+		t.Errorf("written anew the rollout is\n%s%v", b, err)
 	}
 	for path, want := range kept {
 		if b, err := os.ReadFile(path); err != nil || !bytes.Equal(b, want) {

@@ -1,8 +1,9 @@
 // Package remotewasm makes local what another control plane, the upstream of an Envoy,
 // says of Wasm modules that are elsewhere. An extension config (ECDS) whose code is remote,
 // be it for HTTP or for connections, a message or a TypedStruct, goes on to Envoy with the
-// module in a file of this machine. What Istio says to its own agent in variables of the
-// plugin's VM, a pull secret among it, is gone by and taken out.
+// module in a file of this machine, and so does a listener with such filters in it. What
+// Istio says to its own agent in variables of the plugin's VM, a pull secret among it, is
+// gone by and taken out.
 //
 // The rules are those of chandler's own plugins:
 //
@@ -18,16 +19,17 @@
 //   - A module that Envoy refuses is replaced by its stand-in where nothing else is in
 //     force.
 //
-// Only extension configs are made local. A Wasm filter that stands in the listener itself,
-// as Envoy Gateway's do, fetches its module as Envoy does: the listener is handed on with
-// it. Its source is a cluster of the upstream, with a certificate that only Envoy has, and
-// its filters cannot change without draining the listener's connections.
+// A listener goes on as a whole: while a module that is new to it is missing, Envoy keeps
+// the listener as it was, with all else that is new in it. Where Envoy has nothing, stand-ins
+// are for those modules alone that are missing, but for all if Envoy refuses the listener.
+// What Wasm stands elsewhere, in access logs for instance, is no matter of this package.
 //
 // Decisions are those of state, which is given the time and does nothing itself. A Keeper
 // is the shell around it; how a module is brought to disk is its Fetcher's business.
 package remotewasm
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
@@ -56,6 +58,7 @@ type Request struct {
 	Name      string // of a resource that asks for it
 	Reference chandler.Reference
 	SHA256    string
+	Cluster   string // of the upstream, by which Envoy would go there
 	// PullSecret is the content of a .dockerconfigjson; nil: none is to be shown.
 	PullSecret []byte `json:"-"`
 	// Timeout is what one try may take, zero if the resource does not say; the others are
@@ -95,8 +98,13 @@ const (
 	neverSoonerThan = time.Hour
 )
 
-// Config is what a Keeper needs. Fetcher and Changed are required.
+// ListenerType is the type URL of listeners.
+const ListenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
+
+// Config is what a Keeper needs. Type, Fetcher and Changed are required.
 type Config struct {
+	// Type is the type URL of its resources, attach.ExtensionConfigType or ListenerType.
+	Type    string
 	Fetcher Fetcher
 	// Changed is told of names of resources for which Transform may answer otherwise. It is
 	// called by Run.
@@ -146,7 +154,7 @@ func New(cfg Config) *Keeper {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	k := &Keeper{cfg: cfg, kick: make(chan struct{}, 1), state: newState(rand.Float64), cancels: map[*source]context.CancelFunc{}}
-	records, err := readRecords(cfg.FS, cfg.Dir)
+	records, err := readRecords(cfg.FS, cfg.Dir, cfg.Type)
 	if err != nil {
 		cfg.Log.Warn("what remote modules of the control plane meant is not known any more; they are asked for anew", "error", err)
 	}
@@ -154,16 +162,17 @@ func New(cfg Config) *Keeper {
 	return k
 }
 
-// Transform is for extension configs: a relay.Transform.
+// Transform is for resources of the keeper's type: a relay.Transform.
 func (k *Keeper) Transform(res relay.Resource) (body []byte, ready bool) {
 	resource := &anypb.Any{TypeUrl: res.Type, Value: res.Body}
-	r, err := attach.ReadRemoteWasm(resource)
+	r, err := attach.ReadRemote(resource)
 	if err != nil || r == nil {
 		return k.asItIs(res, resource, err), true
 	}
-	if res.Name != "" {
-		r.Name = res.Name
+	for _, w := range r.Wasm {
+		w.Name = cmp.Or(res.Name, w.Name)
 	}
+	name := r.Wasm[0].Name
 	now, patience := time.Now(), servingPatience
 	if k.cfg.Starting() {
 		patience = startingPatience
@@ -171,29 +180,26 @@ func (k *Keeper) Transform(res relay.Resource) (body []byte, ready bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	defer k.wake()
-	path, what := k.state.give(r, patience, now)
-	if k.state.names[r.Name] == nil {
-		k.sayTooMany(r, now)
+	paths, what := k.state.give(name, r, patience, now)
+	if k.state.names[name] == nil || len(r.Wasm) > maxModules {
+		k.sayTooMany(name, now)
 	}
-	k.count(r, what, now)
-	switch what {
-	case local:
-		return r.Local(path).Value, true
-	case standIn:
-		return r.StandIn().Value, true
+	k.count(name, r, what, now)
+	if what == held {
+		return nil, false
 	}
-	return nil, false
+	return r.Local(paths).Value, true
 }
 
 // sayTooMany tells of a resource that is stood in for because of the limits, now and then.
-func (k *Keeper) sayTooMany(r *attach.RemoteWasm, now time.Time) {
+func (k *Keeper) sayTooMany(name string, now time.Time) {
 	if !k.tooMany.IsZero() && now.Sub(k.tooMany) < tooManyEvery {
 		return
 	}
 	k.tooMany = now
-	k.cfg.Log.Error("a module of the control plane is not fetched, and its stand-in is in force", "resource", chandler.Printable(r.Name, 256),
+	k.cfg.Log.Error("a module of the control plane is not fetched, and its stand-in is in force", "resource", chandler.Printable(name, 256),
 		"error", chandler.Problemf(chandler.CodeXDSLimit, "", "give the proxy fewer plugins, and names that are shorter",
-			"at most %d extension configs with remote modules are made local, of names up to %d bytes", maxNames, maxName))
+			"at most %d extension configs and listeners with remote modules are made local, of names up to %d bytes and with %d modules each", maxNames, maxName, maxModules))
 }
 
 // asItIs is for what is not remote, and for what cannot be read, which Envoy will refuse.
@@ -216,15 +222,15 @@ func (k *Keeper) asItIs(res relay.Resource, resource *anypb.Any, err error) []by
 	return res.Body
 }
 
-// Discreet gives an extension config as it may be kept on disk: without a pull secret. One
-// that had one is to be asked for anew of the upstream as soon as that is there.
+// Discreet gives a resource as it may be kept on disk: without pull secrets. One that had
+// one is to be asked for anew of the upstream as soon as that is there.
 func Discreet(typeURL string, body []byte) (kept []byte, hadSecret bool) {
 	resource := &anypb.Any{TypeUrl: typeURL, Value: body}
-	r, err := attach.ReadRemoteWasm(resource)
+	r, err := attach.ReadRemote(resource)
 	switch {
 	case err != nil:
 		return body, false
-	case r != nil && r.PullSecret != nil:
+	case r != nil && r.Secret():
 		return r.Discreet().Value, true
 	case r == nil:
 		if public, _ := attach.Public(resource); public != nil {
@@ -235,17 +241,17 @@ func Discreet(typeURL string, body []byte) (kept []byte, hadSecret bool) {
 }
 
 // count counts what became of a resource, once for each that comes.
-func (k *Keeper) count(r *attach.RemoteWasm, what answer, now time.Time) {
-	e := k.state.names[r.Name]
+func (k *Keeper) count(name string, r *attach.Remote, what answer, now time.Time) {
+	e := k.state.names[name]
 	if e == nil || e.counted {
 		return
 	}
 	switch {
 	case what == local:
 		k.cfg.Converted(Success, now.Sub(e.since))
-	case r.Nowhere:
+	case slices.ContainsFunc(r.Wasm, func(w *attach.RemoteWasm) bool { return w.Nowhere }):
 		k.cfg.Converted(NoPlaceToFetch, 0)
-	case r.Problem != nil:
+	case slices.ContainsFunc(r.Wasm, func(w *attach.RemoteWasm) bool { return w.Problem != nil }):
 		k.cfg.Converted(FetchFailed, 0)
 	default:
 		return
@@ -255,7 +261,7 @@ func (k *Keeper) count(r *attach.RemoteWasm, what answer, now time.Time) {
 
 // Tell takes what Envoy did, as a relay tells it.
 func (k *Keeper) Tell(ev relay.Event) {
-	if ev.Type != attach.ExtensionConfigType {
+	if ev.Type != k.cfg.Type {
 		return
 	}
 	k.mu.Lock()
@@ -266,12 +272,24 @@ func (k *Keeper) Tell(ev relay.Event) {
 		k.state.acked(name)
 	}
 	for _, name := range ev.Refused {
+		if k.cfg.Type == ListenerType && !attach.RefusesModule(ev.Words, name) {
+			k.state.spared(name)
+			continue
+		}
 		k.state.rejected(name, now)
 	}
 	// Those that Envoy asks for no more may come back in a while.
 	for _, name := range slices.Concat(ev.Removed, ev.Left) {
 		k.state.leave(name, now)
 	}
+}
+
+// Gave tells whether Envoy was given modules for a name.
+func (k *Keeper) Gave(name string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	e := k.state.names[name]
+	return e != nil && e.given != (form{})
 }
 
 // Another says that Envoy is another process from now on, which has nothing yet: what is
@@ -392,7 +410,7 @@ func (k *Keeper) until(next, now time.Time) time.Duration {
 // save writes what is known; on a full disk again later.
 func (k *Keeper) save(records []record, now time.Time) {
 	k.saveAt, k.saved = time.Time{}, now
-	if err := writeRecords(k.cfg.FS, k.cfg.Dir, records); err != nil {
+	if err := writeRecords(k.cfg.FS, k.cfg.Dir, k.cfg.Type, records); err != nil {
 		k.cfg.Log.Error("what remote modules of the control plane mean is not written", "error", err, "retry_in", saveRetry)
 		k.saveAt = now.Add(saveRetry)
 	}
@@ -444,9 +462,9 @@ func (k *Keeper) bring(ctx context.Context, q *Request, digest chandler.ModuleDi
 	return k.cfg.Fetcher.Fetch(ctx, q)
 }
 
-// Status is one resource as it is now.
+// Status is one module of a resource as it is now.
 type Status struct {
-	Name string `json:"name"`
+	Name string `json:"name"` // the resource's
 	// Module is where it is, without secrets, and Digest the one that is here.
 	Module string                `json:"module"`
 	Digest chandler.ModuleDigest `json:"digest,omitempty"`
@@ -461,23 +479,24 @@ type Status struct {
 	NextTry time.Time         `json:"next_try,omitzero"`
 }
 
-// Status tells of all resources with remote modules, in order of names.
+// Status tells of all modules that resources name, in order of the resources' names.
 func (k *Keeper) Status() []Status {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	list := []Status{}
 	for _, name := range slices.Sorted(maps.Keys(k.state.names)) {
 		e := k.state.names[name]
-		if !e.left.IsZero() || len(e.wanted) == 0 {
+		if !e.left.IsZero() {
 			continue
 		}
-		s := e.wanted[0]
-		one := Status{Name: name, Digest: s.digest, InForce: e.has(), StandIn: e.stands, Problem: s.problem, Tries: s.attempt, NextTry: s.nextTry,
-			Refused: e.refused != (form{}) && e.refused.digest == s.digest}
-		if s.request != nil {
-			one.Module = s.request.Reference.Redacted()
+		for _, s := range slices.Backward(e.wanted[:e.now]) {
+			one := Status{Name: name, Digest: s.digest, InForce: e.has() || e.given.has(s.digest), StandIn: e.stands && !e.given.has(s.digest),
+				Problem: s.problem, Tries: s.attempt, NextTry: s.nextTry, Refused: e.refused.has(s.digest)}
+			if s.request != nil {
+				one.Module = s.request.Reference.Redacted()
+			}
+			list = append(list, one)
 		}
-		list = append(list, one)
 	}
 	return list
 }

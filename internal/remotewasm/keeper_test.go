@@ -14,7 +14,9 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	wasmfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	networkv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/wasm/v3"
 	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
 	"go.uber.org/goleak"
@@ -38,6 +40,20 @@ type plugin struct {
 	network         bool
 	config          string
 	local           bool
+	more            []string // urls of further modules: it is a listener, even with an empty one
+}
+
+// kind is the type of the resource.
+func (p plugin) kind() string {
+	if p.more != nil {
+		return ListenerType
+	}
+	return attach.ExtensionConfigType
+}
+
+// urls are those of all its modules.
+func (p plugin) urls() []string {
+	return slices.DeleteFunc(append([]string{p.url}, p.more...), func(url string) bool { return url == "" })
 }
 
 // tester is a testing.TB, or a rapid.T.
@@ -47,6 +63,39 @@ type tester interface {
 }
 
 func (p plugin) body(t tester) []byte {
+	if p.more != nil {
+		return p.listener(t)
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(&corev3.TypedExtensionConfig{Name: p.name, TypedConfig: p.filter(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// listener is a listener with a filter for each module.
+func (p plugin) listener(t tester) []byte {
+	manager := &hcmv3.HttpConnectionManager{StatPrefix: p.config}
+	for _, url := range p.urls() {
+		one := p
+		one.url = url
+		manager.HttpFilters = append(manager.HttpFilters, &hcmv3.HttpFilter{Name: url, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: one.filter(t)}})
+	}
+	typed := &anypb.Any{}
+	err := anypb.MarshalFrom(typed, manager, proto.MarshalOptions{Deterministic: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(&listenerv3.Listener{Name: p.name, FilterChains: []*listenerv3.FilterChain{{
+		Filters: []*listenerv3.Filter{{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: typed}}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// filter is the configuration of its filter.
+func (p plugin) filter(t tester) *anypb.Any {
 	env := map[string]string{"MINE": "1"}
 	for name, value := range map[string]string{"ISTIO_META_WASM_IMAGE_PULL_POLICY": p.policy, "ISTIO_META_WASM_PLUGIN_RESOURCE_VERSION": p.version} {
 		if value != "" {
@@ -73,11 +122,7 @@ func (p plugin) body(t tester) []byte {
 	if err := anypb.MarshalFrom(typed, filter, proto.MarshalOptions{Deterministic: true}); err != nil {
 		t.Fatal(err)
 	}
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(&corev3.TypedExtensionConfig{Name: p.name, TypedConfig: typed})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return typed
 }
 
 // depot has modules at urls, and a disk.
@@ -223,7 +268,7 @@ func (w *world) begin() {
 	w.counts = map[string]int{}
 	ctx, cancel := context.WithCancel(w.Context())
 	w.keeper = New(Config{
-		Fetcher: w.depot, Dir: w.dir, Starting: func() bool { return w.starting },
+		Type: attach.ExtensionConfigType, Fetcher: w.depot, Dir: w.dir, Starting: func() bool { return w.starting },
 		Changed: func(names ...string) {
 			for _, name := range names {
 				w.deliver(name)
@@ -529,7 +574,7 @@ func TestSecrets(t *testing.T) {
 			}
 		}
 		w.depot.mu.Unlock()
-		file, err := os.ReadFile(filepath.Join(w.dir, recordsFile))
+		file, err := os.ReadFile(filepath.Join(w.dir, recordsFiles[attach.ExtensionConfigType]))
 		if err != nil || bytes.Contains(file, []byte("auths")) || bytes.Contains(file, []byte("registry.example")) {
 			t.Errorf("on disk: %v, %s", err, file)
 		}
@@ -765,7 +810,7 @@ func TestAsItIs(t *testing.T) {
 // What cannot be written is written later.
 func TestDiskThatFails(t *testing.T) {
 	in(t, func(w *world) {
-		path := filepath.Join(w.dir, recordsFile)
+		path := filepath.Join(w.dir, recordsFiles[attach.ExtensionConfigType])
 		if err := os.Mkdir(path, 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -791,7 +836,7 @@ func TestRecordsOfNoUse(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(w *world) {
 				w.stop()
-				if err := os.WriteFile(filepath.Join(w.dir, recordsFile), []byte(text), 0o600); err != nil {
+				if err := os.WriteFile(filepath.Join(w.dir, recordsFiles[attach.ExtensionConfigType]), []byte(text), 0o600); err != nil {
 					t.Fatal(err)
 				}
 				w.start()
@@ -808,11 +853,11 @@ func FuzzRecords(f *testing.F) {
 	f.Add([]byte(`{"resources":null}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, recordsFile), text, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, recordsFiles[attach.ExtensionConfigType]), text, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		d := newDepot(t)
-		k := New(Config{Fetcher: d, Dir: dir, Changed: func(...string) {}})
+		k := New(Config{Type: attach.ExtensionConfigType, Fetcher: d, Dir: dir, Changed: func(...string) {}})
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		k.Run(ctx)
@@ -827,7 +872,7 @@ func FuzzRecords(f *testing.F) {
 // BenchmarkTransform is a resource whose module is here.
 func BenchmarkTransform(b *testing.B) {
 	d := newDepot(b)
-	k := New(Config{Fetcher: d, Changed: func(...string) {}})
+	k := New(Config{Type: attach.ExtensionConfigType, Fetcher: d, Changed: func(...string) {}})
 	res := relay.Resource{Type: attach.ExtensionConfigType, Name: "a", Body: plugin{name: "a", url: one, version: "1", config: strings.Repeat("x", 1000)}.body(b)}
 	k.Transform(res)
 	for _, s := range k.state.sources {

@@ -12,22 +12,23 @@ import (
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/durable"
 )
 
-// recordsFile is the file of this form: that of another one stays beside it, for the agent
-// that wrote it.
-const (
-	recordsFile  = "remote-1"
-	recordsLimit = 64 << 20
-)
+// The files of this form, by the type of the resources: those of another one stay beside
+// them, for the agent that wrote them.
+var recordsFiles = map[string]string{attach.ExtensionConfigType: "remote-1", ListenerType: "remote-listeners-1"}
+
+const recordsLimit = 64 << 20
 
 // record is what the resources of one name meant. Where a module is may be a secret itself,
 // so that only a hash of it is kept.
 type record struct {
 	Name    string  `json:"name"`
-	Taken   bool    `json:"taken"`   // Envoy has one
-	Modules []meant `json:"modules"` // the one in force first
+	Taken   bool    `json:"taken"`              // Envoy has one
+	InForce int     `json:"in_force,omitempty"` // so many of Modules are; zero is one
+	Modules []meant `json:"modules"`            // those in force first
 }
 
 type meant struct {
@@ -46,8 +47,9 @@ func (st *state) records() []record {
 				continue
 			}
 			at := len(r.Modules)
-			if s == e.good {
-				at = 0
+			if e.good[s] {
+				at = r.InForce
+				r.InForce++
 			}
 			r.Modules = slices.Insert(r.Modules, at, meant{hex.EncodeToString(s.key.what[:]), s.digest})
 		}
@@ -65,16 +67,20 @@ func (st *state) restore(records []record, now time.Time) {
 		if len(st.names) >= maxNames || st.names[r.Name] != nil {
 			continue
 		}
-		e := &entry{name: r.Name, asked: map[*source]time.Time{}, gave: map[*source]bool{}, left: now, took: r.Taken}
-		for _, m := range slices.Backward(r.Modules[:min(len(r.Modules), maxWanted)]) {
+		e := newEntry(r.Name)
+		e.left, e.took = now, r.Taken
+		good := min(max(1, r.InForce), maxModules)
+		for i, m := range slices.Backward(r.Modules[:min(len(r.Modules), maxWanted*good)]) {
 			s := &source{digest: m.Digest, users: map[*entry]bool{}}
 			if n, err := hex.Decode(s.key.what[:], []byte(m.What)); err != nil || n != len(s.key.what) {
 				continue
 			}
-			st.want(e, s, now)
+			st.want(e, s, good, now)
+			if i < good {
+				e.good[s] = true
+			}
 		}
 		if len(e.wanted) > 0 {
-			e.good = e.wanted[0]
 			st.names[r.Name] = e
 		}
 	}
@@ -85,12 +91,12 @@ type recordsForm struct {
 	Resources []record `json:"resources"`
 }
 
-// readRecords reads what was kept in dir; there may be nothing.
-func readRecords(fsys durable.FS, dir string) ([]record, error) {
+// readRecords reads what was kept in dir of resources of a type; there may be nothing.
+func readRecords(fsys durable.FS, dir, typeURL string) ([]record, error) {
 	if dir == "" {
 		return nil, nil
 	}
-	path := filepath.Join(dir, recordsFile)
+	path := filepath.Join(dir, recordsFiles[typeURL])
 	b, err := durable.Read(fsys, path, recordsLimit)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -112,7 +118,7 @@ func readRecords(fsys durable.FS, dir string) ([]record, error) {
 	return file.Resources, nil
 }
 
-func writeRecords(fsys durable.FS, dir string, records []record) error {
+func writeRecords(fsys durable.FS, dir, typeURL string, records []record) error {
 	if dir == "" {
 		return nil
 	}
@@ -120,21 +126,23 @@ func writeRecords(fsys durable.FS, dir string, records []record) error {
 	if err != nil {
 		return err
 	}
-	return durable.Write(fsys, filepath.Join(dir, recordsFile), b)
+	return durable.Write(fsys, filepath.Join(dir, recordsFiles[typeURL]), b)
 }
 
-// Kept tells which modules the keeper of dir needs, and for which resources, whether it
-// runs or not.
+// Kept tells which modules the keepers of dir need, and for which resources, whether they
+// run or not.
 func Kept(fsys durable.FS, dir string) (map[chandler.ModuleDigest][]string, error) {
-	records, err := readRecords(fsys, dir)
-	if err != nil {
-		return nil, err
-	}
 	users := map[chandler.ModuleDigest][]string{}
-	for _, r := range records {
-		for _, m := range r.Modules {
-			if !slices.Contains(users[m.Digest], r.Name) {
-				users[m.Digest] = append(users[m.Digest], r.Name)
+	for typeURL := range recordsFiles {
+		records, err := readRecords(fsys, dir, typeURL)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range records {
+			for _, m := range r.Modules {
+				if !slices.Contains(users[m.Digest], r.Name) {
+					users[m.Digest] = append(users[m.Digest], r.Name)
+				}
 			}
 		}
 	}

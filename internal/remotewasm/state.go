@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"chandler.dev/chandler"
@@ -17,8 +18,10 @@ const (
 	// first; those that are too many get their stand-ins.
 	maxNames = 4096
 	maxName  = 2048 // bytes of one
-	// maxWanted are the modules that are kept for one name, of which the resource names one
-	// now: what was in force, and what other streams say under the same name.
+	// maxModules are those that one resource names. Only listeners name more than one.
+	maxModules = 64
+	// maxWanted are the modules that are kept for each that a resource names now: what was in
+	// force, and what other streams say under the same name.
 	maxWanted = 4
 	// maxFetches go on at a time, so many that a few which trickle hold nobody up.
 	maxFetches = 32
@@ -38,48 +41,43 @@ const (
 	keepLeft = 10 * time.Minute
 )
 
-// hash is a SHA-256.
-type hash [sha256.Size]byte
-
-// key names what a resource asks for. Resources share a module only if they show the same
-// secret for it.
-type key struct {
-	what   hash // where it is, its pin and, if it is to be asked for anew with each version of the resource, that
-	secret hash
-}
-
-// source is one module that was asked for.
-type source struct {
-	key key
-	// request is nil if the module cannot be asked for: of what was only restored, and of
-	// what a resource says that cannot be.
-	request *Request
-	digest  chandler.ModuleDigest // once known
-	module  Module                // once it is here, and kept here
-	flying  bool                  // it is being brought
-	attempt uint32                // that failed
-	nextTry time.Time
-	problem *chandler.Problem
-	users   map[*entry]bool
-}
-
-// ready says that the module is here.
-func (s *source) ready() bool { return s.module != nil }
-
-// form is one way in which a resource is given to Envoy with its module. A stand-in has
-// none.
+// form is one way in which a resource is given to Envoy with its modules. One in which
+// stand-ins are in all places is the zero form.
 type form struct {
-	body   hash
-	digest chandler.ModuleDigest
+	body    hash
+	modules string // the digests of those in it, each with a space before
+	whole   bool   // none is missing
+}
+
+// formOf gives the form of a resource with what is here of what it names.
+func formOf(body hash, sources []*source) form {
+	f := form{body: body, whole: true}
+	for _, s := range sources {
+		if s.ready() {
+			f.modules += " " + string(s.digest)
+			continue
+		}
+		f.modules, f.whole = f.modules+" ", false
+	}
+	if strings.TrimSpace(f.modules) == "" {
+		return form{}
+	}
+	return f
+}
+
+// has says that a module is in the form.
+func (f form) has(d chandler.ModuleDigest) bool {
+	return d != "" && slices.Contains(strings.Fields(f.modules), string(d))
 }
 
 // entry is one resource, by its name.
 type entry struct {
 	name   string
-	wanted []*source             // the one asked for last first
+	wanted []*source             // those asked for last first
+	now    int                   // so many of them the resource names now
 	asked  map[*source]time.Time // when last, of all that are wanted
 	gave   map[*source]bool      // those that Envoy was given
-	good   *source               // of what Envoy took last
+	good   map[*source]bool      // of what Envoy took last
 
 	body    hash // of the resource as it was asked for last
 	since   time.Time
@@ -136,40 +134,58 @@ func (st *state) take() todo {
 	return t
 }
 
-// give decides what Envoy gets for a resource: the local form with the path of the module,
-// the stand-in, or for now nothing.
-func (st *state) give(r *attach.RemoteWasm, patience time.Duration, now time.Time) (path string, what answer) {
+// give decides what Envoy gets for a resource: the local form with the paths of the modules;
+// one in which a stand-in is where there is no path; or for now nothing.
+func (st *state) give(name string, r *attach.Remote, patience time.Duration, now time.Time) (paths []string, what answer) {
 	if st.asking.IsZero() {
 		st.asking = now
 	}
-	e := st.entry(r.Name)
-	if e == nil {
-		return "", standIn
+	var e *entry
+	if len(r.Wasm) <= maxModules {
+		e = st.entry(name)
 	}
-	body := hash(sha256.Sum256(r.Discreet().GetValue()))
-	s := st.ask(e, r, body, now)
-	if body != e.body {
+	if e == nil {
+		return nil, standIn
+	}
+	sources := st.askAll(e, r, now)
+	if body := hash(sha256.Sum256(r.Discreet().GetValue())); body != e.body {
 		e.body, e.since, e.counted = body, now, false
 	}
-	f := form{body, s.digest}
+	f := formOf(e.body, sources)
 	switch {
-	case s.ready() && (e.has() || e.refused != f):
+	case f.whole && (e.has() || e.refused != f):
 		if e.given != f {
 			e.open, e.gaveAt = e.open+1, now
 		}
-		e.given, e.stands, e.gave[s] = f, false, true
-		return s.module.Path(), local
+		return e.gives(f, sources), local
 	case e.has():
-		return "", held
-	case e.refused == f && s.ready():
+		return nil, held
+	case f != (form{}) && e.refused == f:
+		f = form{}
 	case e.deadline.IsZero():
 		e.deadline = now.Add(patience)
-		return "", held
+		return nil, held
 	case now.Before(e.deadline):
-		return "", held
+		return nil, held
 	}
-	e.given, e.stands, e.overdue = form{}, true, true
-	return "", standIn
+	e.overdue = true
+	return e.gives(f, sources), standIn
+}
+
+// gives notes what Envoy is given, and tells where the modules in it are.
+func (e *entry) gives(f form, sources []*source) (paths []string) {
+	e.given, e.stands = f, !f.whole
+	if f == (form{}) {
+		return nil
+	}
+	for _, s := range sources {
+		path := ""
+		if s.ready() {
+			path, e.gave[s] = s.module.Path(), true
+		}
+		paths = append(paths, path)
+	}
+	return paths
 }
 
 // has says that Envoy runs a module for the name, as far as is known: it takes what it is
@@ -180,7 +196,7 @@ func (e *entry) has() bool { return e.took || e.open > 0 }
 // unless it refused that. An answer comes without a word on what it is to, so that of some
 // that were given in a row any may be in force once one was refused.
 func (e *entry) isSure() bool {
-	return !e.has() || e.given != (form{}) && e.given != e.refused
+	return !e.has() || e.given.whole && e.given != e.refused
 }
 
 // answer is what Envoy gets.
@@ -199,11 +215,15 @@ func (st *state) entry(name string) *entry {
 		if len(name) > maxName || len(st.names) >= maxNames && !st.dropLeft() {
 			return nil
 		}
-		e = &entry{name: name, asked: map[*source]time.Time{}, gave: map[*source]bool{}}
+		e = newEntry(name)
 		st.names[name] = e
 	}
 	e.left = time.Time{}
 	return e
+}
+
+func newEntry(name string) *entry {
+	return &entry{name: name, asked: map[*source]time.Time{}, gave: map[*source]bool{}, good: map[*source]bool{}}
 }
 
 // dropLeft makes room: what nobody asks for the longest goes.
@@ -218,107 +238,6 @@ func (st *state) dropLeft() bool {
 		st.drop(oldest)
 	}
 	return oldest != nil
-}
-
-// ask gives the source that a resource names, a new one if need be. What the name had before
-// under the same terms it has still, whatever secret is shown now.
-func (st *state) ask(e *entry, r *attach.RemoteWasm, body hash, now time.Time) *source {
-	k := keyOf(r, body)
-	at := slices.IndexFunc(e.wanted, func(s *source) bool { return s.key == k || s.key.what == k.what && s.digest != "" })
-	if at < 0 {
-		st.want(e, st.source(k), now)
-		at = 0
-	}
-	s := e.wanted[at]
-	copy(e.wanted[1:at+1], e.wanted[:at])
-	e.wanted[0], e.asked[s] = s, now
-	switch {
-	case r.Problem != nil:
-		if !s.ready() {
-			s.problem = r.Problem
-		}
-	case s.request == nil || s.key != k:
-		if s.problem != nil {
-			s.problem, s.attempt, s.nextTry = nil, 0, time.Time{}
-		}
-		s.request = requestOf(r)
-	}
-	return s
-}
-
-// keyOf names what a resource asks for, by its own terms.
-func keyOf(r *attach.RemoteWasm, body hash) key {
-	version := ""
-	wasm := chandler.Wasm{Reference: r.Reference, SHA256: r.SHA256, PullPolicy: r.PullPolicy}
-	if wasm.EffectivePullPolicy() == chandler.PullAlways {
-		if version = r.ResourceVersion; version == "" {
-			version = string(body[:])
-		}
-	}
-	k := key{what: hash(sha256.Sum256([]byte(r.Reference.String() + "\x00" + r.SHA256 + "\x00" + version)))}
-	if r.PullSecret != nil {
-		k.secret = sha256.Sum256(r.PullSecret)
-	}
-	return k
-}
-
-func requestOf(r *attach.RemoteWasm) *Request {
-	return &Request{
-		Name: r.Name, Reference: r.Reference, SHA256: r.SHA256, PullSecret: r.PullSecret,
-		Timeout: r.Timeout, RetryBase: r.RetryBase, RetryMax: r.RetryMax,
-	}
-}
-
-// source gives the one of a key, a new one if need be.
-func (st *state) source(k key) *source {
-	s := st.sources[k]
-	if s == nil {
-		s = &source{key: k, users: map[*entry]bool{}}
-		st.sources[k] = s
-	}
-	return s
-}
-
-// want adds a source to a name in the first place. Of too many the one asked for the
-// longest ago goes, but what is in force stays, and what may be if there is another.
-func (st *state) want(e *entry, s *source, now time.Time) {
-	if len(e.wanted) >= maxWanted {
-		at := -1
-		for i, s := range e.wanted {
-			if s != e.good && (!e.gave[s] || at < 0 || e.gave[e.wanted[at]]) {
-				at = i
-			}
-		}
-		st.unwant(e, at)
-	}
-	e.wanted = slices.Insert(e.wanted, 0, s)
-	e.asked[s], s.users[e] = now, true
-}
-
-// unwant takes a source from a name, and lets go of it if nobody else has it.
-func (st *state) unwant(e *entry, at int) {
-	s := e.wanted[at]
-	e.wanted = slices.Delete(e.wanted, at, at+1)
-	delete(e.asked, s)
-	delete(e.gave, s)
-	delete(s.users, e)
-	if e.good == s {
-		e.good = nil
-	}
-	st.todo.save = st.todo.save || s.digest != ""
-	if len(s.users) > 0 {
-		return
-	}
-	if st.sources[s.key] == s {
-		delete(st.sources, s.key)
-	}
-	if s.flying {
-		st.todo.cancel = append(st.todo.cancel, s)
-	}
-	if s.module != nil {
-		st.todo.release = append(st.todo.release, s.module)
-		s.module = nil
-	}
 }
 
 // drop forgets a name.
@@ -355,16 +274,19 @@ func (st *state) acked(name string) {
 		return
 	}
 	e.left = time.Time{} // it has asked
-	if e.given == (form{}) {
+	if !e.given.whole {
 		return
 	}
 	st.todo.save = st.todo.save || !e.took
 	e.took, e.deadline, e.overdue = true, time.Time{}, false
+	good, found := map[*source]bool{}, map[chandler.ModuleDigest]bool{}
 	for _, s := range e.wanted {
-		if s.digest == e.given.digest && s != e.good {
-			e.good, st.todo.save = s, true
-			break
+		if e.given.has(s.digest) && !found[s.digest] {
+			good[s], found[s.digest] = true, true
 		}
+	}
+	if len(good) > 0 && !maps.Equal(good, e.good) {
+		e.good, st.todo.save = good, true
 	}
 }
 
@@ -375,10 +297,22 @@ func (st *state) rejected(name string, now time.Time) {
 	if e == nil || e.given == (form{}) {
 		return
 	}
-	e.refused, e.offerAt, e.open = e.given, now.Add(refusedPause), max(0, e.open-1)
+	e.refused, e.offerAt = e.given, now.Add(refusedPause)
+	if e.given.whole {
+		e.open = max(0, e.open-1)
+	}
 	if !e.has() {
 		st.todo.changed[name] = true
 	}
+}
+
+// spared notes that Envoy refused what was given for another reason than its modules.
+func (st *state) spared(name string) {
+	e := st.names[name]
+	if e == nil || !e.given.whole || e.took {
+		return
+	}
+	e.given, e.open = form{}, max(0, e.open-1)
 }
 
 // fetched ends the bringing of a module: it is here, or it is not.
@@ -477,8 +411,8 @@ func (st *state) step(now time.Time) (wake time.Time) {
 		if e.refused != (form{}) && !e.has() && due(e.offerAt) {
 			e.refused, st.todo.changed[name] = form{}, true
 		}
-		for i := len(e.wanted) - 1; i > 0 && e.isSure(); i-- {
-			if s := e.wanted[i]; s != e.good && due(later(e.asked[s], e.gaveAt).Add(keepLeft)) {
+		for i := len(e.wanted) - 1; i >= max(1, e.now) && e.isSure(); i-- {
+			if s := e.wanted[i]; !e.good[s] && due(later(e.asked[s], e.gaveAt).Add(keepLeft)) {
 				st.unwant(e, i)
 			}
 		}
@@ -492,57 +426,4 @@ func later(a, b time.Time) time.Time {
 		return b
 	}
 	return a
-}
-
-// begin starts to bring what is due, what waits the longest first.
-func (st *state) begin(due func(time.Time) bool) {
-	if st.flying >= maxFetches {
-		return // whichever ends makes room
-	}
-	ready := map[*source]string{}
-	for name, e := range st.names {
-		for i, s := range e.wanted {
-			// What is not the newest is only looked for on disk.
-			wanted := s.digest != "" || i == 0 && s.request != nil
-			if !s.flying && !s.ready() && wanted && (s.nextTry.IsZero() || due(s.nextTry)) && (ready[s] == "" || name < ready[s]) {
-				ready[s] = name
-			}
-		}
-	}
-	order := slices.SortedFunc(maps.Keys(ready), func(a, b *source) int {
-		return cmp.Or(a.nextTry.Compare(b.nextTry), cmp.Compare(ready[a], ready[b]), slices.Compare(a.key.what[:], b.key.what[:]))
-	})
-	for _, s := range order[:min(len(order), maxFetches-st.flying)] {
-		s.flying = true
-		st.flying++
-		st.todo.start = append(st.todo.start, s)
-	}
-}
-
-// Pauses between tries.
-const (
-	minTemporary = 200 * time.Millisecond
-	maxTemporary = 3 * time.Second
-	minLasting   = 5 * time.Second
-	maxLasting   = 5 * time.Minute
-	maxAsked     = time.Hour // that a server may ask for
-)
-
-// pause is how long after a failure a module is asked for again: doubled each time, and at
-// least what the server asks for. What will hardly change by itself waits longer. A
-// resource may say itself how long the first pause and the longest one are.
-func pause(attempt uint32, why *Failure, q *Request, chance float64) time.Duration {
-	least, most := minTemporary, maxTemporary
-	if !why.Temporary {
-		least, most = minLasting, maxLasting
-	} else if q != nil && q.RetryBase > 0 {
-		least = min(max(q.RetryBase, least), maxLasting)
-		most = min(max(q.RetryMax, most, least), maxLasting)
-	}
-	d := least
-	for range min(attempt, 16) - min(attempt, 1) {
-		d = min(2*d, most)
-	}
-	d -= time.Duration(float64(d) / 2 * chance)
-	return max(d, min(why.RetryAfter, maxAsked))
 }

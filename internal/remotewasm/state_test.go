@@ -1,10 +1,10 @@
 package remotewasm
 
 import (
-	"bytes"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,16 +30,22 @@ type model struct {
 	up      bool                 // the registry
 	refuses map[string]bool
 	good    map[string]plugin // what a relay remembers that Envoy took
+	said    map[string]plugin // by their bodies
 }
 
 type given struct {
 	what answer
-	path string
-	of   plugin
+	path string // of each module, with a space between two
+	of   string // the upstream's body
 }
 
+// has says that a module is in what was given.
+func (g given) has(path string) bool { return slices.Contains(strings.Split(g.path, " "), path) }
+
+func pathOf(url string) string { return (&lease{digest: digestOf(url)}).Path() }
+
 func newModel(t *rapid.T) *model {
-	m := &model{t: t, depot: newDepot(t), now: time.Unix(1e9, 0), up: true, refuses: map[string]bool{}}
+	m := &model{t: t, depot: newDepot(t), now: time.Unix(1e9, 0), up: true, refuses: map[string]bool{}, said: map[string]plugin{}}
 	m.anew()
 	m.bodies = map[string]plugin{}
 	return m
@@ -53,19 +59,21 @@ func (m *model) anew() {
 
 // ask is what a relay does for a name.
 func (m *model) ask(name string, p plugin) {
-	r, err := attach.ReadRemoteWasm(&anypb.Any{TypeUrl: attach.ExtensionConfigType, Value: p.body(m.t)})
+	r, err := attach.ReadRemote(&anypb.Any{TypeUrl: p.kind(), Value: p.body(m.t)})
 	if err != nil || r == nil {
 		m.t.Fatal(r, err)
 	}
-	path, what := m.st.give(r, servingPatience, m.now)
-	if again, same := m.st.give(r, servingPatience, m.now); again != path || same != what {
-		m.t.Fatalf("%s: %d %s, and then %d %s", name, what, path, same, again)
+	paths, what := m.st.give(name, r, servingPatience, m.now)
+	if again, same := m.st.give(name, r, servingPatience, m.now); !slices.Equal(again, paths) || same != what {
+		m.t.Fatalf("%s: %d %s, and then %d %s", name, what, paths, same, again)
 	}
+	path := strings.Join(paths, " ")
 	before := m.envoy[name]
 	if n := len(m.pending[name]); n > 0 {
 		before = m.pending[name][n-1]
 	}
-	g := given{what, path, p}
+	g := given{what, path, string(p.body(m.t))}
+	m.said[g.of] = p
 	switch what {
 	case held:
 		if _, waits := m.empty[name]; !waits && before == (given{}) {
@@ -77,7 +85,14 @@ func (m *model) ask(name string, p plugin) {
 			m.t.Fatalf("%s: a stand-in for what works", name)
 		}
 	case local:
-		m.isHere(name, path)
+		if len(paths) != len(p.urls()) || slices.Contains(paths, "") {
+			m.t.Fatalf("%s: only %q is given of %d modules", name, paths, len(p.urls()))
+		}
+	}
+	for _, path := range paths {
+		if path != "" {
+			m.isHere(name, path)
+		}
 	}
 	if g != before {
 		m.pending[name] = append(m.pending[name], g)
@@ -122,7 +137,7 @@ func (m *model) check() {
 	}
 	held := map[chandler.ModuleDigest]bool{}
 	for name, e := range m.st.names {
-		if len(e.wanted) > maxWanted || len(e.wanted) != len(e.asked) {
+		if len(e.wanted) > 3*maxWanted || len(e.wanted) != len(e.asked) {
 			m.t.Fatalf("%s wants %d, asked %d", name, len(e.wanted), len(e.asked))
 		}
 		for _, s := range e.wanted {
@@ -141,11 +156,13 @@ func (m *model) check() {
 	}
 	// What runs in Envoy stays on disk; after a restart it is looked for there.
 	for name, g := range m.envoy {
-		if slices.ContainsFunc(m.flights, func(s *source) bool { return (&lease{digest: s.digest}).Path() == g.path }) {
+		if slices.ContainsFunc(m.flights, func(s *source) bool { return g.has((&lease{digest: s.digest}).Path()) }) {
 			continue
 		}
 		if _, there := m.bodies[name]; there && g.what == local && g.path != "" && len(m.pending[name]) == 0 && m.st.names[name] != nil {
-			m.isHere(name, g.path)
+			for path := range strings.SplitSeq(g.path, " ") {
+				m.isHere(name, path)
+			}
 		}
 	}
 	for name, since := range m.empty {
@@ -159,11 +176,11 @@ func (m *model) check() {
 func (m *model) answers(name string) {
 	g := m.pending[name][0]
 	m.pending[name] = m.pending[name][1:]
-	if g.what == local && m.refuses[g.path] {
+	if slices.ContainsFunc(strings.Split(g.path, " "), func(path string) bool { return m.refuses[path] }) {
 		m.st.rejected(name, m.now)
 		return
 	}
-	m.envoy[name], m.good[name] = g, g.of
+	m.envoy[name], m.good[name] = g, m.said[g.of]
 	delete(m.empty, name)
 	m.st.acked(name)
 }
@@ -228,24 +245,39 @@ func (st *state) allReady() map[*source]*source {
 	return all
 }
 
-// For every interleaving: what works is replaced by what works only; nothing is held for
-// longer than the patience; what is given is on disk; and in the end all is in force.
+// For every interleaving, of extension configs and of listeners with several modules: what
+// works is replaced by what works only; nothing is held for longer than the patience; what is
+// given is on disk; and in the end all is in force.
 func TestEveryInterleaving(t *testing.T) {
+	for name, most := range map[string]int{"extension configs": -1, "listeners": 2} {
+		t.Run(name, func(t *testing.T) { everyInterleaving(t, most) })
+	}
+}
+
+// everyInterleaving is of listeners with so many modules beside the first one; less than
+// none: of extension configs.
+func everyInterleaving(t *testing.T, most int) {
 	names := []string{"a", "b", "c"}
 	rapid.Check(t, func(t *rapid.T) {
 		m := newModel(t)
+		url := func(t *rapid.T) string {
+			return fmt.Sprintf("oci://r.example/m%d:v", rapid.IntRange(0, 5).Draw(t, "module"))
+		}
 		of := func(t *rapid.T) string { return rapid.SampledFrom(names).Draw(t, "name") }
 		secrets := []string{`{"auths":{}}`, `{"auths":{"x":{}}}`}
 		t.Repeat(map[string]func(*rapid.T){
 			"": func(*rapid.T) { m.settle() },
 			"says": func(t *rapid.T) {
 				p := plugin{
-					name: of(t), url: fmt.Sprintf("oci://r.example/m%d:v", rapid.IntRange(0, 5).Draw(t, "module")),
+					name: of(t), url: url(t),
 					policy: rapid.SampledFrom([]string{"", "Always"}).Draw(t, "policy"), version: rapid.SampledFrom([]string{"", "1", "2"}).Draw(t, "version"),
 					strategy: rapid.SampledFrom([]wasmv3.FailurePolicy{0, wasmv3.FailurePolicy_FAIL_OPEN}).Draw(t, "strategy"),
 				}
 				if i := rapid.IntRange(0, 2).Draw(t, "secret"); i > 0 {
 					p.secret = &secrets[i-1]
+				}
+				if most >= 0 {
+					p.more = append([]string{}, rapid.SliceOfN(rapid.Custom(url), 0, most).Draw(t, "more")...)
 				}
 				m.bodies[p.name] = p
 				m.ask(p.name, p)
@@ -253,7 +285,7 @@ func TestEveryInterleaving(t *testing.T) {
 			"other stream": func(t *rapid.T) { // says something else under the same name
 				if name := of(t); len(m.bodies) > 0 {
 					if p, ok := m.bodies[name]; ok {
-						p.url = fmt.Sprintf("oci://r.example/m%d:v", rapid.IntRange(0, 5).Draw(t, "module"))
+						p.url = url(t)
 						m.ask(name, p)
 						m.ask(name, m.bodies[name])
 					}
@@ -285,7 +317,7 @@ func TestEveryInterleaving(t *testing.T) {
 			},
 			"registry": func(t *rapid.T) { m.up = rapid.Bool().Draw(t, "up") },
 			"refuses": func(t *rapid.T) {
-				path := (&lease{digest: digestOf(fmt.Sprintf("oci://r.example/m%d:v", rapid.IntRange(0, 5).Draw(t, "module")))}).Path()
+				path := pathOf(url(t))
 				m.refuses[path] = !m.refuses[path]
 			},
 			"removed": func(t *rapid.T) {
@@ -298,7 +330,7 @@ func TestEveryInterleaving(t *testing.T) {
 				m.st.leave(name, m.now)
 			},
 			"lost": func(t *rapid.T) {
-				d := digestOf(fmt.Sprintf("oci://r.example/m%d:v", rapid.IntRange(0, 5).Draw(t, "module")))
+				d := digestOf(url(t))
 				delete(m.depot.disk, d)
 				m.st.lost(d)
 				m.lostInEnvoy(d)
@@ -320,14 +352,14 @@ func TestEveryInterleaving(t *testing.T) {
 func (m *model) lostInEnvoy(d chandler.ModuleDigest) {
 	path := (&lease{digest: d}).Path()
 	for name, g := range m.envoy {
-		if g.path == path {
+		if g.has(path) {
 			g.path = ""
 			m.envoy[name] = g
 		}
 	}
 	for _, list := range m.pending {
 		for i := range list {
-			if list[i].path == path {
+			if list[i].has(path) {
 				list[i].path = ""
 			}
 		}
@@ -355,8 +387,12 @@ func (m *model) finish() {
 		m.now = m.now.Add(time.Second)
 	}
 	for name, p := range m.bodies {
-		want := given{local, (&lease{digest: digestOf(p.url)}).Path(), p}
-		if got := m.envoy[name]; got.what != want.what || got.path != want.path || !bytes.Equal(got.of.body(m.t), p.body(m.t)) {
+		var paths []string
+		for _, url := range p.urls() {
+			paths = append(paths, pathOf(url))
+		}
+		want := given{local, strings.Join(paths, " "), string(p.body(m.t))}
+		if got := m.envoy[name]; got != want {
 			m.t.Fatalf("Envoy has %v for %s, want %v", got, name, want)
 		}
 	}

@@ -756,7 +756,7 @@ func (d *fullDisk) Create(path string) (durable.File, error) {
 	return d.FS.Create(path)
 }
 
-// State that cannot be read is put aside for a person, not destroyed.
+// State that cannot be read is set aside for a person, every one of it, not destroyed.
 func TestFault_F78_UnknownState(t *testing.T) {
 	t.Parallel()
 	b := start(t, source.DirectoryConfig{})
@@ -768,8 +768,13 @@ func TestFault_F78_UnknownState(t *testing.T) {
 	if !url("a", "a")(b.last()) {
 		t.Errorf("%+v", b.last())
 	}
-	if text, err := os.ReadFile(path + ".aside"); err != nil || string(text) != `{"Format": 2}` {
-		t.Errorf("%s %v", text, err)
+	b.stop()
+	must(t, os.WriteFile(path, []byte(`{"Format": 3}`), 0o600))
+	start(t, source.DirectoryConfig{Data: b.data})
+	for name, want := range map[string]string{".aside": `{"Format": 2}`, ".aside-1": `{"Format": 3}`} {
+		if text, err := os.ReadFile(path + name); err != nil || string(text) != want {
+			t.Errorf("%s %v", text, err)
+		}
 	}
 }
 

@@ -29,4 +29,7 @@ func TestFault_F78_StateOfBefore(t *testing.T) {
 	if o := d.last().Objects[0]; o.UID != objects[0].UID || o.Generation != 3 {
 		t.Errorf("edited it is %+v", o)
 	}
+	if b, err := os.ReadFile(path); err != nil || !strings.Contains(string(b), `"Later"`) {
+		t.Errorf("what a later control plane wrote is gone: %s, %v", b, err)
+	}
 }

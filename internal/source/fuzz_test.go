@@ -41,7 +41,7 @@ func FuzzState(f *testing.F) {
 			t.Fatal(err)
 		}
 		if len(all) == 0 {
-			if kept, err := durable.Read(fsys, name+asideSuffix, maxEntry); err != nil || !bytes.Equal(kept, content) {
+			if kept, err := durable.Read(fsys, name+".aside", maxEntry); err != nil || !bytes.Equal(kept, content) {
 				t.Fatalf("kept %q of %q: %v", kept, content, err)
 			}
 			return

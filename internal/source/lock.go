@@ -255,9 +255,18 @@ func (s *lockState) after(sc *scan, path string, missing bool, now time.Time) *l
 	return nil
 }
 
-// apply says what a lock file says of an object's reference.
+// apply says what a lock file says of an object's reference, and of its place. Whoever
+// reads the same files is to attach the same, whenever that was: so resources beside a
+// lock file are all of one time, and their names decide where their priorities do not.
 func (s *lockState) apply(o *Object) {
-	if s == nil || o.Plugin == nil || !Lockable(o.Plugin.Wasm) {
+	if s == nil || o.Plugin == nil {
+		return
+	}
+	if within(o.Origin, filepath.Dir(s.path)) {
+		plugin := *o.Plugin
+		plugin.Created, o.Plugin = time.Unix(0, 0).UTC(), &plugin
+	}
+	if !Lockable(o.Plugin.Wasm) {
 		return
 	}
 	e, ok := s.Get(o.Plugin.Wasm.Reference)

@@ -252,3 +252,43 @@ func TestLockOfMissingDirectory(t *testing.T) {
 		t.Errorf("%+v", o)
 	}
 }
+
+// Two who read the same folder with a lock file place its resources alike, whatever they
+// saw before and when; what one of them was given besides has a time of its own.
+func TestLockPlaces(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plugin := func(name string) string {
+		return "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: " + name + "}\nspec: {url: 'oci://reg.example/" + name + ":v1'}\n"
+	}
+	write("z.yaml", plugin("z"))
+	write(source.LockName, "format: 1\nlocked: []\n")
+	here := start(t, source.DirectoryConfig{Dir: dir, Data: t.TempDir()})
+	here.await("z", func(s source.Snapshot) bool { return len(s.Objects) == 1 })
+	write("a.yaml", plugin("a"))
+	both := func(s source.Snapshot) bool { return len(s.Objects) == 2 }
+	here.await("a and z", both)
+	there := start(t, source.DirectoryConfig{Dir: dir, Data: t.TempDir()})
+	there.await("a and z", both)
+	for i := range 2 {
+		one, other := here.last().Objects[i], there.last().Objects[i]
+		if !one.Plugin.Created.Equal(other.Plugin.Created) || !one.Plugin.Created.Equal(here.last().Objects[0].Plugin.Created) {
+			t.Errorf("%s stands where %v and %v have it", one.Name, one.Plugin.Created, other.Plugin.Created)
+		}
+		if time.Since(one.Created) > time.Hour {
+			t.Errorf("%s is shown to be of %v", one.Name, one.Created)
+		}
+	}
+	if _, err := here.Apply(t.Context(), source.ApplyRequest{Manifest: []byte(plugin("b"))}); err != nil {
+		t.Fatal(err)
+	}
+	here.await("an applied one", func(s source.Snapshot) bool {
+		return len(s.Objects) == 3 && s.Objects[1].Plugin.Created.Equal(s.Objects[1].Created)
+	})
+}

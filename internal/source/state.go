@@ -1,6 +1,7 @@
 package source
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -18,6 +19,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/durable"
+	"chandler.dev/chandler/internal/later"
 )
 
 // entryFormat is the format of an entry's file.
@@ -76,7 +78,6 @@ type ledger struct {
 
 const (
 	entrySuffix = ".json"
-	asideSuffix = ".aside"
 	maxEntry    = 8 << 20
 )
 
@@ -105,10 +106,11 @@ func (l ledger) load(log *slog.Logger) (map[chandler.Key]entry, error) {
 		}
 		var e entry
 		if err != nil || json.Unmarshal(b, &e) != nil || e.Format != entryFormat || e.UID == "" || stem(e.Key)+entrySuffix != f.Name() {
-			log.Warn("the state of an object cannot be read and is put aside", "file", name)
-			if err := l.fsys.Rename(name, name+asideSuffix); err != nil {
+			aside, err := durable.SetAside(l.fsys, name)
+			if err != nil {
 				return nil, err
 			}
+			log.Warn("the state of an object cannot be read and is set aside", "file", aside)
 			continue
 		}
 		entries[e.Key] = e
@@ -116,12 +118,25 @@ func (l ledger) load(log *slog.Logger) (map[chandler.Key]entry, error) {
 	return entries, nil
 }
 
+// put writes an entry, and with it what a later version wrote into the one before.
 func (l ledger) put(e entry) error {
-	b, err := json.MarshalIndent(e, "", " ")
+	path := filepath.Join(l.dir, stem(e.Key)+entrySuffix)
+	before, err := durable.Read(l.fsys, path, maxEntry)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	b, err := json.Marshal(e)
+	if err == nil {
+		b, err = later.Of(before, e).AddTo(b)
+	}
+	var text bytes.Buffer
+	if err == nil {
+		err = json.Indent(&text, b, "", " ")
+	}
 	if err != nil { // plain types only
 		return err
 	}
-	return durable.Write(l.fsys, filepath.Join(l.dir, stem(e.Key)+entrySuffix), b)
+	return durable.Write(l.fsys, path, text.Bytes())
 }
 
 func (l ledger) remove(key chandler.Key) error {

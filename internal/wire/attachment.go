@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -63,8 +64,10 @@ func Version(body []byte) string {
 
 // UnmarshalAttachment reads what MarshalAttachment wrote; body is the value of the
 // Any. What it refuses is a *chandler.Problem, XDSResource or XDSPathEscape. Fields
-// that it does not know are passed over: a control plane that is newer says more,
-// and names in Requires what must be understood.
+// that it does not know are passed over, and InPart says so: a control plane that is
+// newer says more, and names in Requires what must be understood. One that cannot be read and requires
+// what this version has never heard of has no Program, for whoever gets it to refuse it
+// by that name.
 func UnmarshalAttachment(body []byte) (chandler.Attachment, error) {
 	var m chandlerv1.Attachment
 	err := proto.Unmarshal(body, &m)
@@ -73,6 +76,7 @@ func UnmarshalAttachment(body []byte) (chandler.Attachment, error) {
 	} else {
 		var a chandler.Attachment
 		if a, err = AttachmentFromProto(&m); err == nil {
+			a.InPart = a.InPart || saysMore(m.ProtoReflect())
 			return a, nil
 		}
 	}
@@ -153,10 +157,52 @@ func AttachmentFromProto(m *chandlerv1.Attachment) (chandler.Attachment, error) 
 		decodeIdentity, decodeProgram, decodeBehaviour, decodeLists,
 	} {
 		if err := step(m, &a); err != nil {
+			if isOfLater(&a) {
+				return refusable(&a), nil
+			}
 			return chandler.Attachment{}, fmt.Errorf("attachment %s: %w", a.Key, err)
 		}
 	}
 	return a, nil
+}
+
+// isOfLater tells of an attachment that cannot be read whether that may be because it
+// needs what only a later version knows, and says so.
+func isOfLater(a *chandler.Attachment) bool {
+	known := a.Release != "" && len(a.Requires) <= maxList
+	later := false
+	for _, f := range a.Requires {
+		known = known && checkName("required feature", f) == nil
+		later = later || !chandler.KnownFeature(f)
+	}
+	return known && later
+}
+
+// refusable is what has to be known of such an attachment to refuse it by the name of
+// what it needs: no program and no behaviour, of which half may be misread.
+func refusable(a *chandler.Attachment) chandler.Attachment {
+	return chandler.Attachment{
+		Key: a.Key, UID: a.UID, Generation: a.Generation, Release: a.Release, Sequence: a.Sequence,
+		Created: a.Created, FetchDeadline: a.FetchDeadline, SecretConfig: a.SecretConfig, Requires: a.Requires, InPart: true,
+	}
+}
+
+// saysMore tells whether a message, or one in it, has fields that are not known here.
+func saysMore(m protoreflect.Message) bool {
+	more := len(m.GetUnknown()) > 0
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case f.Message() == nil: // none of the messages has a map
+		case f.IsList():
+			for i := range v.List().Len() {
+				more = more || saysMore(v.List().Get(i).Message())
+			}
+		default:
+			more = more || saysMore(v.Message())
+		}
+		return !more
+	})
+	return more
 }
 
 func decodeIdentity(m *chandlerv1.Attachment, a *chandler.Attachment) (err error) {

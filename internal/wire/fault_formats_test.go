@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -98,14 +99,72 @@ func TestFault_F78_MessagesOfBefore(t *testing.T) {
 func TestFault_F78_MessagesOfLater(t *testing.T) {
 	t.Parallel()
 	got, err := UnmarshalAttachment(later(before(t, "attachment.pb")))
-	if want := attachmentOfBefore(); err != nil || !reflect.DeepEqual(got, want) {
+	want := attachmentOfBefore()
+	want.InPart = true
+	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("read %+v, %v", got, err)
 	}
-	var m chandlerv1.ReportRequest
-	if err := proto.Unmarshal(later(before(t, "report.pb")), &m); err != nil {
+	m := AttachmentToProto(&want)
+	m.Match[0].ProtoReflect().SetUnknown(later(nil))
+	if body, err := proto.Marshal(m); err != nil {
+		t.Fatal(err)
+	} else if got, err := UnmarshalAttachment(body); err != nil || !got.InPart {
+		t.Errorf("with more deep in it: %+v, %v", got, err)
+	}
+	var r chandlerv1.ReportRequest
+	if err := proto.Unmarshal(later(before(t, "report.pb")), &r); err != nil {
 		t.Fatal(err)
 	}
-	if report, err := ReportFromProto(&m); err != nil || !reflect.DeepEqual(report, reportOfBefore()) {
+	if report, err := ReportFromProto(&r); err != nil || !reflect.DeepEqual(report, reportOfBefore()) {
 		t.Errorf("read %+v, %v", report, err)
+	}
+}
+
+// What of a later one cannot be read at all, as its code or a value of a list is of a
+// kind that is not known here, is refused by the name of what it requires: so much of it
+// is given. Without such a name it is no attachment.
+func TestFault_F78_AttachmentOfLater(t *testing.T) {
+	t.Parallel()
+	whole := attachmentOfBefore()
+	for what, change := range map[string]func(*chandlerv1.Attachment){
+		"code":          func(m *chandlerv1.Attachment) { m.Code = nil },
+		"filter type":   func(m *chandlerv1.Attachment) { m.Type = 99 },
+		"phase":         func(m *chandlerv1.Attachment) { m.Phase = 99 },
+		"fail strategy": func(m *chandlerv1.Attachment) { m.FailStrategy = 99 },
+		"mode":          func(m *chandlerv1.Attachment) { m.Match = []*chandlerv1.Match{{Mode: 99}} },
+	} {
+		m := AttachmentToProto(&whole)
+		change(m)
+		if _, err := AttachmentFromProto(m); err == nil {
+			t.Errorf("another %s is taken", what)
+		}
+		m.Requires = []string{chandler.FeatureHTTP, "telepathy"}
+		got, err := AttachmentFromProto(m)
+		if err != nil || got.Key != whole.Key || got.UID != whole.UID || got.Sequence != whole.Sequence || got.Release != whole.Release ||
+			!slices.Equal(got.Requires, m.Requires) || got.Program != (chandler.Program{}) || !reflect.DeepEqual(got.Behaviour, chandler.Behaviour{}) {
+			t.Errorf("another %s gives %+v, %v", what, got, err)
+		}
+	}
+	m := AttachmentToProto(&whole)
+	m.Release, m.Requires = "none", []string{"telepathy"}
+	if _, err := AttachmentFromProto(m); err == nil {
+		t.Error("one that is of no release is taken")
+	}
+}
+
+// Of a later agent's report, too: what it can do and why something is wrong may have
+// names that are not known here. A state may not: what it means nobody could tell.
+func TestFault_F78_ReportOfLater(t *testing.T) {
+	t.Parallel()
+	want := reportOfBefore()
+	want.Node.Features = []string{"telepathy"}
+	want.States[0].Reason = "MoonInTheWrongPhase"
+	m := ReportToProto(want)
+	if got, err := ReportFromProto(m); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("read %+v, %v", got, err)
+	}
+	m.States[0].State = 99
+	if _, err := ReportFromProto(m); err == nil {
+		t.Error("a state that nobody knows is taken")
 	}
 }

@@ -14,10 +14,16 @@ import (
 // enrolling is a world whose agents get their certificates from the control plane.
 func enrolling(t *testing.T) *world {
 	t.Helper()
+	return newWorld(t, enrolment(t)...)
+}
+
+// enrolment are the flags of such a control plane.
+func enrolment(t *testing.T) []string {
+	t.Helper()
 	ca := authority.New(t)
 	own := ca.Issue(authority.Leaf{IP: "127.0.0.1"})
 	signer := ca.Issue(authority.Leaf{CA: true, NotAfter: time.Now().Add(40 * time.Hour)})
-	return newWorld(t, "--tls-cert", own.Cert, "--tls-key", own.Key, "--enrol-ca-cert", signer.Cert, "--enrol-ca-key", signer.Key, "--enrol-server-ca", ca.File)
+	return []string{"--tls-cert", own.Cert, "--tls-key", own.Key, "--enrol-ca-cert", signer.Cert, "--enrol-ca-key", signer.Key, "--enrol-server-ca", ca.File}
 }
 
 // token makes a token, and gives the flags of an agent with it.

@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -337,26 +338,20 @@ func (g *envoyGateway) remove(name string) {
 	}
 }
 
-// kept waits until the agent has written what Envoy has by now, in which there is none of
-// those words: Envoy Gateway does not ask it to end, it kills it.
-func (g *envoyGateway) kept(gone ...string) {
+// kept waits until the agent has written what Envoy has by now: a listener and a route with
+// that word in them, and which modules that means. Envoy Gateway does not ask it to end, it
+// kills it.
+func (g *envoyGateway) kept(word string) {
 	g.t.Helper()
 	eventually(g.t, 60*time.Second, "what Envoy has is kept", func() (bool, string) {
-		views, err := filepath.Glob(filepath.Join(g.data, "envoy", "upstream-*", "view-*"))
-		if err != nil || len(views) == 0 {
-			return false, fmt.Sprintf("views: %v, %v", views, err)
-		}
-		for _, name := range views {
-			b, err := os.ReadFile(name)
-			if err != nil {
-				return false, err.Error()
-			}
-			for _, word := range gone {
-				if bytes.Contains(b, []byte(word)) {
-					return false, fmt.Sprintf("%s is in %s", word, filepath.Base(name))
-				}
+		for _, kind := range []string{"config.listener.v3.Listener", "config.route.v3.RouteConfiguration"} {
+			if !slices.ContainsFunc(keptViews(g.data), func(view []byte) bool {
+				return bytes.Contains(view, []byte(kind)) && bytes.Contains(view, []byte(word))
+			}) {
+				return false, fmt.Sprintf("there is no %s with %s", kind, word)
 			}
 		}
-		return true, ""
+		meant, err := os.ReadFile(filepath.Join(g.data, "remote-listeners-1"))
+		return bytes.Contains(meant, []byte("sha256:")), fmt.Sprintf("the modules of listeners: %s, %v", meant, err)
 	})
 }

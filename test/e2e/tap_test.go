@@ -25,6 +25,10 @@ type tap struct {
 	t    testing.TB
 	addr string
 	conn *grpc.ClientConn
+	// What passes is changed by these on its way, where they are set.
+	changeReport func(*chandlerv1.ReportRequest)
+	changeAnswer func(*chandlerv1.ReportResponse)
+	changeUpdate func(*discoveryv3.DeltaDiscoveryResponse)
 
 	mu       sync.Mutex
 	reports  []tapped
@@ -127,7 +131,11 @@ func (tp *tap) Report(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, cha
 	var last uint64
 	tp.mu.Lock()
 	tp.say = func() {
-		_ = str.Send(&chandlerv1.ReportResponse{Sequence: last, TrafficInterval: wire.IntervalToProto(tp.interval)})
+		m := &chandlerv1.ReportResponse{Sequence: last, TrafficInterval: wire.IntervalToProto(tp.interval)}
+		if tp.changeAnswer != nil {
+			tp.changeAnswer(m)
+		}
+		_ = str.Send(m)
 	}
 	tp.mu.Unlock()
 	go func() { // ends with the call
@@ -145,6 +153,9 @@ func (tp *tap) Report(str grpc.BidiStreamingServer[chandlerv1.ReportRequest, cha
 			tp.mu.Lock()
 			tp.reports = append(tp.reports, tapped{r, time.Now()})
 			tp.mu.Unlock()
+			if tp.changeReport != nil {
+				tp.changeReport(m)
+			}
 			if to.Send(m) != nil {
 				return
 			}
@@ -182,6 +193,9 @@ func (tp *tap) DeltaAggregatedResources(str discoveryv3.AggregatedDiscoveryServi
 		m, err := to.Recv()
 		if err != nil {
 			return err
+		}
+		if tp.changeUpdate != nil {
+			tp.changeUpdate(m)
 		}
 		if err := str.Send(m); err != nil {
 			return err

@@ -344,7 +344,7 @@ type harm struct {
 }
 
 // proxyStats reads them.
-func proxyStats(t *testing.T, p *proxy) counters {
+func proxyStats(t testing.TB, p *proxy) counters {
 	t.Helper()
 	var c counters
 	names := map[string]*float64{

@@ -326,17 +326,27 @@ func (b *beneath) alone(t *testing.T) {
 func keptBy(t *testing.T, data, cluster string) {
 	t.Helper()
 	eventually(t, 30*time.Second, "what Envoy took is on disk", func() (bool, string) {
-		files, err := filepath.Glob(filepath.Join(data, "envoy", "upstream-*", "view-*"))
+		views := keptViews(data)
+		endpoints, listeners := false, false
+		for _, text := range views {
+			endpoints = endpoints || bytes.Contains(text, []byte("ClusterLoadAssignment")) && bytes.Contains(text, []byte(cluster))
+			listeners = listeners || bytes.Contains(text, []byte("config.listener.v3.Listener"))
+		}
+		return endpoints && listeners && len(views) >= 4, fmt.Sprintf("there are %d views", len(views))
+	})
+}
+
+// keptViews are those that the agent with that directory would begin with.
+func keptViews(data string) (views [][]byte) {
+	sets, _ := filepath.Glob(filepath.Join(data, "envoy", "upstream-*", "set-*"))
+	for _, name := range sets {
+		set, _ := os.ReadFile(name)
+		files, _ := filepath.Glob(filepath.Join(filepath.Dir(name), "view-*"))
 		for _, file := range files {
-			text, _ := os.ReadFile(file)
-			sets, _ := filepath.Glob(filepath.Join(filepath.Dir(file), "set-*"))
-			if set, err := os.ReadFile(strings.Join(sets, "")); err != nil || !bytes.Contains(set, []byte(filepath.Base(file))) {
-				continue // it is being written, or was replaced
-			}
-			if bytes.Contains(text, []byte("ClusterLoadAssignment")) && bytes.Contains(text, []byte(cluster)) {
-				return len(files) >= 4, fmt.Sprint(files)
+			if text, err := os.ReadFile(file); err == nil && bytes.Contains(set, []byte(filepath.Base(file))) { // else it is being written, or was replaced
+				views = append(views, text)
 			}
 		}
-		return false, fmt.Sprint(files, err)
-	})
+	}
+	return views
 }

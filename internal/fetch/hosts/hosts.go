@@ -3,7 +3,8 @@
 // proxies, one folder a registry. A folder made for containerd (such as
 // /etc/containerd/certs.d) can be used as it is. Files are looked at when they are
 // needed and read again when they have changed; what cannot be used leaves what was
-// before in use.
+// before in use. In place of a server there may be a folder (file://), as
+// "chandler load" fills it.
 //
 // It fetches nothing: package fetch asks it where to.
 package hosts

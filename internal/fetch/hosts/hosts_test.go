@@ -179,7 +179,7 @@ func TestRefusedFiles(t *testing.T) {
 		"server = ":                   "line 1: ",
 		`sever = "https://x.example"`: `unknown key "sever"`,
 		"[host.\"https://m.example\"]\nskip_verfy = true": `unknown key "host.\"https://m.example\".skip_verfy"`,
-		`[host."ftp://m.example"]`:                        `host "ftp://m.example": scheme "ftp" is neither https nor http`,
+		`[host."ftp://m.example"]`:                        `host "ftp://m.example": scheme "ftp" is none of https, http and file`,
 		`[host."https://u:secret@m.example"]`:             "credentials in a url are not used",
 		`[host."https://m.example/?x=y"]`:                 "the url has a query or a fragment",
 		`[host."https://169.254.169.254"]`:                "is 169.254.169.254 (metadata)",
@@ -279,5 +279,39 @@ func TestReload(t *testing.T) {
 	}
 	if all, err := d.Endpoints("new.example"); err != nil || all != nil {
 		t.Errorf("of a file that is gone came %v %v", all, err)
+	}
+}
+
+// A folder of artifacts may be in a server's place.
+func TestFolders(t *testing.T) {
+	t.Parallel()
+	c := newCertsD(t)
+	c.write("reg.example/hosts.toml", "server = \"file:///var/lib/artifacts\"\n[host.\"file:///srv//more/\"]\ncapabilities = [\"pull\"]\n")
+	d := c.mustOpen()
+	if got, want := brief(t, d, "reg.example"), "https://folder.invalid/v2 1, https://folder.invalid/v2 2"; got != want {
+		t.Errorf("got %s\nwant %s", got, want)
+	}
+	before, err := d.Endpoints("reg.example")
+	if err != nil || before[0].Local == nil || before[0].Local == before[1].Local {
+		t.Fatalf("%v, %v", before, err)
+	}
+	c.write("reg.example/hosts.toml", "server = \"file:///var/lib/others\"\n[host.\"file:///srv/more\"]\ncapabilities = [\"pull\"]\n")
+	if after, err := d.Endpoints("reg.example"); err != nil || after[1].Local == before[1].Local {
+		t.Errorf("another folder is not taken, %v", err)
+	}
+	for text, want := range map[string]string{
+		`server = "file://var/lib"`:                                          "write file:// and an absolute path",
+		`server = "file:///a%20b"`:                                           "write file:// and an absolute path",
+		"server = \"file:///a\"\nca = \"ca.pem\"":                            "a folder has no settings but capabilities",
+		"[host.\"file:///a\"]\ndial_timeout = \"1s\"":                        "a folder has no settings but capabilities",
+		"[host.\"file:///a\"]\ncapabilities = [\"push\"]":                    "a folder is not pushed to",
+		"[host.\"file:///a\"]\ncapabilities = [\"run\"]":                     "is none of pull, resolve and push",
+		"[host.\"file:///a\"]\n[host.\"file:///a\".header]\nx-one = \"1\"\n": "a folder has no settings but capabilities",
+	} {
+		c := newCertsD(t)
+		c.write("reg.example/hosts.toml", text)
+		if _, err := c.open(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", text, err, want)
+		}
 	}
 }

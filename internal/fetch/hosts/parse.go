@@ -22,8 +22,12 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/airgap"
 	"chandler.dev/chandler/internal/fetch"
 )
+
+// folderHost is what a folder is called where hosts are; there is no such server.
+const folderHost = "folder.invalid"
 
 const (
 	maxHosts   = 32
@@ -40,6 +44,7 @@ type config struct {
 // host is one of them. An empty Host of its Endpoint means the registry's own.
 type host struct {
 	fetch.Endpoint
+	folder string // of artifacts, in place of a server
 	ca     []string
 	client [][2]string // certificate and key; an empty key is in the certificate's file
 	verify bool
@@ -117,6 +122,12 @@ func shown(at string) string {
 
 func add(all []host, at string, t table) ([]host, error) {
 	h := host{verify: !t.SkipVerify}
+	if folder, ok := strings.CutPrefix(at, "file://"); ok {
+		if err := h.shelve(folder, t); err != nil {
+			return nil, err
+		}
+		return append(all, h), nil
+	}
 	for _, step := range []func() error{
 		func() error { return h.locate(at, t.OverridePath) },
 		func() error { return h.trust(t.Capabilities) },
@@ -133,6 +144,26 @@ func add(all []host, at string, t table) ([]host, error) {
 	return append(all, h), nil
 }
 
+// shelve takes a folder for a host.
+func (h *host) shelve(folder string, t table) error {
+	if !filepath.IsAbs(folder) || strings.ContainsAny(folder, "%?#\x00") {
+		return errors.New("write file:// and an absolute path, without %, ? and #")
+	}
+	if t.CA != nil || t.Client != nil || t.SkipVerify || t.Header != nil || t.OverridePath || t.DialTimeout != "" || t.Proxy != "" {
+		return errors.New("a folder has no settings but capabilities")
+	}
+	if err := h.trust(t.Capabilities); err != nil {
+		return err
+	}
+	if h.Push && len(t.Capabilities) > 0 {
+		return errors.New("a folder is not pushed to; chandler load puts artifacts into it")
+	}
+	h.folder, h.Push = filepath.Clean(folder), false
+	h.Scheme, h.Host, h.Path = "https", folderHost, "/v2"
+	h.Local = airgap.NewFolder(h.folder)
+	return nil
+}
+
 // locate reads the URL of a host; empty is the registry itself.
 func (h *host) locate(at string, overridePath bool) error {
 	h.Path = "/v2"
@@ -147,7 +178,7 @@ func (h *host) locate(at string, overridePath bool) error {
 	case err != nil:
 		return errors.New("it is no url")
 	case u.Scheme != "http" && u.Scheme != "https":
-		return fmt.Errorf("scheme %s is neither https nor http", chandler.Quote(u.Scheme))
+		return fmt.Errorf("scheme %s is none of https, http and file", chandler.Quote(u.Scheme))
 	case u.User != nil:
 		return errors.New("credentials in a url are not used; put them into docker's configuration, for this host")
 	case u.RawQuery != "" || u.Fragment != "":
@@ -299,7 +330,7 @@ func (c *config) open(dir string, read func(string) ([]byte, error)) error {
 	}
 	for i := range c.hosts {
 		h := &c.hosts[i]
-		put(sum, fmt.Sprintf("%q %q %q %t %t %t %t %v %v %v %q", h.Scheme, h.Host, h.Path, h.Pull, h.Resolve, h.Push, h.verify, h.Header, h.DialTimeout, h.Proxy, h.ca))
+		put(sum, fmt.Sprintf("%q %q %q %q %t %t %t %t %v %v %v %q", h.Scheme, h.Host, h.Path, h.folder, h.Pull, h.Resolve, h.Push, h.verify, h.Header, h.DialTimeout, h.Proxy, h.ca))
 		if len(h.ca) == 0 && len(h.client) == 0 && h.verify {
 			continue
 		}

@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/later"
 	"chandler.dev/chandler/internal/record"
 )
 
@@ -69,10 +70,15 @@ type Records struct {
 // place is where an object is.
 type place struct{ namespace, name string }
 
-// rolloutObject is a rollout as it was last seen.
+// rolloutObject is a rollout as it was last seen, and what a later version says in it.
 type rolloutObject struct {
 	place
 	record.Rollout
+	more later.Fields
+}
+
+func rolloutOf(o *appsv1.ControllerRevision, r record.Rollout) rolloutObject {
+	return rolloutObject{placeOf(o), r, later.Of([]byte(o.Annotations[rolloutAnnotation]), r)}
 }
 
 // NewRecords gives the records of a cluster. log may be nil.
@@ -135,7 +141,7 @@ func (s *Records) list(ctx context.Context) ([]chandler.Release, error) {
 			o := &page.Items[i]
 			if o.Labels[recordLabel] == rolloutRecord {
 				if r, err := readRollout(o); err == nil {
-					rollouts[r.UID] = rolloutObject{placeOf(o), r}
+					rollouts[r.UID] = rolloutOf(o, r)
 				} else {
 					s.passBy(o, err)
 				}
@@ -316,6 +322,11 @@ func (s *Records) remove(ctx context.Context, at place) error {
 func (s *Records) SwapRollout(ctx context.Context, old *record.Rollout, next record.Rollout) (record.Rollout, error) {
 	next.Format, next.Revision = record.Format, 0
 	content, err := json.Marshal(next)
+	if err == nil && old != nil {
+		s.mu.Lock() // of another revision than old there is a conflict
+		content, err = s.rollouts[next.UID].more.AddTo(content)
+		s.mu.Unlock()
+	}
 	if err != nil {
 		return record.Rollout{}, fmt.Errorf("records: %w", err)
 	}
@@ -352,7 +363,7 @@ func (s *Records) SwapRollout(ctx context.Context, old *record.Rollout, next rec
 	if err != nil {
 		return record.Rollout{}, fmt.Errorf("records: %s/%s: %w", next.Namespace, name, err)
 	}
-	s.seen(got.UID, &rolloutObject{placeOf(stored), got})
+	s.seen(rolloutOf(stored, got))
 	return got, nil
 }
 
@@ -372,17 +383,17 @@ func (s *Records) conflict(ctx context.Context, next *record.Rollout, name strin
 		// would begin anew.
 		return fmt.Errorf("records: controllerrevision %s/%s: %w", o.Namespace, o.Name, err)
 	}
-	s.seen(got.UID, &rolloutObject{placeOf(o), got})
+	s.seen(rolloutOf(o, got))
 	return record.ErrConflict
 }
 
 // seen takes note of a rollout. Of two answers that overtake each other the newer
 // one counts.
-func (s *Records) seen(uid string, o *rolloutObject) {
+func (s *Records) seen(o rolloutObject) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.rollouts[uid].Revision <= o.Revision {
-		s.rollouts[uid] = *o
+	if s.rollouts[o.UID].Revision <= o.Revision {
+		s.rollouts[o.UID] = o
 	}
 }
 

@@ -88,6 +88,7 @@ func TestRecords(t *testing.T) {
 		"too large":              testTooLarge,
 		"no server at the start": testNoServer,
 		"watched":                testWatched,
+		"of a later version":     testLater,
 	} {
 		t.Run(name, func(t *testing.T) {
 			kubectl(t, c, "", "delete", "controllerrevisions", "-n", "ns", "--all")
@@ -144,6 +145,30 @@ func testFound(t *testing.T, _ *testkube.Cluster, client *kube.Client) {
 	}
 	if left, err := kube.NewRecords(client, nil).Releases(t.Context()); err != nil || len(left) != 0 {
 		t.Errorf("left after the deletion: %v, %v", left, err)
+	}
+}
+
+// What a later control plane says in a rollout is still there when this one, which has
+// listed or watched it, has changed it.
+func testLater(t *testing.T, c *testkube.Cluster, client *kube.Client) {
+	put(t, kube.NewRecords(client, nil), 1)
+	const annotation = `go-template={{range .items}}{{.metadata.name}} {{index .metadata.annotations "chandler.dev/rollout"}}{{end}}`
+	list := []string{"get", "controllerrevisions", "-n", "ns", "-l", "chandler.dev/record=rollout", "-o", annotation}
+	name, text, _ := strings.Cut(kubectl(t, c, "", list...), " ")
+	kubectl(t, c, "", "annotate", "--overwrite", "controllerrevision", "-n", "ns", name,
+		"chandler.dev/rollout="+strings.Replace(text, "{", `{"Colour":"red",`, 1))
+	s := kube.NewRecords(client, nil)
+	rollouts, err := s.Rollouts(t.Context())
+	if err != nil || len(rollouts) != 1 {
+		t.Fatalf("rollouts %+v, %v", rollouts, err)
+	}
+	for n := uint64(2); n < 4; n++ {
+		if rollouts[0], err = s.SwapRollout(t.Context(), &rollouts[0], recordtest.Rollout(n)); err != nil {
+			t.Fatal(err)
+		}
+		if got := kubectl(t, c, "", list...); !strings.HasSuffix(got, `,"Colour":"red"}`) || !strings.Contains(got, fmt.Sprintf(`"Sequence":%d`, n)) {
+			t.Errorf("the rollout is %s", got)
+		}
 	}
 }
 

@@ -52,7 +52,7 @@ func (f *recordFollower) is(o *appsv1.ControllerRevision) {
 			return
 		}
 		f.known[at] = record.Change{Rollout: &r}
-		f.s.seen(r.UID, &rolloutObject{at, r})
+		f.s.seen(rolloutOf(o, r))
 		f.tell(record.Change{Rollout: &r})
 		return
 	}

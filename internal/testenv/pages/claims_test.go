@@ -15,15 +15,17 @@ import (
 // owed are blocks whose tests are in the making, each with its place.
 // An entry that is not needed any more fails.
 var owed = map[string]string{
-	"docs/machines.md":      "make e2e-machine",
-	"docs/agent.md#systemd": "make e2e-machine",
 	"docs/any-control-plane.md#Envoy Gateway on a machine": "make e2e-gateway",
 }
 
 // outside are the targets that .ci/run does not run, with the reason.
 var outside = map[string]string{
+	"e2e-upgrade": "it builds releases from history, which a shallow clone has not; make test reads what they wrote",
 	"e2e-gateway": "Envoy Gateway takes minutes to build",
 	"pages":       "new: to be added",
+	"e2e-airgap":  "new: to be added",
+	"test-dist":   "new: to be added",
+	"e2e-machine": "new: to be added",
 }
 
 // everyBlock finds the blocks of README.md and docs.

@@ -72,7 +72,9 @@ type Config struct {
 // tells then that nothing differs from what is known.
 type Update struct {
 	// First marks the first answer on a stream.
-	First   bool
+	First bool
+	// From is the identity that the control plane gives itself; it may be empty.
+	From    string
 	Changed []Resource
 	Removed []string
 }
@@ -273,7 +275,7 @@ func (c *Client) update(resp *discoveryv3.DeltaDiscoveryResponse) (Update, error
 	if resp.GetTypeUrl() != c.cfg.TypeURL {
 		return Update{}, unasked("type %s was not asked for", chandler.Quote(resp.GetTypeUrl()))
 	}
-	u := Update{Removed: resp.GetRemovedResources()}
+	u := Update{From: resp.GetControlPlane().GetIdentifier(), Removed: resp.GetRemovedResources()}
 	for _, r := range resp.GetResources() {
 		if t := r.GetResource().GetTypeUrl(); t != c.cfg.TypeURL {
 			return Update{}, unasked("resource %s is of type %s", chandler.Quote(r.GetName()), chandler.Quote(t))

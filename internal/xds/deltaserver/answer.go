@@ -3,6 +3,7 @@ package deltaserver
 import (
 	"sync"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -40,6 +41,7 @@ func (r *Resource) encode() ([]byte, error) {
 type answer struct {
 	typeURL string
 	nonce   string
+	from    string // who says it
 	changed []*Resource
 	removed []string
 	bytes   int // of what changed
@@ -57,7 +59,11 @@ func (a *answer) names() []string {
 // behind the other, so what is of this stream alone stands behind resources that are
 // shared.
 func (a *answer) encode() (quiet.Parts, error) {
-	own, err := proto.Marshal(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: a.typeURL, Nonce: a.nonce, RemovedResources: a.removed})
+	rest := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: a.typeURL, Nonce: a.nonce, RemovedResources: a.removed}
+	if a.from != "" {
+		rest.ControlPlane = &corev3.ControlPlane{Identifier: a.from}
+	}
+	own, err := proto.Marshal(rest)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -71,11 +72,11 @@ func TestAnswerInParts(t *testing.T) {
 	t.Parallel()
 	body := func(s string) *anypb.Any { return &anypb.Any{TypeUrl: thing, Value: []byte(s)} }
 	a := &answer{
-		typeURL: thing, nonce: "7", removed: []string{"gone", "gone too"},
+		typeURL: thing, nonce: "7", from: "one", removed: []string{"gone", "gone too"},
 		changed: []*Resource{{Name: "a", Version: "1", Body: body("one")}, {Name: "b", Version: "2", Body: body("two")}},
 	}
 	want := &discoveryv3.DeltaDiscoveryResponse{
-		TypeUrl: thing, Nonce: "7", RemovedResources: a.removed,
+		TypeUrl: thing, Nonce: "7", RemovedResources: a.removed, ControlPlane: &corev3.ControlPlane{Identifier: "one"},
 		Resources: []*discoveryv3.Resource{{Name: "a", Version: "1", Resource: body("one")}, {Name: "b", Version: "2", Resource: body("two")}},
 	}
 	for range 2 { // what is shared is as good the second time

@@ -48,6 +48,9 @@ const (
 type Config struct {
 	// TypeURL is the one resource type that is served.
 	TypeURL string
+	// Identity stands in every answer, as control_plane.identifier: agents hold against
+	// each other only what one identity says. Empty: it is left out.
+	Identity string
 	// Claimed reads who an agent says that it is, and Authenticate decides who that is;
 	// their errors, best a gRPC status, end the stream. The claim is kept, the message not.
 	Claimed      func(*corev3.Node) (chandler.Node, error)

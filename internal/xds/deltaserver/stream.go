@@ -269,7 +269,7 @@ func (st *stream) answer() *answer {
 		return nil
 	}
 	st.nonce++
-	a.typeURL, a.nonce = st.server.cfg.TypeURL, strconv.FormatUint(st.nonce, 10)
+	a.typeURL, a.nonce, a.from = st.server.cfg.TypeURL, strconv.FormatUint(st.nonce, 10), st.server.cfg.Identity
 	st.hold(a)
 	if st.names, st.made = a.names(), now; st.answered { // what a stream begins with is no change
 		st.pace.spend(st.names, tempo, now)

@@ -76,7 +76,9 @@ func (f *feed) take(p part, ev *Event) {
 		return
 	}
 	if p.item == nil {
-		ev.Removed = append(ev.Removed, e.name)
+		if e.up == nil { // else it is back, and may be on its way
+			ev.Removed = append(ev.Removed, e.name)
+		}
 		e.acked = nil
 		f.shelf.forget(e)
 		if e.up == nil && e.due == notDue {

@@ -335,6 +335,9 @@ func (f *feed) next(now time.Time) *Response {
 	if len(f.restores) > 0 {
 		return f.restore()
 	}
+	if f.isFull() && f.lacks() {
+		return nil
+	}
 	onlyAgain := f.onlyAgain()
 	if onlyAgain && now.Before(f.retryAt) {
 		return nil
@@ -369,6 +372,22 @@ func (f *feed) next(now time.Time) *Response {
 	f.must = false
 	f.deliver(p, d)
 	return p
+}
+
+// lacks says that Envoy has something that cannot be given yet, and that nobody here has the
+// bytes of, as it took them of a relay before this one: it would be gone if it were not in a
+// response that holds all there is.
+func (f *feed) lacks() bool {
+	for _, e := range f.entries {
+		if e.acked != nil || e.up == nil || e.kept == nil || int(e.kept.process) != f.stream.relay.process {
+			continue
+		}
+		if _, ready := f.make(e); !ready {
+			e.held = true
+			return true
+		}
+	}
+	return false
 }
 
 // candidates are the entries of the next response, none of which is due afterwards.

@@ -40,9 +40,10 @@ type refusal struct {
 
 // kept is one resource on a shelf.
 type kept struct {
-	item  *Item
-	users int   // streams that have it
-	left  int64 // when the last of them was closed, in seconds
+	item    *Item
+	users   int32 // streams that have it
+	process int32 // of Envoy, that acknowledged it; zero also for the one of before Restore
+	left    int64 // when the last of them was closed, in seconds
 }
 
 func (r *Relay) shelf(key shelfKey) *shelf {
@@ -70,7 +71,7 @@ func (s *shelf) keep(e *entry) {
 		k = &kept{}
 		s.items[e.name] = k
 	}
-	if k.item != item {
+	if k.process = int32(s.relay.process); k.item != item {
 		k.item = item
 		s.changed(1)
 		if leads[s.key.typeURL] {

@@ -65,6 +65,22 @@ func (r *Relay) Views() []View {
 	return views
 }
 
+// Find gives what the upstream says there is of a type under a name or, as long as it has
+// not said so to this Envoy, what Envoy acknowledged. It must not be changed. Not ok: nothing.
+func (r *Relay) Find(typeURL, name string) (body []byte, ok bool) {
+	for s := range r.streams {
+		if f := s.feeds[typeURL]; f != nil && f.entries[name] != nil && f.entries[name].up != nil {
+			return f.entries[name].up.body(f.delta()), true
+		}
+	}
+	for _, delta := range []bool{true, false} {
+		if s := r.memory[shelfKey{typeURL, delta}]; s != nil && s.items[name] != nil {
+			return s.items[name].item.body(delta), true
+		}
+	}
+	return nil, false
+}
+
 // Restore takes what a relay before this one remembered. It is to be called before the
 // first Open.
 func (r *Relay) Restore(views []View) {

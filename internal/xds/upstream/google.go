@@ -170,6 +170,9 @@ func only(m protoreflect.ProtoMessage, path string, known ...protoreflect.Name) 
 		set[name] = true
 	}
 	var found protoreflect.Name
+	if len(m.ProtoReflect().GetUnknown()) > 0 {
+		return problem(path, "leave out what is newer, if it can be reached without", "there are fields that the agent does not know")
+	}
 	m.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
 		if !set[f.Name()] && (found == "" || f.Name() < found) {
 			found = f.Name()

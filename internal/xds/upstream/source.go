@@ -9,6 +9,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
@@ -66,26 +67,52 @@ func readFile(name string) ([]byte, error) {
 	return b, nil
 }
 
-// secretFile names a secret that comes by the discovery protocol from a file.
-type secretFile struct{ name, file string }
+// Find gives what a control plane has of a type under a name; not ok: nothing.
+type Find func(typeURL, name string) (body []byte, ok bool)
 
-// readSecretFile reads where a secret comes from. Secrets that a control plane serves
-// would need a connection to it first.
-func readSecretFile(c *tlsv3.SdsSecretConfig, path string) (secretFile, error) {
-	s := secretFile{name: c.GetName()}
+// secretSource names a secret that comes by the discovery protocol: from a file or, with
+// find, from the control plane.
+type secretSource struct {
+	name, file string
+	find       Find
+}
+
+// readSecretSource reads where a secret comes from. For the connection to a control plane
+// itself, without find, those that one serves would need a connection to it first.
+func readSecretSource(c *tlsv3.SdsSecretConfig, path string, find Find) (secretSource, error) {
+	s := secretSource{name: c.GetName()}
 	config := c.GetSdsConfig()
 	//lint:ignore SA1019 Bootstraps still have it.
 	if s.file = config.GetPath(); s.file == "" {
 		s.file = config.GetPathConfigSource().GetPath()
 	}
-	if s.file == "" {
+	switch {
+	case s.file != "":
+	case find != nil:
+		s.find = find
+	default:
 		return s, problem(path+".sds_config", "use path_config_source, or name the files in the bootstrap itself", "the agent takes secrets of a control plane's connection from files only")
 	}
 	return s, nil
 }
 
+func (s secretSource) String() string {
+	if s.find != nil {
+		return "the secret " + chandler.Quote(s.name)
+	}
+	return s.file
+}
+
 // load reads the secret of that name.
-func (s secretFile) load() (*tlsv3.Secret, error) {
+func (s secretSource) load() (*tlsv3.Secret, error) {
+	if s.find != nil {
+		body, ok := s.find(secretType, s.name)
+		var secret tlsv3.Secret
+		if !ok || proto.Unmarshal(body, &secret) != nil {
+			return nil, fmt.Errorf("the control plane has sent no secret %s", chandler.Quote(s.name))
+		}
+		return &secret, nil
+	}
 	text, err := readFile(s.file)
 	if err != nil {
 		return nil, err

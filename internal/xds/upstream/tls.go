@@ -30,12 +30,13 @@ type secure struct {
 	min, max uint16
 
 	pairs       []pair
-	pairSecrets []secretFile
+	pairSecrets []secretSource
 	validation  *tlsv3.CertificateValidationContext // nil: none of its own
 	path        string                              // its place
-	validSecret *secretFile
+	validSecret *secretSource
 	ca          source // for gRPC's library, instead of a validation context
 	system      bool   // likewise, the machine's authorities
+	find        Find   // has secrets; nil: only files do
 
 	warnings []string
 }
@@ -43,22 +44,27 @@ type secure struct {
 // pair is a certificate with its chain, and its key.
 type pair struct{ chain, key source }
 
-// readTLS reads an UpstreamTlsContext.
+// readTLS reads an UpstreamTlsContext of a bootstrap.
 func readTLS(part attach.Part) (*secure, error) {
 	var context tlsv3.UpstreamTlsContext
 	if err := decode(part, &context); err != nil {
 		return nil, err
 	}
-	if err := only(&context, part.Path, "common_tls_context", "sni", "auto_host_sni", "auto_sni_san_validation", "allow_renegotiation",
+	return newSecure(&context, part.Path, nil)
+}
+
+// newSecure reads an UpstreamTlsContext.
+func newSecure(context *tlsv3.UpstreamTlsContext, path string, find Find) (*secure, error) {
+	if err := only(context, path, "common_tls_context", "sni", "auto_host_sni", "auto_sni_san_validation", "allow_renegotiation",
 		"max_session_keys", "enforce_rsa_key_usage"); err != nil {
 		return nil, err
 	}
-	common, path := context.GetCommonTlsContext(), part.Path+".common_tls_context"
+	common, path := context.GetCommonTlsContext(), path+".common_tls_context"
 	if err := only(common, path, "tls_params", "tls_certificates", "tls_certificate_sds_secret_configs", "validation_context",
 		"validation_context_sds_secret_config", "combined_validation_context", "alpn_protocols", "key_log"); err != nil {
 		return nil, err
 	}
-	s := &secure{sni: context.GetSni(), hostSNI: context.GetAutoHostSni(), sniName: context.GetAutoSniSanValidation(), next: common.GetAlpnProtocols()}
+	s := &secure{sni: context.GetSni(), hostSNI: context.GetAutoHostSni(), sniName: context.GetAutoSniSanValidation(), next: common.GetAlpnProtocols(), find: find}
 	if len(s.next) == 0 {
 		s.next = []string{"h2"}
 	}
@@ -112,7 +118,7 @@ func (s *secure) ownCertificates(c *tlsv3.CommonTlsContext, path string) error {
 		s.pairs = append(s.pairs, p)
 	}
 	for i, config := range c.GetTlsCertificateSdsSecretConfigs() {
-		file, err := readSecretFile(config, fmt.Sprintf("%s.tls_certificate_sds_secret_configs[%d]", path, i))
+		file, err := readSecretSource(config, fmt.Sprintf("%s.tls_certificate_sds_secret_configs[%d]", path, i), s.find)
 		if err != nil {
 			return err
 		}
@@ -149,7 +155,7 @@ func (s *secure) readValidation(c *tlsv3.CommonTlsContext, path string) error {
 		return err
 	}
 	if config != nil {
-		file, err := readSecretFile(config, path+".validation_context_sds_secret_config")
+		file, err := readSecretSource(config, path+".validation_context_sds_secret_config", s.find)
 		s.validSecret = &file
 		return err // the rules are whole only together with what is in the file
 	}
@@ -172,7 +178,12 @@ func (s *secure) ofHTTP(part attach.Part, authority string) error {
 	if err := decode(part, &options); err != nil {
 		return err
 	}
-	if err := only(&options, part.Path, "auto_sni", "auto_san_validation"); err != nil {
+	return s.names(&options, part.Path, authority)
+}
+
+// names reads what HTTP settings say of names.
+func (s *secure) names(options *corev3.UpstreamHttpProtocolOptions, path, authority string) error {
+	if err := only(options, path, "auto_sni", "auto_san_validation"); err != nil {
 		return err
 	}
 	host := authority
@@ -204,11 +215,11 @@ func (s *secure) load() (*material, error) {
 			return nil, err
 		}
 		if secret.GetTlsCertificate() == nil {
-			return nil, fmt.Errorf("%s: %w", file.file, errNoSecret)
+			return nil, fmt.Errorf("%s: %w", file, errNoSecret)
 		}
 		p, err := readPair(secret.GetTlsCertificate(), "tls_certificate")
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file.file, err)
+			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		pairs = append(pairs[:len(pairs):len(pairs)], p)
 	}
@@ -240,14 +251,14 @@ func (s *secure) loadRules() (*rules, error) {
 			return nil, err
 		}
 		if secret.GetValidationContext() == nil {
-			return nil, fmt.Errorf("%s: %w", s.validSecret.file, errNoSecret)
+			return nil, fmt.Errorf("%s: %w", s.validSecret, errNoSecret)
 		}
 		whole := &tlsv3.CertificateValidationContext{}
 		if validation != nil {
 			whole = proto.CloneOf(validation)
 		}
 		proto.Merge(whole, secret.GetValidationContext()) // as Envoy does
-		validation, path = whole, s.validSecret.file+": validation_context"
+		validation, path = whole, s.validSecret.String()+": validation_context"
 	}
 	r, err := readRules(validation, path)
 	if err != nil {
@@ -310,16 +321,27 @@ func (h *handshaker) material() (*material, error) {
 
 // ClientHandshake implements credentials.TransportCredentials.
 func (h *handshaker) ClientHandshake(ctx context.Context, _ string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	hostname, _ := credentials.ClientHandshakeInfoFromContext(ctx).Attributes.Value(hostnameKey{}).(string)
+	conn, err := h.handshake(ctx, hostname, raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	return conn, credentials.TLSInfo{
+		State:          conn.ConnectionState(),
+		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+	}, nil
+}
+
+// handshake speaks TLS with an endpoint that may have a name. After an error raw is closed.
+func (h *handshaker) handshake(ctx context.Context, hostname string, raw net.Conn) (*tls.Conn, error) {
 	m, err := h.material()
 	if err != nil {
 		raw.Close()
-		return nil, nil, err
+		return nil, err
 	}
 	sni := h.sni
-	if h.hostSNI {
-		if name, _ := credentials.ClientHandshakeInfoFromContext(ctx).Attributes.Value(hostnameKey{}).(string); name != "" {
-			sni = name
-		}
+	if h.hostSNI && hostname != "" {
+		sni = hostname
 	}
 	verify := *m.rules
 	if h.sniName && sni != "" { // instead of the other names
@@ -343,12 +365,9 @@ func (h *handshaker) ClientHandshake(ctx context.Context, _ string, raw net.Conn
 	})
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
-		return nil, nil, err
+		return nil, err
 	}
-	return conn, credentials.TLSInfo{
-		State:          conn.ConnectionState(),
-		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
-	}, nil
+	return conn, nil
 }
 
 // ServerHandshake implements credentials.TransportCredentials.

@@ -1,9 +1,10 @@
 // Package upstream reaches the control plane that somebody else's bootstrap names, as
 // Envoy would: with the endpoints, the transport socket and the credentials of the
 // cluster or google_grpc service. What Envoy would do and the agent cannot is refused
-// with the field that asks for it, and never left out in silence.
+// with the field that asks for it, and never left out in silence. Clusters that such a
+// control plane sends are reached in the same way (cluster.go).
 //
-// It gives a connection and knows nothing of what is said over it.
+// It gives connections and knows nothing of what is said over them.
 package upstream
 
 import (
@@ -54,6 +55,16 @@ type Options struct {
 	Now func() time.Time
 }
 
+func (o Options) withDefaults() Options {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
 // Conn is a connection to a control plane, made when it is first used and again
 // whenever it is lost; see grpc.ClientConn.
 type Conn struct {
@@ -79,12 +90,7 @@ type plan struct {
 // of the files to be there: they are read for each connection. Errors are
 // *chandler.Problem, with the field of the bootstrap.
 func New(cp attach.ControlPlane, o Options) (*Conn, error) {
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
+	o = o.withDefaults()
 	p, err := readPlan(cp)
 	if err != nil {
 		return nil, err

@@ -179,6 +179,13 @@ func (e *Edge) Views() []relay.View {
 	return e.relay.Views()
 }
 
+// Find gives what the upstream has of a type under a name; see relay.Relay.
+func (e *Edge) Find(typeURL, name string) (body []byte, ok bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.relay.Find(typeURL, name)
+}
+
 // Taken is Views of a moment ago as they are worth keeping on disk; a time in their place is
 // when to ask again at the latest, as it is not sure yet that they belong together.
 func (e *Edge) Taken() ([]relay.View, time.Time) {

@@ -1,4 +1,4 @@
-package main
+package sbom
 
 import (
 	"encoding/json"
@@ -18,7 +18,7 @@ func TestSBOM(t *testing.T) {
 			{Path: "a.example/old", Version: "v1.0.0", Replace: &debug.Module{Path: "a.example/new", Version: "v1.1.0"}},
 		},
 	}
-	b, err := json.Marshal(document("x", []byte("program"), built))
+	b, err := json.Marshal(document("x", []byte("program"), built, Options{"0.3.0", map[string]string{"a.example/new": "MIT"}}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,6 +28,7 @@ func TestSBOM(t *testing.T) {
 	for _, want := range []string{
 		`"spdxVersion":"SPDX-2.3"`, `"https://proxy.golang.org/github.com/!burnt!sushi/toml/@v/v1.4.0.zip"`, `"go.sum: h1:AAAA"`,
 		`"pkg:golang/a.example/new@v1.1.0"`, `"pkg:golang/std@1.26.1"`,
+		`"versionInfo":"0.3.0"`, `"licenseDeclared":"MIT"`,
 	} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("no %s in %s", want, b)
@@ -47,10 +48,11 @@ func TestSBOMOfAProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := write(t.TempDir(), self); err == nil || !strings.Contains(err.Error(), "does not say") {
+	to := filepath.Join(t.TempDir(), "x.spdx.json")
+	if _, err := Write(to, self, Options{}); err == nil || !strings.Contains(err.Error(), "does not say") {
 		t.Error(err)
 	}
-	if err := write(t.TempDir(), filepath.Join(t.TempDir(), "none")); err == nil {
+	if _, err := Write(to, filepath.Join(t.TempDir(), "none"), Options{}); err == nil {
 		t.Error("a program that is not there")
 	}
 }

@@ -1,17 +1,15 @@
-// Command sbom writes for each program what modules are in it, as SPDX 2.3 in JSON,
-// from what the Go command put into the program itself. It reads back what it wrote
-// and fails unless every module that is linked is named. Licences are not its matter.
-//
-//	go -C tools run ./sbom -out DIR PROGRAM...
-package main
+// Package sbom writes what modules are in a program, as SPDX 2.3 in JSON, from what the
+// Go command put into the program itself. It reads back what it wrote and fails unless
+// every module that is linked is named. It looks for no licences.
+package sbom
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"debug/buildinfo"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,42 +18,34 @@ import (
 	"time"
 )
 
-func main() {
-	out := flag.String("out", ".", "folder for the files")
-	flag.Parse()
-	for _, program := range flag.Args() {
-		if err := write(*out, program); err != nil {
-			fmt.Fprintf(os.Stderr, "sbom: %s: %v\n", program, err)
-			os.Exit(1)
-		}
-	}
+// Options are what a program does not say of itself.
+type Options struct {
+	// Version of the program; empty for what the Go command knows of it.
+	Version string
+	// Licences are SPDX expressions of modules by their path; of others it is said that
+	// nobody looked.
+	Licences map[string]string
 }
 
-func write(dir, program string) error {
+// Write writes to a file what is in a program, and gives the number of modules. It fails
+// for what is no Go program, and if it could not name all that is linked.
+func Write(to, program string, o Options) (int, error) {
 	content, err := os.ReadFile(program)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	built, err := buildinfo.ReadFile(program)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	b, err := json.MarshalIndent(document(filepath.Base(program), content, built), "", "  ")
+	b, err := json.MarshalIndent(document(filepath.Base(program), content, built, o), "", "  ")
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := check(b, built); err != nil {
-		return err
+		return 0, err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	name := filepath.Join(dir, filepath.Base(program)+".spdx.json")
-	if err := os.WriteFile(name, append(b, '\n'), 0o644); err != nil {
-		return err
-	}
-	fmt.Printf("%s: %d modules\n", name, len(built.Deps)+1)
-	return nil
+	return len(built.Deps) + 1, os.WriteFile(to, append(b, '\n'), 0o644)
 }
 
 // The parts of SPDX 2.3 that are used.
@@ -106,17 +96,17 @@ type (
 const unknown = "NOASSERTION"
 
 // document is the same for the same program: it has no time but the beginning of all.
-func document(name string, content []byte, built *debug.BuildInfo) spdx {
+func document(name string, content []byte, built *debug.BuildInfo, o Options) spdx {
 	digest := sha256.Sum256(content)
 	program := spdxPackage{
-		ID: "SPDXRef-program", Name: name, Version: built.Main.Version, Location: unknown, Concluded: unknown, Declared: "Apache-2.0", Copyright: unknown,
+		ID: "SPDXRef-program", Name: name, Version: cmp.Or(o.Version, built.Main.Version), Location: unknown, Concluded: unknown, Declared: "Apache-2.0", Copyright: unknown,
 		Sums:    []sum{{"SHA256", hex.EncodeToString(digest[:])}},
 		Comment: built.Path + ", built with " + built.GoVersion,
 	}
 	doc := spdx{
 		Version: "SPDX-2.3", DataLicense: "CC0-1.0", ID: "SPDXRef-DOCUMENT", Name: name,
 		Namespace: "https://chandler.dev/spdx/" + name + "/" + hex.EncodeToString(digest[:]),
-		Creation:  creation{time.Unix(0, 0).UTC().Format(time.RFC3339), []string{"Tool: chandler-sbom"}},
+		Creation:  creation{time.Unix(0, 0).UTC().Format(time.RFC3339), []string{"Tool: chandler-dist"}},
 		Packages:  []spdxPackage{program, standard(built.GoVersion)},
 		Relationships: []relationship{
 			{"SPDXRef-DOCUMENT", "DESCRIBES", program.ID}, {program.ID, "CONTAINS", "SPDXRef-std"},
@@ -124,6 +114,7 @@ func document(name string, content []byte, built *debug.BuildInfo) spdx {
 	}
 	for i, m := range built.Deps {
 		p := module(m)
+		p.Declared = cmp.Or(o.Licences[p.Name], unknown)
 		p.ID = fmt.Sprintf("SPDXRef-module-%d", i+1)
 		doc.Packages = append(doc.Packages, p)
 		doc.Relationships = append(doc.Relationships, relationship{program.ID, "CONTAINS", p.ID})
