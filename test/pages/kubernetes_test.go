@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,7 +46,7 @@ func TestKubernetes(t *testing.T) {
 		n := &cluster{machine: m, Cluster: kube.Start(t, m.root+"/.tools"), ran: map[string]bool{}}
 		other := kube.Start(t, m.root+"/.tools")
 		n.run()
-		env := append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH"))
+		env := slices.Clip(append(os.Environ(), "PATH="+tools+":"+os.Getenv("PATH")))
 		w := &pages.World{
 			Shells: map[string]*pages.Shell{
 				"":             {Dir: m.root, Env: append(env, "KUBECONFIG="+n.Admin)},
