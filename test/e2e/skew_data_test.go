@@ -44,11 +44,6 @@ func (w *world) hostsFor(host string) string {
 	return dir
 }
 
-// inSteps has a change of plugin c wait for a canary that there is none of.
-func inSteps(manifest string) string {
-	return strings.Replace(manifest, "namespace: edge}", `namespace: edge, annotations: {chandler.dev/rollout: "canary=true,100%", chandler.dev/rollout-interval: 1h}}`, 1)
-}
-
 // recorded is what an agent of a release kept of, in the order of names: a change in
 // steps that has not come to it, a script, a plugin, and one with a secret.
 var recorded = []string{"c1", "hidden", "l1", "n2"}

@@ -116,3 +116,8 @@ func fieldsOf(v any, at string, into map[string]bool) map[string]bool {
 	}
 	return into
 }
+
+// inSteps has a change of plugin c wait for a canary that there is none of.
+func inSteps(manifest string) string {
+	return strings.Replace(manifest, "namespace: edge}", `namespace: edge, annotations: {chandler.dev/rollout: "canary=true,100%", chandler.dev/rollout-interval: 1h}}`, 1)
+}
