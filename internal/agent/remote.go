@@ -28,6 +28,12 @@ const (
 	maxRemotePatience = 10 * time.Minute
 )
 
+// How long is waited for what is not there yet of a cluster, and how often is looked.
+const (
+	clusterPatience = 2 * time.Second
+	clusterPoll     = 50 * time.Millisecond
+)
+
 // maxArtifacts bounds the artifacts whose modules are known. What is forgotten costs a
 // download.
 const maxArtifacts = 1024
@@ -221,7 +227,15 @@ func (f *remoteFetcher) pullBy(ctx context.Context, cluster string, want fetch.R
 	if want.Reference.Scheme == chandler.SchemeOCI || cluster == "" || f.find == nil {
 		return f.pull(ctx, want)
 	}
-	c, ok, err := upstream.NewCluster(cluster, want.Reference.Host, f.find, upstream.Options{Log: f.log})
+	var c *upstream.Cluster
+	var ok bool
+	var err error
+	for until := time.Now().Add(clusterPatience); ; time.Sleep(clusterPoll) { // what is of the cluster may come just now
+		c, ok, err = upstream.NewCluster(cluster, want.Reference.Host, f.find, upstream.Options{Log: f.log})
+		if !errors.Is(err, upstream.ErrNotYet) || time.Now().After(until) || ctx.Err() != nil {
+			break
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -36,6 +36,9 @@ const (
 	rawBufferName = "envoy.transport_sockets.raw_buffer"
 )
 
+// ErrNotYet is for what a control plane names and may send soon.
+var ErrNotYet = errors.New("the control plane has not sent all of a cluster")
+
 // maxEndpoints are those of a cluster that one connection is tried with.
 const maxEndpoints = 8
 
@@ -51,8 +54,8 @@ type Cluster struct {
 // NewCluster reads the cluster of that name, of a control plane that find tells of, for
 // requests with that authority. It connects to nothing yet. Not ok: there is no such
 // cluster. What Envoy would do and the agent cannot is refused: the error is a
-// *chandler.Problem, with the field of the cluster. Any other error is that something has
-// not been sent yet.
+// *chandler.Problem, with the field of the cluster. ErrNotYet is that endpoints or a secret
+// have not been sent yet.
 func NewCluster(name, authority string, find Find, o Options) (c *Cluster, ok bool, err error) {
 	o = o.withDefaults()
 	body, ok := find(ClusterType, name)
@@ -155,6 +158,11 @@ func (c *Cluster) secure(cluster *clusterv3.Cluster, options httpOptions, author
 	for _, warning := range s.warnings {
 		o.Log.Debug("a cluster of the control plane", "cluster", cluster.GetName(), "warning", warning)
 	}
+	for _, needed := range s.secrets() {
+		if _, ok := find(secretType, needed.name); !ok && needed.find != nil {
+			return fmt.Errorf("%w: it has sent no secret %s", ErrNotYet, chandler.Quote(needed.name))
+		}
+	}
 	c.tls = &handshaker{secure: s, now: o.Now, log: o.Log}
 	return nil
 }
@@ -169,7 +177,7 @@ func endpointsOf(cluster *clusterv3.Cluster, find Find) ([]attach.Endpoint, erro
 		assignment = &endpointv3.ClusterLoadAssignment{}
 		body, ok := find(assignmentType, cmp.Or(cluster.GetEdsClusterConfig().GetServiceName(), cluster.GetName()))
 		if !ok || proto.Unmarshal(body, assignment) != nil {
-			return nil, fmt.Errorf("the control plane has sent no endpoints of the cluster %s", chandler.Quote(cluster.GetName()))
+			return nil, fmt.Errorf("%w: it has sent no endpoints of the cluster %s", ErrNotYet, chandler.Quote(cluster.GetName()))
 		}
 	}
 	localities := slices.Clone(assignment.GetEndpoints())
@@ -186,7 +194,7 @@ func endpointsOf(cluster *clusterv3.Cluster, find Find) ([]attach.Endpoint, erro
 	}
 	switch {
 	case len(endpoints) == 0 && len(localities) == 0 && path == eds:
-		return nil, fmt.Errorf("the cluster %s has no endpoints", chandler.Quote(cluster.GetName()))
+		return nil, fmt.Errorf("%w: the cluster %s has no endpoints", ErrNotYet, chandler.Quote(cluster.GetName()))
 	case len(endpoints) == 0:
 		return nil, problem(path, "give it endpoints by address or name, with a port", "the cluster %s has none that the agent can connect to", chandler.Quote(cluster.GetName()))
 	}

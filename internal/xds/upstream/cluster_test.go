@@ -204,6 +204,10 @@ func TestClusterTLS(t *testing.T) {
 	}
 	served := &tlsv3.CommonTlsContext{ValidationContextType: &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
 		ValidationContextSdsSecretConfig: &tlsv3.SdsSecretConfig{Name: "roots", SdsConfig: ads}}}
+	lacking := resources{"c": with(&tlsv3.UpstreamTlsContext{CommonTlsContext: common(trust(roots), "client")}, nil)}
+	if _, ok, err := NewCluster("c", "h", lacking.find, Options{}); !ok || !errors.Is(err, ErrNotYet) || !strings.Contains(err.Error(), `secret "client"`) {
+		t.Errorf("without its secret: %v, %v", ok, err)
+	}
 	h2 := map[string]*anypb.Any{httpOptionsName: {Value: []byte{0x1a, 2, 0x12, 0}}}
 	auto := map[string]*anypb.Any{httpOptionsName: {Value: []byte{0x2a, 0, 0x12, 4, 8, 1, 16, 0}}} // with auto_sni
 	for name, tc := range map[string]struct {
@@ -218,7 +222,6 @@ func TestClusterTLS(t *testing.T) {
 		"by a secret": {resources{"c": with(&tlsv3.UpstreamTlsContext{CommonTlsContext: common(trust(roots), "client")}, h2), "client": secret}, "HTTP/2.0 asked.internal tls  by envoy"},
 		"roots by a secret": {resources{"c": with(&tlsv3.UpstreamTlsContext{CommonTlsContext: served}, nil),
 			"roots": &tlsv3.Secret{Name: "roots", Type: &tlsv3.Secret_ValidationContext{ValidationContext: trust(others)}}}, "error: not trusted"},
-		"no such secret":    {resources{"c": with(&tlsv3.UpstreamTlsContext{CommonTlsContext: common(trust(roots), "client")}, nil)}, `error: the control plane has sent no secret "client"`},
 		"another authority": {resources{"c": with(&tlsv3.UpstreamTlsContext{CommonTlsContext: common(trust(others))}, nil)}, "error: not trusted"},
 		"another name":      {resources{"c": with(&tlsv3.UpstreamTlsContext{CommonTlsContext: common(trust(roots, "x.internal"))}, nil)}, "error: none of that"},
 	} {
@@ -260,7 +263,7 @@ func TestClusterRefuses(t *testing.T) {
 	later := &clusterv3.Cluster{Name: "c", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}, EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{ServiceName: "e"}}
 	for name, there := range map[string]resources{"no answer": {"c": later}, "none": {"c": later, "e": &endpointv3.ClusterLoadAssignment{}}} {
 		var p *chandler.Problem
-		if _, ok, err := NewCluster("c", "h", there.find, Options{}); !ok || err == nil || errors.As(err, &p) {
+		if _, ok, err := NewCluster("c", "h", there.find, Options{}); !ok || !errors.Is(err, ErrNotYet) || errors.As(err, &p) {
 			t.Errorf("endpoints that come later, %s: %v, %v", name, ok, err)
 		}
 	}

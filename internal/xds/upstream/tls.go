@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -197,6 +198,14 @@ func (s *secure) names(options *corev3.UpstreamHttpProtocolOptions, path, author
 		s.hosts = []string{host}
 	}
 	return nil
+}
+
+// secrets are all that come by the discovery protocol.
+func (s *secure) secrets() []secretSource {
+	if s.validSecret == nil {
+		return s.pairSecrets
+	}
+	return append(slices.Clone(s.pairSecrets), *s.validSecret)
 }
 
 // material is what one connection needs.
