@@ -171,9 +171,10 @@ e2e-kube: tools tools-kube build bin/basicauth.wasm ## the tests with a real Kub
 	go vet -tags pages,kube ./test/pages
 	go test -tags pages,kube -count 1 -timeout 10m -run '^TestKubernetes$$' ./test/pages
 
-e2e-gateway: tools tools-gateway bin/basicauth.wasm ## Envoy Gateway with the agent for its Envoy, as in examples/envoy-gateway
-	go vet -tags gateway ./test/e2e
+e2e-gateway: tools tools-gateway build bin/basicauth.wasm ## Envoy Gateway with the agent for its Envoy, as in examples/envoy-gateway
+	go vet -tags gateway,pages ./test/e2e ./test/pages
 	go test -tags gateway -count 1 -timeout 10m -v -run '^TestGateway$$' ./test/e2e
+	go test -tags gateway,pages -count 1 -timeout 5m -run '^TestEnvoyGateway$$' ./test/pages
 
 e2e-upstream: tools bin/basicauth.wasm ## the agent under control planes of somebody else's, of every kind
 	@sh tools/envoy.sh oldest

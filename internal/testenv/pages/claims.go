@@ -31,6 +31,7 @@ var Claims = []Claim{
 	{Page: "docs/airgap.md", Dir: "test/airgap", Test: "TestPage", Target: "e2e-airgap"},
 	{Page: "docs/cli.md", Headings: []string{"What is in force where", "Why", "Before a change"}, Dir: "test/pages", Test: "TestAsking", Target: "pages"},
 	{Page: "docs/cli.md", Headings: []string{"On Kubernetes"}, Dir: "test/pages", Test: "TestKubernetes", Target: "e2e-kube"},
+	{Page: "docs/any-control-plane.md", Headings: []string{"Envoy Gateway on a machine"}, Dir: "test/pages", Test: "TestEnvoyGateway", Target: "e2e-gateway"},
 	{Page: "docs/any-control-plane.md", Headings: []string{"Any other control plane"}, Dir: "test/pages", Test: "TestAnyControlPlane", Target: "pages"},
 	{Page: "docs/coming-from-istio.md", Dir: "test/pages", Test: "TestComingFromIstio", Target: "pages"},
 	{Page: "docs/dashboard.md", Dir: "test/pages", Test: "TestDashboardToken", Target: "pages"},

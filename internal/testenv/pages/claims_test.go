@@ -2,7 +2,6 @@ package pages
 
 import (
 	"io/fs"
-	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -11,12 +10,6 @@ import (
 	"strings"
 	"testing"
 )
-
-// owed are blocks whose tests are in the making, each with its place.
-// An entry that is not needed any more fails.
-var owed = map[string]string{
-	"docs/any-control-plane.md#Envoy Gateway on a machine": "make e2e-gateway",
-}
 
 // outside are the targets that .ci/run does not run, with the reason.
 var outside = map[string]string{
@@ -59,20 +52,8 @@ func TestEveryBlockIsClaimed(t *testing.T) {
 	if len(blocks) < 80 {
 		t.Fatalf("only %d blocks", len(blocks))
 	}
-	waiting := maps.Clone(owed)
 	for _, b := range Unclaimed(blocks) {
-		known := owed[b.Page] != ""
-		delete(waiting, b.Page)
-		for _, h := range b.Under {
-			known = known || owed[b.Page+"#"+h] != ""
-			delete(waiting, b.Page+"#"+h)
-		}
-		if !known {
-			t.Errorf("%s:%d (%s) is run by no test: add it to pages.Claims", b.Page, b.Line, strings.Join(b.Under[1:], ", "))
-		}
-	}
-	for place := range waiting {
-		t.Errorf("%s is claimed, and owed no more", place)
+		t.Errorf("%s:%d (%s) is run by no test: add it to pages.Claims", b.Page, b.Line, strings.Join(b.Under[1:], ", "))
 	}
 	makefile, ci := text(t, root, "Makefile"), text(t, root, ".ci/run")
 	for _, c := range Claims {
