@@ -141,7 +141,7 @@ func newWorld(in Inputs, shape Shape, isNew bool, seed uint64) (*world, error) {
 	}
 	var err error
 	last := w.clusters[len(w.clusters)-1].proxies
-	w.size, err = measureSizes(last[len(last)-1].Node, in.Module, isNew)
+	w.size, err = measureSizes(last[len(last)-1].Node, in.Module, isNew, shape.Replicas == 1)
 	return w, err
 }
 

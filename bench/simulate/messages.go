@@ -1,9 +1,11 @@
 package main
 
 import (
+	"crypto/rand"
 	"fmt"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
 
@@ -103,7 +105,9 @@ type sizes struct {
 	envelope, silent    int64 // of a report; of one that wants no answer, more
 }
 
-func measureSizes(n chandler.Node, module int64, isNew bool) (s sizes, err error) {
+// measureSizes is of a control plane that is alone in its cluster, and names itself, or of one
+// of several, which have no name of their own.
+func measureSizes(n chandler.Node, module int64, isNew, alone bool) (s sizes, err error) {
 	size := func(m proto.Message) int64 { return int64(proto.Size(m)) }
 	var version string
 	for i := range pluginN {
@@ -117,7 +121,11 @@ func measureSizes(n chandler.Node, module int64, isNew bool) (s sizes, err error
 		s.facts[i] = size(wire.ReportToProto(wire.Report{Facts: facts(module, i)}))
 	}
 	key := pluginOf(everyone).Key
-	s.answer = size(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: wire.AttachmentTypeURL, Nonce: "1"})
+	answer := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: wire.AttachmentTypeURL, Nonce: "1"}
+	if alone {
+		answer.ControlPlane = &corev3.ControlPlane{Identifier: rand.Text()}
+	}
+	s.answer = size(answer)
 	s.ack = size(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: wire.AttachmentTypeURL, ResponseNonce: "1"})
 	s.xdsNode = size(&discoveryv3.DeltaDiscoveryRequest{Node: wire.NodeToXDS(n), TypeUrl: wire.AttachmentTypeURL, ResourceNamesSubscribe: []string{"*"}})
 	s.version = size(&discoveryv3.DeltaDiscoveryRequest{InitialResourceVersions: map[string]string{key.String(): version}})
