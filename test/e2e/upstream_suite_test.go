@@ -102,7 +102,8 @@ func TestUpstreamReplay(t *testing.T) {
 			t.Fatal(err)
 		}
 		start(t, filepath.Join(direct.dir, "envoy.log"), envoyBinary(t), "-c", file, "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning")
-		w.startAgent(node{name: "a"}, under.Bootstrap("node", under.admin)).awaitReady()
+		// Both drain for as long: a listener that drains asks for its routes as before.
+		w.startAgentArgs(node{name: "a"}, under.Bootstrap("node", under.admin), "--concurrency", "1", "--drain-time-s", "600").awaitReady()
 		direct.Await()
 		under.Await()
 		eventually(t, 20*time.Second, "both Envoys have the same", func() (bool, string) {

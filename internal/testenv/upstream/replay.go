@@ -21,10 +21,7 @@ import (
 
 // Replay is a control plane that says what another one said once, each stream of a client
 // in the place of one of then. The next message goes out when the client wants what is in
-// it, and has answered the one before of its type; the first of a new version, as it did
-// then, when the client has answered everything and was silent for a second. Else it might
-// have taken away what Envoy was still warming, and Envoy then leaves what it would go on
-// with while it drains.
+// it, and has answered the one before of its type.
 type Replay struct {
 	Addr string
 
@@ -34,15 +31,10 @@ type Replay struct {
 
 	mu      sync.Mutex
 	next    int
-	version string    // of what was said last
-	heard   time.Time // when the client said something last
 	open    map[*replayed]bool
 	taken   map[int]*replayed // for one of the recording
 	changed chan struct{}
 }
-
-// silence is what recordings have between changes.
-const silence = time.Second
 
 // replayed is one stream, and what its client said.
 type replayed struct {
@@ -91,7 +83,10 @@ func (r *Replay) Await() {
 	r.t.Helper()
 	for deadline := time.After(bound); ; {
 		r.mu.Lock()
-		changed, next, answered := r.changed, r.next, !r.awaits()
+		changed, next, answered := r.changed, r.next, true
+		for s := range r.open {
+			answered = answered && len(s.awaited) == 0
+		}
 		r.mu.Unlock()
 		if next == len(r.steps) && answered {
 			return
@@ -151,7 +146,6 @@ func (r *Replay) serve(_ any, stream grpc.ServerStream) error {
 			return nil
 		case <-s.over:
 			return status.Error(codes.Unavailable, "cut")
-		case <-time.After(silence / 10):
 		}
 	}
 }
@@ -170,7 +164,6 @@ func (r *Replay) hear(stream grpc.ServerStream, s *replayed) error {
 	typeURL, nonce, wants, leaves := asked(q)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.heard = time.Now()
 	if s.wants[typeURL] == nil || !s.delta() {
 		s.wants[typeURL] = map[string]bool{}
 	}
@@ -220,12 +213,6 @@ func (r *Replay) due(s *replayed) proto.Message {
 	if slices.ContainsFunc(names, func(n string) bool { return !all && !s.wants[typeURL][n] }) {
 		return nil
 	}
-	if version := versionOf(m); version != r.version {
-		if r.version != "" && (r.awaits() || time.Since(r.heard) < silence) {
-			return nil
-		}
-		r.version = version
-	}
 	r.taken[r.steps[r.next].Stream], s.taken = s, true
 	s.awaited[typeURL] = nonce
 	r.next++
@@ -233,20 +220,12 @@ func (r *Replay) due(s *replayed) proto.Message {
 	return m
 }
 
-// awaits tells whether an answer of the client's is missing; mu is held.
-func (r *Replay) awaits() bool {
-	for s := range r.open {
-		if len(s.awaited) > 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // cut ends all streams once all of them have answered; mu is held.
 func (r *Replay) cut() {
-	if r.awaits() {
-		return
+	for s := range r.open {
+		if len(s.awaited) > 0 {
+			return
+		}
 	}
 	for s := range r.open {
 		close(s.over)
@@ -254,17 +233,6 @@ func (r *Replay) cut() {
 	clear(r.open)
 	r.next++
 	r.tell()
-}
-
-// versionOf is that of all that the control plane has, when it said a message.
-func versionOf(m proto.Message) string {
-	switch m := m.(type) {
-	case *discovery.DeltaDiscoveryResponse:
-		return m.GetSystemVersionInfo()
-	case *discovery.DiscoveryResponse:
-		return m.GetVersionInfo()
-	}
-	return ""
 }
 
 // contents gives what a client must want before it is told.
