@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -204,7 +205,7 @@ func strays(dir string, known *envoyProcess) []*envoyProcess {
 			path = filepath.Join(cwd, path)
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(line)))
-		if err != nil || strings.TrimSuffix(path, filepath.Ext(path)) != own || known != nil && known.proc.Pid == pid {
+		if err != nil || strings.TrimSuffix(path, filepath.Ext(path)) != own || known != nil && known.proc.Pid == pid || !isHere(pid, dir) {
 			continue
 		}
 		started, ok := processStart(pid)
@@ -217,6 +218,25 @@ func strays(dir string, known *envoyProcess) []*envoyProcess {
 		found = append(found, p)
 	}
 	return found
+}
+
+// isHere tells whether a process means the same directory by a path as we do. In a
+// container whose processes we see it may have one of its own there. Where the kernel does
+// not let us look, as with a program that has capabilities by its file, it is taken for ours.
+func isHere(pid int, dir string) bool {
+	dir, err := filepath.Abs(dir)
+	if err == nil {
+		dir, err = filepath.EvalSymlinks(dir)
+	}
+	if err != nil {
+		return false
+	}
+	ours, err := os.Stat(dir)
+	if err != nil {
+		return false
+	}
+	theirs, err := os.Stat(filepath.Join(fmt.Sprintf("/proc/%d/root", pid), dir))
+	return errors.Is(err, fs.ErrPermission) || err == nil && os.SameFile(ours, theirs)
 }
 
 // errNotOurChild stands for the exit code of a process whose parent is gone.
