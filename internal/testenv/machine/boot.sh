@@ -1,6 +1,11 @@
 # Boots the machine whose root is $DISK/root: systemd is PID 1 of a PID namespace, until our
 # input is closed. Runs in the namespaces that prepare.sh made.
 set -e
+# Each boot has a control group of its own as its root: of groups that another left behind
+# systemd takes those away that are empty, while it starts units in them.
+group=$DISK/cgroup/machine-$$
+mkdir "$group"
+echo $$ >"$group/cgroup.procs"
 unshare --mount --pid --cgroup --fork --kill-child sh -c '
 	set -e
 	cd "$DISK/root"
@@ -33,3 +38,5 @@ echo "booted $first"
 cat >/dev/null || :
 kill -9 $first 2>/dev/null || :
 wait
+echo $$ >"$DISK/cgroup/cgroup.procs"
+find "$group" -depth -type d -exec rmdir {} +

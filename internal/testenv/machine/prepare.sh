@@ -4,6 +4,8 @@
 set -e
 mount --make-rprivate /
 case $(stat -f -c %T "$DISK") in overlayfs) mount -t tmpfs -o mode=755 disk "$DISK" ;; esac # nothing can be laid over one
+mkdir -p "$DISK/cgroup"
+mount -t cgroup2 cgroup2 "$DISK/cgroup"
 root=$DISK/root
 mkdir -p "$root"
 mount -t tmpfs -o mode=755 root "$root"
