@@ -2,8 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -291,8 +289,7 @@ func socketDir(dir string) (string, error) {
 	if len(abs) <= longestSocketDir {
 		return abs, nil
 	}
-	sum := sha256.Sum256([]byte(abs))
-	short := filepath.Join(os.TempDir(), "chandler-"+hex.EncodeToString(sum[:8]))
+	short := filepath.Join(os.TempDir(), "chandler-"+digest(abs))
 	if err := os.Mkdir(short, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", err
 	}

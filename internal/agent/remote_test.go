@@ -337,11 +337,7 @@ func (s *remoteSite) answers(socket string, want int) {
 func TestRemoteWasmInEnvoy(t *testing.T) {
 	t.Parallel()
 	const httpWasm, httpRBAC = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm", "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
-	dir, err := os.MkdirTemp("", "chandler") // short: paths of sockets are bounded
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := shortDir(t)
 	backend := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	t.Cleanup(backend.Close)
 	reg := startRegistry(t)

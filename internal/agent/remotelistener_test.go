@@ -117,11 +117,7 @@ func remoteFilter(t *testing.T, url, cluster string, content []byte) *hcm.HttpFi
 // listener, what cannot be had leaves it as it is, and a restart needs nobody.
 func TestRemoteWasmInListeners(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "chandler") // short: paths of sockets are bounded
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := shortDir(t)
 	backend := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	t.Cleanup(backend.Close)
 	first, second, refused := module.Deny(418), module.Deny(425), module.RefuseConfigure("it is no day for it")

@@ -71,11 +71,7 @@ func TestSuccessorBeginsWithNothing(t *testing.T) {
 	services, stop := context.WithCancel(ctx)
 	g, services := errgroup.WithContext(services)
 	a, v := bareAgent(t), version("a")
-	dir, err := os.MkdirTemp("", "chandler") // short: paths of sockets are bounded
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := shortDir(t)
 	a.socket, a.cfg.Restart, a.unfollow = filepath.Join(dir, "ads"), RestartOnFailure, func() {}
 	v.Program.Module.Digest = ingested(t, a)
 	next := func() {
@@ -184,4 +180,15 @@ func TestWhatListenersWaitFor(t *testing.T) {
 	if st := s.Report()[v.Key]; st.Message != "" {
 		t.Errorf("reported: %+v", st)
 	}
+}
+
+// shortDir is a folder for sockets, whose paths are bounded.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "chandler")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }

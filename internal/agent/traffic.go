@@ -3,7 +3,6 @@ package agent
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"net/url"
 	"reflect"
@@ -274,6 +273,5 @@ func epochOf(e EnvoyStatus) string {
 	if !ok {
 		begun = fmt.Sprint(e.PID, e.Since.UnixNano())
 	}
-	sum := sha256.Sum256([]byte(begun))
-	return fmt.Sprintf("%x", sum[:8])
+	return digest(begun)
 }

@@ -84,6 +84,7 @@ func (a *Agent) closeUpstreams() {
 // one before said is good until it answers.
 const viewsPrefix = "upstream-"
 
+// digest is short for a text, and the same at every start.
 func digest(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:8])

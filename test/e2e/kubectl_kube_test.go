@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"chandler.dev/chandler/internal/testenv/kube"
 	"chandler.dev/chandler/internal/testenv/module"
 )
 
@@ -96,7 +97,7 @@ func TestKubeMigrate(t *testing.T) {
 	if _, talk, err := migrate("", "envoyfilter", "-A"); err == nil || !strings.Contains(talk, "does not define EnvoyFilter") {
 		t.Errorf("of a kind that is not defined it says: %s (%v)", talk, err)
 	}
-	c.apply(envoyFilters)
+	c.apply(kube.EnvoyFilters)
 	c.kubectl("", "wait", "--for=condition=Established", "crd/envoyfilters.networking.istio.io")
 	c.apply(plugin("a", "oci://registry.example/a:v1", "phase: AUTHN"))
 	c.apply(strings.Replace(plugin("a", "oci://registry.example/b:v1", "failStrategy: FAIL_OPEN"), "namespace: edge", "namespace: istio-system", 1))
@@ -124,22 +125,8 @@ func TestKubeMigrate(t *testing.T) {
 	}
 }
 
-// envoyFilters defines Istio's kind, as far as it matters here; envoyFilter is one.
+// envoyFilter is one of Istio's.
 const (
-	envoyFilters = `
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: envoyfilters.networking.istio.io}
-spec:
-  group: networking.istio.io
-  scope: Namespaced
-  names: {kind: EnvoyFilter, listKind: EnvoyFilterList, plural: envoyfilters, singular: envoyfilter}
-  versions:
-  - name: v1alpha3
-    served: true
-    storage: true
-    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-`
 	envoyFilter = `
 apiVersion: networking.istio.io/v1alpha3
 kind: EnvoyFilter

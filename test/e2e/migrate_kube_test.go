@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"chandler.dev/chandler/internal/testenv/kube"
 )
 
 // chandler migrate with what makes a cluster other than a file: the order in which
@@ -33,7 +35,7 @@ func TestKubeMigrateCluster(t *testing.T) {
 		}
 		return out, talk
 	}
-	c.apply(envoyFilters)
+	c.apply(kube.EnvoyFilters)
 	c.kubectl("", "wait", "--for=condition=Established", "crd/envoyfilters.networking.istio.io")
 
 	// Istio takes the older first, and times are in seconds.

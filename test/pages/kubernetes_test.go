@@ -92,19 +92,7 @@ kind: WasmPlugin
 metadata: {name: old, namespace: istio-system}
 spec: {url: "oci://ghcr.io/istio-ecosystem/wasm-extensions/basic_auth:1.12.0", selector: {matchLabels: {istio: ingressgateway}}}
 ---
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: envoyfilters.networking.istio.io}
-spec:
-  group: networking.istio.io
-  scope: Namespaced
-  names: {kind: EnvoyFilter, listKind: EnvoyFilterList, plural: envoyfilters, singular: envoyfilter}
-  versions:
-  - name: v1alpha3
-    served: true
-    storage: true
-    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-`
+` + kube.EnvoyFilters
 
 // cluster is an API server whose Deployments are run on this machine.
 type cluster struct {
