@@ -73,6 +73,8 @@ func parseAndServe(args []string, env map[string]string, environ []string, stdou
 	signal.Notify(signals, forEnvoy...)
 	defer signal.Stop(signals)
 	cfg.Signals = signals
+	// Whoever reads the log may go (a pipe into tee): that takes nothing but the lines.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	return serve(cfg, stderr)
 }
 

@@ -5,8 +5,10 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -99,6 +101,8 @@ func (e *env) serve(ctx context.Context, f serveFlags, given []string) error {
 		return usagef("--log-level: %v", err)
 	}
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
+	// Whoever reads the log may go (a pipe into tee): that takes nothing but the lines.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	if f.fetchDeadline <= 0 {
 		return usagef("--fetch-deadline: %s is not a time to wait", f.fetchDeadline)
 	}

@@ -20,8 +20,11 @@ func main() {
 	stay := flag.Bool("up", false, "leave everything running until interrupted")
 	verbose := flag.Bool("v", false, "show what the parts log")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	// A terminal that is closed ends it in order, too, and so does Ctrl-C with a pipe behind it
+	// that goes first: the parts are in groups of their own, and would stay.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	err := run(ctx, *stay, *verbose)
 	switch {
 	case err == nil:

@@ -275,8 +275,14 @@ func start(t testing.TB, log, path string, args ...string) *process {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	return startInto(t, f, log, path, args...)
+}
+
+// startInto is start for output that goes elsewhere than to the log that is read.
+func startInto(t testing.TB, out *os.File, log, path string, args ...string) *process {
+	t.Helper()
 	p := &process{cmd: exec.Command(path, args...), log: log, done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = f, f
+	p.cmd.Stdout, p.cmd.Stderr = out, out
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"chandler.dev/chandler/internal/testenv/module"
 )
 
 // An agent that is asked to end lets the requests in flight finish, and its
@@ -87,6 +89,43 @@ func TestEnvoyEnds(t *testing.T) {
 	p.err = nil // as expected; the clean-up has nothing to add
 	if log := p.tail(); !strings.Contains(log, "chandler-agent: envoy was ended by signal 9 (killed)") || !strings.Contains(log, "last_words=") {
 		t.Errorf("the agent does not say how Envoy ended:\n%s", log)
+	}
+}
+
+// Whoever reads the output may go, as tee does at Ctrl-C, which comes to it as well: the control
+// plane goes on, and so does the agent, which still drains its Envoy when it is asked to end.
+func TestReaderOfTheLogGoes(t *testing.T) {
+	t.Parallel()
+	w := uncontrolled(t)
+	unread := func(program string, args ...string) *process {
+		r, out, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		_ = r.Close()
+		return startInto(t, out, os.DevNull, filepath.Join(built, program), args...)
+	}
+	w.control = unread("chandler", "serve", "--no-vet", "--data", filepath.Join(w.dir, "control"), "--plugins", w.plugins, "--listen", w.listen, "--admin", w.admin)
+	eventually(t, 20*time.Second, "control plane ready", func() (bool, string) { return status("http://" + w.admin + "/healthz/ready") })
+
+	p := &proxy{w: w, dir: t.TempDir(), admin: loopback(freePort(t))}
+	file := filepath.Join(p.dir, "envoy.yaml")
+	if err := os.WriteFile(file, []byte(w.gateway(listener{port: freePort(t)})), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.process = unread("chandler-agent", "--control", w.listen, "--node", "a", "--namespace", "edge", "--data", filepath.Join(p.dir, "data"), "--admin", p.admin,
+		"--envoy", envoyBinary(t), "--drain", "1s", "--", "-c", file)
+	p.awaitReady()
+	w.apply(plugin("deny", w.push("deny:v1", module.Deny(403))))
+	envoy := p.pid(t)
+	for _, ended := range []*process{p.process, w.control} {
+		if err := ended.stop(); err != nil {
+			t.Errorf("%s ended with %v", ended.cmd.Path, err)
+		}
+	}
+	if err := syscall.Kill(envoy, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("Envoy is still there (%v)", err)
 	}
 }
 
