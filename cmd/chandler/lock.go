@@ -280,7 +280,7 @@ func (e *env) resolveAll(ctx context.Context, client *fetch.Client, all []wanted
 	for i, err := range failed {
 		if err != nil {
 			n++
-			fmt.Fprintf(e.stderr, "%s: %v\n", all[i].Redacted(), err)
+			fmt.Fprintf(e.stderr, "%s: %v\n", all[i].Redacted(), e.registryError(err))
 		}
 	}
 	switch {

@@ -172,10 +172,12 @@ func carried(d fetch.Documents) string {
 }
 
 // registryError is the error of a registry as a command's: with the code, by which
-// scripts tell one from another.
+// scripts tell one from another, and without the promise that only a control plane or an
+// agent keeps.
 func (e *env) registryError(err error) error {
 	var p *chandler.Problem
 	if errors.As(err, &p) {
+		p.Hint = strings.Replace(p.Hint, fetch.HintRetry, "try again", 1)
 		return fmt.Errorf("%s: %w", p.Code, err)
 	}
 	return err

@@ -195,7 +195,7 @@ func (e *env) moduleToVet(ctx context.Context, target, dir string, f *vetCommand
 	sink := &fileSink{path: filepath.Join(dir, "plugin.wasm")}
 	defer sink.abort()
 	if _, err := client.Pull(ctx, fetch.Request{Reference: ref}, sink); err != nil {
-		return "", err
+		return "", e.registryError(err)
 	}
 	return sink.path, sink.file.Commit()
 }

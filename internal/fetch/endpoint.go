@@ -63,7 +63,7 @@ func (c Config) endpoints(registry string) ([]Endpoint, error) {
 		// Why is in the operator's log: it may name files of this machine.
 		c.Log.Warn("no module can be fetched from a registry, whose hosts.toml cannot be used", "registry", registry, "error", err)
 		e := temporary(chandler.CodeFetchFailed, "%s: the operator's hosts.toml for it cannot be used", chandler.Quote(registry))
-		e.Problem.Hint = "let the operator mend it, the control plane's log says why; " + hintRetry
+		e.Problem.Hint = "let the operator mend it, the control plane's log says why; " + HintRetry
 		return nil, e
 	}
 	if len(found) == 0 {

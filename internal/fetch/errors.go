@@ -47,11 +47,13 @@ func refuse(code chandler.Code, hint, format string, args ...any) *Error {
 	return &Error{Problem: *chandler.Problemf(code, "", hint, format, args...)}
 }
 
-const hintRetry = "it is tried again by itself"
+// HintRetry ends the hint of an error that is temporary, as whoever fetches for a fleet tries
+// again.
+const HintRetry = "it is tried again by itself"
 
 // temporary makes an error that another try may mend.
 func temporary(code chandler.Code, format string, args ...any) *Error {
-	return &Error{Problem: *chandler.Problemf(code, "", hintRetry, format, args...), Temporary: true}
+	return &Error{Problem: *chandler.Problemf(code, "", HintRetry, format, args...), Temporary: true}
 }
 
 // hostWide makes a temporary error of all that the host serves.
@@ -250,6 +252,6 @@ func diskError(err error) *Error {
 		code = chandler.CodeCacheFull
 	}
 	e := temporary(code, "the place for temporary files: %s", why)
-	e.Problem.Hint = "free space there, or give another directory; " + hintRetry
+	e.Problem.Hint = "free space there, or give another directory; " + HintRetry
 	return e
 }
