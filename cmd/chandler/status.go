@@ -504,6 +504,10 @@ func (e *env) describeProxies(st *chandlerv1.Status) {
 	defer w.Flush()
 	fmt.Fprintln(w, "  NODE\tSTATE\tIN FORCE\tREASON\tMESSAGE")
 	for _, p := range st.Proxies {
-		fmt.Fprintf(w, "  %s/%s\t%s\t%s\t%s\t%s\n", p.Namespace, p.Node, stateOf(p), shortDigest(p.InForce), dash(p.Reason), dash(said(p)))
+		inForce := shortDigest(p.InForce)
+		if p.StandIn != "" && p.InForce == "" {
+			_, _, inForce = progress(p)
+		}
+		fmt.Fprintf(w, "  %s/%s\t%s\t%s\t%s\t%s\n", p.Namespace, p.Node, stateOf(p), inForce, dash(p.Reason), dash(said(p)))
 	}
 }

@@ -176,3 +176,21 @@ func TestWatchConnections(t *testing.T) {
 		t.Errorf("over %d connections it says\n%s", n, out.String())
 	}
 }
+
+// describe says of a proxy what decides its requests, also where that is no release.
+func TestDescribeTellsWhatStandsIn(t *testing.T) {
+	t.Parallel()
+	for want, p := range map[string]*chandlerv1.ProxyStatus{
+		"denied":   {StandIn: string(chandler.StandInDeny)},
+		"left out": {StandIn: string(chandler.StandInPass)},
+		"-":        {},
+	} {
+		p.Namespace, p.Node, p.Connected, p.State, p.Reason = "edge", "n1", true, string(chandler.StateFailed), string(chandler.CodeFetchFailed)
+		var out strings.Builder
+		e := &env{stdout: &out}
+		e.describeProxies(&chandlerv1.Status{Proxies: []*chandlerv1.ProxyStatus{p}})
+		if row := "edge/n1  Failed  " + want + " "; !strings.Contains(out.String(), row) {
+			t.Errorf("no %q in\n%s", row, out.String())
+		}
+	}
+}
