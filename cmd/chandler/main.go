@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 	"chandler.dev/chandler/internal/source/kube"
 	versions "chandler.dev/chandler/internal/version"
@@ -131,7 +132,7 @@ func rootCommand(e *env) *cobra.Command {
 		Short:         "Distribute Proxy-Wasm plugins to fleets of Envoy proxies",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args:          unknownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usagef("%v", err) })
@@ -166,6 +167,19 @@ func versionCommand(e *env) *cobra.Command {
 			return err
 		},
 	}
+}
+
+// unknownCommand refuses what is no command, and names those that are spelt like it.
+func unknownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := cmd.CommandPath() + " --help lists all"
+	cmd.SuggestionsMinimumDistance = 2
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = "did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return usagef("unknown command %s for %q; %s", chandler.Quote(args[0]), cmd.CommandPath(), hint)
 }
 
 // noArgs is cobra.NoArgs with the exit code of a usage error.

@@ -26,7 +26,7 @@ func nodeCommand(e *env) *cobra.Command {
 		return cmd
 	}
 	token := &cobra.Command{
-		Use: "token", Short: "Tokens to enrol machines with", Args: cobra.NoArgs,
+		Use: "token", Short: "Tokens to enrol machines with", Args: unknownCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	token.AddCommand(nodeTokenCreateCommand(e))

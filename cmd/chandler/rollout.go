@@ -26,7 +26,7 @@ func rolloutCommand(e *env) *cobra.Command {
 In which steps it does, the annotation chandler.dev/rollout of the plugin says, or
 "rollouts" in the control plane's file; without either it comes to all at once. No
 order edits the plugin's resource: orders are in the control plane's own records.`,
-		Args: cobra.NoArgs,
+		Args: unknownCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
