@@ -384,6 +384,23 @@ func TestBrowserAtSize(t *testing.T) {
 	}
 }
 
+// TestBrowserLongNames: names as long as they may be leave what is said of them in sight.
+func TestBrowserLongNames(t *testing.T) {
+	f := scene(2, 2)
+	f.proxies[0].Name = strings.Repeat("n", 253)
+	long := chandler.Key{Kind: chandler.KindWasmPlugin, Namespace: "istio-system", Name: strings.Repeat("long-", 50) + "one"}
+	f.objects = append(f.objects, f.object(long))
+	ctx, origin := browse(t, configOf(f, admin))
+	for _, path := range []string{"", "proxies", "matrix", "matrix?view=map", "plugins/" + long.Kind + "/" + long.Namespace + "/" + long.Name} {
+		run(t, ctx, chromedp.Navigate(origin+Root+path), chromedp.WaitVisible("h1"))
+		second := ask[float64](t, ctx, `Math.max(...[...document.querySelectorAll("tbody th[scope=row] + td")].map((e) => e.getBoundingClientRect().left))`)
+		if wide := ask[int](t, ctx, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); second > 700 || wide > 0 {
+			t.Errorf("%q: what is said beside a name begins at %v; %d wider than the window", path, second, wide)
+		}
+	}
+	shoot(t, ctx, "long-names")
+}
+
 // TestBrowserHostile: names and words that are markup are text, in every page.
 func TestBrowserHostile(t *testing.T) {
 	f := hostile(t)
