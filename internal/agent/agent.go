@@ -69,6 +69,7 @@ type Agent struct {
 	relayed   *relayedListeners
 	remote    *remoteWasm // what those name; nil: there are none
 	reporter  *reporter
+	failures  failures // that the log told of
 	metrics   *metrics
 	inbox     chan message
 	// leases keep modules on disk that a composition names or may name.
@@ -507,6 +508,7 @@ func (a *Agent) publish() {
 	a.discreet.Store(a.state.Discreet())
 	report, facts := a.state.Report(), a.facts()
 	a.reporter.set(report, facts)
+	a.failures.tell(a.log, report)
 	a.metrics.states(report)
 	a.metrics.bypassed.Set(float64(len(facts.Bypassed)))
 	v := &view{

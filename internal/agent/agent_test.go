@@ -125,7 +125,7 @@ func bareAgent(t *testing.T) *Agent {
 	log := slog.New(slog.DiscardHandler)
 	a := &Agent{
 		cfg: Config{Data: t.TempDir(), Metrics: prometheus.NewRegistry(), Log: log}, log: log, store: modules,
-		inbox: make(chan message, 16), reporter: newReporter(chandler.Node{}), attaching: map[chandler.Key]attaching{},
+		inbox: make(chan message, 16), reporter: newReporter(chandler.Node{}), attaching: map[chandler.Key]attaching{}, failures: failures{},
 		leases: map[chandler.ModuleDigest]*store.Lease{}, assignedAt: map[chandler.Key]time.Time{},
 		envoyLog: &envoyLog{path: filepath.Join(t.TempDir(), "envoy.log")},
 		state:    NewState(newProxy(nil).s.set),

@@ -152,5 +152,6 @@ func New(cfg Config) (*Agent, error) {
 		leases:     map[chandler.ModuleDigest]*store.Lease{},
 		assignedAt: map[chandler.Key]time.Time{},
 		attaching:  map[chandler.Key]attaching{},
+		failures:   failures{},
 	}, nil
 }
