@@ -320,6 +320,7 @@ func decodeConfig(r record, w *chandler.Wasm) {
 		r.wrongKind(n, at, object)
 		return
 	}
+	n.resolveSwitches()
 	checkConfig(r.judge, n, at, 1)
 	refuseRedacted(r.judge, n, at)
 	w.Config = n.canonical()

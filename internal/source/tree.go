@@ -46,6 +46,8 @@ type node struct {
 	kind kind
 	// text is the string, or the canonical JSON of a boolean or a number.
 	text string
+	// switched: the string is a plain word that Kubernetes reads as a boolean; see switches.
+	switched bool
 	// unfit, unless empty, says why a number cannot be written as JSON.
 	unfit  string
 	items  []*node
@@ -331,10 +333,37 @@ func (g *grower) scalar(n *yaml.Node, at *path) *node {
 		if n.Style == 0 && numberLike.MatchString(n.Value) {
 			return &node{kind: number, text: "0", unfit: "is out of range"}
 		}
+		_, isSwitch := switches[n.Value]
+		return &node{kind: text, text: n.Value, switched: n.Style == 0 && isSwitch}
 	default:
 		g.refuse(n, at, "remove the tag", "tag %s is not known", chandler.Quote(tag))
 	}
 	return &node{kind: text, text: n.Value}
+}
+
+// switches are the words that YAML 1.1 has for booleans and YAML 1.2 does not. kubectl reads
+// YAML 1.1, and what a resource means must not depend on who reads it. Where its text
+// decides nothing but what is free-form (pluginConfig), a plain one is a boolean; elsewhere it
+// stays the text that is wanted there.
+var switches = func() map[string]bool {
+	words := map[string]bool{}
+	for word, means := range map[string]bool{"y": true, "yes": true, "on": true, "n": false, "no": false, "off": false} {
+		words[word], words[strings.ToUpper(word)], words[strings.ToUpper(word[:1])+word[1:]] = means, means, means
+	}
+	return words
+}()
+
+// resolveSwitches makes booleans of the plain words for them, in n and below.
+func (n *node) resolveSwitches() {
+	if n.switched {
+		n.kind, n.text, n.switched = boolean, strconv.FormatBool(switches[n.text]), false
+	}
+	for _, f := range n.fields {
+		f.value.resolveSwitches()
+	}
+	for _, item := range n.items {
+		item.resolveSwitches()
+	}
 }
 
 var (

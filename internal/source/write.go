@@ -62,6 +62,9 @@ func (n *node) yaml() []byte {
 func (n *node) yamlNode() *yaml.Node {
 	switch n.kind {
 	case text:
+		if n.switched {
+			return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: n.text}
+		}
 		return yamlString(n.text)
 	case list:
 		y := &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq"}
@@ -81,7 +84,9 @@ func (n *node) yamlNode() *yaml.Node {
 
 func yamlString(s string) *yaml.Node {
 	y := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
-	if strings.Contains(s, "\n") {
+	if _, isSwitch := switches[s]; isSwitch {
+		y.Style = yaml.DoubleQuotedStyle // or it would be read as a boolean
+	} else if strings.Contains(s, "\n") {
 		y.Style = yaml.LiteralStyle // as it is read best; what cannot be is quoted
 	} else if len(s) > 0 && strings.Trim(s, "0123456789+-.eE_") == "" {
 		y.Style = yaml.DoubleQuotedStyle // or a number out of range would be one
