@@ -203,8 +203,13 @@ func parse(args []string, env map[string]string, stdout, stderr io.Writer) (agen
 		return cfg, err
 	}
 	cfg.Data = data
-	cfg.Drain = max(cfg.Drain, 1) // that of 0 is the default
+	if cfg.Drain == 0 {
+		cfg.Drain = 1 // that of 0 is the default
+	}
 	cfg.EnvoyArgs = flags.Args()
+	if len(cfg.EnvoyArgs) > 0 && !strings.HasPrefix(cfg.EnvoyArgs[0], "-") {
+		return cfg, fmt.Errorf("unexpected argument %q: it is no command, and Envoy's arguments stand behind -- and begin with a hyphen", cfg.EnvoyArgs[0])
+	}
 	agent.Identify(&cfg, hostName())
 	cfg.EnvoyLog = stderr
 	cfg.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: lvl}))

@@ -103,6 +103,8 @@ func TestMistakes(t *testing.T) {
 		{nil, []string{"--label", "a=1,=2"}, `"=2" is not KEY=VALUE`},
 		{nil, []string{"--drain", "soon"}, "drain"},
 		{nil, []string{"--log-level", "loud"}, "--log-level"},
+		{nil, []string{"statu"}, `unexpected argument "statu"`},
+		{nil, []string{"--drain", "1s", "envoy", "-c", "envoy.yaml"}, "stand behind --"},
 		{nil, []string{"--hosts-dir", "/nowhere/at/all"}, "--hosts-dir"},
 		{map[string]string{"CHANDLER_AGENT_DRAIN": "soon"}, nil, "CHANDLER_AGENT_DRAIN"},
 		{map[string]string{"CHANDLER_AGENT_LABEL": "a"}, nil, "CHANDLER_AGENT_LABEL"},
@@ -124,6 +126,18 @@ func TestMistakes(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	if code := run([]string{"--data", t.TempDir()}, nil, &stdout, &stderr); code != exitUsage || !strings.Contains(stderr.String(), "-c FILE") {
 		t.Errorf("without Envoy arguments: exit code %d, errors %q", code, stderr.String())
+	}
+	for _, c := range []struct {
+		flag, value, why string
+	}{
+		{"--node", "a/b", "neither name nor namespace may have a slash"},
+		{"--namespace", "a/b", "neither name nor namespace may have a slash"},
+		{"--drain", "-5s", "-5s is not a time for which Envoy may drain"},
+	} {
+		stderr.Reset()
+		if code := run([]string{"--data", t.TempDir(), c.flag, c.value, "--", "-c", "envoy.yaml"}, nil, &stdout, &stderr); code != exitUsage || !strings.Contains(stderr.String(), c.why) {
+			t.Errorf("%s %s: exit code %d, errors %q", c.flag, c.value, code, stderr.String())
+		}
 	}
 	stderr.Reset()
 	if code := run([]string{"--data", t.TempDir(), "--hosts-dir", t.TempDir(), "--", "-c", "envoy.yaml"}, nil, &stdout, &stderr); code != exitUsage || !strings.Contains(stderr.String(), "folder of mirrors") {

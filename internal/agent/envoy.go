@@ -130,7 +130,11 @@ func askEnvoy(ctx context.Context, path string) (bin envoyBinary, err error) {
 	out, err := envoyCommand(ctx, path, "--version").CombinedOutput()
 	m := versionPattern.FindSubmatch(out)
 	if m == nil {
-		return bin, fmt.Errorf("%s --version says no Envoy version: %s (%v)", path, chandler.Printable(string(out), 256), err)
+		how := "it ended well"
+		if err != nil {
+			how = err.Error()
+		}
+		return bin, fmt.Errorf("%s --version says no Envoy version (%s): %s", path, how, chandler.Printable(string(out), 256))
 	}
 	bin.Version = string(m[1])
 	dir, err := os.MkdirTemp("", "chandler-probe-")

@@ -17,6 +17,7 @@ import (
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/wire"
 )
 
 // Config is what an agent needs to be told. Zero values mean the default named
@@ -96,6 +97,12 @@ const (
 func New(cfg Config) (*Agent, error) {
 	if cfg.Node.Name == "" || cfg.Node.Namespace == "" {
 		return nil, errors.New("a node needs a name and a namespace")
+	}
+	if err := wire.CheckNode(cfg.Node); err != nil {
+		return nil, err // else every control plane would say so, for ever
+	}
+	if cfg.Drain < 0 {
+		return nil, fmt.Errorf("%s is not a time for which Envoy may drain", cfg.Drain)
 	}
 	if cfg.Data == "" {
 		return nil, errors.New("the agent needs a directory of its own")

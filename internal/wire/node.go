@@ -29,10 +29,11 @@ func NodeFromProto(m *chandlerv1.Node) (chandler.Node, error) {
 		Name: m.GetName(), Namespace: m.GetNamespace(), Labels: m.GetLabels(), Found: m.GetFoundLabels(),
 		AgentVersion: m.GetAgentVersion(), EnvoyVersion: m.GetEnvoyVersion(), Features: m.GetFeatures(),
 	}
-	return n, checkNode(n)
+	return n, CheckNode(n)
 }
 
-func checkNode(n chandler.Node) error {
+// CheckNode tells why no control plane takes an agent that says this of itself.
+func CheckNode(n chandler.Node) error {
 	if err := checkName("node name", n.Name); err != nil {
 		return err
 	}
@@ -152,7 +153,7 @@ func NodeFromXDS(m *corev3.Node) (chandler.Node, error) {
 	for _, f := range claim["features"].GetListValue().GetValues() {
 		n.Features = append(n.Features, f.GetStringValue())
 	}
-	if err := checkNode(n); err != nil {
+	if err := CheckNode(n); err != nil {
 		return chandler.Node{}, err
 	}
 	if m.GetId() != n.ID() {

@@ -152,6 +152,7 @@ func TestAgentRefuses(t *testing.T) {
 		"misspelt field":    {[]string{"--", "-c", write("typo.yaml", strings.Replace(directGateway(1), "stat_prefix:", "stat_prefixx:", 1))}, "stat_prefixx"},
 		"number as a text":  {[]string{"--", "-c", write("number.yaml", strings.Replace(directGateway(1), "stat_prefix: ", "stat_prefix: 7 # ", 1))}, "stat_prefix"},
 		"no envoy":          {[]string{"--envoy", filepath.Join(dir, "no-envoy"), "--", "-c", good}, "--envoy"},
+		"another program":   {[]string{"--envoy", "/bin/true", "--", "-c", good}, "says no Envoy version (it ended well)"},
 		"unknown flag":      {[]string{"--nonsense", "--", "-c", good}, "nonsense"},
 	} {
 		args := append([]string{"--data", filepath.Join(dir, strings.ReplaceAll(name, " ", "-")), "--admin", "", "--control", "", "--envoy", envoyBinary(t)}, c.args...)
