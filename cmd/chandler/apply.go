@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,11 +43,11 @@ change, and in which order the plugins would stand there.`,
 			if len(files) == 0 {
 				return usagef("apply needs -f FILE, or -f - for standard input")
 			}
-			manifest, err := e.read(files)
+			texts, err := e.readEach(files)
 			if err != nil {
 				return err
 			}
-			return e.apply(cmd.Context(), manifest, dryRun, wait)
+			return e.apply(cmd.Context(), texts, dryRun, wait)
 		},
 	}
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, folder, or - for standard input; may be given several times")
@@ -56,21 +58,41 @@ change, and in which order the plugins would stand there.`,
 	return cmd
 }
 
+// written is what a file says.
+type written struct {
+	name string
+	text []byte
+}
+
 // read joins files into one manifest of several documents.
 func (e *env) read(files []string) ([]byte, error) {
+	texts, err := e.readEach(files)
+	return oneManifest(texts), err
+}
+
+func oneManifest(texts []written) []byte {
 	var all []byte
+	for _, t := range texts {
+		if len(all) > 0 {
+			all = append(all, "\n---\n"...)
+		}
+		all = append(all, t.text...)
+	}
+	return all
+}
+
+func (e *env) readEach(files []string) ([]written, error) {
+	var all []written
+	size := 0
 	add := func(name string, r io.Reader) error {
 		b, err := io.ReadAll(io.LimitReader(r, maxManifest+1))
 		if err != nil {
 			return fmt.Errorf("read %s: %w", name, err)
 		}
-		if len(all)+len(b) > maxManifest {
+		if size += len(b); size > maxManifest {
 			return fmt.Errorf("%s: more than %d bytes in one apply", name, maxManifest)
 		}
-		if len(all) > 0 {
-			all = append(all, "\n---\n"...)
-		}
-		all = append(all, b...)
+		all = append(all, written{name, b})
 		return nil
 	}
 	for _, name := range files {
@@ -105,7 +127,8 @@ func eachManifest(name string, add func(string, io.Reader) error) error {
 	})
 }
 
-func (e *env) apply(ctx context.Context, manifest []byte, dryRun string, wait bool) error {
+func (e *env) apply(ctx context.Context, texts []written, dryRun string, wait bool) error {
+	manifest := oneManifest(texts)
 	var results []*chandlerv1.ObjectResult
 	suffix := ""
 	switch dryRun {
@@ -123,8 +146,9 @@ func (e *env) apply(ctx context.Context, manifest []byte, dryRun string, wait bo
 		return usagef("--dry-run %s: one of none, client, server", dryRun)
 	}
 	refused := 0
-	for _, r := range results {
-		if !e.printResult(r, suffix) {
+	names := e.nameAll(texts, results)
+	for i, r := range results {
+		if !e.printResult(names[i], r, suffix) {
 			refused++
 		}
 	}
@@ -137,6 +161,31 @@ func (e *env) apply(ctx context.Context, manifest []byte, dryRun string, wait bo
 		return e.wait(ctx, results)
 	}
 	return nil
+}
+
+// nameAll gives what each result is called. A document without a name is called by its place
+// in its file, and its problems, which count lines from the beginning of all files, are told
+// as that file alone has them.
+func (e *env) nameAll(texts []written, results []*chandlerv1.ObjectResult) []string {
+	names := make([]string, len(results))
+	unnamed := func(r *chandlerv1.ObjectResult) bool { return r.Ref.GetName() == "" }
+	var docs []source.Document
+	var places []string
+	for _, t := range texts {
+		if !slices.ContainsFunc(results, unnamed) {
+			break // nobody is to be told of them
+		}
+		for _, d := range source.Decode(t.text, cmp.Or(e.namespace, "default")) {
+			docs, places = append(docs, d), append(places, fmt.Sprintf("%s, document at line %d,", t.name, d.Line))
+		}
+	}
+	for i, r := range results {
+		names[i] = refName(r.Ref)
+		if unnamed(r) && len(docs) == len(results) {
+			names[i], r.Problems = places[i], wire.ProblemsToProto(docs[i].Problems)
+		}
+	}
+	return names
 }
 
 // judge checks a manifest without a control plane.
@@ -171,13 +220,13 @@ var actions = map[chandlerv1.Action]string{
 }
 
 // printResult tells what became of an object, and whether that is success.
-func (e *env) printResult(r *chandlerv1.ObjectResult, suffix string) bool {
+func (e *env) printResult(name string, r *chandlerv1.ObjectResult, suffix string) bool {
 	ok := r.Action != chandlerv1.Action_ACTION_REFUSED && r.Action != chandlerv1.Action_ACTION_NOT_FOUND
 	out := e.stdout
 	if !ok {
 		out = e.stderr
 	}
-	fmt.Fprintf(out, "%s %s%s\n", refName(r.Ref), actions[r.Action], suffix)
+	fmt.Fprintf(out, "%s %s%s\n", name, actions[r.Action], suffix)
 	for _, p := range r.Problems {
 		e.printProblem("", p)
 	}
@@ -304,7 +353,7 @@ func deleteCommand(e *env) *cobra.Command {
 			}
 			failed := false
 			for _, r := range res.Results {
-				failed = !e.printResult(r, "") || failed
+				failed = !e.printResult(refName(r.Ref), r, "") || failed
 			}
 			if failed {
 				return &exitError{code: exitFailed}

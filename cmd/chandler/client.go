@@ -207,5 +207,8 @@ func (e *env) list(ctx context.Context, req *chandlerv1.ListRequest) ([]*chandle
 
 // refName is the name kubectl would print.
 func refName(ref *chandlerv1.ObjectRef) string {
+	if ref.GetName() == "" {
+		return "a document without a name"
+	}
 	return strings.ToLower(ref.GetKind()) + ".extensions.istio.io/" + ref.GetName()
 }

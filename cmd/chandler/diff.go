@@ -99,7 +99,7 @@ func (e *env) dryRun(ctx context.Context, manifest []byte) error {
 		return err
 	}
 	for _, o := range res.Objects {
-		e.printResult(o.Result, " (server dry run)")
+		e.printResult(refName(o.Result.Ref), o.Result, " (server dry run)")
 		e.printEffects(o)
 	}
 	return verdict(res, false)
@@ -108,7 +108,7 @@ func (e *env) dryRun(ctx context.Context, manifest []byte) error {
 // printDiff is for diff: the difference, and what it does.
 func (e *env) printDiff(o *chandlerv1.ObjectPreview) {
 	if o.Result.Action == chandlerv1.Action_ACTION_REFUSED {
-		e.printResult(o.Result, "")
+		e.printResult(refName(o.Result.Ref), o.Result, "")
 		return
 	}
 	for _, p := range o.Result.Warnings {
