@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -292,6 +293,9 @@ func (e *env) waitFor(ctx context.Context, r *chandlerv1.ObjectResult) (ok bool,
 		}
 		select {
 		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return false, &exitError{code: exitFailed, text: fmt.Sprintf("interrupted; %s is applied: %s", refName(r.Ref), last)}
+			}
 			return false, &exitError{code: exitTimeout, text: fmt.Sprintf("%s after %s: %s", refName(r.Ref), e.timeout, last)}
 		case <-tick.C:
 		}

@@ -194,3 +194,45 @@ func TestDescribeTellsWhatStandsIn(t *testing.T) {
 		}
 	}
 }
+
+// A wait that is interrupted says so, and not that its time was over.
+func TestWaitIsInterrupted(t *testing.T) {
+	t.Parallel()
+	server := &waiting{}
+	_, handler := chandlerv1connect.NewAdminHandler(server)
+	srv := httptest.NewServer(handler)
+	defer srv.Close()
+	var out, said strings.Builder
+	e := &env{getenv: func(string) string { return "" }, stdin: strings.NewReader("x"), stdout: &out, stderr: &said}
+	root := rootCommand(e)
+	root.SetArgs([]string{"apply", "--wait", "-f", "-", "--server", srv.URL})
+	ctx, cancel := context.WithCancel(t.Context())
+	server.looked = cancel
+	err := root.ExecuteContext(ctx)
+	if err == nil || err.Error() != "interrupted; wasmplugin.extensions.istio.io/p is applied: ResolvedRefs=False: FetchFailed: away" {
+		t.Errorf("%v; %s%s", err, out.String(), said.String())
+	}
+}
+
+// waiting is a control plane that takes a plugin and cannot fetch its module.
+type waiting struct {
+	chandlerv1connect.UnimplementedAdminHandler
+	looks  atomic.Int32
+	looked func() // called at the third look
+}
+
+var waitingFor = &chandlerv1.ObjectRef{Kind: "WasmPlugin", Namespace: "ns", Name: "p"}
+
+func (*waiting) Apply(context.Context, *connect.Request[chandlerv1.ApplyRequest]) (*connect.Response[chandlerv1.ApplyResponse], error) {
+	return connect.NewResponse(&chandlerv1.ApplyResponse{Results: []*chandlerv1.ObjectResult{{Ref: waitingFor, Action: chandlerv1.Action_ACTION_CREATED}}}), nil
+}
+
+func (w *waiting) List(context.Context, *connect.Request[chandlerv1.ListRequest]) (*connect.Response[chandlerv1.ListResponse], error) {
+	if w.looks.Add(1) == 3 {
+		w.looked()
+	}
+	st := &chandlerv1.Status{Conditions: []*chandlerv1.Condition{{
+		Type: string(chandler.ConditionResolvedRefs), Status: string(chandler.False), Reason: string(chandler.CodeFetchFailed), Message: "away",
+	}}}
+	return connect.NewResponse(&chandlerv1.ListResponse{Objects: []*chandlerv1.Object{{Ref: waitingFor, Status: st}}}), nil
+}
