@@ -416,8 +416,11 @@ func absent(d chandler.ModuleDigest) error {
 }
 
 func unwritable(dir string, err error) error {
-	return chandler.Problemf(chandler.CodeCacheUnwritable, "",
-		"make the directory writable for the user this runs as, and look at the disk",
+	hint := "make the directory writable for the user this runs as, and look at the disk"
+	if errors.Is(err, fs.ErrNotExist) {
+		hint = "make the directory again for the user this runs as, or start this program anew, which makes it"
+	}
+	return chandler.Problemf(chandler.CodeCacheUnwritable, "", hint,
 		"store %s cannot be used: %s", chandler.Quote(dir), chandler.Printable(err.Error(), 256))
 }
 

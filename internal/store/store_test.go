@@ -667,3 +667,22 @@ func TestAnyOrder(t *testing.T) {
 		})
 	})
 }
+
+// A directory that somebody removed is told as that, and once it is there again all goes on.
+func TestDirectoryIsRemoved(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "modules")
+	s := open(t, store.Config{Dir: dir})
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := s.Ingest(strings.NewReader("a module"), "")
+	var p *chandler.Problem
+	if !errors.As(err, &p) || p.Code != chandler.CodeCacheUnwritable || !strings.HasPrefix(p.Hint, "make the directory again") {
+		t.Errorf("%v", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ingest(t, s, 1, 100)
+}
