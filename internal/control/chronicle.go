@@ -87,6 +87,7 @@ func (l *loop) tellTaken(before source.Snapshot) {
 		}
 	}
 	for _, o := range slices.SortedFunc(maps.Values(was), func(a, b *source.Object) int { return a.Key.Compare(b.Key) }) {
+		l.c.log.Info("a plugin is gone", "plugin", o.Key.String(), "generation", o.Generation, "was", o.Origin)
 		tell(o, chandler.EventDeleted, false, fmt.Sprintf("deleted, generation %d was the last", o.Generation))
 	}
 }
