@@ -102,6 +102,26 @@ func TestBypassAwaitsTheAgent(t *testing.T) {
 	}
 }
 
+// An agent that runs on another directory is not asked whether it has obeyed: it has no order.
+func TestBypassAsksTheRightAgent(t *testing.T) {
+	t.Parallel()
+	data, other := agentDirectory(t, "edge/a"), agentDirectory(t, "edge/b")
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(agent.Status{Data: other, Plugins: []agent.PluginStatus{{PluginRef: agent.PluginRef{Kind: "WasmPlugin", Namespace: "edge", Name: "b"}}}})
+	}))
+	defer srv.Close()
+	admin := strings.TrimPrefix(srv.URL, "http://")
+	for _, args := range [][]string{{"a", "--reason", "it burns"}, {"a", "--undo"}} {
+		code, out, errs := local(t, nil, append([]string{"bypass", "--data", data, "--admin", admin}, args...)...)
+		if want := "no agent answers (the one at " + admin + " runs on " + other; code != 0 || out != "" || !strings.Contains(errs, want) {
+			t.Errorf("%v: exit code %d, want %q:\n%s%s", args, code, want, out, errs)
+		}
+	}
+	if code, _, errs := local(t, nil, "bypass", "b", "--reason", "x", "--data", data, "--admin", admin); code != exitFailed || !strings.Contains(errs, "is known on this machine") {
+		t.Errorf("a plugin of the other agent: exit code %d: %s", code, errs)
+	}
+}
+
 // The agent's variables say where it is, and nothing of plugins; who gave an order is
 // written down.
 func TestBypassVariables(t *testing.T) {

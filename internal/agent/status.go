@@ -11,6 +11,7 @@ import (
 type Status struct {
 	Node    string        `json:"node"` // namespace/name
 	Version string        `json:"version"`
+	Data    string        `json:"data,omitempty"` // its directory
 	Ready   bool          `json:"ready"`
 	Unready []string      `json:"unready,omitempty"`
 	Envoy   EnvoyStatus   `json:"envoy"`
@@ -163,7 +164,7 @@ func listenersOf(f *chandler.Facts) []ListenerStatus {
 
 // status is safe to call from any goroutine.
 func (a *Agent) status() *Status {
-	st := &Status{Node: a.cfg.Node.Namespace + "/" + a.cfg.Node.Name, Version: a.cfg.Node.AgentVersion, Unready: a.unready(), Plugins: []PluginStatus{}, Listeners: []ListenerStatus{}}
+	st := &Status{Node: a.cfg.Node.Namespace + "/" + a.cfg.Node.Name, Version: a.cfg.Node.AgentVersion, Data: a.cfg.Data, Unready: a.unready(), Plugins: []PluginStatus{}, Listeners: []ListenerStatus{}}
 	st.Ready = len(st.Unready) == 0
 	st.Store.Modules, st.Store.Bytes = a.store.Stats()
 	st.Store.Max = a.store.MaxBytes
