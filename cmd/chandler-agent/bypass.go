@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -137,7 +136,7 @@ func (b *bypass) find(name string, orders []agent.BypassOrder) (chandler.Key, er
 		known = append(known, o.Key)
 	}
 	var st agent.Status
-	if b.look(&st) == nil {
+	if b.look(b.data, b.admin, &st) == nil {
 		for _, p := range st.Plugins {
 			known = append(known, chandler.Key{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name})
 		}
@@ -166,22 +165,6 @@ func (b *bypass) find(name string, orders []agent.BypassOrder) (chandler.Key, er
 	return key, nil
 }
 
-// look asks the agent that runs on --data. Another one, of the same machine, has not heard of
-// the order and must not be taken for one that has obeyed.
-func (b *bypass) look(st *agent.Status) error {
-	if err := b.ask("GET", b.admin, "/status", st); err != nil {
-		return err
-	}
-	theirs, err := os.Stat(st.Data)
-	if err != nil {
-		return nil // it has another view of the disk, or is of a version before it said so
-	}
-	if ours, err := os.Stat(b.data); err == nil && !os.SameFile(ours, theirs) {
-		return fmt.Errorf("the one at %s runs on %s; --admin says where another one is", b.admin, st.Data)
-	}
-	return nil
-}
-
 // await waits until the running agent has done what was ordered.
 func (b *bypass) await(key chandler.Key) (int, error) {
 	done, verb := fmt.Sprintf("%s is taken out", key), "takes it out"
@@ -191,7 +174,7 @@ func (b *bypass) await(key chandler.Key) (int, error) {
 	began := time.Now()
 	for {
 		var st agent.Status
-		if err := b.look(&st); err != nil {
+		if err := b.look(b.data, b.admin, &st); err != nil {
 			fmt.Fprintf(b.stderr, "no agent answers (%s): one that runs on %s %s within a second, else the next one that starts there does\n",
 				chandler.Printable(err.Error(), 256), b.data, verb)
 			return 0, nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/agent"
 )
 
 // exitFound is the exit code when a check found something.
@@ -104,6 +105,22 @@ func (c console) ask(method, admin, path string, answer any) error {
 	}
 	if err := json.Unmarshal(body, answer); err != nil {
 		return fmt.Errorf("what answers at %s is no agent: %w", admin, err)
+	}
+	return nil
+}
+
+// look asks the agent that runs on a directory. Another one, of the same machine, has not heard
+// of what is ordered there, keeps a store of its own, and must not be taken for it.
+func (c console) look(data, admin string, st *agent.Status) error {
+	if err := c.ask(http.MethodGet, admin, "/status", st); err != nil {
+		return err
+	}
+	theirs, err := os.Stat(st.Data)
+	if err != nil {
+		return nil // it has another view of the disk, or is of a version before it said so
+	}
+	if ours, err := os.Stat(data); err == nil && !os.SameFile(ours, theirs) {
+		return fmt.Errorf("the one at %s runs on %s; --admin says where another one is", admin, st.Data)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -144,7 +145,11 @@ func (f storeFlags) do(c console, path string, query url.Values, here func(*stor
 	s, closed, err := agent.OpenStore(f.data, 0)
 	var problem *chandler.Problem
 	if errors.As(err, &problem) && problem.Code == chandler.CodeCacheLocked {
-		if askErr := c.ask("POST", f.admin, path+"?"+query.Encode(), &report); askErr != nil {
+		askErr := c.look(f.data, f.admin, &agent.Status{})
+		if askErr == nil {
+			askErr = c.ask(http.MethodPost, f.admin, path+"?"+query.Encode(), &report)
+		}
+		if askErr != nil {
 			return report, fmt.Errorf("an agent runs on this directory (%w), and it cannot be asked: %w; give its address with --admin, or stop it first", err, askErr)
 		}
 		return report, nil

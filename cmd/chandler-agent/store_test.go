@@ -143,8 +143,12 @@ func TestStoreBesideAnAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer lock.Unlock()
-	asked := make(chan string, 1)
+	asked, runsOn := make(chan string, 1), data
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/status" {
+			_ = json.NewEncoder(w).Encode(agent.Status{Data: runsOn})
+			return
+		}
 		asked <- r.Method + " " + r.URL.String()
 		_ = json.NewEncoder(w).Encode(agent.StoreReport{Modules: []agent.StoredModule{{Digest: "sha256:1", Size: 2048}}, Bytes: 2048, Left: 1 << 20})
 	}))
@@ -156,6 +160,10 @@ func TestStoreBesideAnAgent(t *testing.T) {
 	}
 	if code, out, _ = local(t, nil, "store", "verify", "--data", data, "--admin", admin); code != 3 || <-asked != "POST /store/verify?" || out == "" {
 		t.Errorf("verify: %d %q", code, out)
+	}
+	runsOn = t.TempDir()
+	if code, _, errs = local(t, nil, "store", "trim", "--data", data, "--admin", admin); code != 1 || len(asked) > 0 || !strings.Contains(errs, "runs on "+runsOn) {
+		t.Errorf("trim by way of an agent of another directory: %d %q", code, errs)
 	}
 	if code, _, errs = local(t, nil, "store", "verify", "--data", data, "--admin", nobody(t)); code != 1 || !strings.Contains(errs, "an agent runs on this directory") || !strings.Contains(errs, "--admin") {
 		t.Errorf("verify without an address: %d %q", code, errs)
