@@ -83,7 +83,10 @@ func call[Req, Res any](ctx context.Context, e *env, f func(context.Context, *co
 		return nil, &exitError{code: exitTimeout, text: fmt.Sprintf("%s did not answer within %s", e.server, e.timeout)}
 	}
 	var ce *connect.Error
-	if errors.As(err, &ce) {
+	switch {
+	case errors.As(err, &ce) && ce.Code() == connect.CodeUnimplemented && !connect.IsWireError(err):
+		return nil, fmt.Errorf("what answers at %s is no control plane, or an older one (%s); --server or CHANDLER_SERVER says where one is", e.server, ce.Message())
+	case ce != nil:
 		return nil, errors.New(ce.Message())
 	}
 	return nil, err

@@ -236,3 +236,16 @@ func (w *waiting) List(context.Context, *connect.Request[chandlerv1.ListRequest]
 	}}}
 	return connect.NewResponse(&chandlerv1.ListResponse{Objects: []*chandlerv1.Object{{Ref: waitingFor, Status: st}}}), nil
 }
+
+// An address at which something else answers is told as that.
+func TestNoControlPlaneThere(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.NotFoundHandler())
+	defer srv.Close()
+	e := &env{getenv: func(string) string { return "" }, stdout: io.Discard, stderr: io.Discard}
+	root := rootCommand(e)
+	root.SetArgs([]string{"status", "--server", srv.URL})
+	if err := root.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "is no control plane, or an older one (404 Not Found)") {
+		t.Error(err)
+	}
+}
