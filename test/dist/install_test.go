@@ -21,49 +21,74 @@ import (
 // The release on the machine.
 const folder = "/root/release"
 
-// place is a machine with a release on it.
-type place struct {
-	t *testing.T
-	*machine.Machine
+// release is what "make dist" left.
+type release struct {
+	t          *testing.T
 	root, dist string
+	version    string
 	names      []string // those of the page, and those of this release
 }
 
-func newPlace(t *testing.T) *place {
+func newRelease(t *testing.T) *release {
 	t.Helper()
 	root, err := pages.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &place{t: t, root: root, dist: filepath.Join(root, "dist"), Machine: machine.Start(t, machine.Config{Name: "site"})}
-	version := p.find("chandler-*-linux-" + runtime.GOARCH + ".tar.gz")
-	version = strings.TrimSuffix(strings.TrimPrefix(version, "chandler-"), "-linux-"+runtime.GOARCH+".tar.gz")
+	r := &release{t: t, root: root, dist: filepath.Join(root, "dist")}
+	archive := r.find("chandler-*-linux-" + runtime.GOARCH + ".tar.gz")
+	r.version = strings.TrimSuffix(strings.TrimPrefix(archive, "chandler-"), "-linux-"+runtime.GOARCH+".tar.gz")
+	return r
+}
+
+// has says what a file of the page is called in this release.
+func (r *release) has(name, pattern string) (found string) {
+	r.t.Helper()
+	found = r.find(strings.NewReplacer("VERSION", r.version, "ARCH", runtime.GOARCH).Replace(pattern))
+	r.names = append(r.names, name, found)
+	return found
+}
+
+// find gives the name of the one file of the release that a pattern is for.
+func (r *release) find(pattern string) string {
+	r.t.Helper()
+	found, err := filepath.Glob(filepath.Join(r.dist, pattern))
+	if err != nil || len(found) != 1 {
+		r.t.Fatalf("%s: %q, %v; make test-dist makes one", pattern, found, err)
+	}
+	return filepath.Base(found[0])
+}
+
+// outside is a shell in the folder of the release, with programs of this tree.
+func (r *release) outside(env ...string) *pages.Shell {
+	path := "PATH=" + filepath.Join(r.root, "bin") + ":" + filepath.Join(r.root, ".tools") + ":" + os.Getenv("PATH")
+	return &pages.Shell{Dir: r.dist, Env: append(append(os.Environ(), path), env...)}
+}
+
+// place is a machine with a release on it.
+type place struct {
+	*release
+	*machine.Machine
+}
+
+func newPlace(t *testing.T) *place {
+	t.Helper()
+	p := &place{release: newRelease(t), Machine: machine.Start(t, machine.Config{Name: "site"})}
 	for name, pattern := range map[string]string{
 		"chandler_0.3.0_amd64.deb": "chandler_*_ARCH.deb", "chandler-agent_0.3.0_amd64.deb": "chandler-agent_*_ARCH.deb", "chandler-0.3.0-linux-amd64.tar.gz": "chandler-VERSION-linux-ARCH.tar.gz",
 		"chandler-0.3.0-image.tar": "chandler-VERSION-image.tar", "chandler-bookinfo-0.3.0-image.tar": "chandler-bookinfo-VERSION-image.tar",
 	} {
-		found := p.find(strings.NewReplacer("VERSION", version, "ARCH", runtime.GOARCH).Replace(pattern))
-		p.names = append(p.names, name, found)
+		found := p.has(name, pattern)
 		p.Put(filepath.Join(p.dist, found), folder+"/"+found)
 	}
-	p.names = append(p.names, "chandler-0.3.0-linux-amd64", "chandler-"+version+"-linux-"+runtime.GOARCH)
+	p.names = append(p.names, "chandler-0.3.0-linux-amd64", "chandler-"+p.version+"-linux-"+runtime.GOARCH)
 	for _, name := range []string{"SHA256SUMS", "SHA256SUMS.sig", "cosign.pub"} {
 		p.Put(filepath.Join(p.dist, name), folder+"/"+name)
 	}
-	p.Put(filepath.Join(root, ".tools/cosign"), "/usr/local/bin/cosign")
-	p.Put(filepath.Join(root, ".tools/envoy"), "/usr/local/bin/envoy")
-	p.Put(filepath.Join(root, "examples/bookinfo/envoy.yaml"), "/etc/envoy/envoy.yaml")
+	p.Put(filepath.Join(p.root, ".tools/cosign"), "/usr/local/bin/cosign")
+	p.Put(filepath.Join(p.root, ".tools/envoy"), "/usr/local/bin/envoy")
+	p.Put(filepath.Join(p.root, "examples/bookinfo/envoy.yaml"), "/etc/envoy/envoy.yaml")
 	return p
-}
-
-// find gives the name of the one file of the release that a pattern is for.
-func (p *place) find(pattern string) string {
-	p.t.Helper()
-	found, err := filepath.Glob(filepath.Join(p.dist, pattern))
-	if err != nil || len(found) != 1 {
-		p.t.Fatalf("%s: %q, %v; make test-dist makes one", pattern, found, err)
-	}
-	return filepath.Base(found[0])
 }
 
 // here is a word of the page as it is in this release.
@@ -81,7 +106,7 @@ func TestInstallPage(t *testing.T) {
 		Shells: map[string]*pages.Shell{
 			"": {Command: append(shell[:len(shell)-1:len(shell)-1], "sh", "-c", "cd "+folder+" && exec sh")},
 			// Images go to a registry, of which there is none on the machine.
-			"outside": {Dir: p.dist, Env: append(os.Environ(), "PATH="+filepath.Join(p.root, "bin")+":"+os.Getenv("PATH"))},
+			"outside": p.outside(),
 		},
 		Names: append(p.names, "registry.example", images.Addr),
 		Time:  2 * time.Minute,
