@@ -174,7 +174,7 @@ e2e-kube: tools tools-kube build bin/basicauth.wasm ## the tests with a real Kub
 e2e-gateway: tools tools-gateway build bin/basicauth.wasm ## Envoy Gateway with the agent for its Envoy, as in examples/envoy-gateway
 	go vet -tags gateway,pages ./test/e2e ./test/pages
 	go test -tags gateway -count 1 -timeout 10m -v -run '^TestGateway$$' ./test/e2e
-	go test -tags gateway,pages -count 1 -timeout 5m -run '^TestEnvoyGateway$$' ./test/pages
+	go test -tags gateway,pages -count 1 -timeout 5m -run '^TestEnvoyGateway(Example)?$$' ./test/pages
 
 e2e-upstream: tools bin/basicauth.wasm ## the agent under control planes of somebody else's, of every kind
 	@sh tools/envoy.sh oldest
@@ -207,10 +207,11 @@ e2e-airgap: tools build ## docs/airgap.md on a machine without network, from the
 sweeps: e2e-upstream e2e-upgrade e2e-gateway e2e-machine ## what there is no time for in .ci/run
 
 plugins: tools-authors build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
-	@sh tools/plugins.sh build
+	@sh tools/plugins.sh
 
-test-plugins: tools tools-authors build ## ... and their suites, on both engines
-	@sh tools/plugins.sh test
+test-plugins: tools tools-authors ## ... as their guides say, with their suites on both engines
+	go vet -tags authors ./cmd/chandler
+	go test -tags authors -count 1 -timeout 20m -v -run '^TestSamplePlugins$$' ./cmd/chandler
 
 generate: ## Go code from api/**/*.proto
 	go -C tools run ./protogen ../api

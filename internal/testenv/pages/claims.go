@@ -44,6 +44,10 @@ var Claims = []Claim{
 	{Page: "docs/operating.md", Dir: "test/pages", Test: "TestOperating", Target: "pages"},
 	{Page: "docs/scaling.md", Dir: "test/pages", Test: "TestMeasuring", Target: "pages"},
 	{Page: "docs/tutorial.md", Dir: "test/pages", Test: "TestTutorial", Target: "pages"},
+	{Page: "examples/bookinfo/README.md", Dir: "test/pages", Test: "TestBookinfoExample", Target: "pages"},
+	{Page: "examples/envoy-gateway/README.md", Dir: "test/pages", Test: "TestEnvoyGatewayExample", Target: "e2e-gateway"},
+	{Page: "plugins/README.md", Dir: "cmd/chandler", Test: "TestSamplePlugins", Target: "test-plugins"},
+	{Page: "plugins/*/README.md", Dir: "cmd/chandler", Test: "TestSamplePlugins", Target: "test-plugins"},
 }
 
 func (c *Claim) has(b Block) bool {
