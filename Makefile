@@ -181,9 +181,9 @@ e2e-upstream: tools bin/basicauth.wasm ## the agent under control planes of some
 	go vet -tags upstream ./test/e2e
 	go test -tags upstream -count 1 -timeout 15m -parallel 2 -run '^TestUpstream' ./test/e2e
 
-e2e-upgrade: tools tools-releases bin/basicauth.wasm ## releases and what is built here: beside each other, and one after the other under load
-	go vet -tags upgrade ./test/e2e
-	go test -tags upgrade -count 1 -timeout 15m -parallel 2 -run '^(TestUpgrade|TestSkew)' ./test/e2e
+e2e-upgrade: tools tools-releases tools-kube bin/basicauth.wasm ## releases and what is built here: beside each other, and one after the other under load
+	go vet -tags upgrade,kube ./test/e2e
+	go test -tags upgrade,kube -count 1 -timeout 15m -parallel 2 -run '^(TestUpgrade|TestSkew)' ./test/e2e
 
 # With packages of another folder: make e2e-machine DIST=FOLDER
 e2e-machine: tools bin/basicauth.wasm ## docs/machines.md on machines that run systemd, with the packages of make dist (Linux, root)
