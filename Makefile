@@ -125,9 +125,9 @@ dist: tools build bin/basicauth.wasm ## dist/: all that a release is made of; PL
 	@bin/dist -version '$(VERSION)' -commit '$(COMMIT)' -time $(SOURCE_DATE_EPOCH) -platforms '$(PLATFORMS)' -key '$(SIGN_KEY)' -out '$(OUT)'
 	@[ "$$(go env GOVERSION)" = $(GO_RELEASE) ] || echo "note: go here is $$(go env GOVERSION); build with GOTOOLCHAIN=$(GO_RELEASE) what is to be released" >&2
 
-# On machines in namespaces, so it wants root and Debian's dpkg.
+# On machines in namespaces, so it wants root, and Debian's dpkg and rpm.
 test-dist: tools-cosign tools-kube build ## make dist, twice, and what came of it: the same, signed, installed, started
-	@sh tools/machine.sh
+	@sh tools/machine.sh rpm
 	@mkdir -p .run/dist && rm -f .run/dist/test.key .run/dist/test.pub && bin/chandler sign generate-key --no-password --output-prefix .run/dist/test
 	@$(MAKE) --no-print-directory dist SIGN_KEY=.run/dist/test.key
 	go -C tools/dist vet -tags dist ./...

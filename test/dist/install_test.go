@@ -75,7 +75,8 @@ func newPlace(t *testing.T) *place {
 	t.Helper()
 	p := &place{release: newRelease(t), Machine: machine.Start(t, machine.Config{Name: "site"})}
 	for name, pattern := range map[string]string{
-		"chandler_0.3.0_amd64.deb": "chandler_*_ARCH.deb", "chandler-agent_0.3.0_amd64.deb": "chandler-agent_*_ARCH.deb", "chandler-0.3.0-linux-amd64.tar.gz": "chandler-VERSION-linux-ARCH.tar.gz",
+		"chandler_0.3.0_amd64.deb": "chandler_*_ARCH.deb", "chandler-agent_0.3.0_amd64.deb": "chandler-agent_*_ARCH.deb",
+		"chandler-0.3.0-1.x86_64.rpm": "chandler-[0-9]*-1.*.rpm", "chandler-agent-0.3.0-1.x86_64.rpm": "chandler-agent-[0-9]*-1.*.rpm", "chandler-0.3.0-linux-amd64.tar.gz": "chandler-VERSION-linux-ARCH.tar.gz",
 		"chandler-0.3.0-image.tar": "chandler-VERSION-image.tar", "chandler-bookinfo-0.3.0-image.tar": "chandler-bookinfo-VERSION-image.tar",
 	} {
 		found := p.has(name, pattern)
@@ -113,7 +114,6 @@ func TestInstallPage(t *testing.T) {
 	}
 	page := pages.Open(t, "docs/install.md")
 	page.In(world, "Verify", "Packages")
-	p.until("chandler serves", "systemctl is-active --quiet chandler && curl -fs http://127.0.0.1:9911/healthz/ready")
 	p.installed()
 	page.In(world, "The archive", "Images")
 	for _, name := range []string{"chandler", "chandler-bookinfo"} {
@@ -121,13 +121,27 @@ func TestInstallPage(t *testing.T) {
 			t.Errorf("%s in the registry: %v, %s", name, err, out)
 		}
 	}
-	p.servesOn()
+	p.servesOn("dpkg -i "+folder+"/"+p.here("chandler-agent_0.3.0_amd64.deb"), "dpkg -r chandler-agent")
 }
 
-// installed: users, units and files are as the page says, and nothing runs that nobody
-// started.
+// The rpms do the same, with rpm's own program: there is no distribution here whose dnf
+// would look for what they need.
+func TestRPMsInstalled(t *testing.T) {
+	p := newPlace(t)
+	p.Must("rpm --install --nodeps " + folder + "/*.rpm && systemctl enable --now chandler")
+	p.installed()
+	if out := p.Must("rpm --verify --nodeps chandler chandler-agent"); out != "" {
+		t.Errorf("what is installed is not as the rpms have it:\n%s", out)
+	}
+	p.Must("rpm --query --configfiles chandler chandler-agent | sort | diff - /dev/stdin <<END\n/etc/chandler/agent.env\n/etc/chandler/serve.env\nEND")
+	p.servesOn("rpm --upgrade --nodeps --replacepkgs "+folder+"/"+p.here("chandler-agent-0.3.0-1.x86_64.rpm"), "rpm --erase chandler-agent")
+}
+
+// installed: users, units and files are as the page says, and nothing runs but the control
+// plane, which somebody started.
 func (p *place) installed() {
 	p.t.Helper()
+	p.until("chandler serves", "systemctl is-active --quiet chandler && curl -fs http://127.0.0.1:9911/healthz/ready")
 	for command, want := range map[string]string{
 		"stat -c '%a %U %n' /etc/chandler/*.env":                                    "640 root /etc/chandler/agent.env\n640 root /etc/chandler/serve.env\n",
 		"systemctl is-enabled chandler-agent chandler-agent-beside || :":            "disabled\ndisabled\n",
@@ -146,16 +160,17 @@ func (p *place) installed() {
 
 // servesOn: an Envoy under the agent outlives a new package, the agent's restart and the
 // package's removal.
-func (p *place) servesOn() {
+func (p *place) servesOn(install, remove string) {
 	p.t.Helper()
-	deb := "dpkg -i " + folder + "/" + p.here("chandler-agent_0.3.0_amd64.deb")
-	p.Must("install -m 0755 " + folder + "/" + p.here("chandler-0.3.0-linux-amd64") + "/bin/bookinfo /usr/local/bin/ && systemd-run --quiet --unit bookinfo --property DynamicUser=yes /usr/local/bin/bookinfo all")
+	archive := folder + "/" + p.here("chandler-0.3.0-linux-amd64")
+	p.Must("[ -d " + archive + " ] || tar -xzf " + archive + ".tar.gz -C " + folder)
+	p.Must("install -m 0755 " + archive + "/bin/bookinfo /usr/local/bin/ && systemd-run --quiet --unit bookinfo --property DynamicUser=yes /usr/local/bin/bookinfo all")
 	p.Must("echo CHANDLER_AGENT_LABEL=istio=ingressgateway >/etc/chandler/agent.env && systemctl start chandler-agent")
 	const serves = "curl -fs -o /dev/null http://127.0.0.1:8080/productpage"
 	p.until("Envoy serves", serves)
 	const envoy = "pgrep -x envoy"
 	before, started := p.Must(envoy), p.Must("systemctl show -p MainPID --value chandler-agent")
-	p.Must(deb)
+	p.Must(install)
 	p.Must("grep -q ingressgateway /etc/chandler/agent.env")
 	if now := p.Must("systemctl show -p MainPID --value chandler-agent"); now != started {
 		p.t.Errorf("the new package restarted the agent: process %s, was %s", now, started)
@@ -163,7 +178,7 @@ func (p *place) servesOn() {
 	p.Must("systemctl restart chandler-agent")
 	p.until("the agent is back", "chandler-agent status")
 	p.Must(serves)
-	p.Must("dpkg -r chandler-agent")
+	p.Must(remove)
 	p.Must("! systemctl is-active chandler-agent && " + serves)
 	if now := p.Must(envoy); now != before {
 		p.t.Errorf("Envoy is process %s, and was %s", now, before)
