@@ -83,6 +83,9 @@ type Event struct {
 	// upstream.
 	Refused, Ours []string
 	Words         string
+	// Without are listeners that are not in the first answer to an Envoy that has none, as they
+	// are still held: it will count as ready before they come.
+	Without []string
 }
 
 // Hooks are what the owner adds. All may be nil. They are called from within the
@@ -117,6 +120,7 @@ type Relay struct {
 	// unsettled is since when something is missing whenever Settled looked; zero: nothing is.
 	unsettled time.Time
 	changes   uint64
+	opening   opening
 }
 
 // New gives a relay without streams and without a memory.
