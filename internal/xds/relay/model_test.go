@@ -14,8 +14,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const routeType = typePrefix + "envoy.config.route.v3.RouteConfiguration"
-
 // message is a resource of any type: a name and a content.
 func message(name, content string) []byte {
 	return appendText(appendText(nil, 1, name), 2, content)
