@@ -2,11 +2,13 @@ package chandler_test
 
 import (
 	"bytes"
+	"debug/elf"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
@@ -131,7 +133,16 @@ var dependencies = []rule{
 		},
 		why: "the agent runs beside every Envoy and must stay small",
 	},
+	{
+		in:    []string{"cmd/chandler-agent"},
+		never: []string{"text/template", "html/template"},
+		why:   "templates call methods by name, so that the linker must keep those that nobody calls: 6 MB beside every Envoy",
+	},
 }
+
+// agentMapped bounds what is mapped of the agent's program. Most of it becomes resident,
+// and is most of what an agent has in memory.
+const agentMapped = 19 << 20
 
 // agentModules are the modules that the agent may link. Each entry costs memory
 // beside every Envoy and is one more thing to trust there.
@@ -222,6 +233,32 @@ func TestDependencies(t *testing.T) {
 		if d.module != "" && !slices.Contains(agentModules, d.module) {
 			t.Errorf("cmd/chandler-agent links %s of module %s, which is not in agentModules", d.path, d.module)
 		}
+	}
+}
+
+// TestAgentSize holds what the agent brings into memory, on the platform on which most are.
+func TestAgentSize(t *testing.T) {
+	t.Parallel()
+	program := filepath.Join(t.TempDir(), "chandler-agent")
+	cmd := exec.Command("go", "build", "-tags", tags(t), "-trimpath", "-buildvcs=false", "-o", program, "./cmd/chandler-agent")
+	cmd.Env = append(cmd.Environ(), "GOOS=linux", "GOARCH=amd64", "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd, err, out)
+	}
+	f, err := elf.Open(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var mapped uint64
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_LOAD {
+			mapped += p.Filesz
+		}
+	}
+	if mapped == 0 || mapped > agentMapped {
+		t.Errorf("%d bytes of the agent's program are mapped; at most %d. What came in with the last change (go list -deps)? Does it call methods by name "+
+			"(go build -ldflags=-dumpdep tells of <ReflectMethod>)?", mapped, agentMapped)
 	}
 }
 
@@ -427,10 +464,24 @@ func camelWords(name string) []string {
 // standard library).
 type dependency struct{ path, module string }
 
+// tags are those with which the Makefile has programs built.
+func tags(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`(?m)^TAGS := (.+)$`).FindSubmatch(text)
+	if found == nil {
+		t.Fatal("the Makefile names no TAGS")
+	}
+	return string(found[1])
+}
+
 // linked asks the go command what the package in dir is built from.
 func linked(t *testing.T, dir string) []dependency {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-deps", "-f", "{{.ImportPath}} {{with .Module}}{{.Path}}{{end}}", "./"+dir)
+	cmd := exec.Command("go", "list", "-tags", tags(t), "-deps", "-f", "{{.ImportPath}} {{with .Module}}{{.Path}}{{end}}", "./"+dir)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

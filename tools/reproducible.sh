@@ -11,7 +11,7 @@ cold=$dir/cache
 
 # build FOLDER CACHE PROGRAM: as "make build" does.
 build() {
-	(cd "$1" && GOCACHE=$2 CGO_ENABLED=0 go build -trimpath -buildvcs=false \
+	(cd "$1" && GOCACHE=$2 CGO_ENABLED=0 go build -tags "$TAGS" -trimpath -buildvcs=false \
 		-ldflags "-X main.version=${VERSION:-reproducible}" -o bin/ "./cmd/$3")
 }
 

@@ -8,6 +8,6 @@ import "time"
 // and several times that with the race detector in every program.
 const atOnce = 10 * time.Second
 
-// buildFlags of the commands under test: they too run with the race detector
-// when the tests do.
-var buildFlags = []string{"-race"}
+// buildFlags of the commands under test, as "make build" has them, and with the race
+// detector when the tests run with it.
+var buildFlags = []string{"-tags", "grpcnotrace", "-race"}
