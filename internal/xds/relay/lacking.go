@@ -10,8 +10,8 @@ import (
 // nothing is missing in its eyes, but such routes lead nowhere for another Envoy that begins
 // with them.
 
-// leading are the types of which Hooks.Clusters is asked.
-var leading = map[string]bool{listenerType: true, routeType: true, virtualHostType: true}
+// routing are the types of which Hooks.Clusters is asked.
+var routing = map[string]bool{listenerType: true, routeType: true, virtualHostType: true}
 
 // lacking are the clusters to which something leads that is kept, and which are not.
 type lacking struct {
@@ -19,15 +19,15 @@ type lacking struct {
 	since   map[string]time.Time // zero: it is not waited for any more
 }
 
-// lacks tells when all clusters that are lacking will have been waited for; zero: none is.
+// awaitsClusters tells when all clusters that are lacking will have been waited for; zero: none is.
 // alone: there is no upstream that could send them. What did not come in time may never.
-func (r *Relay) lacks(now time.Time, alone bool) (last time.Time) {
+func (r *Relay) awaitsClusters(now time.Time, alone bool) (last time.Time) {
 	l := &r.lacking
 	if l.since == nil || l.changes != r.changes {
 		l.changes = r.changes
 		before := l.since
 		l.since = map[string]time.Time{}
-		r.leads(func(cluster string) {
+		r.astray(func(cluster string) {
 			since, ok := before[cluster]
 			if !ok {
 				since = now
@@ -50,9 +50,9 @@ func (r *Relay) lacks(now time.Time, alone bool) (last time.Time) {
 	return last
 }
 
-// leads tells of clusters to which something leads that is kept, and which are not. Where
+// astray tells of clusters to which something leads that is kept, and which are not. Where
 // Envoy does not ask for clusters they are another control plane's.
-func (r *Relay) leads(to func(cluster string)) {
+func (r *Relay) astray(to func(cluster string)) {
 	var clusters []*shelf
 	for _, delta := range []bool{false, true} {
 		if s := r.memory[shelfKey{clusterType, delta}]; s != nil {
@@ -63,7 +63,7 @@ func (r *Relay) leads(to func(cluster string)) {
 		return
 	}
 	for key, s := range r.memory {
-		if !leading[key.typeURL] {
+		if !routing[key.typeURL] {
 			continue
 		}
 		for _, k := range s.items {

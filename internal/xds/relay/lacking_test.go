@@ -87,6 +87,10 @@ func TestSettledLeadsElsewhere(t *testing.T) {
 				}
 				k.now = k.now.Add(time.Hour)
 			}
+			k.Connected(k.now)
+			if got, until := k.settled(); until != missingPatience {
+				t.Fatalf("once it is back %q is given, until %v", got, until)
+			}
 		}
 	})
 }

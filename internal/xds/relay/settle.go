@@ -10,7 +10,7 @@ import (
 // and all that what it took names: it takes a listener before it asks for the routes of this
 // one. In between, what it took is not worth keeping for another Envoy, which would wait for
 // the routes. Clusters, for which it does not ask by name, are there when routes that it took
-// lead to them (lacks).
+// lead to them (awaitsClusters).
 
 const (
 	// missingPatience is how long an upstream that is there may take to answer for a name.
@@ -75,7 +75,7 @@ func (r *Relay) missing(now time.Time) (last time.Time, alone bool) {
 			}
 		}
 	}
-	if at := r.lacks(now, alone); at.After(last) {
+	if at := r.awaitsClusters(now, alone); at.After(last) {
 		last = at
 	}
 	return last, alone
@@ -86,6 +86,11 @@ func (r *Relay) awaitAnew(now time.Time) {
 	for _, s := range r.memory {
 		for name := range s.missing {
 			s.missing[name] = now
+		}
+	}
+	for name, since := range r.lacking.since {
+		if !since.IsZero() {
+			r.lacking.since[name] = now
 		}
 	}
 }
