@@ -128,9 +128,9 @@ dist: tools build bin/basicauth.wasm ## dist/: all that a release is made of; PL
 	@bin/dist -version '$(VERSION)' -commit '$(COMMIT)' -time $(SOURCE_DATE_EPOCH) -platforms '$(PLATFORMS)' -key '$(SIGN_KEY)' -out '$(OUT)'
 	@[ "$$(go env GOVERSION)" = $(GO_RELEASE) ] || echo "note: go here is $$(go env GOVERSION); build with GOTOOLCHAIN=$(GO_RELEASE) what is to be released" >&2
 
-# On machines in namespaces, so it wants root and Debian's dpkg.
-test-dist: tools-cosign build ## make dist, twice, and what came of it: the same, signed, installed, started
-	@sh tools/machine.sh
+# On machines in namespaces, so it wants root, and Debian's dpkg and rpm.
+test-dist: tools-cosign tools-kube build ## make dist, twice, and what came of it: the same, signed, installed, started
+	@sh tools/machine.sh rpm
 	@mkdir -p .run/dist && rm -f .run/dist/test.key .run/dist/test.pub && bin/chandler sign generate-key --no-password --output-prefix .run/dist/test
 	@$(MAKE) --no-print-directory dist SIGN_KEY=.run/dist/test.key
 	go -C tools/dist vet -tags dist ./...
@@ -177,16 +177,16 @@ e2e-kube: tools tools-kube build bin/basicauth.wasm ## the tests with a real Kub
 e2e-gateway: tools tools-gateway build bin/basicauth.wasm ## Envoy Gateway with the agent for its Envoy, as in examples/envoy-gateway
 	go vet -tags gateway,pages ./test/e2e ./test/pages
 	go test -tags gateway -count 1 -timeout 10m -v -run '^TestGateway$$' ./test/e2e
-	go test -tags gateway,pages -count 1 -timeout 5m -run '^TestEnvoyGateway$$' ./test/pages
+	go test -tags gateway,pages -count 1 -timeout 5m -run '^TestEnvoyGateway(Example)?$$' ./test/pages
 
 e2e-upstream: tools bin/basicauth.wasm ## the agent under control planes of somebody else's, of every kind
 	@sh tools/envoy.sh oldest
 	go vet -tags upstream ./test/e2e
 	go test -tags upstream -count 1 -timeout 15m -parallel 2 -run '^TestUpstream' ./test/e2e
 
-e2e-upgrade: tools tools-releases bin/basicauth.wasm ## releases and what is built here: beside each other, and one after the other under load
-	go vet -tags upgrade ./test/e2e
-	go test -tags upgrade -count 1 -timeout 15m -parallel 2 -run '^(TestUpgrade|TestSkew)' ./test/e2e
+e2e-upgrade: tools tools-releases tools-kube bin/basicauth.wasm ## releases and what is built here: beside each other, and one after the other under load
+	go vet -tags upgrade,kube ./test/e2e
+	go test -tags upgrade,kube -count 1 -timeout 15m -parallel 2 -run '^(TestUpgrade|TestSkew)' ./test/e2e
 
 # With packages of another folder: make e2e-machine DIST=FOLDER
 e2e-machine: tools bin/basicauth.wasm ## docs/machines.md on machines that run systemd, with the packages of make dist (Linux, root)
@@ -210,10 +210,11 @@ e2e-airgap: tools build ## docs/airgap.md on a machine without network, from the
 sweeps: e2e-upstream e2e-upgrade e2e-gateway e2e-machine ## what there is no time for in .ci/run
 
 plugins: tools-authors build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
-	@sh tools/plugins.sh build
+	@sh tools/plugins.sh
 
-test-plugins: tools tools-authors build ## ... and their suites, on both engines
-	@sh tools/plugins.sh test
+test-plugins: tools tools-authors ## ... as their guides say, with their suites on both engines
+	go vet -tags authors ./cmd/chandler
+	go test -tags authors -count 1 -timeout 20m -v -run '^TestSamplePlugins$$' ./cmd/chandler
 
 generate: ## Go code from api/**/*.proto
 	go -C tools run ./protogen ../api

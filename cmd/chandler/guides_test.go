@@ -27,7 +27,7 @@ func TestGuides(t *testing.T) {
 			}
 			t.Cleanup(reg.Close)
 			pages.Open(t, page).In(&pages.World{
-				Shells: map[string]*pages.Shell{"": {Dir: t.TempDir(), Env: guideEnviron(t)}},
+				Shells: map[string]*pages.Shell{"": {Dir: t.TempDir(), Env: guideEnviron(t, "zig")}},
 				Names:  []string{"localhost:5000", reg.Addr},
 				Time:   10 * time.Minute,
 			})
@@ -35,8 +35,8 @@ func TestGuides(t *testing.T) {
 	}
 }
 
-// guideEnviron has the compilers and an Envoy in PATH, where chandler is already.
-func guideEnviron(t *testing.T) []string {
+// guideEnviron has compilers and an Envoy in PATH, where chandler is already.
+func guideEnviron(t *testing.T, programs ...string) []string {
 	bin := t.TempDir()
 	envoy, err := filepath.Abs(module.Envoy(t))
 	if err != nil {
@@ -45,7 +45,7 @@ func guideEnviron(t *testing.T) []string {
 	if err := os.Symlink(envoy, filepath.Join(bin, "envoy")); err != nil {
 		t.Fatal(err)
 	}
-	environ := compilers.Environ(t, "zig")
+	environ := compilers.Environ(t, programs...)
 	last := environ[len(environ)-1]
 	return append(environ, last+string(os.PathListSeparator)+bin)
 }

@@ -21,49 +21,76 @@ import (
 // The release on the machine.
 const folder = "/root/release"
 
-// place is a machine with a release on it.
-type place struct {
-	t *testing.T
-	*machine.Machine
+// release is what "make dist" left.
+type release struct {
+	t          *testing.T
 	root, dist string
+	version    string
 	names      []string // those of the page, and those of this release
 }
 
-func newPlace(t *testing.T) *place {
+func newRelease(t *testing.T) *release {
 	t.Helper()
 	root, err := pages.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &place{t: t, root: root, dist: filepath.Join(root, "dist"), Machine: machine.Start(t, machine.Config{Name: "site"})}
-	version := p.find("chandler-*-linux-" + runtime.GOARCH + ".tar.gz")
-	version = strings.TrimSuffix(strings.TrimPrefix(version, "chandler-"), "-linux-"+runtime.GOARCH+".tar.gz")
-	for name, pattern := range map[string]string{
-		"chandler_0.3.0_amd64.deb": "chandler_*_ARCH.deb", "chandler-agent_0.3.0_amd64.deb": "chandler-agent_*_ARCH.deb", "chandler-0.3.0-linux-amd64.tar.gz": "chandler-VERSION-linux-ARCH.tar.gz",
-		"chandler-0.3.0-image.tar": "chandler-VERSION-image.tar", "chandler-bookinfo-0.3.0-image.tar": "chandler-bookinfo-VERSION-image.tar",
-	} {
-		found := p.find(strings.NewReplacer("VERSION", version, "ARCH", runtime.GOARCH).Replace(pattern))
-		p.names = append(p.names, name, found)
-		p.Put(filepath.Join(p.dist, found), folder+"/"+found)
-	}
-	p.names = append(p.names, "chandler-0.3.0-linux-amd64", "chandler-"+version+"-linux-"+runtime.GOARCH)
-	for _, name := range []string{"SHA256SUMS", "SHA256SUMS.sig", "cosign.pub"} {
-		p.Put(filepath.Join(p.dist, name), folder+"/"+name)
-	}
-	p.Put(filepath.Join(root, ".tools/cosign"), "/usr/local/bin/cosign")
-	p.Put(filepath.Join(root, ".tools/envoy"), "/usr/local/bin/envoy")
-	p.Put(filepath.Join(root, "examples/bookinfo/envoy.yaml"), "/etc/envoy/envoy.yaml")
-	return p
+	r := &release{t: t, root: root, dist: filepath.Join(root, "dist")}
+	archive := r.find("chandler-*-linux-" + runtime.GOARCH + ".tar.gz")
+	r.version = strings.TrimSuffix(strings.TrimPrefix(archive, "chandler-"), "-linux-"+runtime.GOARCH+".tar.gz")
+	return r
+}
+
+// has says what a file of the page is called in this release.
+func (r *release) has(name, pattern string) (found string) {
+	r.t.Helper()
+	machine := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH] // as rpms say it
+	found = r.find(strings.NewReplacer("VERSION", r.version, "ARCH", runtime.GOARCH, "MACHINE", machine).Replace(pattern))
+	r.names = append(r.names, name, found)
+	return found
 }
 
 // find gives the name of the one file of the release that a pattern is for.
-func (p *place) find(pattern string) string {
-	p.t.Helper()
-	found, err := filepath.Glob(filepath.Join(p.dist, pattern))
+func (r *release) find(pattern string) string {
+	r.t.Helper()
+	found, err := filepath.Glob(filepath.Join(r.dist, pattern))
 	if err != nil || len(found) != 1 {
-		p.t.Fatalf("%s: %q, %v; make test-dist makes one", pattern, found, err)
+		r.t.Fatalf("%s: %q, %v; make test-dist makes one", pattern, found, err)
 	}
 	return filepath.Base(found[0])
+}
+
+// outside is a shell in the folder of the release, with programs of this tree.
+func (r *release) outside(env ...string) *pages.Shell {
+	path := "PATH=" + filepath.Join(r.root, "bin") + ":" + filepath.Join(r.root, ".tools") + ":" + os.Getenv("PATH")
+	return &pages.Shell{Dir: r.dist, Env: append(append(os.Environ(), path), env...)}
+}
+
+// place is a machine with a release on it.
+type place struct {
+	*release
+	*machine.Machine
+}
+
+func newPlace(t *testing.T) *place {
+	t.Helper()
+	p := &place{release: newRelease(t), Machine: machine.Start(t, machine.Config{Name: "site"})}
+	for name, pattern := range map[string]string{
+		"chandler_0.3.0_amd64.deb": "chandler_*_ARCH.deb", "chandler-agent_0.3.0_amd64.deb": "chandler-agent_*_ARCH.deb",
+		"chandler-0.3.0-1.x86_64.rpm": "chandler-[0-9]*.MACHINE.rpm", "chandler-agent-0.3.0-1.x86_64.rpm": "chandler-agent-[0-9]*.MACHINE.rpm", "chandler-0.3.0-linux-amd64.tar.gz": "chandler-VERSION-linux-ARCH.tar.gz",
+		"chandler-0.3.0-image.tar": "chandler-VERSION-image.tar", "chandler-bookinfo-0.3.0-image.tar": "chandler-bookinfo-VERSION-image.tar",
+	} {
+		found := p.has(name, pattern)
+		p.Put(filepath.Join(p.dist, found), folder+"/"+found)
+	}
+	p.names = append(p.names, "chandler-0.3.0-linux-amd64", "chandler-"+p.version+"-linux-"+runtime.GOARCH)
+	for _, name := range []string{"SHA256SUMS", "SHA256SUMS.sig", "cosign.pub"} {
+		p.Put(filepath.Join(p.dist, name), folder+"/"+name)
+	}
+	p.Put(filepath.Join(p.root, ".tools/cosign"), "/usr/local/bin/cosign")
+	p.Put(filepath.Join(p.root, ".tools/envoy"), "/usr/local/bin/envoy")
+	p.Put(filepath.Join(p.root, "examples/bookinfo/envoy.yaml"), "/etc/envoy/envoy.yaml")
+	return p
 }
 
 // here is a word of the page as it is in this release.
@@ -81,14 +108,13 @@ func TestInstallPage(t *testing.T) {
 		Shells: map[string]*pages.Shell{
 			"": {Command: append(shell[:len(shell)-1:len(shell)-1], "sh", "-c", "cd "+folder+" && exec sh")},
 			// Images go to a registry, of which there is none on the machine.
-			"outside": {Dir: p.dist, Env: append(os.Environ(), "PATH="+filepath.Join(p.root, "bin")+":"+os.Getenv("PATH"))},
+			"outside": p.outside(),
 		},
 		Names: append(p.names, "registry.example", images.Addr),
 		Time:  2 * time.Minute,
 	}
 	page := pages.Open(t, "docs/install.md")
 	page.In(world, "Verify", "Packages")
-	p.until("chandler serves", "systemctl is-active --quiet chandler && curl -fs http://127.0.0.1:9911/healthz/ready")
 	p.installed()
 	page.In(world, "The archive", "Images")
 	for _, name := range []string{"chandler", "chandler-bookinfo"} {
@@ -96,13 +122,27 @@ func TestInstallPage(t *testing.T) {
 			t.Errorf("%s in the registry: %v, %s", name, err, out)
 		}
 	}
-	p.servesOn()
+	p.servesOn("dpkg -i "+folder+"/"+p.here("chandler-agent_0.3.0_amd64.deb"), "dpkg -r chandler-agent")
 }
 
-// installed: users, units and files are as the page says, and nothing runs that nobody
-// started.
+// The rpms do the same, with rpm's own program: there is no distribution here whose dnf
+// would look for what they need.
+func TestRPMsInstalled(t *testing.T) {
+	p := newPlace(t)
+	p.Must("rpm --install --nodeps " + folder + "/*.rpm && systemctl enable --now chandler")
+	p.installed()
+	p.Must("rpm --verify --nodeps chandler chandler-agent") // all files are there as the rpms have them
+	if out := p.Must("rpm --query --configfiles chandler chandler-agent"); out != "/etc/chandler/serve.env\n/etc/chandler/agent.env\n" {
+		t.Errorf("the administrator's are %s", out)
+	}
+	p.servesOn("rpm --upgrade --nodeps --replacepkgs "+folder+"/"+p.here("chandler-agent-0.3.0-1.x86_64.rpm"), "rpm --erase chandler-agent")
+}
+
+// installed: users, units and files are as the page says, and nothing runs but the control
+// plane, which somebody started.
 func (p *place) installed() {
 	p.t.Helper()
+	p.until("chandler serves", "systemctl is-active --quiet chandler && curl -fs http://127.0.0.1:9911/healthz/ready")
 	for command, want := range map[string]string{
 		"stat -c '%a %U %n' /etc/chandler/*.env":                                    "640 root /etc/chandler/agent.env\n640 root /etc/chandler/serve.env\n",
 		"systemctl is-enabled chandler-agent chandler-agent-beside || :":            "disabled\ndisabled\n",
@@ -121,16 +161,17 @@ func (p *place) installed() {
 
 // servesOn: an Envoy under the agent outlives a new package, the agent's restart and the
 // package's removal.
-func (p *place) servesOn() {
+func (p *place) servesOn(install, remove string) {
 	p.t.Helper()
-	deb := "dpkg -i " + folder + "/" + p.here("chandler-agent_0.3.0_amd64.deb")
-	p.Must("install -m 0755 " + folder + "/" + p.here("chandler-0.3.0-linux-amd64") + "/bin/bookinfo /usr/local/bin/ && systemd-run --quiet --unit bookinfo --property DynamicUser=yes /usr/local/bin/bookinfo all")
+	archive := folder + "/" + p.here("chandler-0.3.0-linux-amd64")
+	p.Must("[ -d " + archive + " ] || tar -xzf " + archive + ".tar.gz -C " + folder)
+	p.Must("install -m 0755 " + archive + "/bin/bookinfo /usr/local/bin/ && systemd-run --quiet --unit bookinfo --property DynamicUser=yes /usr/local/bin/bookinfo all")
 	p.Must("echo CHANDLER_AGENT_LABEL=istio=ingressgateway >/etc/chandler/agent.env && systemctl start chandler-agent")
 	const serves = "curl -fs -o /dev/null http://127.0.0.1:8080/productpage"
 	p.until("Envoy serves", serves)
 	const envoy = "pgrep -x envoy"
 	before, started := p.Must(envoy), p.Must("systemctl show -p MainPID --value chandler-agent")
-	p.Must(deb)
+	p.Must(install)
 	p.Must("grep -q ingressgateway /etc/chandler/agent.env")
 	if now := p.Must("systemctl show -p MainPID --value chandler-agent"); now != started {
 		p.t.Errorf("the new package restarted the agent: process %s, was %s", now, started)
@@ -138,7 +179,7 @@ func (p *place) servesOn() {
 	p.Must("systemctl restart chandler-agent")
 	p.until("the agent is back", "chandler-agent status")
 	p.Must(serves)
-	p.Must("dpkg -r chandler-agent")
+	p.Must(remove)
 	p.Must("! systemctl is-active chandler-agent && " + serves)
 	if now := p.Must(envoy); now != before {
 		p.t.Errorf("Envoy is process %s, and was %s", now, before)

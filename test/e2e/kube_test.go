@@ -50,6 +50,17 @@ func (c *cluster) flags(more ...string) []string {
 	return append([]string{"--kube", "--kubeconfig", c.Admin}, more...)
 }
 
+// leader waits until one leads that is known to live, and tells where agents reach it.
+func (c *cluster) leader(lives func(at string) bool) (at string) {
+	c.t.Helper()
+	eventually(c.t, time.Minute, "a living leader", func() (bool, string) {
+		held := c.kubectl("", "get", "lease", "-n", "chandler-system", "chandler", "-o", "jsonpath={.spec.holderIdentity}")
+		at, _, _ = strings.Cut(held, "|")
+		return at != "" && lives(at), held
+	})
+	return at
+}
+
 // kubeWorld is a world whose plugins are in a cluster.
 func kubeWorld(t testing.TB, c *cluster, flags ...string) *world {
 	t.Helper()
@@ -160,15 +171,7 @@ func TestKubeReplicas(t *testing.T) {
 		replicas[listen] = replica(i)
 		replicas[listen].startControl()
 	}
-	leader := func() string {
-		var holder string
-		eventually(t, time.Minute, "a living leader", func() (bool, string) {
-			held := c.kubectl("", "get", "lease", "-n", "chandler-system", "chandler", "-o", "jsonpath={.spec.holderIdentity}")
-			holder, _, _ = strings.Cut(held, "|")
-			return replicas[holder] != nil && replicas[holder].control != nil, held
-		})
-		return holder
-	}
+	leader := func() string { return c.leader(func(at string) bool { return replicas[at].control != nil }) }
 	w.listen = strings.Join(listens, ",")
 	port := freePort(t)
 	w.agent(node{name: "gw"}, w.gateway(listener{port: port, name: "in"}))

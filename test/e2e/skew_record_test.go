@@ -31,7 +31,7 @@ func TestSkewRecord(t *testing.T) {
 				}
 				to = kept
 			}
-			record(t, r, to)
+			recordData(t, r, to)
 			if got, want := shapes(t, to), shapes(t, kept); !slices.Equal(got, want) {
 				t.Errorf("written:\n%s\nkept:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
@@ -39,8 +39,8 @@ func TestSkewRecord(t *testing.T) {
 	}
 }
 
-// record has a release write all that it keeps, and puts it into a folder.
-func record(t *testing.T, r programs, to string) {
+// recordData has a release write all that it keeps, and puts it into a folder.
+func recordData(t *testing.T, r programs, to string) {
 	w := uncontrolled(t, append(enrolment(t), "--no-vet")...)
 	w.flags = append(w.flags, "--hosts-dir", w.hostsFor(registryHost))
 	w.program = r.control

@@ -21,10 +21,12 @@ import (
 	"chandler.dev/chandler/internal/testenv/module"
 )
 
-// beside is another control plane over the folder of this one, with data of its own.
-func (w *world) beside() *world {
+// beside is another control plane over the folder of this one, with data of its own; the
+// program may be of another version.
+func (w *world) beside(program string) *world {
 	w.t.Helper()
 	other := *w
+	other.program = program
 	other.dir, other.listen, other.admin = w.t.TempDir(), loopback(freePort(w.t)), loopback(freePort(w.t))
 	other.startControl()
 	return &other
@@ -108,7 +110,7 @@ func TestTwoControlPlanes(t *testing.T) {
 	one.edit("a", plugin("a", url, tag("a")))
 	one.tells("a", url)
 	one.push("append:v1", build(2)) // moved, and nobody is to notice
-	two := one.beside()
+	two := one.beside("")
 	eventually(t, 20*time.Second, "both say the same", func() (bool, string) {
 		here, there := one.meaning(), two.meaning()
 		return len(here) == 2 && len(there) == 2 && here["a"] != "" && here["a"] == here["z"] && fmt.Sprint(here) == fmt.Sprint(there), fmt.Sprint(here, there)

@@ -13,18 +13,34 @@ import (
 	"chandler.dev/chandler/internal/testenv/pages"
 )
 
+// withGateway is a machine with Envoy Gateway.
+func withGateway(t *testing.T) *machine {
+	t.Helper()
+	m := newMachine(t)
+	program := filepath.Join(m.root, ".tools", "envoy-gateway")
+	if _, err := os.Stat(program); err != nil {
+		t.Fatalf("%v: run make tools-gateway", err)
+	}
+	if err := os.Symlink(program, "/usr/local/bin/envoy-gateway"); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func TestEnvoyGatewayExample(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		m := withGateway(t)
+		m.pushSample()
+		m.dir = filepath.Join(m.root, "examples", "envoy-gateway")
+		pages.Open(t, "examples/envoy-gateway/README.md").In(m.world(m.mirrored()...))
+	})
+}
+
 // The example's Gateway gets its Envoy from the page's commands. It has no route, so what
 // is not denied is not found.
 func TestEnvoyGateway(t *testing.T) {
 	alone(t, func(t *testing.T) {
-		m := newMachine(t)
-		program := filepath.Join(m.root, ".tools", "envoy-gateway")
-		if _, err := os.Stat(program); err != nil {
-			t.Fatalf("%v: run make tools-gateway", err)
-		}
-		if err := os.Symlink(program, "/usr/local/bin/envoy-gateway"); err != nil {
-			t.Fatal(err)
-		}
+		m := withGateway(t)
 		m.push("deny:v1", module.Deny(http.StatusTeapot))
 		gateway, err := os.ReadFile(filepath.Join(m.root, "examples", "envoy-gateway", "resources", "gateway.yaml"))
 		if err != nil {

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/testenv/kube"
 	"chandler.dev/chandler/internal/testenv/pages"
 )
@@ -27,11 +26,7 @@ import (
 func TestKubernetes(t *testing.T) {
 	alone(t, func(t *testing.T) {
 		m := newMachine(t)
-		sample, err := os.ReadFile(m.root + "/bin/basicauth.wasm")
-		if err != nil {
-			t.Fatal(err)
-		}
-		m.pushAs("istio-ecosystem/wasm-extensions/basic_auth:1.12.0", sample, fetch.LayoutCompat)
+		m.pushSample()
 		m.write("/etc/hosts", "127.0.0.1 localhost productpage.bookinfo.svc.cluster.local chandler.chandler-system.svc chandler-replicas.chandler-system.svc\n")
 		tools := m.dir + "/bin"
 		m.write(tools+"/docker", dockerScript)

@@ -30,6 +30,15 @@ func TestWalkthrough(t *testing.T) { inRepository(t, "README.md") }
 
 func TestTutorial(t *testing.T) { inRepository(t, "docs/tutorial.md") }
 
+func TestBookinfoExample(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.pushSample()
+		m.dir = m.root
+		pages.Open(t, "examples/bookinfo/README.md").In(m.world(m.mirrored()...))
+	})
+}
+
 // edge has what is at an Envoy that one has: its configuration, and what it leads to. A
 // plugin that is applied is in force there.
 func edge(t *testing.T) *machine {

@@ -70,6 +70,21 @@ func (m *machine) push(image string, module []byte) {
 	m.pushAs(image, module, "")
 }
 
+// pushSample has the registry have the sample plugin by the name that it has at ghcr.io.
+func (m *machine) pushSample() {
+	m.t.Helper()
+	sample, err := os.ReadFile(m.root + "/bin/basicauth.wasm")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.pushAs("istio-ecosystem/wasm-extensions/basic_auth:1.12.0", sample, fetch.LayoutCompat)
+}
+
+// mirrored has control planes of pages ask the registry in the place of ghcr.io.
+func (m *machine) mirrored() []string {
+	return []string{"chandler serve ", "chandler serve --hosts-dir " + m.root + "/examples/bookinfo/hosts "}
+}
+
 func (m *machine) pushAs(image string, module []byte, layout fetch.Layout) {
 	m.t.Helper()
 	client := fetch.New(fetch.Config{Dir: m.t.TempDir()})

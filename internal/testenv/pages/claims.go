@@ -36,13 +36,18 @@ var Claims = []Claim{
 	{Page: "docs/coming-from-istio.md", Dir: "test/pages", Test: "TestComingFromIstio", Target: "pages"},
 	{Page: "docs/dashboard.md", Dir: "test/pages", Test: "TestDashboardToken", Target: "pages"},
 	{Page: "docs/kubernetes.md", Dir: "test/pages", Test: "TestKubernetes", Target: "e2e-kube"},
-	{Page: "docs/install.md", Dir: "test/dist", Test: "TestInstallPage", Target: "test-dist"},
+	{Page: "docs/install.md", Headings: []string{"Verify", "Packages", "The archive", "Images"}, Dir: "test/dist", Test: "TestInstallPage", Target: "test-dist"},
+	{Page: "docs/install.md", Headings: []string{"Kubernetes"}, Dir: "test/dist", Test: "TestInstallOnKubernetes", Target: "test-dist"},
 	{Page: "docs/lock.md", Dir: "test/pages", Test: "TestLock", Target: "pages"},
 	{Page: "docs/machines.md", Dir: "test/machines", Test: "TestMachines", Target: "e2e-machine"},
 	{Page: "docs/upgrades.md", Dir: "test/e2e", Test: "TestUpgradePage", Target: "e2e-upgrade"},
 	{Page: "docs/operating.md", Dir: "test/pages", Test: "TestOperating", Target: "pages"},
 	{Page: "docs/scaling.md", Dir: "test/pages", Test: "TestMeasuring", Target: "pages"},
 	{Page: "docs/tutorial.md", Dir: "test/pages", Test: "TestTutorial", Target: "pages"},
+	{Page: "examples/bookinfo/README.md", Dir: "test/pages", Test: "TestBookinfoExample", Target: "pages"},
+	{Page: "examples/envoy-gateway/README.md", Dir: "test/pages", Test: "TestEnvoyGatewayExample", Target: "e2e-gateway"},
+	{Page: "plugins/README.md", Dir: "cmd/chandler", Test: "TestSamplePlugins", Target: "test-plugins"},
+	{Page: "plugins/*/README.md", Dir: "cmd/chandler", Test: "TestSamplePlugins", Target: "test-plugins"},
 }
 
 func (c *Claim) has(b Block) bool {

@@ -18,10 +18,17 @@ var outside = map[string]string{
 	"e2e-upgrade": "builds of other commits take minutes",
 }
 
-// everyBlock finds the blocks of README.md and docs.
+// everyBlock finds the blocks of docs, and of what says README.
 func everyBlock(t *testing.T, root string) (blocks []Block) {
 	t.Helper()
-	names := []string{"README.md"}
+	var names []string
+	for _, pattern := range []string{"README.md", "examples/*/README.md", "plugins/README.md", "plugins/*/README.md"} {
+		found, err := fs.Glob(os.DirFS(root), pattern)
+		if err != nil || len(found) == 0 {
+			t.Fatalf("%s: %v, %v", pattern, found, err)
+		}
+		names = append(names, found...)
+	}
 	err := fs.WalkDir(os.DirFS(root), "docs", func(name string, d fs.DirEntry, err error) error {
 		if err == nil && path.Ext(name) == ".md" {
 			names = append(names, name)
