@@ -77,7 +77,7 @@ test-rules: tools-promtool ## alert rules and dashboard, with promtool
 	go vet -tags promtool ./deploy
 	go test -tags promtool -count 1 -timeout 5m -run '^(TestPromtool|TestRules|TestGrafana)$$' ./deploy
 
-fuzz: ## every fuzz target for 20 s, two at a time; make fuzz FOR=5m ONLY=FuzzUnpack
+fuzz: ## every fuzz target for 20 s, two at a time; make fuzz FOR=5m, or FOR=1000x for so many inputs; ONLY=FuzzUnpack
 	@sh tools/fuzz.sh $(or $(FOR),20s) $(ONLY)
 
 test-browser: ## the dashboard in a real browser; screenshots in .run/screenshots, or SHOTS=DIR
@@ -207,7 +207,7 @@ e2e-airgap: tools build ## docs/airgap.md on a machine without network, from the
 	go test -tags machine -count 1 -timeout 5m ./internal/testenv/machine
 	go test -tags airgap -count 1 -timeout 10m ./test/airgap -dist '$(abspath $(or $(DIST),$(AIRGAP)/dist))'
 
-sweeps: e2e-upstream e2e-upgrade e2e-gateway e2e-machine ## what there is no time for in .ci/run
+sweeps: fuzz e2e-upstream e2e-upgrade e2e-gateway e2e-machine ## what there is no time for in .ci/run
 
 plugins: tools-authors build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
 	@sh tools/plugins.sh

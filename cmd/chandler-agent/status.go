@@ -87,8 +87,10 @@ func (c console) status(st *agent.Status) error {
 		} else {
 			fmt.Fprintf(w, "Envoy's own\tnot connected to %s since %s; %s\n", text(u.Name), u.Since.Format(time.RFC3339), text(cmp.Or(u.Error, "Envoy has not asked for anything yet")))
 		}
-		if u.Kept != "" {
-			fmt.Fprintf(w, "\t%s\n", text(u.Kept))
+		for _, why := range []string{u.Kept, u.Held} {
+			if why != "" {
+				fmt.Fprintf(w, "\t%s\n", text(why))
+			}
 		}
 	}
 	fmt.Fprintf(w, "Store\t%s, %s of %s\n", modules(st.Store.Modules), size(st.Store.Bytes), size(st.Store.Max))

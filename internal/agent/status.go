@@ -79,6 +79,8 @@ type UpstreamStatus struct {
 	Error     string    `json:"error,omitempty"`
 	// Kept is why something that Envoy took would be missing after a restart.
 	Kept string `json:"kept,omitempty"`
+	// Held names listeners of it that are shut though Envoy may say that it is ready.
+	Held string `json:"held,omitempty"`
 }
 
 // StoreStatus tells of the modules on disk; sizes are in bytes.
@@ -205,6 +207,7 @@ func (a *Agent) status() *Status {
 func (a *Agent) upstreamStatus() (list []UpstreamStatus) {
 	for _, u := range a.upstreams {
 		st := u.link.status(u.name)
+		st.Held = u.held.String()
 		if p := u.store.Problem(); p != nil {
 			st.Kept = p.Error()
 		}

@@ -40,6 +40,7 @@ type controlPlane struct {
 	way    string // how it is reached
 	conn   *upstream.Conn
 	link   *upstreamLink
+	held   heldListeners
 	store  *viewstore.Store
 	log    *slog.Logger
 
@@ -184,7 +185,7 @@ func (a *Agent) serveUpstreams(ctx context.Context, start func(serve func() erro
 		if err != nil {
 			return err
 		}
-		hooks := a.hooks()
+		hooks := a.hooks(u)
 		hooks.Local = local
 		e := u.newEdge(hooks, a.lookSoon, another)
 		start(func() error { return e.Serve(ctx, lis) })
@@ -208,14 +209,15 @@ func (u *controlPlane) newEdge(hooks relay.Hooks, ended func(), another bool) *e
 	})
 	u.remembered = nil
 	if another {
+		u.held.another()
 		u.edge.Another()
 	}
 	return u.edge
 }
 
 // hooks are what the agent adds to what passes.
-func (a *Agent) hooks() relay.Hooks {
-	h := relay.Hooks{Node: a.introduce, Names: attach.Names, Transforms: map[string]relay.Transform{
+func (a *Agent) hooks(u *controlPlane) relay.Hooks {
+	h := relay.Hooks{Node: a.introduce, Names: attach.Names, Clusters: attach.Clusters, Transforms: map[string]relay.Transform{
 		attach.ExtensionConfigType: a.remote.extensions.Transform,
 		listenerType:               a.transformListener,
 	}}
@@ -223,6 +225,9 @@ func (a *Agent) hooks() relay.Hooks {
 		a.remote.tell(ev)
 		if a.relayed != nil {
 			a.relayed.tell(ev)
+		}
+		if held := u.held.tell(ev); len(held) > 0 {
+			u.log.Warn("envoy begins without listeners that wait for a module or for what belongs in them, and may count as ready", "of", len(held), "first", held[0])
 		}
 	}
 	if a.relayed != nil {

@@ -159,6 +159,7 @@ const (
 	luaType         = "envoy.extensions.filters.http.lua.v3.Lua"
 	networkRBACType = "envoy.extensions.filters.network.rbac.v3.RBAC"
 	networkWasmType = "envoy.extensions.filters.network.wasm.v3.Wasm"
+	wasmLogType     = "envoy.extensions.access_loggers.wasm.v3.WasmAccessLog"
 )
 
 func (m Member) plugin() *wasmv3.PluginConfig {

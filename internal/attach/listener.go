@@ -17,6 +17,7 @@ const (
 	hcmType             = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 	hcmTypeSuffix       = "HttpConnectionManager" // kin of it, which hold one inside
 	filterChainType     = "envoy.extensions.filters.http.filter_chain.v3.FilterChainConfig"
+	tcpProxyType        = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
 	matcherType         = "envoy.extensions.common.matching.v3.ExtensionWithMatcher"
 	udpaTypedStruct     = "udpa.type.v1.TypedStruct"
 	xdsTypedStruct      = "xds.type.v3.TypedStruct"

@@ -9,6 +9,7 @@ import (
 const (
 	clusterType       = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 	routeType         = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+	hostType          = "type.googleapis.com/envoy.config.route.v3.VirtualHost"
 	endpointsType     = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 	secretType        = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 	tlsContextsPrefix = "envoy.extensions.transport_sockets.tls.v3."

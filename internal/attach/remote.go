@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -44,6 +45,7 @@ type RemoteWasm struct {
 
 	config *corev3.TypedExtensionConfig
 	form   wasmForm
+	log    bool // an access log's
 }
 
 // wasmForm is a Wasm filter's configuration as it is written.
@@ -86,7 +88,7 @@ func ReadRemoteWasm(resource *anypb.Any) (*RemoteWasm, error) {
 	if err := proto.Unmarshal(resource.GetValue(), config); err != nil {
 		return nil, problem("", "", "the extension config cannot be read: %s", chandler.Printable(err.Error(), 256))
 	}
-	form, kind, err := wasmFormOf(config.GetTypedConfig())
+	form, kind, err := wasmFormOf(config.GetTypedConfig(), wasmType, networkWasmType)
 	if err != nil || form == nil {
 		return nil, err
 	}
@@ -103,7 +105,7 @@ func remoteOf(form wasmForm, kind string) (*RemoteWasm, error) {
 	if err != nil || remote == nil {
 		return nil, err
 	}
-	r := &RemoteWasm{Network: kind == networkWasmType, FailStrategy: form.failStrategy(), form: form}
+	r := &RemoteWasm{Network: kind == networkWasmType, FailStrategy: form.failStrategy(), form: form, log: kind == wasmLogType}
 	r.readSource(remote)
 	r.readPrivate(form.variables())
 	return r, nil
@@ -116,7 +118,7 @@ func Public(resource *anypb.Any) (public *anypb.Any, isWasm bool) {
 	if typeName(resource.GetTypeUrl()) != typeName(ExtensionConfigType) || proto.Unmarshal(resource.GetValue(), config) != nil {
 		return nil, false
 	}
-	form, _, err := wasmFormOf(config.GetTypedConfig())
+	form, _, err := wasmFormOf(config.GetTypedConfig(), wasmType, networkWasmType)
 	if err != nil || form == nil {
 		return nil, false
 	}
@@ -129,15 +131,16 @@ func Public(resource *anypb.Any) (public *anypb.Any, isWasm bool) {
 	return nil, true
 }
 
-// wasmFormOf tells in which form a filter's configuration is Wasm's; nil: in none.
-func wasmFormOf(typed *anypb.Any) (form wasmForm, kind string, err error) {
-	switch kind := typeName(typed.GetTypeUrl()); kind {
-	case wasmType, networkWasmType:
+// wasmFormOf tells in which form a configuration is Wasm's, of one of those types; nil: in
+// none.
+func wasmFormOf(typed *anypb.Any, kinds ...string) (form wasmForm, kind string, err error) {
+	switch kind := typeName(typed.GetTypeUrl()); {
+	case slices.Contains(kinds, kind):
 		form, err := readPlainWasm(typed)
 		return form, kind, err
-	case udpaTypedStruct, xdsTypedStruct:
+	case kind == udpaTypedStruct || kind == xdsTypedStruct:
 		inner, value, err := typeAndValue(typed.GetValue(), (*place)(nil).field("typed_config"))
-		if inner = typeName(inner); err != nil || inner != wasmType && inner != networkWasmType {
+		if inner = typeName(inner); err != nil || !slices.Contains(kinds, inner) {
 			return nil, "", err
 		}
 		form, err := readTreeWasm(typed, value)
@@ -214,7 +217,11 @@ func (r *RemoteWasm) Discreet() *anypb.Any { return r.with(r.form.discreet()) }
 // RBAC filter: an Envoy whose listener allows no such type there (type_urls) refuses it.
 func (r *RemoteWasm) StandIn() *anypb.Any { return r.with(r.standIn()) }
 
+// standIn gives nil for an access log: it denies nothing, and nothing can take its place.
 func (r *RemoteWasm) standIn() *anypb.Any {
+	if r.log {
+		return nil
+	}
 	return inPlace(r.Network, r.FailStrategy != chandler.FailOpen)
 }
 

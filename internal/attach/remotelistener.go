@@ -12,9 +12,9 @@ import (
 )
 
 // Remote is a resource of another control plane in which Wasm modules are elsewhere: an
-// extension config, or a listener with Wasm filters in it.
+// extension config, or a listener with Wasm filters or access logs in it.
 type Remote struct {
-	// Wasm are its filters whose modules are elsewhere, in the order in which they stand.
+	// Wasm are those whose modules are elsewhere, in the order in which they stand.
 	Wasm []*RemoteWasm
 	// with gives the resource with other configurations of these filters, in that order.
 	with func(configs []*anypb.Any) *anypb.Any
@@ -22,12 +22,12 @@ type Remote struct {
 
 // ReadRemote reads an extension config as ReadRemoteWasm does, and of a listener the Wasm
 // filters that stand in its filter chains and in their connection managers, upgrades
-// included. It gives nil for a resource that has none whose code is remote: that is handed
-// on as it is. So is one that cannot be read, for which the error, a *chandler.Problem,
-// says why: Envoy will refuse it.
+// included, and the access logs of all these. It gives nil for a resource that has none whose
+// code is remote: that is handed on as it is. So is one that cannot be read, for which the
+// error, a *chandler.Problem, says why: Envoy will refuse it.
 //
 // A connection manager in a TypedStruct is not looked into, nor are filters inside of other
-// filters, but for ExtensionWithMatcher.
+// filters, but for ExtensionWithMatcher: see WasmElsewhere.
 func ReadRemote(resource *anypb.Any) (*Remote, error) {
 	if typeName(resource.GetTypeUrl()) == typeName(listenerType) {
 		return readListenerWasm(resource)
@@ -40,8 +40,8 @@ func ReadRemote(resource *anypb.Any) (*Remote, error) {
 }
 
 // Local gives the resource with modules in files of this machine, a path for each filter of
-// Wasm. Where one is empty, or none are given, there is what stands in for the filter. All
-// else is as in RemoteWasm.Local and RemoteWasm.StandIn.
+// Wasm. Where one is empty, or none are given, there is what stands in for the filter; an
+// access log is left out. All else is as in RemoteWasm.Local and RemoteWasm.StandIn.
 func (r *Remote) Local(paths []string) *anypb.Any {
 	configs := make([]*anypb.Any, len(r.Wasm))
 	for i, w := range r.Wasm {
@@ -74,7 +74,7 @@ func (r *Remote) Secret() bool {
 	return false
 }
 
-// wasmInListener is what every listener with a Wasm filter has in it.
+// wasmInListener is what every listener with Wasm in it has in it.
 var wasmInListener = []byte("wasm.v3.Wasm")
 
 func readListenerWasm(listener *anypb.Any) (*Remote, error) {
@@ -82,26 +82,26 @@ func readListenerWasm(listener *anypb.Any) (*Remote, error) {
 		return nil, nil
 	}
 	r := &Remote{}
-	var found []*RemoteWasm // one for each filter that may be Wasm, nil for one that is not remote
-	_, err := listenerWasm(func(typed *anypb.Any, at *place) (*anypb.Any, error) {
-		w, err := readRemoteFilter(typed, at)
+	var found []*RemoteWasm // one for each that is Wasm, nil for one that is not remote
+	_, err := wasmWalk{visit: func(form wasmForm, kind string) (*anypb.Any, bool, error) {
+		w, err := remoteOf(form, kind)
 		if found = append(found, w); w != nil {
 			r.Wasm = append(r.Wasm, w)
 		}
-		return typed, err
-	}).listener(listener.GetValue())
+		return nil, false, err
+	}}.listener(listener.GetValue())
 	if err != nil || len(r.Wasm) == 0 {
 		return nil, err
 	}
 	r.with = func(configs []*anypb.Any) *anypb.Any {
 		i := 0
-		edited, err := listenerWasm(func(typed *anypb.Any, _ *place) (*anypb.Any, error) {
+		edited, err := wasmWalk{visit: func(wasmForm, string) (config *anypb.Any, edit bool, err error) {
 			if i++; found[i-1] == nil {
-				return typed, nil
+				return nil, false, nil
 			}
-			typed, configs = configs[0], configs[1:]
-			return typed, nil
-		}).listener(listener.GetValue())
+			config, configs = configs[0], configs[1:]
+			return config, true, nil
+		}}.listener(listener.GetValue())
 		if err != nil {
 			panic("attach: a listener that was read cannot be read: " + err.Error())
 		}
@@ -110,22 +110,33 @@ func readListenerWasm(listener *anypb.Any) (*Remote, error) {
 	return r, nil
 }
 
-// readRemoteFilter reads a filter's configuration as ReadRemoteWasm does that of an
-// extension config.
-func readRemoteFilter(typed *anypb.Any, at *place) (*RemoteWasm, error) {
-	form, kind, err := wasmFormOf(typed)
-	if err != nil {
-		return nil, at.problem("", chandler.Printable(err.Error(), 256))
+// WasmElsewhere names the fields of an extension config or a listener in which Wasm stands
+// that ReadRemote does not look at. If its module is remote, Envoy is to fetch it itself.
+func WasmElsewhere(resource *anypb.Any) (fields []string) {
+	b := resource.GetValue()
+	if !bytes.Contains(b, wasmInListener) {
+		return nil
 	}
-	if form == nil {
-		return nil, nil
+	walk := wasmWalk{
+		visit:  func(wasmForm, string) (*anypb.Any, bool, error) { return nil, false, nil },
+		beyond: func(at *place) { fields = append(fields, at.String()) },
 	}
-	return remoteOf(form, kind)
+	if typeName(resource.GetTypeUrl()) == typeName(listenerType) {
+		_, _ = walk.listener(b) // what cannot be read Envoy refuses
+	} else {
+		_, _ = walk.over(b, nil, edits{extensionTyped: {"typed_config", false, walk.filterWasm}})
+	}
+	return fields
 }
 
-// listenerWasm goes over the filters of a listener that may be Wasm, and puts what it gives
-// in the place of their configurations.
-type listenerWasm func(typed *anypb.Any, at *place) (*anypb.Any, error)
+// wasmWalk goes over what is Wasm in a listener.
+type wasmWalk struct {
+	// visit gives what comes in the place of a configuration, if that is to be edited; nil:
+	// what holds it goes, if it is one of a list.
+	visit func(form wasmForm, kind string) (config *anypb.Any, edit bool, err error)
+	// beyond is told where else there is Wasm; nil: nobody is.
+	beyond func(at *place)
+}
 
 // edits are what becomes of fields that hold messages, by their numbers.
 type edits map[protowire.Number]edit
@@ -136,12 +147,13 @@ type edit struct {
 	do     func(b []byte, at *place) ([]byte, error)
 }
 
-func (e edits) apply(b []byte, at *place) ([]byte, error) {
+// over edits fields of a message, and passes the others.
+func (w wasmWalk) over(b []byte, at *place, fields edits) ([]byte, error) {
 	seen := map[protowire.Number]int{}
 	return rewrite(b, at, func(s *scanner, out []byte) ([]byte, error) {
-		field, ok := e[s.num]
+		field, ok := fields[s.num]
 		if !ok {
-			return s.keep(out), nil
+			return s.keep(out), w.pass(s.raw, s.at)
 		}
 		var content []byte
 		at := s.at.field(field.name)
@@ -156,61 +168,109 @@ func (e edits) apply(b []byte, at *place) ([]byte, error) {
 			return nil, s.err
 		}
 		edited, err := field.do(content, at)
+		if edited == nil && field.isList {
+			return out, err
+		}
 		return s.replace(out, edited), err
 	})
 }
 
-func (visit listenerWasm) listener(b []byte) ([]byte, error) {
-	return edits{listenerChains: {"filter_chains", true, visit.chain}, listenerDefaultChain: {"default_filter_chain", false, visit.chain}}.apply(b, nil)
+// pass tells of Wasm in what is not looked into.
+func (w wasmWalk) pass(b []byte, at *place) error {
+	if w.beyond != nil && bytes.Contains(b, wasmInListener) {
+		w.beyond(at)
+	}
+	return nil
 }
 
-func (visit listenerWasm) chain(b []byte, at *place) ([]byte, error) {
-	return edits{chainFilters: {"filters", true, visit.filter}}.apply(b, at)
+func (w wasmWalk) listener(b []byte) ([]byte, error) {
+	return w.over(b, nil, edits{listenerChains: {"filter_chains", true, w.chain}, listenerDefaultChain: {"default_filter_chain", false, w.chain},
+		listenerLogs: {"access_log", true, w.log}})
+}
+
+func (w wasmWalk) chain(b []byte, at *place) ([]byte, error) {
+	return w.over(b, at, edits{chainFilters: {"filters", true, w.filter}})
 }
 
 // filter is one of a chain or of a connection manager: both hold their configuration in the
 // same field.
-func (visit listenerWasm) filter(b []byte, at *place) ([]byte, error) {
-	return edits{filterTyped: {"typed_config", false, visit.config}}.apply(b, at)
+func (w wasmWalk) filter(b []byte, at *place) ([]byte, error) {
+	types := func(b []byte, _ *place) ([]byte, error) { return b, nil }
+	discovery := func(b []byte, at *place) ([]byte, error) {
+		return w.over(b, at, edits{discoveryTypes: {"type_urls", true, types}})
+	}
+	return w.over(b, at, edits{filterTyped: {"typed_config", false, w.config}, filterDiscovery: {"config_discovery", false, discovery}})
 }
 
-func (visit listenerWasm) config(b []byte, at *place) ([]byte, error) {
+// log is an access log, which holds its configuration in the same field, too.
+func (w wasmWalk) log(b []byte, at *place) ([]byte, error) {
+	gone := false
+	kept, err := w.over(b, at, edits{filterTyped: {"typed_config", false, func(b []byte, at *place) ([]byte, error) {
+		edited, err := w.wasm(b, at, wasmLogType)
+		gone = edited == nil
+		return edited, err
+	}}})
+	if gone {
+		return nil, err
+	}
+	return kept, err
+}
+
+func (w wasmWalk) config(b []byte, at *place) ([]byte, error) {
 	kind, _, err := typeAndValue(b, at)
 	if err != nil {
 		return nil, err
 	}
+	of := func(fields edits) edits {
+		return edits{anyValue: {"value", false, func(b []byte, at *place) ([]byte, error) { return w.over(b, at, fields) }}}
+	}
 	switch typeName(kind) {
 	case hcmType:
-		return edits{anyValue: {"value", false, visit.manager}}.apply(b, at)
+		upgrade := func(b []byte, at *place) ([]byte, error) {
+			return w.over(b, at, edits{upgradeFilters: {"filters", true, w.filter}})
+		}
+		return w.over(b, at, of(edits{managerFilters: {"http_filters", true, w.filter}, managerUpgrades: {"upgrade_configs", true, upgrade},
+			managerLogs: {"access_log", true, w.log}}))
+	case tcpProxyType:
+		return w.over(b, at, of(edits{tcpProxyLogs: {"access_log", true, w.log}}))
 	case matcherType:
-		inner := edits{extensionTyped: {"typed_config", false, visit.wasm}}
-		matcher := edits{matcherInner: {"extension_config", false, inner.apply}}
-		return edits{anyValue: {"value", false, matcher.apply}}.apply(b, at)
+		inner := func(b []byte, at *place) ([]byte, error) {
+			return w.over(b, at, edits{extensionTyped: {"typed_config", false, w.filterWasm}})
+		}
+		return w.over(b, at, of(edits{matcherInner: {"extension_config", false, inner}}))
 	}
-	return visit.wasm(b, at)
+	return w.filterWasm(b, at)
 }
 
-func (visit listenerWasm) manager(b []byte, at *place) ([]byte, error) {
-	upgrade := edits{upgradeFilters: {"filters", true, visit.filter}}
-	return edits{managerFilters: {"http_filters", true, visit.filter}, managerUpgrades: {"upgrade_configs", true, upgrade.apply}}.apply(b, at)
+// filterWasm is a configuration that may be that of a Wasm filter.
+func (w wasmWalk) filterWasm(b []byte, at *place) ([]byte, error) {
+	return w.wasm(b, at, wasmType, networkWasmType)
 }
 
-// wasm is a configuration that may be Wasm's.
-func (visit listenerWasm) wasm(b []byte, at *place) ([]byte, error) {
+// wasm is a configuration that may be of one of those types, or hold one.
+func (w wasmWalk) wasm(b []byte, at *place, kinds ...string) ([]byte, error) {
+	if !bytes.Contains(b, wasmInListener) {
+		return b, nil
+	}
 	typed := &anypb.Any{}
 	if err := proto.Unmarshal(b, typed); err != nil {
 		return nil, at.problem("", "the configuration cannot be read")
 	}
-	switch typeName(typed.GetTypeUrl()) {
-	case wasmType, networkWasmType, udpaTypedStruct, xdsTypedStruct:
-	default:
-		return b, nil
+	form, kind, err := wasmFormOf(typed, kinds...)
+	if err != nil {
+		return nil, at.problem("", chandler.Printable(err.Error(), 256))
 	}
-	other, err := visit(typed, at)
-	if err != nil || other == typed {
+	if form == nil {
+		return b, w.pass(b, at)
+	}
+	config, edit, err := w.visit(form, kind)
+	if err != nil || !edit {
 		return b, err
 	}
-	return packed(other).Value, nil
+	if config == nil {
+		return nil, nil
+	}
+	return packed(config).Value, nil
 }
 
 // RefusesModule tells whether Envoy refuses the listener of that name for a module in it. It

@@ -8,8 +8,13 @@ import (
 	"strings"
 	"testing"
 
+	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
+	matcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
+	xdstypev3 "github.com/cncf/xds/go/xds/type/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	wasmlogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/wasm/v3"
 	matchingv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
 	wasmfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -19,6 +24,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"pgregory.net/rapid"
 
 	"chandler.dev/chandler"
@@ -48,9 +54,16 @@ func everyPlace(code func() *corev3.AsyncDataSource) *anypb.Any {
 		HttpFilters: []*hcmv3.HttpFilter{httpFilterOf(httpWasm(code())), matched, httpFilterOf(httpWasm(localCode("/theirs"))), router},
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{
 			{UpgradeType: "websocket", Filters: []*hcmv3.HttpFilter{httpFilterOf(httpWasm(code())), router}}}}
+	manager.AccessLog = []*accesslogv3.AccessLog{wasmLog(code()), {Name: "other"}}
 	l := listenerWith(chainWith(typedFilter(packed(manager))))
-	l.DefaultFilterChain = chainWith(typedFilter(packed(&networkwasmv3.Wasm{Config: pluginOf(code())})), typedFilter(packed(&tcpproxyv3.TcpProxy{})))
+	l.DefaultFilterChain = chainWith(typedFilter(packed(&networkwasmv3.Wasm{Config: pluginOf(code())})),
+		typedFilter(packed(&tcpproxyv3.TcpProxy{AccessLog: []*accesslogv3.AccessLog{wasmLog(code())}})))
+	l.AccessLog = []*accesslogv3.AccessLog{wasmLog(code()), wasmLog(localCode("/theirs"))}
 	return packed(l)
+}
+
+func wasmLog(code *corev3.AsyncDataSource) *accesslogv3.AccessLog {
+	return &accesslogv3.AccessLog{Name: "log", ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: packed(&wasmlogv3.WasmAccessLog{Config: pluginOf(code)})}}
 }
 
 // Wasm is found wherever it stands, with where its module is, and becomes local there.
@@ -58,15 +71,16 @@ func TestRemoteInListener(t *testing.T) {
 	t.Parallel()
 	n := 0
 	listener := everyPlace(func() *corev3.AsyncDataSource { n++; return remoteCode(fmt.Sprintf("https://x.example/%d.wasm", n)) })
-	// The matcher's is made first, and stands second.
-	order := []string{"2", "1", "3", "4"}
+	// The matcher's is made first, and stands second; of a manager the log stands before upgrades,
+	// of a listener before the default chain.
+	order := []string{"2", "1", "4", "3", "7", "5", "6"}
 	r, err := ReadRemote(listener)
 	if err != nil || r == nil || len(r.Wasm) != len(order) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	var paths []string
 	for i, w := range r.Wasm {
-		if w.Reference.String() != "https://x.example/"+order[i]+".wasm" || w.Cluster != "modules" || w.SHA256 != strings.Repeat("0a", 32) || w.Network != (i == 3) || w.Problem != nil {
+		if w.Reference.String() != "https://x.example/"+order[i]+".wasm" || w.Cluster != "modules" || w.SHA256 != strings.Repeat("0a", 32) || w.Network != (i == 5) || w.Problem != nil {
 			t.Errorf("the module at %d is %+v", i, w)
 		}
 		paths = append(paths, "/m/"+order[i])
@@ -82,11 +96,52 @@ func TestRemoteInListener(t *testing.T) {
 	}
 	paths[0] = ""
 	part := shownJSON(t, r.Local(paths))
-	if strings.Contains(part, "/m/2") || strings.Count(part, "rbac.v3.RBAC") != 1 || !strings.Contains(part, "/m/4") {
+	if strings.Contains(part, "/m/2") || strings.Count(part, "rbac.v3.RBAC") != 1 || !strings.Contains(part, "/m/7") {
 		t.Errorf("with one that stands in: %s", part)
 	}
-	if none := shownJSON(t, r.Local(nil)); strings.Contains(none, "x.example") || strings.Count(none, "rbac.v3.RBAC") != 4 {
+	none := shownJSON(t, r.Local(nil))
+	if strings.Contains(none, "x.example") || strings.Count(none, "rbac.v3.RBAC") != 4 {
 		t.Errorf("all stood in for: %s", none)
+	}
+	if logs := strings.Count(none, "WasmAccessLog"); logs != 1 || !strings.Contains(none, `"other"`) { // and the one that is not remote
+		t.Errorf("%d access logs, all but one of which would need a stand-in: %s", logs, none)
+	}
+}
+
+// Wasm that is not looked at is told of by its place, and what is looked at, or only named as
+// a type, is not.
+func TestWasmElsewhere(t *testing.T) {
+	t.Parallel()
+	remote := packed(httpWasm(remoteCode("https://x.example/m.wasm")))
+	inside := func(a *anypb.Any) *anypb.Any { // of a type that nobody here knows
+		return &anypb.Any{TypeUrl: typeURLPrefix + "some.Filter", Value: packed(&corev3.TypedExtensionConfig{Name: "x", TypedConfig: a}).Value}
+	}
+	wrapped := packed(&xdstypev3.TypedStruct{TypeUrl: typeURLPrefix + hcmType, Value: &structpb.Struct{Fields: map[string]*structpb.Value{
+		"http_filters": structpb.NewStringValue(remote.TypeUrl)}}})
+	matched := packed(&matchingv3.ExtensionWithMatcher{ExtensionConfig: &corev3.TypedExtensionConfig{Name: "m", TypedConfig: remote},
+		XdsMatcher: &matcherv3.Matcher{OnNoMatch: &matcherv3.Matcher_OnMatch{OnMatch: &matcherv3.Matcher_OnMatch_Action{Action: &xdscorev3.TypedExtensionConfig{Name: "a", TypedConfig: remote}}}}})
+	discovered := &hcmv3.HttpFilter{Name: "d", ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{ConfigDiscovery: &corev3.ExtensionConfigSource{TypeUrls: []string{remote.TypeUrl}}}}
+	defaulted := proto.CloneOf(discovered)
+	defaulted.GetConfigDiscovery().DefaultConfig = remote
+	const manager = "filter_chains[0].filters[0].typed_config.value"
+	for want, l := range map[string]*listenerv3.Listener{
+		"": listenerWith(chainWith(managerOf(discovered, httpFilterOf(httpWasm(remoteCode("https://x.example/m"))), router))),
+		manager + ".http_filters[1].typed_config":       listenerWith(chainWith(managerOf(router, &hcmv3.HttpFilter{ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: inside(remote)}}))),
+		"filter_chains[0].filters[0].typed_config":      listenerWith(chainWith(typedFilter(wrapped))),
+		"filter_chains[0].filters[0].typed_config ":     listenerWith(chainWith(typedFilter(inside(remote)))),
+		manager + ".http_filters[0].typed_config.value": listenerWith(chainWith(managerOf(&hcmv3.HttpFilter{ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: matched}}))),
+		manager + ".http_filters[0].config_discovery":   listenerWith(chainWith(managerOf(defaulted))),
+		"default_filter_chain.filters[0].typed_config":  {DefaultFilterChain: chainWith(typedFilter(inside(remote)))},
+		"access_log[0].typed_config":                    {AccessLog: []*accesslogv3.AccessLog{{ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: inside(remote)}}}},
+	} {
+		if got := strings.Join(WasmElsewhere(packed(l)), " "); got != strings.TrimSpace(want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	for want, typed := range map[string]*anypb.Any{"": remote, "typed_config": matched} {
+		if got := strings.Join(WasmElsewhere(packed(&corev3.TypedExtensionConfig{Name: "e", TypedConfig: typed})), " "); got != want {
+			t.Errorf("of an extension config %q, want %q", got, want)
+		}
 	}
 }
 

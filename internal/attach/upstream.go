@@ -71,6 +71,7 @@ const (
 	anyType, anyValue                            protowire.Number = 1, 2 // a TypedStruct's, too
 
 	managerStats, managerFilters, managerUpgrades, upgradeFilters protowire.Number = 2, 5, 23, 2
+	listenerLogs, managerLogs, tcpProxyLogs                       protowire.Number = 22, 13, 5
 )
 
 // wireEditor puts slots into a listener that is protobuf.

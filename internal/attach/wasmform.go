@@ -15,9 +15,9 @@ import (
 	"chandler.dev/chandler"
 )
 
-// plainWasm is a Wasm filter's message. Those for HTTP and for connections hold the
-// plugin in the same field, so that one type reads both; what it does not know of
-// either it keeps.
+// plainWasm is a Wasm filter's message. Those for HTTP, for connections and for access logs
+// hold the plugin in the same field, so that one type reads all; what it does not know of
+// one it keeps.
 type plainWasm struct {
 	typeURL string
 	filter  *wasmfilterv3.Wasm

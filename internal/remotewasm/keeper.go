@@ -22,7 +22,8 @@
 // A listener goes on as a whole: while a module that is new to it is missing, Envoy keeps
 // the listener as it was, with all else that is new in it. Where Envoy has nothing, stand-ins
 // are for those modules alone that are missing, but for all if Envoy refuses the listener.
-// What Wasm stands elsewhere, in access logs for instance, is no matter of this package.
+// Access logs are left out where something would stand in. Wasm in places that are not looked
+// into is told of, and Envoy fetches it.
 //
 // Decisions are those of state, which is given the time and does nothing itself. A Keeper
 // is the shell around it; how a module is brought to disk is its Fetcher's business.
@@ -131,7 +132,9 @@ type Keeper struct {
 	state   *state
 	cancels map[*source]context.CancelFunc
 	tooMany time.Time // was said
-	flights sync.WaitGroup
+	// elsewhere tells of resources with Wasm that is not made local where it stands.
+	elsewhere map[string]*chandler.Problem
+	flights   sync.WaitGroup
 
 	// Of Run alone: when what is known is to be written, zero if it is, and when it was.
 	saveAt, saved time.Time
@@ -153,7 +156,7 @@ func New(cfg Config) *Keeper {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	k := &Keeper{cfg: cfg, kick: make(chan struct{}, 1), state: newState(rand.Float64), cancels: map[*source]context.CancelFunc{}}
+	k := &Keeper{cfg: cfg, kick: make(chan struct{}, 1), state: newState(rand.Float64), cancels: map[*source]context.CancelFunc{}, elsewhere: map[string]*chandler.Problem{}}
 	records, err := readRecords(cfg.FS, cfg.Dir, cfg.Type)
 	if err != nil {
 		cfg.Log.Warn("what remote modules of the control plane meant is not known any more; they are asked for anew", "error", err)
@@ -165,6 +168,7 @@ func New(cfg Config) *Keeper {
 // Transform is for resources of the keeper's type: a relay.Transform.
 func (k *Keeper) Transform(res relay.Resource) (body []byte, ready bool) {
 	resource := &anypb.Any{TypeUrl: res.Type, Value: res.Body}
+	k.lookElsewhere(res.Name, attach.WasmElsewhere(resource))
 	r, err := attach.ReadRemote(resource)
 	if err != nil || r == nil {
 		return k.asItIs(res, resource, err), true
@@ -200,6 +204,24 @@ func (k *Keeper) sayTooMany(name string, now time.Time) {
 	k.cfg.Log.Error("a module of the control plane is not fetched, and its stand-in is in force", "resource", chandler.Printable(name, 256),
 		"error", chandler.Problemf(chandler.CodeXDSLimit, "", "give the proxy fewer plugins, and names that are shorter",
 			"at most %d extension configs and listeners with remote modules are made local, of names up to %d bytes and with %d modules each", maxNames, maxName, maxModules))
+}
+
+// lookElsewhere notes in which fields of a resource Wasm stands that is not made local.
+func (k *Keeper) lookElsewhere(name string, fields []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(fields) == 0 {
+		delete(k.elsewhere, name)
+		return
+	}
+	p := chandler.Problemf(chandler.CodeEnvoyConfig, fields[0], "let it stand in a filter chain, a connection manager or an access log, as a message of its own type",
+		"Wasm is not made local in %s like this one: Envoy fetches its module itself if that is remote", chandler.Count(len(fields), "field", "fields"))
+	before := k.elsewhere[name]
+	if before != nil && *before == *p || before == nil && len(k.elsewhere) >= maxNames {
+		return
+	}
+	k.elsewhere[name] = p
+	k.cfg.Log.Warn("Wasm of the control plane is not made local where it stands", "resource", chandler.Printable(name, 256), "error", p)
 }
 
 // asItIs is for what is not remote, and for what cannot be read, which Envoy will refuse.
@@ -281,6 +303,7 @@ func (k *Keeper) Tell(ev relay.Event) {
 	// Those that Envoy asks for no more may come back in a while.
 	for _, name := range slices.Concat(ev.Removed, ev.Left) {
 		k.state.leave(name, now)
+		delete(k.elsewhere, name)
 	}
 }
 
@@ -299,6 +322,7 @@ func (k *Keeper) Another() {
 	defer k.mu.Unlock()
 	defer k.wake()
 	k.state.another(time.Now())
+	clear(k.elsewhere)
 }
 
 // Lost says that the file of a module is gone, or corrupt.
@@ -473,13 +497,17 @@ type Status struct {
 	InForce bool `json:"in_force"`
 	StandIn bool `json:"stand_in"`
 	Refused bool `json:"refused"`
+	// Elsewhere: it is no module of the resource, but Wasm in it that is not made local, for
+	// which Problem says in what field.
+	Elsewhere bool `json:"elsewhere,omitempty"`
 	// Problem is why the newest one is not here, after so many tries, until the next.
 	Problem *chandler.Problem `json:"problem,omitempty"`
 	Tries   uint32            `json:"tries,omitempty"`
 	NextTry time.Time         `json:"next_try,omitzero"`
 }
 
-// Status tells of all modules that resources name, in order of the resources' names.
+// Status tells of all modules that resources name, in order of the resources' names, and
+// then of those with Wasm that is not made local.
 func (k *Keeper) Status() []Status {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -497,6 +525,9 @@ func (k *Keeper) Status() []Status {
 			}
 			list = append(list, one)
 		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(k.elsewhere)) {
+		list = append(list, Status{Name: name, Elsewhere: true, Problem: k.elsewhere[name]})
 	}
 	return list
 }

@@ -3,10 +3,14 @@ package remotewasm
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"chandler.dev/chandler"
@@ -240,4 +244,44 @@ func TestKeeperOfListeners(t *testing.T) {
 	if a, b := recordsFiles[ListenerType], recordsFiles[attach.ExtensionConfigType]; a == "" || a == b {
 		t.Errorf("the files are %q and %q", a, b)
 	}
+}
+
+// Wasm that is not made local where it stands goes on, and is told of once, by the field, as
+// long as it is there.
+func TestElsewhere(t *testing.T) {
+	in(t, func(w *world) {
+		var log bytes.Buffer
+		keeper := New(Config{Type: attach.ExtensionConfigType, Fetcher: w.depot, Changed: func(...string) {}, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		inner := plugin{name: "inner", url: first}.body(t)
+		holder, err := proto.Marshal(&corev3.TypedExtensionConfig{Name: "composite", TypedConfig: &anypb.Any{TypeUrl: "type.googleapis.com/some.Composite", Value: inner}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		says := func(body []byte) {
+			if got, ready := keeper.Transform(relay.Resource{Type: attach.ExtensionConfigType, Name: "composite", Body: body}); !ready || !bytes.Equal(got, body) {
+				t.Errorf("it does not go on as it is: %q", got)
+			}
+		}
+		told := func(when string, want bool) {
+			t.Helper()
+			list := keeper.Status()
+			if is := len(list) == 1 && list[0].Elsewhere && list[0].Name == "composite" && list[0].Problem.Field == "typed_config"; is != want || len(list) > 1 {
+				t.Errorf("%s the status has %+v", when, list)
+			}
+		}
+		says(holder)
+		says(holder)
+		told("with one", true)
+		if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "resource=composite") || !strings.Contains(text, "typed_config: Wasm is not made local in 1 field") {
+			t.Errorf("the log says\n%s", text)
+		}
+		says(nil)
+		told("when it has none any more", false)
+		for _, gone := range []func(){func() { keeper.Tell(relay.Event{Type: attach.ExtensionConfigType, Removed: []string{"composite"}}) }, keeper.Another} {
+			says(holder)
+			told("again", true)
+			gone()
+			told("when it is gone", false)
+		}
+	})
 }

@@ -50,8 +50,14 @@ func FactsToProto(f *chandler.Facts) *chandlerv1.Facts {
 	return m
 }
 
-// shown is a foreign name as it may travel.
-func shown(s string) string { return chandler.Printable(s, MaxName-64) }
+// shown is a foreign name as it may travel. Doing it twice changes nothing, and what came
+// so goes on as it is.
+func shown(s string) string {
+	if checkOptionalName("", s) == nil {
+		return s
+	}
+	return chandler.Printable(s, MaxName-64)
+}
 
 func encodeSlot(s chandler.Slot, most int) *chandlerv1.Slot {
 	m := &chandlerv1.Slot{Name: shown(s.Name), Type: filterTypes.to[s.Type], Phase: phases.to[s.Phase]}

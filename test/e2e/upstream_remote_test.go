@@ -15,7 +15,9 @@ import (
 	"testing"
 	"time"
 
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	wasmlog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/wasm/v3"
 	wasmfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	wasm "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
@@ -267,4 +269,69 @@ func TestUpstreamRemoteListener(t *testing.T) {
 			t.Errorf("with the control plane back: status %d, tags %v", a.code, appended(a))
 		}
 	})
+}
+
+// logged is a listener with an access log whose module is remote.
+func (u *ownPlane) logged(t *testing.T, port int, path string, content []byte) upstream.Resources {
+	t.Helper()
+	filter := &wasmfilter.Wasm{}
+	if err := gateways(t, path, content, "log").GetTypedConfig().UnmarshalTo(filter); err != nil {
+		t.Fatal(err)
+	}
+	config, err := anypb.New(&wasmlog.WasmAccessLog{Config: filter.GetConfig()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := u.variant.Listener("logged", loopback(port), "r")
+	l.AccessLog = []*accesslog.AccessLog{{Name: "theirs", ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: config}}}
+	return upstream.Resources{l}
+}
+
+// A remote module of an access log is made local as well. One that cannot be had, of a
+// listener that Envoy has not yet, is left out: nothing could stand in for it. What Envoy
+// refuses it does not take, and the control plane hears why.
+func TestUpstreamRemoteAccessLog(t *testing.T) {
+	t.Parallel()
+	v := upstream.Variant{Delta: true}
+	content, bad := module.Append(), module.RefuseConfigure("the moon is wrong")
+	modules := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+		switch req.URL.Path {
+		case "/append.wasm":
+			_, _ = rw.Write(content)
+		case "/bad.wasm":
+			_, _ = rw.Write(bad)
+		default:
+			rw.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	t.Cleanup(modules.Close)
+	w := newWorld(t)
+	u, port := w.under(v), freePort(t)
+	inPlace := func(listener upstream.Resources) {
+		u.set(upstream.Resources{v.Cluster("modules"), upstream.Backend("modules", modules.Listener.Addr().String())}, listener)
+	}
+	inPlace(u.logged(t, port, "/none.wasm", content))
+	b := u.agent(node{name: "a"})
+	opens(t, port, "")
+	listeners := func() string { return string(b.ask(t, "/config_dump?resource=dynamic_listeners")) }
+	if dump := listeners(); strings.Contains(dump, "WasmAccessLog") {
+		t.Errorf("Envoy has a log without a module:\n%s", dump)
+	}
+	inPlace(u.logged(t, port, "/append.wasm", content))
+	eventually(t, 20*time.Second, "Envoy has the log", func() (bool, string) {
+		dump := listeners()
+		return strings.Contains(dump, "WasmAccessLog") && strings.Contains(dump, filepath.Join(b.dir, "data", "modules")), dump
+	})
+	if dump := listeners(); strings.Contains(dump, "modules.internal") {
+		t.Error("Envoy is to fetch a module itself")
+	}
+	inPlace(u.logged(t, port, "/bad.wasm", bad))
+	refusing := fmt.Sprint(u.version)
+	eventually(t, 20*time.Second, "the control plane hears why", func() (bool, string) {
+		words := u.Nacked(upstream.Listeners, refusing)
+		return strings.Contains(words, "Unable to create Wasm"), words
+	})
+	u.marked()
+	w.apply(plugin("p", w.push("append:v2", module.Append(module.WithSection("build", []byte("2")))), tag("ours")))
+	sees(t, port, "ours")
 }

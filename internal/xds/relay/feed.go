@@ -335,7 +335,7 @@ func (f *feed) next(now time.Time) *Response {
 	if len(f.restores) > 0 {
 		return f.restore()
 	}
-	if f.isFull() && f.lacks() {
+	if f.typeURL == listenerType && !f.opens(now) || f.isFull() && f.lacks() {
 		return nil
 	}
 	onlyAgain := f.onlyAgain()

@@ -110,6 +110,7 @@ func (s *shelf) pardon(e *entry) {
 // the same. It is best said before that process is started.
 func (r *Relay) Another() {
 	r.process++
+	r.opening = opening{isAwaited: true}
 	for _, l := range r.locals {
 		l.another()
 	}

@@ -14,8 +14,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const routeType = typePrefix + "envoy.config.route.v3.RouteConfiguration"
-
 // message is a resource of any type: a name and a content.
 func message(name, content string) []byte {
 	return appendText(appendText(nil, 1, name), 2, content)
@@ -379,6 +377,8 @@ type world struct {
 	seen    map[string]string
 	plain   map[string]bool // contents of listeners to which it adds nothing, as Envoy refused that
 	held    map[string]bool // extensions that are not there yet
+	shut    map[string]bool // listeners that are held
+	begins  beginning
 	own     *owner
 	events  []Event
 	toEnvoy []Response
@@ -387,7 +387,7 @@ type world struct {
 }
 
 func newWorld(t testing.TB, delta bool) *world {
-	w := &world{t: t, delta: delta, now: time.Unix(1000, 0), seen: map[string]string{}, plain: map[string]bool{}, held: map[string]bool{}, up: newUpstream(delta), envoy: newEnvoy(t, delta), own: newOwner()}
+	w := &world{t: t, delta: delta, now: time.Unix(1000, 0), seen: map[string]string{}, plain: map[string]bool{}, held: map[string]bool{}, shut: map[string]bool{}, up: newUpstream(delta), envoy: newEnvoy(t, delta), own: newOwner()}
 	w.relay = New(w.hooks())
 	w.stream = w.relay.Open(Kind{Delta: delta}, w.now)
 	return w
@@ -397,7 +397,7 @@ func (w *world) hooks() Hooks {
 	return Hooks{
 		Tell: func(ev Event) { w.events = append(w.events, ev) },
 		Transforms: map[string]Transform{
-			listenerType:  func(r Resource) ([]byte, bool) { return w.transform(r), true },
+			listenerType:  func(r Resource) ([]byte, bool) { return w.transform(r), !w.shut[r.Name] },
 			extensionType: func(r Resource) ([]byte, bool) { return r.Body, !w.held[r.Name] },
 		},
 		Amend: map[string]func(string, bool, string) bool{listenerType: w.amend},
@@ -434,6 +434,9 @@ func (w *world) envoySpeaks() {
 	if err == nil {
 		err = w.stream.FromEnvoy(q, w.now)
 	}
+	if q.Type == listenerType && w.begins.until.IsZero() {
+		w.begins.until = w.now.Add(openingPatience)
+	}
 	w.ownerActs()
 	if err != nil {
 		w.t.Fatal(err)
@@ -444,6 +447,7 @@ func (w *world) envoyHears() {
 	if len(w.toEnvoy) == 0 {
 		if p := w.stream.ToEnvoy(w.now); p != nil {
 			w.toEnvoy = append(w.toEnvoy, *p)
+			w.checkBeginning(p.Type)
 		}
 		w.ownerActs()
 		return
@@ -517,6 +521,7 @@ func (w *world) reopen(anew bool) {
 	w.stream.Close(w.now)
 	if anew {
 		w.relay.Another()
+		w.begins = beginning{is: true}
 		w.own.beginAnew(nil)
 		before := w.envoy
 		w.envoy = newEnvoy(w.t, w.delta)
@@ -535,6 +540,7 @@ func (w *world) restart() {
 	views := reread(w.t, w.relay.Views())
 	w.relay = New(w.hooks())
 	w.relay.Restore(views)
+	w.begins.is = false
 	w.own.beginAnew(w.envoy)
 }
 

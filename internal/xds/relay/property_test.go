@@ -104,7 +104,16 @@ func interleave(t *rapid.T, delta bool) {
 				[]func(){w.envoySpeaks, w.envoyHears, w.upstreamHears, w.upstreamSpeaks}[move]()
 			}
 		},
-		"all settles": func(*rapid.T) { w.settle() },
+		"a listener is held, or no more": func(t *rapid.T) {
+			n := name.Draw(t, "name")
+			w.shut[n] = !w.shut[n]
+			w.relay.Changed(listenerType, n)
+		},
+		"all settles": func(*rapid.T) {
+			if w.settle() {
+				w.checkListeners()
+			}
+		},
 		"": func(t *rapid.T) {
 			if no := w.up.noes[listenerType]; no != "" && !blamed {
 				t.Fatalf("the upstream is told %q of listeners that are good", no)
@@ -120,6 +129,7 @@ func interleave(t *rapid.T, delta bool) {
 		w.slots = "+three"
 	}
 	clear(w.held)
+	clear(w.shut)
 	w.relay.Changed(listenerType)
 	w.relay.Changed(extensionType)
 	w.connect()

@@ -83,6 +83,9 @@ type Event struct {
 	// upstream.
 	Refused, Ours []string
 	Words         string
+	// Without are listeners that are not in the first answer to an Envoy that has none, as they
+	// are still held: it will count as ready before they come.
+	Without []string
 }
 
 // Hooks are what the owner adds. All may be nil. They are called from within the
@@ -99,6 +102,8 @@ type Hooks struct {
 	Amend map[string]func(name string, own bool, words string) bool
 	// Names tells what Envoy will ask for once it has taken a listener or a cluster.
 	Names func(typeURL string, body []byte, named func(typeURL, name string))
+	// Clusters tells to which clusters a resource leads traffic.
+	Clusters func(typeURL string, body []byte, to func(cluster string))
 	// Local are by type URL, too.
 	Local map[string]Local
 	// Tell is told what Envoy did.
@@ -117,6 +122,8 @@ type Relay struct {
 	// unsettled is since when something is missing whenever Settled looked; zero: nothing is.
 	unsettled time.Time
 	changes   uint64
+	opening   opening
+	lacking   lacking
 }
 
 // New gives a relay without streams and without a memory.
@@ -126,6 +133,9 @@ func New(hooks Hooks) *Relay {
 	}
 	if hooks.Names == nil {
 		hooks.Names = func(string, []byte, func(string, string)) {}
+	}
+	if hooks.Clusters == nil {
+		hooks.Clusters = func(string, []byte, func(string)) {}
 	}
 	if hooks.Tell == nil {
 		hooks.Tell = func(Event) {}
@@ -187,7 +197,7 @@ var ranks = map[string]int{
 	typePrefix + "envoy.extensions.transport_sockets.tls.v3.Secret": 2,
 	listenerType: 3,
 	typePrefix + "envoy.config.route.v3.ScopedRouteConfiguration": 4,
-	typePrefix + "envoy.config.route.v3.RouteConfiguration":       4,
+	routeType:       4,
 	virtualHostType: 5,
 }
 
@@ -196,6 +206,7 @@ const (
 	clusterType     = typePrefix + "envoy.config.cluster.v3.Cluster"
 	listenerType    = typePrefix + "envoy.config.listener.v3.Listener"
 	extensionType   = typePrefix + "envoy.config.core.v3.TypedExtensionConfig"
+	routeType       = typePrefix + "envoy.config.route.v3.RouteConfiguration"
 	virtualHostType = typePrefix + "envoy.config.route.v3.VirtualHost"
 )
 

@@ -9,8 +9,8 @@ import (
 // What Envoy has of all types belongs together when it has been given all that it asks for,
 // and all that what it took names: it takes a listener before it asks for the routes of this
 // one. In between, what it took is not worth keeping for another Envoy, which would wait for
-// the routes. What an upstream sends before it is named, as clusters are, Envoy took in that
-// order.
+// the routes. Clusters, for which it does not ask by name, are there when routes that it took
+// lead to them (awaitsClusters).
 
 const (
 	// missingPatience is how long an upstream that is there may take to answer for a name.
@@ -75,6 +75,9 @@ func (r *Relay) missing(now time.Time) (last time.Time, alone bool) {
 			}
 		}
 	}
+	if at := r.awaitsClusters(now, alone); at.After(last) {
+		last = at
+	}
 	return last, alone
 }
 
@@ -83,6 +86,11 @@ func (r *Relay) awaitAnew(now time.Time) {
 	for _, s := range r.memory {
 		for name := range s.missing {
 			s.missing[name] = now
+		}
+	}
+	for name, since := range r.lacking.since {
+		if !since.IsZero() {
+			r.lacking.since[name] = now
 		}
 	}
 }

@@ -165,9 +165,20 @@ func (s *Stream) ToUpstream() *Request {
 // never.
 func (s *Stream) Wake() time.Time {
 	var first time.Time
-	for _, f := range s.queue {
-		if t := f.retryAt; f.canSend() && f.onlyAgain() && (first.IsZero() || t.Before(first)) {
+	due := func(t time.Time) {
+		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
 			first = t
+		}
+	}
+	for _, f := range s.queue {
+		if !f.canSend() {
+			continue
+		}
+		if f.onlyAgain() {
+			due(f.retryAt)
+		}
+		if o := s.relay.opening; f.typeURL == listenerType && o.isAwaited {
+			due(o.until)
 		}
 	}
 	return first

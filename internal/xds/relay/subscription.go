@@ -120,6 +120,9 @@ func merged(list, more, revoked []string) []string {
 // subscribe takes what a request says of names.
 func (f *feed) subscribe(q Request, now time.Time) {
 	first := !f.wants.asked
+	if f.typeURL == listenerType {
+		f.stream.relay.opening.asked(q, now)
+	}
 	if !f.delta() {
 		before := f.wants.names
 		if !f.wants.set(q.Subscribe) {

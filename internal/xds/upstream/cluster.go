@@ -67,11 +67,13 @@ func NewCluster(name, authority string, find Find, o Options) (c *Cluster, ok bo
 		return nil, true, problem("", "", "the cluster %s cannot be read: %s", chandler.Quote(name), chandler.Printable(err.Error(), 256))
 	}
 	c = &Cluster{patience: cmp.Or(cluster.GetConnectTimeout().AsDuration(), connectTimeout)}
-	if c.endpoints, err = endpointsOf(&cluster, find); err != nil {
+	endpoints, socket, err := endpointsOf(&cluster, find)
+	if err != nil {
 		return nil, true, err
 	}
+	c.endpoints = endpoints
 	options := httpOptionsOf(&cluster)
-	if err := c.secure(&cluster, options, authority, find, o); err != nil {
+	if err := c.secure(&cluster, socket, options, authority, find, o); err != nil {
 		return nil, true, err
 	}
 	c.transport = &http.Transport{
@@ -131,17 +133,16 @@ func (c *Cluster) connect(ctx context.Context, e attach.Endpoint) (net.Conn, err
 	return secure, nil
 }
 
-// secure reads how the connections of a cluster are made safe.
-func (c *Cluster) secure(cluster *clusterv3.Cluster, options httpOptions, authority string, find Find, o Options) error {
-	if len(cluster.GetTransportSocketMatches()) > 0 {
-		return problem("transport_socket_matches", "use transport_socket", "the agent does not choose between transport sockets")
+// secure reads how the connections of a cluster are made safe, by which of its sockets.
+func (c *Cluster) secure(cluster *clusterv3.Cluster, by int, options httpOptions, authority string, find Find, o Options) error {
+	socket, path := cluster.GetTransportSocket(), "transport_socket.typed_config"
+	if by != ownSocket {
+		socket, path = cluster.GetTransportSocketMatches()[by].GetTransportSocket(), fmt.Sprintf("transport_socket_matches[%d].%s", by, path)
 	}
-	socket := cluster.GetTransportSocket()
 	if kind := socket.GetTypedConfig().MessageName(); socket == nil || kind == rawBuffer || kind == "" && socket.GetName() == rawBufferName {
 		return nil
 	}
 	var context tlsv3.UpstreamTlsContext
-	const path = "transport_socket.typed_config"
 	if err := socket.GetTypedConfig().UnmarshalTo(&context); err != nil {
 		return problem(path, "use TLS, or no transport socket", "the agent cannot speak to a cluster in this way")
 	}
@@ -167,38 +168,81 @@ func (c *Cluster) secure(cluster *clusterv3.Cluster, options httpOptions, author
 	return nil
 }
 
-// endpointsOf gives where a cluster is, in the order in which its endpoints are tried: those
-// of the first priority first, otherwise by chance.
-func endpointsOf(cluster *clusterv3.Cluster, find Find) ([]attach.Endpoint, error) {
-	const eds = "eds_cluster_config"
-	assignment, path := cluster.GetLoadAssignment(), "load_assignment"
-	if cluster.GetType() == clusterv3.Cluster_EDS && cluster.GetClusterType() == nil {
-		path = eds
-		assignment = &endpointv3.ClusterLoadAssignment{}
-		body, ok := find(assignmentType, cmp.Or(cluster.GetEdsClusterConfig().GetServiceName(), cluster.GetName()))
-		if !ok || proto.Unmarshal(body, assignment) != nil {
-			return nil, fmt.Errorf("%w: it has sent no endpoints of the cluster %s", ErrNotYet, chandler.Quote(cluster.GetName()))
+// ownSocket is a cluster's transport_socket; others are of transport_socket_matches.
+const ownSocket = -1
+
+// socketOf tells which transport socket an endpoint has: the first one that matches what is
+// said of the endpoint, else of its locality.
+func socketOf(cluster *clusterv3.Cluster, metadata ...*corev3.Metadata) int {
+	for _, m := range metadata {
+		labels := m.GetFilterMetadata()["envoy.transport_socket_match"].GetFields()
+		for i, match := range cluster.GetTransportSocketMatches() {
+			fits := true
+			for name, value := range match.GetMatch().GetFields() {
+				fits = fits && proto.Equal(value, labels[name])
+			}
+			if fits {
+				return i
+			}
 		}
+	}
+	return ownSocket
+}
+
+// endpointsOf gives where a cluster is, in the order in which its endpoints are tried: those
+// of the first priority first, otherwise by chance; of those that have another transport
+// socket than the first one, none.
+func endpointsOf(cluster *clusterv3.Cluster, find Find) (endpoints []attach.Endpoint, socket int, err error) {
+	if cluster.GetTransportSocketMatcher() != nil {
+		return nil, 0, problem("transport_socket_matcher", "use transport_socket_matches", "the agent does not choose a transport socket in this way")
+	}
+	assignment, path, err := assignmentOf(cluster, find)
+	if err != nil {
+		return nil, 0, err
 	}
 	localities := slices.Clone(assignment.GetEndpoints())
 	slices.SortStableFunc(localities, func(a, b *endpointv3.LocalityLbEndpoints) int { return cmp.Compare(a.GetPriority(), b.GetPriority()) })
-	var endpoints []attach.Endpoint
+	var sockets []int
 	for _, l := range localities {
 		from := len(endpoints)
 		for _, e := range l.GetLbEndpoints() {
 			if at, ok := endpointOf(e.GetEndpoint()); ok {
-				endpoints = append(endpoints, at)
+				endpoints, sockets = append(endpoints, at), append(sockets, socketOf(cluster, e.GetMetadata(), l.GetMetadata()))
 			}
 		}
-		rand.Shuffle(len(endpoints)-from, func(i, j int) { endpoints[from+i], endpoints[from+j] = endpoints[from+j], endpoints[from+i] })
+		rand.Shuffle(len(endpoints)-from, func(i, j int) {
+			i, j = from+i, from+j
+			endpoints[i], endpoints[j], sockets[i], sockets[j] = endpoints[j], endpoints[i], sockets[j], sockets[i]
+		})
 	}
 	switch {
-	case len(endpoints) == 0 && len(localities) == 0 && path == eds:
-		return nil, fmt.Errorf("%w: the cluster %s has no endpoints", ErrNotYet, chandler.Quote(cluster.GetName()))
+	case len(endpoints) == 0 && len(localities) == 0 && path == edsPath:
+		return nil, 0, fmt.Errorf("%w: the cluster %s has no endpoints", ErrNotYet, chandler.Quote(cluster.GetName()))
 	case len(endpoints) == 0:
-		return nil, problem(path, "give it endpoints by address or name, with a port", "the cluster %s has none that the agent can connect to", chandler.Quote(cluster.GetName()))
+		return nil, 0, problem(path, "give it endpoints by address or name, with a port", "the cluster %s has none that the agent can connect to", chandler.Quote(cluster.GetName()))
 	}
-	return endpoints[:min(len(endpoints), maxEndpoints)], nil
+	same := endpoints[:0]
+	for i, e := range endpoints {
+		if sockets[i] == sockets[0] && len(same) < maxEndpoints {
+			same = append(same, e)
+		}
+	}
+	return same, sockets[0], nil
+}
+
+const edsPath = "eds_cluster_config"
+
+// assignmentOf gives the endpoints of a cluster, and the field that says where they are.
+func assignmentOf(cluster *clusterv3.Cluster, find Find) (*endpointv3.ClusterLoadAssignment, string, error) {
+	if cluster.GetType() != clusterv3.Cluster_EDS || cluster.GetClusterType() != nil {
+		return cluster.GetLoadAssignment(), "load_assignment", nil
+	}
+	assignment := &endpointv3.ClusterLoadAssignment{}
+	body, ok := find(assignmentType, cmp.Or(cluster.GetEdsClusterConfig().GetServiceName(), cluster.GetName()))
+	if !ok || proto.Unmarshal(body, assignment) != nil {
+		return nil, "", fmt.Errorf("%w: it has sent no endpoints of the cluster %s", ErrNotYet, chandler.Quote(cluster.GetName()))
+	}
+	return assignment, edsPath, nil
 }
 
 func endpointOf(e *endpointv3.Endpoint) (attach.Endpoint, bool) {

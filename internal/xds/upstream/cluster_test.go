@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -22,6 +23,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/testenv/authority"
@@ -235,6 +237,84 @@ func TestClusterTLS(t *testing.T) {
 	}
 }
 
+// An endpoint has the first transport socket whose labels are all among its own, else among
+// those of its locality; without any it has the cluster's.
+func TestSocketOf(t *testing.T) {
+	t.Parallel()
+	labels := func(pairs ...string) *structpb.Struct {
+		s := &structpb.Struct{Fields: map[string]*structpb.Value{}}
+		for i := 0; i < len(pairs); i += 2 {
+			s.Fields[pairs[i]] = structpb.NewStringValue(pairs[i+1])
+		}
+		return s
+	}
+	said := func(pairs ...string) *corev3.Metadata {
+		return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.transport_socket_match": labels(pairs...), "other": labels("a", "1", "b", "1")}}
+	}
+	istios := []*structpb.Struct{labels("tlsMode", "istio"), labels()}
+	three := []*structpb.Struct{labels("a", "1", "b", "1"), labels("a", "1"), labels("c", "1")}
+	for name, tc := range map[string]struct {
+		matches            []*structpb.Struct
+		endpoint, locality *corev3.Metadata
+		want               int
+	}{
+		"none":                        {nil, said("a", "1"), nil, ownSocket},
+		"Istio's":                     {istios, said("tlsMode", "istio", "x", "y"), nil, 0},
+		"of another value":            {istios, said("tlsMode", "disabled"), nil, 1},
+		"nothing is said":             {istios, nil, nil, 1},
+		"all labels must fit":         {three, said("a", "1", "b", "2"), nil, 1},
+		"the first one wins":          {three, said("b", "1", "a", "1", "c", "1"), nil, 0},
+		"the endpoint wins":           {three, said("c", "1"), said("a", "1"), 2},
+		"the locality's":              {three, said("d", "1"), said("c", "1"), 2},
+		"neither":                     {three, said("d", "1"), said("a", "2"), ownSocket},
+		"said under another key":      {three, &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"other": labels("a", "1")}}, nil, ownSocket},
+		"empty before the locality's": {append(istios, labels("a", "1")), said("d", "1"), said("tlsMode", "istio"), 1},
+	} {
+		c := &clusterv3.Cluster{}
+		for _, m := range tc.matches {
+			c.TransportSocketMatches = append(c.TransportSocketMatches, &clusterv3.Cluster_TransportSocketMatch{Match: m})
+		}
+		if got := socketOf(c, tc.endpoint, tc.locality); got != tc.want {
+			t.Errorf("%s: %d, want %d", name, got, tc.want)
+		}
+	}
+}
+
+// Of endpoints with several transport sockets those are tried that have the first one's.
+func TestClusterOfSeveralSockets(t *testing.T) {
+	t.Parallel()
+	plain := httptest.NewServer(http.HandlerFunc(speaking))
+	t.Cleanup(plain.Close)
+	secure := httptest.NewTLSServer(http.HandlerFunc(speaking))
+	t.Cleanup(secure.Close)
+	insecure := &tlsv3.UpstreamTlsContext{Sni: "modules.internal", CommonTlsContext: &tlsv3.CommonTlsContext{}}
+	matches := []*clusterv3.Cluster_TransportSocketMatch{
+		{Name: "tls", Match: &structpb.Struct{Fields: map[string]*structpb.Value{"tls": structpb.NewBoolValue(true)}},
+			TransportSocket: &corev3.TransportSocket{Name: "tls", ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: packed(t, insecure)}}},
+		{Name: "plain", Match: &structpb.Struct{}, TransportSocket: &corev3.TransportSocket{Name: rawBufferName}},
+	}
+	for want, addresses := range map[string][2]string{
+		"HTTP/1.1 asked.internal tls modules.internal": {secure.Listener.Addr().String(), plain.Listener.Addr().String()},
+		"HTTP/1.1 asked.internal plain":                {plain.Listener.Addr().String(), secure.Listener.Addr().String()},
+	} {
+		at := assignment(t, addresses[0], addresses[1])
+		for _, l := range at.Endpoints {
+			e := l.LbEndpoints[0]
+			if socket := e.GetEndpoint().GetAddress().GetSocketAddress(); fmt.Sprint(socket.GetPortValue()) == secure.URL[strings.LastIndexByte(secure.URL, ':')+1:] {
+				e.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.transport_socket_match": matches[0].Match}}
+			}
+		}
+		p := resources{"c": &clusterv3.Cluster{Name: "c", LoadAssignment: at, TransportSocketMatches: matches}}
+		if got, err := p.ask(t, "http"); got != want || err != nil {
+			t.Errorf("%q, %v; want %q", got, err, want)
+		}
+		c, _, err := NewCluster("c", "asked.internal", p.find, Options{})
+		if err != nil || len(c.endpoints) != 1 || c.endpoints[0].Address != addresses[0] {
+			t.Errorf("tried are %+v, %v", c.endpoints, err)
+		}
+	}
+}
+
 // What the agent cannot do as Envoy would is refused, with the field.
 func TestClusterRefuses(t *testing.T) {
 	t.Parallel()
@@ -245,7 +325,9 @@ func TestClusterRefuses(t *testing.T) {
 		return &corev3.TransportSocket{Name: "x", ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: packed(t, m)}}
 	}
 	for field, c := range map[string]*clusterv3.Cluster{
-		"transport_socket_matches":      {LoadAssignment: at, TransportSocketMatches: []*clusterv3.Cluster_TransportSocketMatch{{Name: "m"}}},
+		"transport_socket_matcher": {LoadAssignment: at, TransportSocketMatcher: &xdsmatcherv3.Matcher{}},
+		"transport_socket_matches[0].transport_socket.typed_config": {LoadAssignment: at, TransportSocketMatches: []*clusterv3.Cluster_TransportSocketMatch{
+			{Name: "m", TransportSocket: socket(&corev3.Address{})}}},
 		"transport_socket.typed_config": {LoadAssignment: at, TransportSocket: socket(&corev3.Address{})},
 		"transport_socket.typed_config.common_tls_context.tls_certificate_provider_instance": {LoadAssignment: at, TransportSocket: socket(&tlsv3.UpstreamTlsContext{
 			CommonTlsContext: &tlsv3.CommonTlsContext{TlsCertificateProviderInstance: &tlsv3.CertificateProviderPluginInstance{InstanceName: "i"}}})},

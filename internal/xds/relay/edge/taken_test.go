@@ -23,7 +23,7 @@ func TestTakenBelongsTogether(t *testing.T) {
 	for _, v := range upstream.Variants {
 		t.Run(v.String(), func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, v, relay.Hooks{Names: attach.Names})
+			s := newSite(t, v, relay.Hooks{Names: attach.Names, Clusters: attach.Clusters})
 			took := make(chan struct{}, 1)
 			s.took = func() {
 				select {
@@ -81,10 +81,9 @@ func (s *site) look(ctx context.Context, took <-chan struct{}, kept *atomic.Int3
 	}
 }
 
-// belongsTogether holds that of each listener the route is there, and of each cluster the
-// endpoints. Clusters come before what routes to them only if the upstream has it so: this
-// one, when a change overtakes another, answers for routes while it waits to be told that the
-// clusters of the change before were taken.
+// belongsTogether holds that of each listener the route is there, of each cluster the endpoints
+// and of each route the cluster. This upstream, when a change overtakes another, answers for
+// routes while it waits to be told that the clusters of the change before were taken.
 func belongsTogether(t *testing.T, views []relay.View) {
 	texts := map[string]string{}
 	for _, v := range views {
@@ -94,7 +93,7 @@ func belongsTogether(t *testing.T, views []relay.View) {
 		}
 		texts[v.Type] = b.String()
 	}
-	for _, needs := range [][3]string{{upstream.Listeners, upstream.Routes, "route-"}, {upstream.Clusters, upstream.Endpoints, "cluster-"}} {
+	for _, needs := range [][3]string{{upstream.Listeners, upstream.Routes, "route-"}, {upstream.Clusters, upstream.Endpoints, "cluster-"}, {upstream.Routes, upstream.Clusters, "cluster-"}} {
 		for i := range 100 {
 			name := fmt.Sprintf("%s%03d", needs[2], i)
 			if strings.Contains(texts[needs[0]], name) && !strings.Contains(texts[needs[1]], name) {

@@ -1,0 +1,82 @@
+package attach
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"testing"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+)
+
+func leadsTo(typeURL string, body []byte) (all []string) {
+	Clusters(typeURL, body, func(name string) { all = append(all, name) })
+	slices.Sort(all)
+	return all
+}
+
+// hostTo leads to clusters by each way that there is.
+func hostTo(one, first, second string) *routev3.VirtualHost {
+	to := func(a *routev3.RouteAction) *routev3.Route {
+		return &routev3.Route{Action: &routev3.Route_Route{Route: a}}
+	}
+	return &routev3.VirtualHost{Name: "h", Routes: []*routev3.Route{
+		to(&routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: one}}),
+		to(&routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_ClusterHeader{ClusterHeader: "x-cluster"}}),
+		to(&routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_WeightedClusters{WeightedClusters: &routev3.WeightedCluster{
+			Clusters: []*routev3.WeightedCluster_ClusterWeight{{Name: first}, {ClusterHeader: "x-cluster"}, {Name: second}}}}}),
+		{Action: &routev3.Route_Redirect{Redirect: &routev3.RedirectAction{HostRedirect: "x.example"}}},
+		{Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 404}}},
+	}}
+}
+
+// leadingListener leads to clusters by routes of its own and by connections.
+func leadingListener() *listenerv3.Listener {
+	manager := &hcmv3.HttpConnectionManager{RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
+		VirtualHosts: []*routev3.VirtualHost{hostTo("a", "b", "c")}}}}
+	l := listenerWith(chainWith(typedFilter(packed(manager))),
+		chainWith(typedFilter(packed(&tcpproxyv3.TcpProxy{ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: "d"}}))))
+	l.DefaultFilterChain = chainWith(typedFilter(packed(&tcpproxyv3.TcpProxy{ClusterSpecifier: &tcpproxyv3.TcpProxy_WeightedClusters{
+		WeightedClusters: &tcpproxyv3.TcpProxy_WeightedCluster{Clusters: []*tcpproxyv3.TcpProxy_WeightedCluster_ClusterWeight{{Name: "e"}}}}})))
+	return l
+}
+
+// Routes lead to clusters wherever they stand, and so do connections.
+func TestClusters(t *testing.T) {
+	t.Parallel()
+	table := &routev3.RouteConfiguration{Name: "r", VirtualHosts: []*routev3.VirtualHost{hostTo("a", "b", "c"), hostTo("d", "e", "f")}}
+	for name, c := range map[string]struct {
+		typeURL string
+		body    []byte
+		want    string
+	}{
+		"a route table":         {routeType, packed(table).Value, "a b c d e f"},
+		"a virtual host":        {hostType, packed(hostTo("a", "b", "c")).Value, "a b c"},
+		"a listener":            {listenerType, packed(leadingListener()).Value, "a b c d e"},
+		"of another type":       {clusterType, packed(table).Value, ""},
+		"no message":            {routeType, []byte("\xff\xff"), ""},
+		"routes from elsewhere": {listenerType, packed(listenerWith(chainWith(managerOf(router)))).Value, ""},
+	} {
+		if got := strings.Join(leadsTo(c.typeURL, c.body), " "); got != c.want {
+			t.Errorf("%s leads to %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+// FuzzClusters: whatever the bytes, where they lead stands in them.
+func FuzzClusters(f *testing.F) {
+	f.Add(packed(leadingListener()).Value)
+	f.Add(packed(&routev3.RouteConfiguration{Name: "r", VirtualHosts: []*routev3.VirtualHost{hostTo("a", "b", "c")}}).Value)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		for _, typeURL := range []string{listenerType, routeType, hostType} {
+			for _, name := range leadsTo(typeURL, body) {
+				if name == "" || !bytes.Contains(body, []byte(name)) {
+					t.Errorf("%q is not in it", name)
+				}
+			}
+		}
+	})
+}

@@ -1,0 +1,56 @@
+package relay
+
+import "time"
+
+// An Envoy that starts waits for its first answer for listeners, and counts as ready when
+// all that are in it are open. One that is held for something of the owner's, and so is not
+// in it, would be no part of that: whoever balances load by Envoy's word sends connections
+// to a port that is shut. So that answer waits as a whole. For what a listener itself names
+// Envoy waits by itself.
+
+// openingPatience is how long that answer waits at most since Envoy asked. Envoy by itself
+// waits for 15 s, and would then be ready without any listener.
+const openingPatience = 14 * time.Second
+
+// opening is that answer; of an Envoy that may have listeners already, nothing is awaited.
+type opening struct {
+	isAwaited bool
+	until     time.Time // zero: Envoy has not asked
+}
+
+// asked notes that Envoy asks for listeners.
+func (o *opening) asked(q Request, now time.Time) {
+	switch {
+	case q.Version != "" || len(q.Held) > 0:
+		o.isAwaited = false
+	case o.until.IsZero():
+		o.until = now.Add(openingPatience)
+	}
+}
+
+// opens tells whether Envoy may be answered for listeners. All are asked for what holds
+// them, so that they wait at the same time.
+func (f *feed) opens(now time.Time) bool {
+	r := f.stream.relay
+	if !r.opening.isAwaited {
+		return true
+	}
+	var held []string
+	for _, name := range sorted(f.entries) {
+		e := f.entries[name]
+		if e.up == nil {
+			continue
+		}
+		if _, ready := f.make(e); !ready {
+			e.held, held = true, append(held, name)
+		}
+	}
+	if len(held) > 0 && now.Before(r.opening.until) {
+		return false
+	}
+	r.opening.isAwaited = false
+	if len(held) > 0 {
+		r.hooks.Tell(Event{Type: listenerType, Without: held})
+	}
+	return true
+}
