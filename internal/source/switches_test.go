@@ -22,6 +22,7 @@ spec:
   pluginConfig:
     plain: [y, Y, yes, Yes, YES, on, On, ON, n, N, no, No, NO, off, Off, OFF, yEs, oN, true, "null", ~]
     quoted: ["y", 'yes', "on", "no", !!str off, !!str yes]
+    numbers: [010, 08, 0o17, 0b11, 0x1F, 1_000, -010, 1.0, 1., .5, !!float 1, 1:30, 2001-01-01]
     below: {"deep": [{"er": yes}, {"er": "yes"}], "text": 'off'}
 `
 	var kubectl struct {

@@ -386,7 +386,7 @@ func numeral(n *yaml.Node) *node {
 		return unfit("is NaN")
 	case math.IsInf(f, 0):
 		return unfit("is infinite")
-	case integerLike.MatchString(strings.ReplaceAll(n.Value, "_", "")):
+	case math.Abs(f) >= 1<<53 && integerLike.MatchString(strings.ReplaceAll(n.Value, "_", "")): // a small one is 08, which is no octal number
 		return unfit("does not fit 64 bits")
 	case f == 0:
 		return &node{kind: number, text: "0"} // of either sign
