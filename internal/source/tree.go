@@ -15,6 +15,7 @@ import (
 	yaml "go.yaml.in/yaml/v3"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/strict"
 )
 
 // Limits of a document.
@@ -46,7 +47,7 @@ type node struct {
 	kind kind
 	// text is the string, or the canonical JSON of a boolean or a number.
 	text string
-	// switched: the string is a plain word that Kubernetes reads as a boolean; see switches.
+	// switched: the string is a plain word that Kubernetes reads as a boolean; see strict.Switch.
 	switched bool
 	// unfit, unless empty, says why a number cannot be written as JSON.
 	unfit  string
@@ -333,7 +334,7 @@ func (g *grower) scalar(n *yaml.Node, at *path) *node {
 		if n.Style == 0 && numberLike.MatchString(n.Value) {
 			return &node{kind: number, text: "0", unfit: "is out of range"}
 		}
-		_, isSwitch := switches[n.Value]
+		_, isSwitch := strict.Switch(n.Value)
 		return &node{kind: text, text: n.Value, switched: n.Style == 0 && isSwitch}
 	default:
 		g.refuse(n, at, "remove the tag", "tag %s is not known", chandler.Quote(tag))
@@ -341,22 +342,13 @@ func (g *grower) scalar(n *yaml.Node, at *path) *node {
 	return &node{kind: text, text: n.Value}
 }
 
-// switches are the words that YAML 1.1 has for booleans and YAML 1.2 does not. kubectl reads
-// YAML 1.1, and what a resource means must not depend on who reads it. Where its text
-// decides nothing but what is free-form (pluginConfig), a plain one is a boolean; elsewhere it
-// stays the text that is wanted there.
-var switches = func() map[string]bool {
-	words := map[string]bool{}
-	for word, means := range map[string]bool{"y": true, "yes": true, "on": true, "n": false, "no": false, "off": false} {
-		words[word], words[strings.ToUpper(word)], words[strings.ToUpper(word[:1])+word[1:]] = means, means, means
-	}
-	return words
-}()
-
-// resolveSwitches makes booleans of the plain words for them, in n and below.
+// resolveSwitches makes booleans of the plain words for them, in n and below: where text
+// decides nothing but what is free-form (pluginConfig). Elsewhere they stay the text that is
+// wanted there.
 func (n *node) resolveSwitches() {
 	if n.switched {
-		n.kind, n.text, n.switched = boolean, strconv.FormatBool(switches[n.text]), false
+		on, _ := strict.Switch(n.text)
+		n.kind, n.text, n.switched = boolean, strconv.FormatBool(on), false
 	}
 	for _, f := range n.fields {
 		f.value.resolveSwitches()

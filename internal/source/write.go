@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	yaml "go.yaml.in/yaml/v3"
+
+	"chandler.dev/chandler/internal/strict"
 )
 
 // canonical gives the one JSON text of a value: names sorted, no blanks.
@@ -84,7 +86,7 @@ func (n *node) yamlNode() *yaml.Node {
 
 func yamlString(s string) *yaml.Node {
 	y := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
-	if _, isSwitch := switches[s]; isSwitch {
+	if _, isSwitch := strict.Switch(s); isSwitch {
 		y.Style = yaml.DoubleQuotedStyle // or it would be read as a boolean
 	} else if strings.Contains(s, "\n") {
 		y.Style = yaml.LiteralStyle // as it is read best; what cannot be is quoted

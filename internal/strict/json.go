@@ -21,6 +21,9 @@ func (r *reader) json(n *yaml.Node, path string, depth int) ([]byte, bool) {
 	if !ok {
 		return nil, false
 	}
+	if _, isSwitch := Switch(n.Value); isSwitch {
+		v = n.Value // alone it is text
+	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
@@ -73,6 +76,11 @@ func (r *reader) plain(n *yaml.Node, into *any, path string, depth int) bool {
 func scalarOf(n *yaml.Node) (v any, err error) {
 	number := json.Number(n.Value)
 	switch {
+	case n.Tag == "!!str" && n.Style == 0:
+		if on, ok := Switch(n.Value); ok {
+			return on, nil
+		}
+		return n.Value, nil
 	case !slices.Contains([]string{"!!null", "!!bool", "!!int", "!!float"}, n.Tag):
 		return n.Value, nil
 	case (n.Tag == "!!int" || n.Tag == "!!float") && json.Valid([]byte(number)) && !strings.HasPrefix(n.Value, " "):
@@ -85,4 +93,17 @@ func scalarOf(n *yaml.Node) (v any, err error) {
 		return nil, fmt.Errorf("%v is no number of JSON", f)
 	}
 	return v, nil
+}
+
+// Switch tells which boolean a word is in YAML 1.1 that is none in YAML 1.2, where it stands
+// without quotes. kubectl reads YAML 1.1, and what a configuration means must not depend on who
+// reads it.
+func Switch(word string) (on, ok bool) {
+	switch word {
+	case "y", "Y", "yes", "Yes", "YES", "on", "On", "ON":
+		return true, true
+	case "n", "N", "no", "No", "NO", "off", "Off", "OFF":
+		return false, true
+	}
+	return false, false
 }

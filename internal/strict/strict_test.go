@@ -66,7 +66,7 @@ func TestForms(t *testing.T) {
 	if want := []Text{"1", "true", "2026-01-01", "x", "0x1f"}; len(s.List.list) != 5 || s.List.list[2] != want[2] || s.List.list[4] != want[4] {
 		t.Errorf("%q", s.List.list)
 	}
-	if want := `{"a":"<&>","b":[1,2.50,null,"yes",16,"x"]}`; string(s.Any) != want {
+	if want := `{"a":"<&>","b":[1,2.50,null,true,16,"x"]}`; string(s.Any) != want {
 		t.Errorf("%s\nwant %s", s.Any, want)
 	}
 }
@@ -120,6 +120,21 @@ func TestJSONIsKept(t *testing.T) {
 			t.Fatalf("%s became %s", first, again)
 		}
 	})
+}
+
+// Within JSON a plain word of YAML 1.1 for a boolean is one, as it is to kubectl; alone it is text.
+func TestJSONHasSwitches(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"any: yes":                         `"yes"`,
+		"any: [yes, 'yes', Off, oFF, n]":   `[true,"yes",false,"oFF",false]`,
+		"any: {a: {on: on}, b: !!str off}": `{"a":{"on":true},"b":"off"}`,
+	} {
+		var s sample
+		if m := Decode([]byte(text), &s, nil); m != nil || string(s.Any) != want {
+			t.Errorf("%s became %s, want %s (%v)", text, s.Any, want, m)
+		}
+	}
 }
 
 func values(depth int) *rapid.Generator[any] {
