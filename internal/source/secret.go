@@ -204,7 +204,7 @@ func MergeConfig(config []byte, values []ConfigValue) ([]byte, *chandler.Problem
 }
 
 // readObject reads one document that is an object; nil when it is anything else, or
-// has any mistake.
+// has any mistake. It means what it would in pluginConfig.
 func readObject(content []byte) *node {
 	chunks := split(content)
 	if len(chunks) != 1 {
@@ -215,6 +215,7 @@ func readObject(content []byte) *node {
 	if root == nil || root.kind != object || len(j.problems) > 0 {
 		return nil
 	}
+	root.resolveSwitches()
 	return root
 }
 

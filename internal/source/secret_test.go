@@ -105,6 +105,7 @@ func TestMergeConfig(t *testing.T) {
 		{`{"a":1}`, []string{"a: 2", "a: {b: 3}", "a: {c: 4}"}, `{"a":{"b":3,"c":4}}`},
 		{`{"a":18446744073709551615,"b":1e+30}`, []string{"c: \"<\\u2028\\n\""}, `{"a":18446744073709551615,"b":1e+30,"c":"<\u2028\n"}`},
 		{`{"a":1}`, []string{"{}"}, `{"a":1}`},
+		{`{"a":"yes"}`, []string{`b: yes`, `c: "yes"`}, `{"a":"yes","b":true,"c":"yes"}`},
 	} {
 		var values []source.ConfigValue
 		for _, v := range test.values {

@@ -34,7 +34,7 @@ func appended(a answer) []string {
 }
 
 // tag is the spec line that makes an appending module write a tag.
-func tag(name string) string { return fmt.Sprintf("pluginConfig: {tag: %s}", name) }
+func tag(name string) string { return fmt.Sprintf("pluginConfig: {tag: %q}", name) }
 
 // pin is the spec line of the sha256 field; unquoted, some digests are numbers.
 func pin(digest string) string { return fmt.Sprintf("sha256: %q", digest) }
