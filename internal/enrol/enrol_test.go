@@ -698,6 +698,9 @@ func TestKeeper(t *testing.T) {
 	token := p.token(nil)
 	c, cfg := p.keeper(token.String(), nil)
 	eventually(t, "enrolled", func() error { return p.renewed(c) })
+	if err := p.renewed(credential.NewClient(enrol.NewKeeper(cfg).Files())); err != nil {
+		t.Errorf("a keeper that begins with a certificate: %v", err)
+	}
 	first := leafIn(t, cfg)
 	if st, err := os.Stat(filepath.Join(cfg.Dir, "identity.pem")); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", st.Mode(), err)

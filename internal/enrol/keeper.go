@@ -71,7 +71,8 @@ type Keeper struct {
 	missing atomic.Pointer[error]
 }
 
-// NewKeeper gives a keeper; it does nothing yet.
+// NewKeeper gives a keeper. It asks nobody yet, but a certificate that is there from before
+// can be shown at once.
 func NewKeeper(cfg KeeperConfig) *Keeper {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -80,7 +81,11 @@ func NewKeeper(cfg KeeperConfig) *Keeper {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	k := &Keeper{cfg: cfg}
-	k.say(errors.New("this node is not enrolled yet"))
+	if _, err := k.identity(); err != nil {
+		k.say(errors.New("this node is not enrolled yet"))
+	} else {
+		k.say(nil)
+	}
 	return k
 }
 
