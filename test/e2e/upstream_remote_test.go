@@ -168,6 +168,24 @@ func (b *beneath) listenerChanges(t *testing.T) string {
 	return string(b.ask(t, "/stats?filter=listener_manager.listener_(added|modified|removed|stopped)$"))
 }
 
+// serveModules serves a module at /append.wasm, counting how often, and another at /bad.wasm.
+func serveModules(t *testing.T, content, bad []byte) (*httptest.Server, *atomic.Int32) {
+	var asked atomic.Int32
+	modules := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+		switch req.URL.Path {
+		case "/append.wasm":
+			asked.Add(1)
+			_, _ = rw.Write(content)
+		case "/bad.wasm":
+			_, _ = rw.Write(bad)
+		default:
+			rw.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	t.Cleanup(modules.Close)
+	return modules, &asked
+}
+
 // Wasm that stands in a listener of the control plane's is made local, too: Envoy has no
 // such listener before its module is on disk, one that cannot be had or that Envoy refuses
 // leaves the listener as it is, with chandler's plugins in it, and holds nothing else up;
@@ -175,19 +193,7 @@ func (b *beneath) listenerChanges(t *testing.T) string {
 func TestUpstreamRemoteListener(t *testing.T) {
 	variants(t, func(t *testing.T, v upstream.Variant) {
 		content, bad := module.Append(), module.RefuseConfigure("the moon is wrong")
-		var asked atomic.Int32
-		modules := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
-			switch req.URL.Path {
-			case "/append.wasm":
-				asked.Add(1)
-				_, _ = rw.Write(content)
-			case "/bad.wasm":
-				_, _ = rw.Write(bad)
-			default:
-				rw.WriteHeader(http.StatusNotFound)
-			}
-		}))
-		t.Cleanup(modules.Close)
+		modules, asked := serveModules(t, content, bad)
 		w := newWorld(t)
 		u, port := w.under(v), freePort(t)
 		tcp := u.tcp(t, "tcp", freePort(t), echoServer(t)) // nothing holds this one back
@@ -294,17 +300,7 @@ func TestUpstreamRemoteAccessLog(t *testing.T) {
 	t.Parallel()
 	v := upstream.Variant{Delta: true}
 	content, bad := module.Append(), module.RefuseConfigure("the moon is wrong")
-	modules := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
-		switch req.URL.Path {
-		case "/append.wasm":
-			_, _ = rw.Write(content)
-		case "/bad.wasm":
-			_, _ = rw.Write(bad)
-		default:
-			rw.WriteHeader(http.StatusNotFound)
-		}
-	}))
-	t.Cleanup(modules.Close)
+	modules, _ := serveModules(t, content, bad)
 	w := newWorld(t)
 	u, port := w.under(v), freePort(t)
 	inPlace := func(listener upstream.Resources) {
