@@ -202,32 +202,32 @@ func endpointsOf(cluster *clusterv3.Cluster, find Find) (endpoints []attach.Endp
 	}
 	localities := slices.Clone(assignment.GetEndpoints())
 	slices.SortStableFunc(localities, func(a, b *endpointv3.LocalityLbEndpoints) int { return cmp.Compare(a.GetPriority(), b.GetPriority()) })
-	var sockets []int
+	type candidate struct {
+		attach.Endpoint
+		socket int
+	}
+	var all []candidate
 	for _, l := range localities {
-		from := len(endpoints)
+		from := len(all)
 		for _, e := range l.GetLbEndpoints() {
 			if at, ok := endpointOf(e.GetEndpoint()); ok {
-				endpoints, sockets = append(endpoints, at), append(sockets, socketOf(cluster, e.GetMetadata(), l.GetMetadata()))
+				all = append(all, candidate{at, socketOf(cluster, e.GetMetadata(), l.GetMetadata())})
 			}
 		}
-		rand.Shuffle(len(endpoints)-from, func(i, j int) {
-			i, j = from+i, from+j
-			endpoints[i], endpoints[j], sockets[i], sockets[j] = endpoints[j], endpoints[i], sockets[j], sockets[i]
-		})
+		rand.Shuffle(len(all)-from, func(i, j int) { all[from+i], all[from+j] = all[from+j], all[from+i] })
 	}
 	switch {
-	case len(endpoints) == 0 && len(localities) == 0 && path == edsPath:
+	case len(all) == 0 && len(localities) == 0 && path == edsPath:
 		return nil, 0, fmt.Errorf("%w: the cluster %s has no endpoints", ErrNotYet, chandler.Quote(cluster.GetName()))
-	case len(endpoints) == 0:
+	case len(all) == 0:
 		return nil, 0, problem(path, "give it endpoints by address or name, with a port", "the cluster %s has none that the agent can connect to", chandler.Quote(cluster.GetName()))
 	}
-	same := endpoints[:0]
-	for i, e := range endpoints {
-		if sockets[i] == sockets[0] && len(same) < maxEndpoints {
-			same = append(same, e)
+	for _, c := range all {
+		if c.socket == all[0].socket && len(endpoints) < maxEndpoints {
+			endpoints = append(endpoints, c.Endpoint)
 		}
 	}
-	return same, sockets[0], nil
+	return endpoints, all[0].socket, nil
 }
 
 const edsPath = "eds_cluster_config"
