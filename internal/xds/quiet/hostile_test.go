@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -53,6 +54,11 @@ func client(t *testing.T, addr string) *raw {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return clientOn(t, conn)
+}
+
+func clientOn(t *testing.T, conn net.Conn) *raw {
+	t.Helper()
 	r := &raw{t: t, conn: conn, Framer: http2.NewFramer(conn, conn), news: make(chan struct{}, 1), statuses: map[uint32]string{}, resets: map[uint32]http2.ErrCode{}}
 	r.header = hpack.NewEncoder(&r.buf)
 	r.AllowIllegalWrites = true
@@ -110,7 +116,7 @@ func (r *raw) read() {
 // await waits until something is so; it is asked with the lock held.
 func (r *raw) await(is func() bool) {
 	r.t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		r.mu.Lock()
 		ok := is()
@@ -167,10 +173,7 @@ func hostileServer(t *testing.T, cfg quiet.Config) string {
 		"Echo": echo, "Attended": attended,
 		"Wait": func(str grpc.ServerStream) error { <-str.Context().Done(); return nil },
 		"Hang": func(str grpc.ServerStream) error { // it does not notice that its client left
-			select {
-			case <-time.After(3 * time.Second):
-			case <-t.Context().Done():
-			}
+			<-t.Context().Done()
 			return nil
 		},
 	}})
@@ -358,42 +361,59 @@ func TestTooManyStreams(t *testing.T) {
 // Who says nothing is asked, and who gives no sign of life is let go.
 func TestSilence(t *testing.T) {
 	t.Parallel()
-	addr := hostileServer(t, quiet.Config{Silence: 200 * time.Millisecond, Patience: 300 * time.Millisecond})
-	r := client(t, addr)
-	began := time.Now()
-	r.await(func() bool { return r.pings == 1 })
-	r.await(func() bool { return r.closed })
-	if took := time.Since(began); took < 400*time.Millisecond {
-		t.Errorf("let go after %v", took)
-	}
-	// A client of gRPC answers.
-	conn := dial(t, addr)
-	str := open(t, t.Context(), conn, "Echo")
-	<-time.After(time.Second)
-	if err := errors.Join(str.SendMsg(say("a")), str.RecvMsg(&text{})); err != nil {
-		t.Error(err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		const silence, patience = 16 * time.Second, 8 * time.Second
+		const look = patience / 8 // between looks
+		dialer := behindPipes(t, quiet.NewServer(quiet.Config{Silence: silence, Patience: patience}), service{streams: map[string]func(grpc.ServerStream) error{"Echo": echo}})
+		conn, err := dialer(t.Context(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		began, r := time.Now(), clientOn(t, conn)
+		r.await(func() bool { return r.pings == 1 })
+		if asked := time.Since(began); asked < silence || asked > silence+look {
+			t.Errorf("asked after %v", asked)
+		}
+		r.await(func() bool { return r.closed })
+		if took := time.Since(began); took < silence+patience || took > silence+patience+look {
+			t.Errorf("let go after %v", took)
+		}
+		// A client of gRPC answers.
+		str := open(t, t.Context(), dial(t, "passthrough:///pipes", grpc.WithContextDialer(dialer)), "Echo")
+		time.Sleep(10 * (silence + patience)) // of the bubble's clock
+		if err := errors.Join(str.SendMsg(say("a")), str.RecvMsg(&text{})); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // What never becomes a connection is closed in time, and so is what takes nothing.
 func TestNoConnection(t *testing.T) {
 	t.Parallel()
-	addr := hostileServer(t, quiet.Config{Handshake: 200 * time.Millisecond, MaxConnections: 4})
-	for _, says := range []string{"", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", http2.ClientPreface} {
-		conn, err := net.Dial("tcp", addr)
-		if err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		const handshake = 2 * time.Second
+		dialer := behindPipes(t, quiet.NewServer(quiet.Config{Handshake: handshake, MaxConnections: 2}), service{streams: map[string]func(grpc.ServerStream) error{"Echo": echo}})
+		for says, open := range map[string]time.Duration{"": handshake, "GET / HTTP/1.1\r\nHost: x\r\n\r\n": 0, http2.ClientPreface: handshake} {
+			conn, err := dialer(t.Context(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			_, _ = conn.Write([]byte(says))
+			_ = conn.SetReadDeadline(began.Add(time.Minute))
+			for b := make([]byte, 1024); err == nil; {
+				_, err = conn.Read(b)
+			}
+			if took := time.Since(began); took != open {
+				t.Errorf("%q: open for %v", says, took)
+			}
+			_ = conn.Close()
 		}
-		_, _ = conn.Write([]byte(says))
-		_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
-		for b := make([]byte, 1024); err == nil; {
-			_, err = conn.Read(b)
+		str := open(t, t.Context(), dial(t, "passthrough:///pipes", grpc.WithContextDialer(dialer)), "Echo")
+		if err := errors.Join(str.SendMsg(say("a")), str.RecvMsg(&text{})); err != nil {
+			t.Errorf("others are not served any more: %v", err)
 		}
-		if errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "timeout") {
-			t.Errorf("%q: still open", says)
-		}
-		_ = conn.Close()
-	}
+	})
 }
 
 // Any bytes at all end well: the server answers or closes, and its handlers end.

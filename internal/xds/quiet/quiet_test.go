@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -62,12 +64,19 @@ type server interface {
 	Stop()
 }
 
-// both runs a test with the server of this package, and with gRPC's, beside which it must
-// not be seen by clients.
+// servers are the one of this package, and gRPC's, beside which it must not be seen by
+// clients.
+var servers = map[string]func() server{
+	"quiet": func() server { return quiet.NewServer(quiet.Config{}) },
+	"grpc":  func() server { return grpc.NewServer(grpc.WaitForHandlers(true)) },
+}
+
+// both runs a test with each of them.
 func both(t *testing.T, test func(t *testing.T, s server)) {
 	t.Helper()
-	t.Run("quiet", func(t *testing.T) { t.Parallel(); test(t, quiet.NewServer(quiet.Config{})) })
-	t.Run("grpc", func(t *testing.T) { t.Parallel(); test(t, grpc.NewServer(grpc.WaitForHandlers(true))) })
+	for name, serve := range servers {
+		t.Run(name, func(t *testing.T) { t.Parallel(); test(t, serve()) })
+	}
 }
 
 // listen serves and gives the address.
@@ -77,6 +86,20 @@ func listen(t *testing.T, s server, svc service) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	listenOn(t, l, s, svc)
+	return l.Addr().String()
+}
+
+// behindPipes serves in a bubble of time, and gives how to come there.
+func behindPipes(t *testing.T, s server, svc service) func(context.Context, string) (net.Conn, error) {
+	t.Helper()
+	l := bufconn.Listen(64 << 10)
+	listenOn(t, l, s, svc)
+	return func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }
+}
+
+func listenOn(t *testing.T, l net.Listener, s server, svc service) {
+	t.Helper()
 	s.RegisterService(svc.desc(), nil)
 	var serving sync.WaitGroup
 	serving.Go(func() {
@@ -85,7 +108,6 @@ func listen(t *testing.T, s server, svc service) string {
 		}
 	})
 	t.Cleanup(func() { s.Stop(); serving.Wait() })
-	return l.Addr().String()
 }
 
 func dial(t *testing.T, addr string, options ...grpc.DialOption) *grpc.ClientConn {
@@ -289,11 +311,11 @@ func TestSlowHandler(t *testing.T) {
 	})
 }
 
-// Handlers end with their clients, whether these give up, lose patience or die.
+// Handlers end with their clients, whether these give up or die.
 func TestClientsLeave(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, s server) {
-		const ways = 3
+		const ways = 2
 		left := make(chan error, 2*ways)
 		addr := listen(t, s, service{streams: map[string]func(grpc.ServerStream) error{
 			"Wait": func(str grpc.ServerStream) error {
@@ -320,12 +342,6 @@ func TestClientsLeave(t *testing.T) {
 			if err := <-left; !errors.Is(err, context.Canceled) {
 				t.Error(err)
 			}
-			ctx, cancel = context.WithTimeout(t.Context(), 200*time.Millisecond)
-			begin(ctx)
-			if err := <-left; err == nil {
-				t.Error("left without a reason")
-			}
-			cancel()
 			begin(t.Context())
 			_ = conn.Close()
 			if err := <-left; !errors.Is(err, context.Canceled) {
@@ -333,6 +349,43 @@ func TestClientsLeave(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Handlers end with their clients' patience, when that ends.
+func TestClientsLosePatience(t *testing.T) {
+	t.Parallel()
+	for name, serve := range servers {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				left := make(chan error, 2)
+				dialer := behindPipes(t, serve(), service{streams: map[string]func(grpc.ServerStream) error{
+					"Wait": func(str grpc.ServerStream) error {
+						_ = str.SendMsg(say("here"))
+						<-str.Context().Done()
+						left <- str.Context().Err()
+						return str.Context().Err()
+					},
+					"Attended": func(str grpc.ServerStream) error {
+						return quiet.Attend(str, func(*text) error { return str.SendMsg(say("here")) }, func() { left <- str.Context().Err() })
+					},
+				}})
+				for _, method := range []string{"Wait", "Attended"} {
+					const patience = 5 * time.Second
+					conn, began := dial(t, "passthrough:///pipes", grpc.WithContextDialer(dialer)), time.Now()
+					ctx, cancel := context.WithTimeout(t.Context(), patience)
+					defer cancel()
+					str := open(t, ctx, conn, method)
+					if err := errors.Join(str.SendMsg(say("a")), str.RecvMsg(&text{})); err != nil {
+						t.Fatal(err)
+					}
+					if err := <-left; err == nil || time.Since(began) != patience {
+						t.Errorf("%s: left after %v: %v", method, time.Since(began), err)
+					}
+				}
+			})
+		})
+	}
 }
 
 // A message beyond the bound is refused, and the connection serves on.
@@ -458,7 +511,7 @@ func TestGoroutines(t *testing.T) {
 		}
 		raw.await(func() bool { return raw.messages == streams })
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for runtime.NumGoroutine() > before+2*conns+4*runtime.GOMAXPROCS(0) { // the client's has one, too
 		if time.Now().After(deadline) {
 			t.Fatalf("%d goroutines for %d connections of %d streams", runtime.NumGoroutine()-before, conns, streams)
