@@ -35,7 +35,8 @@ const (
 	sightPatience = 10 * time.Second
 )
 
-// sameEnvoy is by how much two Envoys' beginnings differ: one tells its age in seconds.
+// sameEnvoy is by how much two Envoys' beginnings differ: one tells its age in seconds,
+// and does at any moment of the time that the answer takes.
 const sameEnvoy = 1500 * time.Millisecond
 
 // noListeners is the version of the listeners file of an Envoy that must not listen yet.
@@ -46,7 +47,8 @@ type sighting struct {
 	version string // "1.40.0"
 	build   string // of which version is a part
 	begun   time.Time
-	open    bool // it serves
+	took    time.Duration // the answer
+	open    bool          // it serves
 }
 
 // checkNoChild refuses what only the parent of an Envoy can do.
@@ -87,11 +89,18 @@ func parseAdminAddress(s string) (adminAddress, error) {
 func (a *Agent) sight(ctx context.Context) (*sighting, error) {
 	ctx, cancel := context.WithTimeout(ctx, sightPatience)
 	defer cancel()
+	asked := time.Now()
 	body, err := a.envoyAdmin.get(ctx, "/server_info")
 	if err != nil {
 		return nil, err
 	}
-	return readServerInfo(body, time.Now())
+	now := time.Now()
+	s, err := readServerInfo(body, now)
+	if err != nil {
+		return nil, err
+	}
+	s.took = now.Sub(asked)
+	return s, nil
 }
 
 // serves tells whether an Envoy that is there has opened listeners, or all of those that
@@ -213,7 +222,7 @@ func (a *Agent) watchSeparate(ctx context.Context) {
 			here = s
 			s.open = a.serves(ctx)
 			a.send(ctx, message{seen: s})
-		case err == nil && s.begun.Sub(here.begun) > sameEnvoy:
+		case err == nil && s.begun.Sub(here.begun) > sameEnvoy+s.took:
 			here = nil
 			a.send(ctx, message{lost: "another Envoy has taken its place"})
 		case err != nil && here != nil && gone(err):
