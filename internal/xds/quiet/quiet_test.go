@@ -480,6 +480,56 @@ func TestEnd(t *testing.T) {
 	quiet.End(t.Context(), io.EOF) // of a stream of another server: nothing
 }
 
+// reluctant is a connection from which nothing is read while somebody else has the turn.
+type reluctant struct {
+	net.Conn
+	turn chan struct{} // capacity 1
+}
+
+func (c *reluctant) Read(p []byte) (int, error) {
+	c.turn <- struct{}{}
+	<-c.turn
+	return c.Conn.Read(p)
+}
+
+// That a stream has ended is told once, also when a message was dealt with while who ended
+// the stream was still telling the client.
+func TestEndIsToldOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		contexts, hold, told := make(chan context.Context, 1), make(chan struct{}), make(chan struct{}, 10)
+		l := bufconn.Listen(40) // less than what a stream ends with
+		listenOn(t, l, quiet.NewServer(quiet.Config{}), service{streams: map[string]func(grpc.ServerStream) error{
+			"Attended": func(str grpc.ServerStream) error {
+				contexts <- str.Context()
+				return quiet.Attend(str, func(*text) error { <-hold; return nil }, func() { told <- struct{}{} })
+			},
+		}})
+		conn, err := l.DialContext(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		slow := &reluctant{Conn: conn, turn: make(chan struct{}, 1)}
+		r := clientOn(t, slow)
+		r.call(1, "/test/Attended", frameOf("x"))
+		ctx := <-contexts
+		synctest.Wait() // the message is being dealt with
+		slow.turn <- struct{}{}
+		go quiet.End(ctx, status.Error(codes.Aborted, "enough"))
+		synctest.Wait() // the client is being told, and does not listen
+		if r.statuses[1] != "" || len(told) != 0 {
+			t.Fatalf("it has ended: %v", r.statuses)
+		}
+		close(hold)
+		synctest.Wait()
+		<-slow.turn
+		synctest.Wait()
+		if n := len(told); n != 1 || r.statuses[1] != "10" {
+			t.Errorf("its end is told %d times; the client is told %v", n, r.statuses)
+		}
+	})
+}
+
 // Parts arrive as the message that they are together.
 func TestParts(t *testing.T) {
 	t.Parallel()

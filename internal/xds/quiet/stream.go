@@ -239,8 +239,7 @@ func (st *stream) work() {
 	for {
 		c.mu.Lock()
 		switch {
-		case st.over:
-			st.dealing = false
+		case st.over: // somebody is at it for ever: the end is told once
 			c.mu.Unlock()
 			st.ended()
 			return
