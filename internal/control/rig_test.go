@@ -219,7 +219,7 @@ func (r *rig) deliver() {
 	}
 	select {
 	case r.source <- s:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		r.t.Fatal("the snapshot is not taken")
 	}
 }
@@ -408,7 +408,7 @@ func (a *agent) conn() *grpc.ClientConn {
 	case c := <-a.conns:
 		a.conns <- c
 		return c
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		a.t.Fatal("not connected")
 		return nil
 	}
@@ -416,7 +416,7 @@ func (a *agent) conn() *grpc.ClientConn {
 
 func eventually(t testing.TB, ok func() bool, what func() string) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for !ok() {
 		select {
 		case <-deadline:

@@ -191,7 +191,7 @@ func (a *agent) next() deltaclient.Update {
 	select {
 	case u := <-a.updates:
 		return u
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		a.t.Fatal("no update came")
 		panic("unreachable")
 	}
@@ -210,7 +210,7 @@ func (a *agent) holds(entries ...string) {
 
 func eventually(t *testing.T, ok func() bool) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for !ok() {
 		select {
 		case <-deadline:
@@ -397,7 +397,7 @@ func (c *control) raw(t *testing.T) discoveryv3.AggregatedDiscoveryService_Delta
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(func() { cancel(); conn.Close() })
 	str, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
 	if err != nil {

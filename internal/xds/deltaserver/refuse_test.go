@@ -196,7 +196,7 @@ func TestRefuse_B98_ErrorDetail(t *testing.T) {
 				t.Fatal(err)
 			}
 			kept := ""
-			for deadline := time.Now().Add(10 * time.Second); kept == ""; {
+			for deadline := time.Now().Add(time.Minute); kept == ""; {
 				c.mu.Lock()
 				if len(c.nacks) > 0 {
 					kept = c.nacks[0]
