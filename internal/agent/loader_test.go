@@ -194,7 +194,7 @@ func (l *loading) outcome() Loaded {
 			o.lease.Release()
 		}
 		return o.Loaded
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		l.t.Fatal("the load does not end")
 		return Loaded{}
 	}

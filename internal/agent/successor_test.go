@@ -66,7 +66,7 @@ func (e *scripted) takes() string {
 // was sent it and acknowledged it.
 func TestSuccessorBeginsWithNothing(t *testing.T) {
 	leakFree(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	services, stop := context.WithCancel(ctx)
 	g, services := errgroup.WithContext(services)

@@ -51,7 +51,7 @@ func TestTrapsOfTheRealEnvoy(t *testing.T) {
 	t.Cleanup(func() { _ = cmd.Process.Signal(syscall.SIGTERM); _ = cmd.Wait() })
 	admin := newAdminClient(adminAddress{network: "unix", address: filepath.Join(dir, "admin")})
 	t.Cleanup(admin.http.CloseIdleConnections)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
 		_, err := admin.get(ctx, "/ready")

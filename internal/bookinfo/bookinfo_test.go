@@ -14,10 +14,12 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/coder/websocket"
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/test/bufconn"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -213,7 +215,7 @@ func TestForwardedHeaders(t *testing.T) {
 
 func TestWebSocketEcho(t *testing.T) {
 	front := site(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	conn, _, err := websocket.Dial(ctx, strings.Replace(front, "http", "ws", 1)+"/ws", nil)
 	if err != nil {
@@ -344,42 +346,48 @@ func TestWrongBackends(t *testing.T) {
 
 // A request in flight ends well when the server is told to stop.
 func TestStopLetsRequestsFinish(t *testing.T) {
-	arrived, leave := make(chan struct{}), make(chan struct{})
-	addr, stop, ended := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		close(arrived)
-		<-leave
-		if r.Context().Err() != nil {
-			w.WriteHeader(http.StatusInternalServerError)
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		arrived, leave := make(chan struct{}), make(chan struct{})
+		lis := bufconn.Listen(64 << 10)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() {
+			ended <- Serve(ctx, lis, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				close(arrived)
+				<-leave
+				if r.Context().Err() != nil {
+					w.WriteHeader(http.StatusInternalServerError)
+				}
+			}))
+		}()
+		transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return lis.DialContext(ctx) }}
+		defer transport.CloseIdleConnections()
+		code := make(chan int, 1)
+		go func() {
+			resp, err := (&http.Client{Transport: transport}).Get("http://bookinfo")
+			if err != nil {
+				code <- 0
+				return
+			}
+			resp.Body.Close()
+			code <- resp.StatusCode
+		}()
+		<-arrived
+		stop()
+		time.Sleep(grace / 2) // of the bubble's clock
+		if c, err := lis.DialContext(t.Context()); err == nil {
+			c.Close()
+			t.Error("it still listens")
 		}
-	}))
-	code := make(chan int, 1)
-	go func() {
-		resp, err := http.Get("http://" + addr)
-		if err != nil {
-			code <- 0
-			return
+		close(leave)
+		if got := <-code; got != http.StatusOK {
+			t.Errorf("the request in flight got %d", got)
 		}
-		resp.Body.Close()
-		code <- resp.StatusCode
-	}()
-	<-arrived
-	stop()
-	// The listener is closed first; from then on the server is stopping.
-	for until := time.Now().Add(grace); time.Now().Before(until); {
-		c, err := net.DialTimeout("tcp", addr, time.Second)
-		if err != nil {
-			break
+		if err := <-ended; err != nil {
+			t.Error(err)
 		}
-		c.Close()
-	}
-	close(leave)
-	if got := <-code; got != http.StatusOK {
-		t.Errorf("the request in flight got %d", got)
-	}
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-	http.DefaultClient.CloseIdleConnections()
+	})
 }
 
 // A request that never ends is cut after the grace, an idle WebSocket at once.
@@ -394,7 +402,7 @@ func TestStopCutsTheRest(t *testing.T) {
 		close(arrived)
 		<-r.Context().Done()
 	}))
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	conn, _, err := websocket.Dial(ctx, "ws://"+addr+"/ws", nil)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -12,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"google.golang.org/grpc/test/bufconn"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
@@ -277,29 +280,33 @@ func TestMapIsBounded(t *testing.T) {
 // TestStreamOutlivesTheServersTimes: what a server allows a request counts for no stream.
 func TestStreamOutlivesTheServersTimes(t *testing.T) {
 	t.Parallel()
-	f := told(t, 4, 4)
-	srv := httptest.NewUnstartedServer(New(configOf(f, admin)))
-	const most = 300 * time.Millisecond
-	srv.Config.ReadTimeout, srv.Config.WriteTimeout = most, most
-	srv.Start()
-	defer srv.Close()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+Root+"live", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	began := time.Now()
-	resp, err := srv.Client().Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	for time.Since(began) < 3*most {
-		if !lines.Scan() {
-			t.Fatalf("the stream ended after %v: %v", time.Since(began), lines.Err())
+	synctest.Test(t, func(t *testing.T) {
+		f := told(t, 4, 4)
+		const most = 300 * time.Millisecond
+		l := bufconn.Listen(64 << 10)
+		srv := &http.Server{Handler: New(configOf(f, admin)), ReadTimeout: most, WriteTimeout: most}
+		go func() { _ = srv.Serve(l) }()
+		defer srv.Close()
+		transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return l.DialContext(ctx) }}
+		defer transport.CloseIdleConnections()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://control"+Root+"live", nil)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if strings.HasPrefix(lines.Text(), "data: ") {
-			f.set(0, 0, chandler.StateReady, "", "")
+		began := time.Now()
+		resp, err := (&http.Client{Transport: transport}).Do(req)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
+		defer resp.Body.Close()
+		lines := bufio.NewScanner(resp.Body)
+		for time.Since(began) < 3*most {
+			if !lines.Scan() {
+				t.Fatalf("the stream ended after %v: %v", time.Since(began), lines.Err())
+			}
+			if strings.HasPrefix(lines.Text(), "data: ") {
+				f.set(0, 0, chandler.StateReady, "", "")
+			}
+		}
+	})
 }

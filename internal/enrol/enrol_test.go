@@ -381,11 +381,11 @@ func TestRevoke(t *testing.T) {
 	if ok, err := p.Revoke("edge", "a", "me"); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
-	_ = raw.SetReadDeadline(began.Add(5 * time.Second))
+	_ = raw.SetReadDeadline(began.Add(time.Minute))
 	for {
 		if _, err := raw.Read(make([]byte, 4096)); err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Error("the connection is open after 5 s")
+				t.Error("the connection stays open")
 			}
 			break
 		}
@@ -583,7 +583,7 @@ func TestFault_F78_KeeperOfLater(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for err := p.renewed(client); err != nil; err = p.renewed(client) {
 		if time.Now().After(deadline) {
 			t.Fatal(err)
@@ -664,7 +664,7 @@ func (p *plane) renewed(c *credential.Client) error {
 
 func eventually(t *testing.T, what string, holds func() error) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := holds()
 		if err == nil {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -33,14 +34,16 @@ func passing(t *testing.T) *process {
 // The time that one barrier has is over for no other: cases may come a minute apart.
 func TestBarrierHasItsOwnTime(t *testing.T) {
 	t.Parallel()
-	p := passing(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-	defer cancel()
-	if err := p.settle(ctx); err != nil {
-		t.Fatal(err)
-	}
-	<-ctx.Done()
-	if err := p.settle(t.Context()); err != nil {
-		t.Errorf("of one without an end: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		p := passing(t)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := p.settle(ctx); err != nil {
+			t.Fatal(err)
+		}
+		<-ctx.Done()
+		if err := p.settle(t.Context()); err != nil {
+			t.Errorf("of one without an end: %v", err)
+		}
+	})
 }

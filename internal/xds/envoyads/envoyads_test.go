@@ -22,7 +22,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const bound = 20 * time.Second
+const bound = time.Minute
 
 // rig is a server and the events that it told.
 type rig struct {

@@ -33,7 +33,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // bound is how long anything is waited for.
-const bound = 20 * time.Second
+const bound = time.Minute
 
 // peerOf is what a server saw of a call.
 type peerOf struct {
