@@ -236,7 +236,7 @@ func TestBypass(t *testing.T) {
 		t.Fatalf("exit code %d: %s", code, out)
 	}
 	sees(t, port, "q")
-	if took := time.Since(began); took > atOnce {
+	if took := time.Since(began); took > busy()*atOnce {
 		t.Errorf("it took %s", took)
 	}
 	out, code := p.agentCLI("status")
@@ -274,7 +274,7 @@ func TestBypass(t *testing.T) {
 		t.Fatalf("exit code %d: %s", code, out)
 	}
 	sees(t, port, "q", "again")
-	if took := time.Since(began); took > atOnce {
+	if took := time.Since(began); took > busy()*atOnce {
 		t.Errorf("to put it back took %s", took)
 	}
 	eventually(t, 5*time.Second, "status is quiet", func() (bool, string) {

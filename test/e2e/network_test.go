@@ -88,13 +88,13 @@ func tcpGateway(t *testing.T) (string, tcpPorts) {
 
 // dialTCP opens a connection, with TLS if a server is named.
 func dialTCP(port int, server string) (net.Conn, error) {
-	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	dialer := &net.Dialer{Timeout: 20 * time.Second}
 	conn, err := dialer.Dial("tcp", loopback(port))
 	if err == nil && server != "" {
 		conn = tls.Client(conn, &tls.Config{ServerName: server, InsecureSkipVerify: true})
 	}
 	if err == nil {
-		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 	}
 	return conn, err
 }
@@ -284,7 +284,7 @@ func TestNetworkPluginRestarts(t *testing.T) {
 					return
 				}
 			}
-			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+			_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 			got := say(conn, "hello")
 			conn.Close()
 			if got != "" {

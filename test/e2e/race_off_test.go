@@ -2,10 +2,8 @@
 
 package e2e
 
-import "time"
-
-// atOnce is within what time an order to take a plugin out is to take effect.
-const atOnce = 2 * time.Second
+// raced: the race detector is in every program.
+const raced = false
 
 // buildFlags of the commands under test, as "make build" has them.
 var buildFlags = []string{"-tags", "grpcnotrace"}

@@ -213,8 +213,8 @@ func (pa *parent) ends(within time.Duration) int {
 	select {
 	case <-pa.done:
 		return pa.cmd.ProcessState.ExitCode()
-	case <-time.After(within):
-		pa.t.Fatalf("it has not ended after %s", within)
+	case <-time.After(busy() * within):
+		pa.t.Fatalf("it has not ended after %s", busy()*within)
 	}
 	return 0
 }
