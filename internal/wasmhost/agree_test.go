@@ -501,6 +501,7 @@ func values() map[string]agreement {
 
 // callouts are about calls to clusters.
 func callouts() map[string]agreement {
+	const patient = 20_000 // milliseconds: an answer that comes is in time on a busy machine
 	call := func(name, path string, timeout int, more ...string) module.Host {
 		return do("proxy_http_call", "callee", module.Pairs(append([]string{":method", "POST", ":path", path, ":authority", name}, more...)), "body", module.Pairs{}, timeout, module.OutNumber)
 	}
@@ -514,13 +515,13 @@ func callouts() map[string]agreement {
 		return one(e)
 	}
 	// It takes longer than what is on its way takes to arrive.
-	ok := exchange.Answer{Delay: 200 * time.Millisecond, Message: exchange.Message{Headers: header(":status", "202", "x-c", "1"), Chunks: chunks("answer")}}
+	ok := exchange.Answer{Delay: 500 * time.Millisecond, Message: exchange.Message{Headers: header(":status", "202", "x-c", "1"), Chunks: chunks("answer")}}
 	trailing := exchange.Answer{Delay: ok.Delay, Message: exchange.Message{Headers: header(":status", "200"), Chunks: chunks("answer"), Chunked: true, Trailers: header("x-ct", "1")}}
 	late, failing := ok, exchange.Answer{Fails: true}
-	late.Delay = 700 * time.Millisecond
+	late.Delay = 3 * time.Second
 	first, second := ok, ok
 	first.Path, second.Path = "/1", "/2"
-	second.Message.Headers, second.Delay = header(":status", "203"), 500*time.Millisecond
+	second.Message.Headers, second.Delay = header(":status", "203"), 1500*time.Millisecond
 	waits := func(name string, timeout int, at string, stream int) []byte {
 		goOn := append(slices.Clone(answered), do("proxy_continue_stream", stream))
 		return script(map[string][]module.Turn{at: {{Does: []module.Host{call(name, "/c", timeout)}, Gives: 1}}, "http_call_response": {{Does: goOn}}})
@@ -529,26 +530,26 @@ func callouts() map[string]agreement {
 	add := func(name string, mod []byte, sends []exchange.Exchange) {
 		table[name] = agreement{mod: mod, sends: sends}
 	}
-	add("call-headers", waits("call-headers", 1000, "request_headers", 0), with(get(), ok))
-	add("call-post", waits("call-post", 1000, "request_headers", 0), with(post(false, "abc", "def"), ok))
-	add("call-chunked", waits("call-chunked", 1000, "request_headers", 0), with(post(true, "abc", "def"), trailing))
-	add("call-response", waits("call-response", 1000, "response_headers", 1), with(get(), ok))
+	add("call-headers", waits("call-headers", patient, "request_headers", 0), with(get(), ok))
+	add("call-post", waits("call-post", patient, "request_headers", 0), with(post(false, "abc", "def"), ok))
+	add("call-chunked", waits("call-chunked", patient, "request_headers", 0), with(post(true, "abc", "def"), trailing))
+	add("call-response", waits("call-response", patient, "response_headers", 1), with(get(), ok))
 	add("call-late", waits("call-late", 300, "request_headers", 0), with(get(), late))
-	add("call-failing", waits("call-failing", 1000, "request_headers", 0), with(get(), failing))
-	gone := script(map[string][]module.Turn{"request_headers": {{Does: []module.Host{call("call-and-go", "/c", 1000)}}}, "http_call_response": {{}}})
+	add("call-failing", waits("call-failing", patient, "request_headers", 0), with(get(), failing))
+	gone := script(map[string][]module.Turn{"request_headers": {{Does: []module.Host{call("call-and-go", "/c", patient)}}}, "http_call_response": {{}}})
 	table["call-and-go"] = agreement{mod: gone, sends: with(get(), ok), unordered: true}
-	add("call-log", script(map[string][]module.Turn{"log": {{Does: []module.Host{call("call-log", "/c", 1000, "x-h", "1")}}}, "http_call_response": {{}}}), with(get(), ok))
+	add("call-log", script(map[string][]module.Turn{"log": {{Does: []module.Host{call("call-log", "/c", patient, "x-h", "1")}}}, "http_call_response": {{}}}), with(get(), ok))
 	old := module.Pairs{":method", "POST", ":path", "/c", ":authority", "call"}
 	for stream, at := range []string{"request_headers", "response_headers", "request_body", "response_body"} {
 		on := map[string][]module.Turn{
-			at:                   {{Does: []module.Host{do("proxy_http_call", "callee", old, "", module.Pairs{}, 1000, module.OutNumber), do("proxy_clear_route_cache"), do("proxy_get_configuration", module.OutBytes)}, Gives: 1}, {Gives: 1}},
+			at:                   {{Does: []module.Host{do("proxy_http_call", "callee", old, "", module.Pairs{}, patient, module.OutNumber), do("proxy_clear_route_cache"), do("proxy_get_configuration", module.OutBytes)}, Gives: 1}, {Gives: 1}},
 			"http_call_response": {{Does: append(slices.Clone(answered), do([]string{"proxy_continue_request", "proxy_continue_response"}[stream%2]))}},
 		}
 		table["call-010-"+at] = agreement{mod: module.Script{ABI: "0.1.0", On: all(on)}.Encode(), sends: with(post(true, "abc", "def"), ok)}
 	}
 	each := map[string][]module.Turn{"http_call_response": {{Does: answered[:4]}}}
 	for _, name := range []string{"request_headers", "request_body", "request_trailers", "response_headers", "response_body", "response_trailers", "log", "done", "delete"} {
-		each[name] = []module.Turn{{Does: []module.Host{call(name, "/"+name, 1000, "x-from", name)}, Gives: 0}}
+		each[name] = []module.Turn{{Does: []module.Host{call(name, "/"+name, patient, "x-from", name)}, Gives: 0}}
 	}
 	each["done"][0].Gives = 1
 	full := post(true, "abc")
@@ -557,17 +558,17 @@ func callouts() map[string]agreement {
 	table["ticks"] = agreement{mod: script(map[string][]module.Turn{
 		"log": {{Does: []module.Host{do("proxy_set_tick_period_milliseconds", 1000)}}},
 		"tick": {
-			{Does: []module.Host{call("ticks", "/tick", 1000), do("proxy_get_property", "plugin_name", module.OutBytes), do("proxy_get_header_map_value", 0, ":path", module.OutBytes)}},
+			{Does: []module.Host{call("ticks", "/tick", patient), do("proxy_get_property", "plugin_name", module.OutBytes), do("proxy_get_header_map_value", 0, ":path", module.OutBytes)}},
 			{Does: []module.Host{do("proxy_set_tick_period_milliseconds", 0)}},
 		},
 		"http_call_response": {{Does: answered[:5]}},
 	}), sends: with(get(), ok), ticks: 2}
 	add("call-two", script(map[string][]module.Turn{
-		"request_headers":    {{Does: []module.Host{call("call-two", "/2", 1000), call("call-two", "/1", 1000)}, Gives: 1}},
+		"request_headers":    {{Does: []module.Host{call("call-two", "/2", patient), call("call-two", "/1", patient)}, Gives: 1}},
 		"http_call_response": {{}, {Does: []module.Host{do("proxy_set_effective_context", 2), do("proxy_continue_stream", 0)}}},
 	}), with(get(), first, second))
 	add("call-deny", script(map[string][]module.Turn{
-		"request_headers":    {{Does: []module.Host{call("call-deny", "/c", 1000)}, Gives: 1}},
+		"request_headers":    {{Does: []module.Host{call("call-deny", "/c", patient)}, Gives: 1}},
 		"http_call_response": {{Does: []module.Host{do("proxy_set_effective_context", 2), do("proxy_send_local_response", 403, "", "denied", module.Pairs{}, -1)}}},
 	}), with(post(true, "abc"), ok))
 	add("call-wrong", script(map[string][]module.Turn{"request_headers": {{Does: []module.Host{

@@ -99,14 +99,14 @@ func TestEngineRefuses(t *testing.T) {
 		"its words":   {module.RefuseConfigure("the moon is wrong"), "proxy_on_configure gives false", []string{"the moon is wrong"}},
 		"trap":        {module.TrapStart(), "unreachable", nil},
 		"memory":      {module.GrowConfigure(), "past 32 MiB", nil},
-		"no end":      {module.LoopConfigure(), "proxy_on_configure did not come back within 500ms", nil},
-		"no end ever": {module.LoopStart(), "_initialize did not come back within 500ms", nil},
+		"no end":      {module.LoopConfigure(), "proxy_on_configure did not come back within 2s", nil},
+		"no end ever": {module.LoopStart(), "_initialize did not come back within 2s", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			setup := exchange.Setup{Module: file(t, c.mod), Name: "plugin", Memory: 32 << 20}
 			if strings.HasPrefix(name, "no end") {
-				setup.Deadline = 500 * time.Millisecond
+				setup.Deadline = 2 * time.Second
 			}
 			_, err := e.Start(t.Context(), setup)
 			var refusal *exchange.Refusal
@@ -131,8 +131,8 @@ func TestEngineRefuses(t *testing.T) {
 func TestEngineEndsCallbacks(t *testing.T) {
 	t.Parallel()
 	mod := module.Script{On: map[string][]module.Turn{"proxy_on_request_headers": {{Loops: true}}}}.Encode()
-	s := start(t, engine(t, ""), exchange.Setup{Deadline: 500 * time.Millisecond}, mod)
-	if o := send(t, s, get()); status(o) != "503" || !strings.Contains(o.Trap, "did not come back within 500ms") || o.Upstream != nil {
+	s := start(t, engine(t, ""), exchange.Setup{Deadline: 2 * time.Second}, mod)
+	if o := send(t, s, get()); status(o) != "503" || !strings.Contains(o.Trap, "did not come back within 2s") || o.Upstream != nil {
 		t.Errorf("%+v", o)
 	}
 	if o := send(t, s, get()); status(o) != "503" || o.Trap != "" || o.Details != "wasm_fail_stream" {
