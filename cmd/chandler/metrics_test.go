@@ -82,7 +82,7 @@ func TestMetrics(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		views, err := plane.Objects(ctx)
 		if err == nil && len(views) == 1 && views[0].Status.Release != nil {
 			break

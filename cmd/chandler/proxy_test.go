@@ -42,7 +42,7 @@ func proxyInScript(ts *testscript.TestScript, neg bool, args []string) {
 		cancel()
 		ts.Check(<-done)
 	})
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for s.Connected() == 0 {
 		if time.Now().After(deadline) {
 			ts.Fatalf("the control plane does not answer %s", args[0])

@@ -165,7 +165,7 @@ func serveInScript(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Logf("serve: %v", err)
 		}
 	})
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		resp, err := http.Get("http://" + ts.Getenv("CHANDLER_SERVER") + "/healthz/ready")
 		if err == nil {
@@ -188,7 +188,7 @@ func serveInScript(ts *testscript.TestScript, neg bool, args []string) {
 
 // retry runs "chandler COMMAND" until its output holds a text.
 func retry(ts *testscript.TestScript, _ bool, args []string) {
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		var out bytes.Buffer
 		_ = run(append([]string{"chandler"}, strings.Fields(args[0])...), ts.Getenv, strings.NewReader(""), &out, &out)
@@ -204,7 +204,7 @@ func retry(ts *testscript.TestScript, _ bool, args []string) {
 
 // logs waits until the log of "chandler serve" holds a text.
 func logs(ts *testscript.TestScript, _ bool, args []string) {
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !strings.Contains(ts.ReadFile("serve.log"), args[0]) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("the log never said %q: %s", args[0], ts.ReadFile("serve.log"))

@@ -43,7 +43,7 @@ func newTerminal(t *testing.T) (terminal, person *os.File) {
 // silent waits until the terminal shows nothing of what is typed, as it does while a
 // password is asked for.
 func silent(person *os.File) bool {
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) { // between looks
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) { // between looks
 		if state, err := unix.IoctlGetTermios(int(person.Fd()), unix.TCGETS); err == nil && state.Lflag&unix.ECHO == 0 {
 			return true
 		}
