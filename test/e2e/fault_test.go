@@ -24,6 +24,18 @@ import (
 // healed is how long a plugin may take into force once nothing is in its way.
 const healed = 5 * time.Second
 
+// atOnce is within what time an order to take a plugin out is to take effect.
+const atOnce = 2 * time.Second
+
+// busy is how many times as long as it may take on a machine that does nothing else
+// anything may take here: no change is to fail for what else ran beside its tests.
+func busy() time.Duration {
+	if raced || os.Getenv("CI") != "" {
+		return 5
+	}
+	return 1
+}
+
 // build gives the appending module a digest of its own.
 func build(n int) []byte {
 	return module.Append(module.WithSection("build", fmt.Appendf(nil, "%d", n)))

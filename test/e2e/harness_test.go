@@ -88,18 +88,6 @@ func freePort(t testing.TB) int {
 
 func loopback(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 
-// atOnce is within what time an order to take a plugin out is to take effect.
-const atOnce = 2 * time.Second
-
-// busy is how many times as long as it may take on a machine that does nothing else
-// anything may take here: no change is to fail for what else ran beside its tests.
-func busy() time.Duration {
-	if raced || os.Getenv("CI") != "" {
-		return 5
-	}
-	return 1
-}
-
 // eventually waits for a condition, with a bound for a machine that does nothing else; why
 // is asked when it fails.
 func eventually(t testing.TB, within time.Duration, what string, holds func() (bool, string)) {
