@@ -217,7 +217,7 @@ func (u *controlPlane) newEdge(hooks relay.Hooks, ended func(), another bool) *e
 
 // hooks are what the agent adds to what passes.
 func (a *Agent) hooks(u *controlPlane) relay.Hooks {
-	h := relay.Hooks{Node: a.introduce, Names: attach.Names, Clusters: attach.Clusters, Transforms: map[string]relay.Transform{
+	h := relay.Hooks{Node: a.introduce, Names: attach.Names, Clusters: attach.Clusters, ListenersTimeout: a.derived.ListenersTimeout, Transforms: map[string]relay.Transform{
 		attach.ExtensionConfigType: a.remote.extensions.Transform,
 		listenerType:               a.transformListener,
 	}}
