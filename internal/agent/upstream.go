@@ -41,6 +41,7 @@ type controlPlane struct {
 	conn   *upstream.Conn
 	link   *upstreamLink
 	held   heldListeners
+	wasm   remotewasm.Clusters // what Envoy took has it
 	store  *viewstore.Store
 	log    *slog.Logger
 
@@ -133,6 +134,7 @@ func (u *controlPlane) lastTaken() ([]relay.View, time.Time) {
 			return nil, until
 		}
 	}
+	u.wasm.Look(views, u.log)
 	views = slices.Clone(views)
 	for i, v := range views {
 		if v.Type == attach.ExtensionConfigType || v.Type == listenerType {
