@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/internal/testenv/ports"
 )
 
 // plane is the control plane, a process of its own.
@@ -34,12 +35,10 @@ type plane struct {
 func newPlane(program, dir string, flags ...string) (*plane, error) {
 	p := &plane{program: program, dir: dir, flags: flags}
 	for _, addr := range []*string{&p.listen, &p.admin} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
+		var err error
+		if *addr, err = ports.Free(); err != nil {
 			return nil, err
 		}
-		*addr = l.Addr().String()
-		_ = l.Close()
 	}
 	p.client = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

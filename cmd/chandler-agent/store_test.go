@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -16,6 +15,7 @@ import (
 	"chandler.dev/chandler/internal/agent"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/testenv/module"
+	"chandler.dev/chandler/internal/testenv/ports"
 )
 
 // local runs a command that looks at an agent, with standard input.
@@ -37,12 +37,11 @@ func local(t *testing.T, stdin []byte, args ...string) (code int, stdout, stderr
 // nobody is an address at which nothing answers.
 func nobody(t *testing.T) string {
 	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := ports.Free()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lis.Close()
-	return lis.Addr().String()
+	return addr
 }
 
 // A node is seeded, looked at and cleaned up without an agent.

@@ -18,6 +18,7 @@ import (
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/testenv/module"
+	"chandler.dev/chandler/internal/testenv/ports"
 	"chandler.dev/chandler/internal/testenv/registry"
 	"chandler.dev/chandler/internal/testenv/swarm"
 )
@@ -61,7 +62,7 @@ func TestScript(t *testing.T) {
 			env.Setenv("REGISTRY", reg.Addr)
 			env.Setenv("HOME", env.WorkDir) // where a control plane leaves word of its socket
 			for _, name := range []string{"LISTEN", "CHANDLER_SERVER"} {
-				addr, err := freeAddress()
+				addr, err := ports.Free()
 				if err != nil {
 					return err
 				}
@@ -139,15 +140,6 @@ func authors(t *testing.T, env *testscript.Env) error {
 		}
 	}
 	return nil
-}
-
-func freeAddress() (string, error) {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer lis.Close()
-	return lis.Addr().String(), nil
 }
 
 // serveInScript starts "chandler serve" with more flags, waits until it answers,

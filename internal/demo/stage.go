@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/testenv/ports"
 	"chandler.dev/chandler/internal/testenv/registry"
 )
 
@@ -173,13 +174,14 @@ func (s *stage) startGateway(ctx context.Context) error {
 
 // prefer gives the address if nobody listens there, else one that is free.
 func prefer(addr string) string {
-	for _, try := range []string{addr, "127.0.0.1:0"} {
-		if lis, err := net.Listen("tcp", try); err == nil {
-			defer lis.Close()
-			return lis.Addr().String()
-		}
+	if lis, err := net.Listen("tcp", addr); err == nil {
+		_ = lis.Close()
+		return addr
 	}
-	return addr
+	if free, err := ports.Free(); err == nil {
+		return free
+	}
+	return addr // who is told to listen there says what is wrong
 }
 
 // start runs one of the built commands; its output goes to a file.

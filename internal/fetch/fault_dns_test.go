@@ -16,6 +16,7 @@ import (
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/testenv/dns"
+	"chandler.dev/chandler/internal/testenv/ports"
 )
 
 func startDNS(t *testing.T) *dns.Server {
@@ -42,16 +43,12 @@ func startDNSFor(t *testing.T, hosts []string) *dns.Server {
 // allowed and what is not. Each counts the connections that it takes.
 func twoDoors(t *testing.T, allowed http.Handler) (port string, inside *atomic.Int32) {
 	t.Helper()
-	front := httptest.NewServer(allowed)
+	addr := must(ports.Free())(t)
+	front := &httptest.Server{Listener: must(net.Listen("tcp", addr))(t), Config: &http.Server{Handler: allowed}}
+	front.Start()
 	t.Cleanup(front.Close)
-	_, port, err := net.SplitHostPort(front.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", denied+":"+port)
-	if err != nil {
-		t.Fatal(err)
-	}
+	port = strings.TrimPrefix(addr, "127.0.0.1:")
+	l := must(net.Listen("tcp", denied+":"+port))(t)
 	inside = &atomic.Int32{}
 	done := make(chan struct{})
 	go func() {

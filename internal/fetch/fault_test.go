@@ -22,6 +22,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/testenv/ports"
 	"chandler.dev/chandler/internal/testenv/registry"
 )
 
@@ -364,12 +365,7 @@ func TestEgress(t *testing.T) {
 
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	host := l.Addr().String()
-	l.Close()
+	host := must(ports.Free())(t)
 	for _, url := range []string{host + "/p:v1", "http://" + host + "/x?tok=secret"} {
 		e := refused(t, client(t, nil), fetch.Request{Reference: reference(t, url)}, chandler.CodeFetchFailed, host+": the connection is refused; it is tried again by itself")
 		if !e.Temporary {

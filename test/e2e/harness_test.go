@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +28,7 @@ import (
 	"chandler.dev/chandler/api/chandler/v1/chandlerv1connect"
 	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/testenv/module"
+	"chandler.dev/chandler/internal/testenv/ports"
 	"chandler.dev/chandler/internal/testenv/registry"
 	"chandler.dev/chandler/internal/web"
 )
@@ -75,21 +77,13 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// nextPort counts through ports below the kernel's range for outgoing
-// connections, so that a port found free stays free.
-var nextPort atomic.Int32
-
 func freePort(t testing.TB) int {
 	t.Helper()
-	for range 5000 {
-		port := 20000 + int(nextPort.Add(1)+int32(os.Getpid()%97)*100)%10000
-		if lis, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			lis.Close()
-			return port
-		}
+	addr, err := ports.Free()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no free port")
-	return 0
+	return int(netip.MustParseAddrPort(addr).Port())
 }
 
 func loopback(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }

@@ -21,6 +21,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"chandler.dev/chandler/internal/testenv/ports"
 )
 
 const (
@@ -83,11 +85,14 @@ func Start(t testing.TB, tools string) *Cluster {
 
 // prepare makes keys, files and command lines.
 func (c *Cluster) prepare() error {
-	ports, err := freePorts(3)
-	if err != nil {
-		return err
+	var store, peers string
+	for _, addr := range []*string{&c.Addr, &store, &peers} {
+		var err error
+		if *addr, err = ports.Free(); err != nil {
+			return err
+		}
 	}
-	c.Addr = ports[0]
+	var err error
 	if c.keys, err = newKeys(c.dir); err != nil {
 		return err
 	}
@@ -106,7 +111,7 @@ func (c *Cluster) prepare() error {
 	if err := os.WriteFile(tokens, []byte(token+",probe,probe,system:masters\n"), 0o600); err != nil {
 		return err
 	}
-	store, peers := "http://"+ports[1], "http://"+ports[2]
+	store, peers = "http://"+store, "http://"+peers
 	c.store = store
 	c.Etcd = &Part{
 		name: "etcd", program: filepath.Join(c.tools, "etcd"), dir: c.dir,
@@ -135,7 +140,7 @@ func (c *Cluster) prepare() error {
 }
 
 func (c *Cluster) serverArgs(store, tokens string) []string {
-	host, port, _ := net.SplitHostPort(c.Addr) // made by freePorts
+	host, port, _ := net.SplitHostPort(c.Addr) // made by ports.Free
 	return []string{
 		"--etcd-servers=" + store,
 		"--bind-address=" + host, "--secure-port=" + port, "--advertise-address=" + host, "--endpoint-reconciler-type=none",
@@ -291,18 +296,4 @@ func (c *Cluster) KubectlAs(ctx context.Context, kubeconfig, stdin string, args 
 		return out.String(), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), errors.Join(ctx.Err(), err), out.String())
 	}
 	return out.String(), nil
-}
-
-// freePorts gives addresses of 127.0.0.1 at which nothing listened just now.
-func freePorts(n int) ([]string, error) {
-	var addrs []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close() // after all are taken, so that they differ
-		addrs = append(addrs, l.Addr().String())
-	}
-	return addrs, nil
 }

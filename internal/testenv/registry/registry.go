@@ -6,7 +6,6 @@ package registry
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -23,6 +22,8 @@ import (
 	"time"
 
 	oci "github.com/google/go-containerregistry/pkg/registry"
+
+	"chandler.dev/chandler/internal/testenv/ports"
 )
 
 // Config says how a Registry behaves; its zero value works.
@@ -238,7 +239,13 @@ type server struct {
 }
 
 func serve(addr string, answer http.HandlerFunc) (*server, error) {
-	l, err := net.Listen("tcp", cmp.Or(addr, "127.0.0.1:0"))
+	if addr == "" { // and its own when it is closed too, to which another one may come back
+		var err error
+		if addr, err = ports.Free(); err != nil {
+			return nil, fmt.Errorf("registry: %w", err)
+		}
+	}
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}

@@ -35,6 +35,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"chandler.dev/chandler/internal/testenv/authority"
+	"chandler.dev/chandler/internal/testenv/ports"
 )
 
 // bound is how long anything is waited for: a thousand listeners take an Envoy
@@ -113,7 +114,11 @@ func (everyone) ID(*nodeID) string { return "" }
 // test ends. A client waits until Set was called.
 func New(t testing.TB, config Config) *Upstream {
 	t.Helper()
-	u := &Upstream{t: t, config: config, Addr: "127.0.0.1:0", ledger: newLedger()}
+	addr, err := ports.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &Upstream{t: t, config: config, Addr: addr, ledger: newLedger()}
 	if a := config.Authority; a != nil {
 		u.Server = a.Issue(authority.Leaf{IP: "127.0.0.1"})
 		u.Client = a.Issue(authority.Leaf{DNS: []string{"client"}})
@@ -140,7 +145,6 @@ func (u *Upstream) Start() {
 	if err != nil {
 		u.t.Fatal(err)
 	}
-	u.Addr = lis.Addr().String()
 	r := &running{grpc.NewServer(u.options()...), &listener{Listener: lis, open: map[net.Conn]bool{}}, make(chan error, 1)}
 	u.register(r.server)
 	u.running = r

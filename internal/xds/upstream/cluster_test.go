@@ -27,6 +27,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/testenv/authority"
+	"chandler.dev/chandler/internal/testenv/ports"
 )
 
 // resources are those of a control plane, by their names.
@@ -113,11 +114,10 @@ func TestClusterPlain(t *testing.T) {
 	server.Start()
 	t.Cleanup(server.Close)
 	address := server.Listener.Addr().String()
-	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	gone, err := ports.Free()
 	if err != nil {
 		t.Fatal(err)
 	}
-	gone.Close()
 	dir, err := os.MkdirTemp("", "chandler")
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +141,7 @@ func TestClusterPlain(t *testing.T) {
 	}{
 		"static":         {resources{"c": &clusterv3.Cluster{Name: "c", LoadAssignment: assignment(t, address)}}, "HTTP/1.1 asked.internal plain"},
 		"of a socket":    {resources{"c": &clusterv3.Cluster{Name: "c", LoadAssignment: assignment(t, pipe.Addr().String())}}, "HTTP/1.1 asked.internal plain"},
-		"the second one": {resources{"c": &clusterv3.Cluster{Name: "c", LoadAssignment: assignment(t, gone.Addr().String(), address)}}, "HTTP/1.1 asked.internal plain"},
+		"the second one": {resources{"c": &clusterv3.Cluster{Name: "c", LoadAssignment: assignment(t, gone, address)}}, "HTTP/1.1 asked.internal plain"},
 		"by EDS": {resources{"c": &clusterv3.Cluster{Name: "c", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
 			EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{ServiceName: "e"}}, "e": assignment(t, address)}, "HTTP/1.1 asked.internal plain"},
 		"HTTP/2": {resources{"c": &clusterv3.Cluster{Name: "c", LoadAssignment: assignment(t, address),

@@ -28,6 +28,7 @@ import (
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
 	"chandler.dev/chandler/internal/testenv/authority"
+	"chandler.dev/chandler/internal/testenv/ports"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -462,15 +463,17 @@ func TestFilesThatCannotBeUsed(t *testing.T) {
 // Endpoints are tried in turn, and a service's metadata and authority are told.
 func TestEndpointsAndMetadata(t *testing.T) {
 	t.Parallel()
-	closed := listen(t, "tcp", "127.0.0.1:0")
-	closed.Close()
+	closed, err := ports.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
 	socket := filepath.Join(t.TempDir(), "s")
 	onPipe, onName := serve(t, listen(t, "unix", socket), nil), serve(t, listen(t, "tcp", "127.0.0.1:0"), nil)
 	_, port, _ := net.SplitHostPort(onName.addr)
 	service := `, initial_metadata: [{key: X-Tenant, value: "100%% one"}, {key: x-raw-bin, raw_value: AAE=}]`
 	for s, endpoints := range map[*server][]string{
-		onPipe: {closed.Addr().String(), socket},
-		onName: {closed.Addr().String(), "localhost:" + port, socket},
+		onPipe: {closed, socket},
+		onName: {closed, "localhost:" + port, socket},
 	} {
 		c := dial(t, bootstrap("", service, endpoints...))
 		if err := call(t, c); err != nil {
@@ -493,7 +496,7 @@ func TestEndpointsAndMetadata(t *testing.T) {
 			t.Errorf("a stream tells %q", v)
 		}
 	}
-	if err := call(t, dial(t, bootstrap("", "", closed.Addr().String()))); err == nil || !strings.Contains(err.Error(), "refused") {
+	if err := call(t, dial(t, bootstrap("", "", closed))); err == nil || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("nobody there: %v", err)
 	}
 }
