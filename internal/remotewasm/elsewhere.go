@@ -50,25 +50,25 @@ type Clusters struct {
 // Look looks into the clusters among all that Envoy has of the control plane, and tells the
 // log what is news.
 func (c *Clusters) Look(views []relay.View, log *slog.Logger) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	gone := maps.Clone(c.elsewhere)
-	if c.elsewhere == nil {
-		c.elsewhere = elsewhere{}
-	}
+	found := map[string][]string{}
 	for _, v := range views {
 		if v.Type != ClusterType {
 			continue
 		}
 		v.Each(func(name string, body []byte) {
 			if fields := attach.WasmElsewhere(&anypb.Any{TypeUrl: ClusterType, Value: body}); len(fields) > 0 {
-				delete(gone, name)
-				c.elsewhere.look(name, fields, log)
+				found[name] = fields
 			}
 		})
 	}
-	for name := range gone {
-		delete(c.elsewhere, name)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.elsewhere == nil {
+		c.elsewhere = elsewhere{}
+	}
+	maps.DeleteFunc(c.elsewhere, func(name string, _ *chandler.Problem) bool { return found[name] == nil })
+	for _, name := range slices.Sorted(maps.Keys(found)) {
+		c.elsewhere.look(name, found[name], log)
 	}
 }
 
