@@ -58,7 +58,7 @@ func main() {
 func run(args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	e := &env{getenv: getenv, stdin: stdin, stdout: escaper{stdout}, stderr: escaper{stderr}, exact: stdout, tty: terminal(stderr), screen: terminal(stdout), plugin: isPlugin(args[0])}
+	e := &env{getenv: getenv, stdin: stdin, stdout: escaper{stdout}, stderr: escaper{stderr}, exact: stdout, tty: terminal(stderr), screen: terminal(stdout), plugin: isPlugin(args[0]), network: network()}
 	defer e.hangUp()
 	root := rootCommand(e)
 	root.SetArgs(args[1:])
@@ -95,6 +95,8 @@ type env struct {
 
 	// plugin: kubectl called.
 	plugin bool
+	// network is the number of the network namespace.
+	network string
 
 	// Flags of every command that talks to a control plane, or to a cluster.
 	server     string

@@ -9,12 +9,14 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
 // A control plane leaves word of its socket for commands of the same user: a link
 // named after the address of its admin port, in a folder of that user's. So that
-// commands need no flags, and no secret is kept or sent.
+// commands need no flags, and no secret is kept or sent. The name has the network
+// namespace in it, too: elsewhere the same address is somebody else's.
 
 // wordsDirs are the folders of the links, the best first: beside the user's other
 // state, and for users without a home that can be written to under the temporary
@@ -55,13 +57,33 @@ func (e *env) word(host, port string) string {
 	if err != nil || !addr.Unmap().IsLoopback() {
 		return ""
 	}
-	for _, dir := range e.wordsDirs() {
-		link := filepath.Join(dir, net.JoinHostPort(addr.Unmap().String(), port))
-		if _, err := os.Lstat(link); err == nil && private(dir) {
-			return link
+	address := net.JoinHostPort(addr.Unmap().String(), port)
+	for _, name := range []string{e.wordName(address), address} {
+		for _, dir := range e.wordsDirs() {
+			link := filepath.Join(dir, name)
+			to, err := os.Readlink(link)
+			if err == nil && filepath.IsAbs(to) && private(dir) {
+				return link
+			}
 		}
 	}
 	return ""
+}
+
+// wordName is the name of the link for an address. Up to 0.2.0 the address was all: for
+// commands of then such a link leads on to this one, by its name alone, and a control plane's
+// of then leads to a socket.
+func (e *env) wordName(address string) string {
+	if e.network == "" {
+		return address
+	}
+	return address + "-" + e.network
+}
+
+// network is the number of this process's network namespace; empty where there are none.
+func network() string {
+	name, _ := os.Readlink("/proc/self/ns/net")
+	return strings.Trim(name, "net:[]")
 }
 
 // leaveWord makes the link to a socket, and gives what removes it again.
@@ -73,45 +95,57 @@ func (e *env) leaveWord(at *net.TCPAddr, socket string) (leave func(), err error
 	case !at.IP.IsLoopback():
 		return func() {}, nil // commands say another address
 	}
+	address := net.JoinHostPort(host, fmt.Sprint(at.Port))
+	name := e.wordName(address)
 	var errs []error
 	for _, dir := range e.wordsDirs() {
-		link := filepath.Join(dir, net.JoinHostPort(host, fmt.Sprint(at.Port)))
-		if err := leaveLink(dir, link, socket); err != nil {
+		err := leaveLink(dir, name, socket)
+		if err == nil && name != address {
+			err = leaveLink(dir, address, name)
+		}
+		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		return func() {
+			link := filepath.Join(dir, name)
 			if to, err := os.Readlink(link); err == nil && to == socket {
 				_ = os.Remove(link) // a link to nothing does no harm
+				forget(dir, "")
 			}
 		}, nil
 	}
 	return func() {}, errors.Join(errs...)
 }
 
-func leaveLink(dir, link, socket string) error {
+func leaveLink(dir, name, to string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	if !private(dir) {
 		return fmt.Errorf("the folder %s is not this user's alone", dir)
 	}
-	forget(dir)
+	forget(dir, to)
+	link := filepath.Join(dir, name)
 	if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.Symlink(socket, link)
+	return os.Symlink(to, link)
 }
 
-// forget removes links to sockets that are gone.
-func forget(dir string) {
+// forget removes links to what is gone, and those from before to what there is a new one to.
+func forget(dir, next string) {
 	links, err := os.ReadDir(dir)
 	if err != nil {
 		return
 	}
 	for _, l := range links {
 		path := filepath.Join(dir, l.Name())
-		if _, err := os.Stat(path); l.Type() == fs.ModeSymlink && errors.Is(err, fs.ErrNotExist) {
+		to, err := os.Readlink(path)
+		if err != nil {
+			continue
+		}
+		if _, err := os.Stat(path); to == next || errors.Is(err, fs.ErrNotExist) {
 			_ = os.Remove(path)
 		}
 	}

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -72,4 +75,75 @@ func TestWord(t *testing.T) {
 		t.Errorf("it is written to: %v", err)
 	}
 	leave()
+}
+
+// Control planes of one user at the same address in two network namespaces leave word each
+// for the commands beside it. Commands and control planes of 0.2.0 know the address alone.
+func TestWordInAnotherNetwork(t *testing.T) {
+	home, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := func(network string) *env {
+		return &env{network: network, getenv: func(name string) string { return map[string]string{"HOME": home}[name] }}
+	}
+	at := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9911}
+	leave := func(network string) (socket string, gone func()) {
+		t.Helper()
+		socket = filepath.Join(home, "in"+network+".sock")
+		if err := os.WriteFile(socket, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		gone, err := in(network).leaveWord(at, socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return socket, gone
+	}
+	leads := func(network, want string) {
+		t.Helper()
+		if to, _ := os.Readlink(in(network).word("localhost", "9911")); to != want {
+			t.Errorf("in %q a command is led to %q, want %q", network, to, want)
+		}
+	}
+	before := func(want string) {
+		t.Helper()
+		to, err := filepath.EvalSymlinks(filepath.Join(home, ".local/state/chandler/admin/127.0.0.1:9911"))
+		if to != want || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a command of 0.2.0 is led to %q, %v, want %q", to, err, want)
+		}
+	}
+	one, oneGone := leave("1")
+	two, twoGone := leave("2")
+	leads("1", one)
+	leads("2", two)
+	leads("3", "")
+	before(two)
+	oneGone()
+	leads("1", "")
+	before(two)
+	twoGone()
+	before("")
+	if left, err := os.ReadDir(filepath.Join(home, ".local/state/chandler/admin")); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	old, oldGone := leave("") // as one of 0.2.0
+	leads("1", old)
+	before(old)
+	oldGone()
+	two, _ = leave("2")
+	leads("2", two)
+	before(two)
+
+	// Word of another namespace, or address, that leads to the same socket is from before.
+	if _, err := in("4").leaveWord(at, two); err != nil {
+		t.Fatal(err)
+	}
+	leads("4", two)
+	leads("2", "")
+	before(two)
+
+	if number := network(); strings.Trim(number, "0123456789") != "" || (number == "") == (runtime.GOOS == "linux") {
+		t.Errorf("the network namespace is %q", number)
+	}
 }

@@ -177,6 +177,9 @@ func (a *Agent) status() *Status {
 	if a.remote != nil {
 		st.Modules = a.remote.status()
 	}
+	for _, u := range a.upstreams {
+		st.Modules = append(st.Modules, u.wasm.Status()...)
+	}
 	v := a.view.Load()
 	if v == nil {
 		return st

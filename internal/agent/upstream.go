@@ -41,6 +41,7 @@ type controlPlane struct {
 	conn   *upstream.Conn
 	link   *upstreamLink
 	held   heldListeners
+	wasm   remotewasm.Clusters // what Envoy took has it
 	store  *viewstore.Store
 	log    *slog.Logger
 
@@ -133,6 +134,7 @@ func (u *controlPlane) lastTaken() ([]relay.View, time.Time) {
 			return nil, until
 		}
 	}
+	u.wasm.Look(views, u.log)
 	views = slices.Clone(views)
 	for i, v := range views {
 		if v.Type == attach.ExtensionConfigType || v.Type == listenerType {
@@ -217,7 +219,7 @@ func (u *controlPlane) newEdge(hooks relay.Hooks, ended func(), another bool) *e
 
 // hooks are what the agent adds to what passes.
 func (a *Agent) hooks(u *controlPlane) relay.Hooks {
-	h := relay.Hooks{Node: a.introduce, Names: attach.Names, Clusters: attach.Clusters, Transforms: map[string]relay.Transform{
+	h := relay.Hooks{Node: a.introduce, Names: attach.Names, Clusters: attach.Clusters, ListenersTimeout: a.derived.ListenersTimeout, Transforms: map[string]relay.Transform{
 		attach.ExtensionConfigType: a.remote.extensions.Transform,
 		listenerType:               a.transformListener,
 	}}

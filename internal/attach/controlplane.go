@@ -123,7 +123,12 @@ func (d *Derived) divert(root *yaml.Node, dc DeriveConfig) error {
 		if source == nil {
 			continue
 		}
-		d.UpstreamListeners = d.UpstreamListeners || name == "lds_config"
+		if name == "lds_config" {
+			d.UpstreamListeners = true
+			if d.ListenersTimeout, err = fetchTimeout(item{source, sub(path, name)}); err != nil {
+				return err
+			}
+		}
 		if err := v.source(item{source, sub(path, name)}, ads != nil, name == "cds_config"); err != nil {
 			return err
 		}
@@ -131,6 +136,19 @@ func (d *Derived) divert(root *yaml.Node, dc DeriveConfig) error {
 	d.ControlPlanes = v.found
 	return nil
 }
+
+// fetchTimeout reads how long Envoy waits for the first answer of a config source; 0: for
+// ever.
+func fetchTimeout(source item) (time.Duration, error) {
+	const name = "initial_fetch_timeout"
+	if given, err := field(source.Node, source.path, name); err != nil || given == nil {
+		return envoysFetchTimeout, err
+	}
+	return duration(source, name)
+}
+
+// envoysFetchTimeout is what Envoy takes for one that is not given.
+const envoysFetchTimeout = 15 * time.Second
 
 // source reads where one type comes from. Clusters from a file are no matter of the
 // agent's.

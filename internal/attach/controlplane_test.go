@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -128,6 +129,33 @@ func TestDeriveUpstreamMerged(t *testing.T) {
 	var p *chandler.Problem
 	if _, err := Derive(config, upstreamConfig); !errors.As(err, &p) || p.Field != "dynamic_resources.ads_config.grpc_services" {
 		t.Errorf("two services: %v", err)
+	}
+}
+
+// How long Envoy waits for its first listeners is in the source of these alone.
+func TestListenersTimeout(t *testing.T) {
+	t.Parallel()
+	whole := read(t, "testdata/upstream/envoy-gateway.yaml")
+	for lds, want := range map[string]time.Duration{
+		"initial_fetch_timeout: 0s": 0, "initial_fetch_timeout: 5s": 5 * time.Second, "initialFetchTimeout: 0.250s": 250 * time.Millisecond,
+		"initial_fetch_timeout: null": 15 * time.Second, "": 15 * time.Second,
+	} {
+		text := strings.Replace(string(whole), "lds_config:\n    ads: {}\n    initial_fetch_timeout: 0s", "lds_config:\n    ads: {}\n    "+lds, 1)
+		config, err := MergeConfig("e.yaml", []byte(text), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d, err := Derive(config, upstreamConfig); err != nil || d.ListenersTimeout != want {
+			t.Errorf("%q: %v, %v, want %v", lds, d.ListenersTimeout, err, want)
+		}
+	}
+	config, err := MergeConfig("e.yaml", whole, "dynamic_resources: {lds_config: {initial_fetch_timeout: soon}}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p *chandler.Problem
+	if _, err := Derive(config, upstreamConfig); !errors.As(err, &p) || p.Field != "dynamic_resources.lds_config.initial_fetch_timeout" {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -82,6 +82,9 @@ type Derived struct {
 	// listeners file, those that the file has stay in it and run no plugins, and
 	// PlaceSlots is for what comes.
 	UpstreamListeners bool
+	// ListenersTimeout is how long Envoy waits for the first of these before it goes on
+	// without any; 0: it never does.
+	ListenersTimeout time.Duration
 	// Warnings are sentences for a person.
 	Warnings []string
 

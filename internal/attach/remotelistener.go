@@ -83,7 +83,7 @@ func readListenerWasm(listener *anypb.Any) (*Remote, error) {
 	}
 	r := &Remote{}
 	var found []*RemoteWasm // one for each that is Wasm, nil for one that is not remote
-	_, err := wasmWalk{visit: func(form wasmForm, kind string) (*anypb.Any, bool, error) {
+	_, err := wasmWalk{visit: func(form wasmForm, kind string, _ *place) (*anypb.Any, bool, error) {
 		w, err := remoteOf(form, kind)
 		if found = append(found, w); w != nil {
 			r.Wasm = append(r.Wasm, w)
@@ -95,7 +95,7 @@ func readListenerWasm(listener *anypb.Any) (*Remote, error) {
 	}
 	r.with = func(configs []*anypb.Any) *anypb.Any {
 		i := 0
-		edited, err := wasmWalk{visit: func(wasmForm, string) (config *anypb.Any, edit bool, err error) {
+		edited, err := wasmWalk{visit: func(wasmForm, string, *place) (config *anypb.Any, edit bool, err error) {
 			if i++; found[i-1] == nil {
 				return nil, false, nil
 			}
@@ -111,19 +111,27 @@ func readListenerWasm(listener *anypb.Any) (*Remote, error) {
 }
 
 // WasmElsewhere names the fields of an extension config or a listener in which Wasm stands
-// that ReadRemote does not look at. If its module is remote, Envoy is to fetch it itself.
+// that ReadRemote does not look at. If its module is remote, Envoy is to fetch it itself. Of a
+// cluster, of which nothing is made local, it names the filters whose modules are remote, too.
 func WasmElsewhere(resource *anypb.Any) (fields []string) {
 	b := resource.GetValue()
 	if !bytes.Contains(b, wasmInListener) {
 		return nil
 	}
-	walk := wasmWalk{
-		visit:  func(wasmForm, string) (*anypb.Any, bool, error) { return nil, false, nil },
-		beyond: func(at *place) { fields = append(fields, at.String()) },
-	}
-	if typeName(resource.GetTypeUrl()) == typeName(listenerType) {
+	beyond := func(at *place) { fields = append(fields, at.String()) }
+	walk := wasmWalk{beyond: beyond, visit: func(wasmForm, string, *place) (*anypb.Any, bool, error) { return nil, false, nil }}
+	switch typeName(resource.GetTypeUrl()) {
+	case typeName(listenerType):
 		_, _ = walk.listener(b) // what cannot be read Envoy refuses
-	} else {
+	case typeName(clusterType):
+		walk.visit = func(form wasmForm, _ string, at *place) (*anypb.Any, bool, error) {
+			if remote, err := form.remote(); remote != nil && err == nil {
+				beyond(at)
+			}
+			return nil, false, nil
+		}
+		_, _ = walk.cluster(b)
+	default:
 		_, _ = walk.over(b, nil, edits{extensionTyped: {"typed_config", false, walk.filterWasm}})
 	}
 	return fields
@@ -133,7 +141,7 @@ func WasmElsewhere(resource *anypb.Any) (fields []string) {
 type wasmWalk struct {
 	// visit gives what comes in the place of a configuration, if that is to be edited; nil:
 	// what holds it goes, if it is one of a list.
-	visit func(form wasmForm, kind string) (config *anypb.Any, edit bool, err error)
+	visit func(form wasmForm, kind string, at *place) (config *anypb.Any, edit bool, err error)
 	// beyond is told where else there is Wasm; nil: nobody is.
 	beyond func(at *place)
 }
@@ -186,6 +194,32 @@ func (w wasmWalk) pass(b []byte, at *place) error {
 func (w wasmWalk) listener(b []byte) ([]byte, error) {
 	return w.over(b, nil, edits{listenerChains: {"filter_chains", true, w.chain}, listenerDefaultChain: {"default_filter_chain", false, w.chain},
 		listenerLogs: {"access_log", true, w.log}})
+}
+
+// The fields of a cluster in which filters stand.
+const (
+	clusterOptions, clusterFilters                   protowire.Number = 36, 40
+	optionsValue, optionsFilters, clusterFilterTyped protowire.Number = 2, 6, 2
+)
+
+// cluster goes over filters of connections, and the HTTP filters among the protocol options.
+func (w wasmWalk) cluster(b []byte) ([]byte, error) {
+	filter := func(b []byte, at *place) ([]byte, error) {
+		return w.over(b, at, edits{clusterFilterTyped: {"typed_config", false, w.filterWasm}})
+	}
+	http := func(b []byte, at *place) ([]byte, error) {
+		return w.over(b, at, edits{optionsFilters: {"http_filters", true, w.filter}})
+	}
+	options := func(b []byte, _ *place) ([]byte, error) { // an entry of a map, in which they have a name
+		at := (*place)(nil).field("typed_extension_protocol_options")
+		return w.over(b, at, edits{optionsValue: {httpOptions, false, func(b []byte, at *place) ([]byte, error) {
+			if kind, _, err := typeAndValue(b, at); err != nil || typeName(kind) != httpOptions {
+				return b, w.pass(b, at)
+			}
+			return w.over(b, at, edits{anyValue: {"value", false, http}})
+		}}})
+	}
+	return w.over(b, nil, edits{clusterFilters: {"filters", true, filter}, clusterOptions: {"typed_extension_protocol_options", true, options}})
 }
 
 func (w wasmWalk) chain(b []byte, at *place) ([]byte, error) {
@@ -263,7 +297,7 @@ func (w wasmWalk) wasm(b []byte, at *place, kinds ...string) ([]byte, error) {
 	if form == nil {
 		return b, w.pass(b, at)
 	}
-	config, edit, err := w.visit(form, kind)
+	config, edit, err := w.visit(form, kind, at)
 	if err != nil || !edit {
 		return b, err
 	}

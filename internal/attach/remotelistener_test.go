@@ -12,6 +12,7 @@ import (
 	matcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
 	xdstypev3 "github.com/cncf/xds/go/xds/type/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	wasmlogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/wasm/v3"
@@ -20,6 +21,7 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	networkwasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/wasm/v3"
+	httpoptionsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -141,6 +143,42 @@ func TestWasmElsewhere(t *testing.T) {
 	for want, typed := range map[string]*anypb.Any{"": remote, "typed_config": matched} {
 		if got := strings.Join(WasmElsewhere(packed(&corev3.TypedExtensionConfig{Name: "e", TypedConfig: typed})), " "); got != want {
 			t.Errorf("of an extension config %q, want %q", got, want)
+		}
+	}
+}
+
+// Of clusters that Wasm is told of whose module is remote, in both of the lists of filters
+// that they have.
+func TestWasmElsewhereInClusters(t *testing.T) {
+	t.Parallel()
+	remote, local := packed(httpWasm(remoteCode("https://x.example/m.wasm"))), packed(httpWasm(localCode("/m.wasm")))
+	inside := &anypb.Any{TypeUrl: typeURLPrefix + "some.Filter", Value: packed(&corev3.TypedExtensionConfig{Name: "x", TypedConfig: remote}).Value}
+	cluster := func(typed ...*anypb.Any) (filters, options *clusterv3.Cluster) {
+		filters, http := &clusterv3.Cluster{Name: "c"}, &httpoptionsv3.HttpProtocolOptions{}
+		for _, a := range typed {
+			filters.Filters = append(filters.Filters, &clusterv3.Filter{Name: "f", TypedConfig: a})
+			http.HttpFilters = append(http.HttpFilters, &hcmv3.HttpFilter{Name: "f", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: a}})
+		}
+		return filters, &clusterv3.Cluster{Name: "c", TypedExtensionProtocolOptions: map[string]*anypb.Any{httpOptions: packed(http)}}
+	}
+	for _, c := range []struct {
+		typed []*anypb.Any
+		want  []string
+	}{
+		{[]*anypb.Any{router.GetTypedConfig()}, nil},
+		{[]*anypb.Any{local, router.GetTypedConfig()}, nil},
+		{[]*anypb.Any{local, remote, inside}, []string{"[1].typed_config", "[2].typed_config"}},
+		{[]*anypb.Any{{TypeUrl: remote.TypeUrl, Value: []byte("?")}}, nil}, // Envoy refuses it
+	} {
+		filters, options := cluster(c.typed...)
+		for list, resource := range map[string]*clusterv3.Cluster{"filters": filters, "typed_extension_protocol_options." + httpOptions + ".value.http_filters": options} {
+			var want []string
+			for _, at := range c.want {
+				want = append(want, list+at)
+			}
+			if got := WasmElsewhere(packed(resource)); !slices.Equal(got, want) {
+				t.Errorf("%q, want %q", got, want)
+			}
 		}
 	}
 }

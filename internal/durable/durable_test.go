@@ -248,6 +248,38 @@ func TestFault_F12_LockedDirectory(t *testing.T) {
 	defer second.Unlock()
 }
 
+// Whoever holds a directory that was removed takes it anew, and lets nobody else in; while
+// all is there nothing is done.
+func TestLockIsRenewed(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "data")
+	lock, err := durable.Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, removed := range []bool{false, true, true, false} {
+		if removed {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if anew, err := lock.Renew(); err != nil || anew != removed {
+			t.Errorf("made anew: %v, %v, want %v", anew, err, removed)
+		}
+		if _, err := durable.Lock(dir); code(err) != chandler.CodeCacheLocked {
+			t.Errorf("second lock: %v", err)
+		}
+	}
+	if err := errors.Join(lock.Unlock(), lock.Unlock()); err != nil {
+		t.Error(err)
+	}
+	second, err := durable.Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Unlock()
+}
+
 func TestFault_F19_UnwritableDirectory(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")

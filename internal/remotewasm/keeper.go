@@ -99,8 +99,11 @@ const (
 	neverSoonerThan = time.Hour
 )
 
-// ListenerType is the type URL of listeners.
-const ListenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
+// The type URLs of listeners and of clusters.
+const (
+	ListenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
+	ClusterType  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+)
 
 // Config is what a Keeper needs. Type, Fetcher and Changed are required.
 type Config struct {
@@ -128,12 +131,11 @@ type Keeper struct {
 	cfg  Config
 	kick chan struct{}
 
-	mu      sync.Mutex
-	state   *state
-	cancels map[*source]context.CancelFunc
-	tooMany time.Time // was said
-	// elsewhere tells of resources with Wasm that is not made local where it stands.
-	elsewhere map[string]*chandler.Problem
+	mu        sync.Mutex
+	state     *state
+	cancels   map[*source]context.CancelFunc
+	tooMany   time.Time // was said
+	elsewhere elsewhere
 	flights   sync.WaitGroup
 
 	// Of Run alone: when what is known is to be written, zero if it is, and when it was.
@@ -156,7 +158,7 @@ func New(cfg Config) *Keeper {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	k := &Keeper{cfg: cfg, kick: make(chan struct{}, 1), state: newState(rand.Float64), cancels: map[*source]context.CancelFunc{}, elsewhere: map[string]*chandler.Problem{}}
+	k := &Keeper{cfg: cfg, kick: make(chan struct{}, 1), state: newState(rand.Float64), cancels: map[*source]context.CancelFunc{}, elsewhere: elsewhere{}}
 	records, err := readRecords(cfg.FS, cfg.Dir, cfg.Type)
 	if err != nil {
 		cfg.Log.Warn("what remote modules of the control plane meant is not known any more; they are asked for anew", "error", err)
@@ -168,7 +170,7 @@ func New(cfg Config) *Keeper {
 // Transform is for resources of the keeper's type: a relay.Transform.
 func (k *Keeper) Transform(res relay.Resource) (body []byte, ready bool) {
 	resource := &anypb.Any{TypeUrl: res.Type, Value: res.Body}
-	k.lookElsewhere(res.Name, attach.WasmElsewhere(resource))
+	k.lookElsewhere(res.Name, resource)
 	r, err := attach.ReadRemote(resource)
 	if err != nil || r == nil {
 		return k.asItIs(res, resource, err), true
@@ -207,21 +209,11 @@ func (k *Keeper) sayTooMany(name string, now time.Time) {
 }
 
 // lookElsewhere notes in which fields of a resource Wasm stands that is not made local.
-func (k *Keeper) lookElsewhere(name string, fields []string) {
+func (k *Keeper) lookElsewhere(name string, resource *anypb.Any) {
+	fields := attach.WasmElsewhere(resource)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(fields) == 0 {
-		delete(k.elsewhere, name)
-		return
-	}
-	p := chandler.Problemf(chandler.CodeEnvoyConfig, fields[0], "let it stand in a filter chain, a connection manager or an access log, as a message of its own type",
-		"Wasm is not made local in %s like this one: Envoy fetches its module itself if that is remote", chandler.Count(len(fields), "field", "fields"))
-	before := k.elsewhere[name]
-	if before != nil && *before == *p || before == nil && len(k.elsewhere) >= maxNames {
-		return
-	}
-	k.elsewhere[name] = p
-	k.cfg.Log.Warn("Wasm of the control plane is not made local where it stands", "resource", chandler.Printable(name, 256), "error", p)
+	k.elsewhere.look(name, fields, k.cfg.Log)
 }
 
 // asItIs is for what is not remote, and for what cannot be read, which Envoy will refuse.
@@ -526,8 +518,5 @@ func (k *Keeper) Status() []Status {
 			list = append(list, one)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(k.elsewhere)) {
-		list = append(list, Status{Name: name, Elsewhere: true, Problem: k.elsewhere[name]})
-	}
-	return list
+	return append(list, k.elsewhere.status()...)
 }

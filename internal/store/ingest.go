@@ -39,6 +39,9 @@ func (s *Store) Ingest(r io.Reader, want chandler.ModuleDigest) (chandler.Module
 			return "", 0, err
 		}
 	}
+	if err := s.renew(); err != nil {
+		return "", 0, err
+	}
 	p, err := durable.Create(s.FS, filepath.Join(s.Dir, "incoming"))
 	if err != nil {
 		return "", 0, s.diskProblem(err, 0)
@@ -58,6 +61,21 @@ func (s *Store) Ingest(r io.Reader, want chandler.ModuleDigest) (chandler.Module
 		return "", 0, err
 	}
 	return got, in.size, nil
+}
+
+// renew makes the store's directory again if somebody removed it. What was in it is
+// absent from then on, as what else is gone behind the store's back.
+func (s *Store) renew() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return fmt.Errorf("ingest: %w", fs.ErrClosed)
+	}
+	anew, err := s.lock.Renew()
+	if anew {
+		s.Log.Warn("the directory of the store was removed, and was made again", "directory", s.Dir)
+	}
+	return err
 }
 
 // intake is a module that is being written.

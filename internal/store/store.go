@@ -47,7 +47,8 @@ const (
 
 // Config says where a store is and how large it may grow. Only Dir is required.
 type Config struct {
-	// Dir is made if need be, mode 0700, and used by one store at a time.
+	// Dir is made if need be, mode 0700, also when it was removed meanwhile, and used by
+	// one store at a time.
 	Dir string
 	// FS is the operating system's when nil.
 	FS durable.FS
@@ -416,11 +417,8 @@ func absent(d chandler.ModuleDigest) error {
 }
 
 func unwritable(dir string, err error) error {
-	hint := "make the directory writable for the user this runs as, and look at the disk"
-	if errors.Is(err, fs.ErrNotExist) {
-		hint = "make the directory again for the user this runs as, or start this program anew, which makes it"
-	}
-	return chandler.Problemf(chandler.CodeCacheUnwritable, "", hint,
+	return chandler.Problemf(chandler.CodeCacheUnwritable, "",
+		"make the directory writable for the user this runs as, and look at the disk",
 		"store %s cannot be used: %s", chandler.Quote(dir), chandler.Printable(err.Error(), 256))
 }
 

@@ -668,21 +668,79 @@ func TestAnyOrder(t *testing.T) {
 	})
 }
 
-// A directory that somebody removed is told as that, and once it is there again all goes on.
+// A directory that somebody removed is made again by the next module, and is this store's
+// alone as before; what was in it is absent, leased or not, and can be taken in anew.
 func TestDirectoryIsRemoved(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(t.TempDir(), "modules")
+	dir := filepath.Join(t.TempDir(), "data", "modules")
 	s := open(t, store.Config{Dir: dir})
-	if err := os.RemoveAll(dir); err != nil {
+	leased, other := ingest(t, s, 1, 100), ingest(t, s, 2, 100)
+	acquire(t, s, leased)
+	for _, gone := range []string{dir, filepath.Dir(dir)} {
+		if err := os.RemoveAll(gone); err != nil {
+			t.Fatal(err)
+		}
+		wantAbsent(t, s, leased)
+		wantAbsent(t, s, other)
+		holds(t, acquire(t, s, ingest(t, s, 3, 100)))
+		holds(t, acquire(t, s, ingest(t, s, 1, 100)))
+		_, err := store.Open(store.Config{Dir: dir})
+		wantCode(t, err, chandler.CodeCacheLocked)
+	}
+	if n, size := s.Stats(); n != 2 || size != 200 {
+		t.Errorf("%d modules of %d bytes", n, size)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	open(t, store.Config{Dir: dir})
+}
+
+// A directory that cannot be made again is told as that, and is made once it can be.
+func TestDirectoryStaysAway(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(t.TempDir(), "data")
+	s := open(t, store.Config{Dir: filepath.Join(data, "modules")})
+	if err := errors.Join(os.RemoveAll(data), os.WriteFile(data, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	_, _, err := s.Ingest(strings.NewReader("a module"), "")
-	var p *chandler.Problem
-	if !errors.As(err, &p) || p.Code != chandler.CodeCacheUnwritable || !strings.HasPrefix(p.Hint, "make the directory again") {
-		t.Errorf("%v", err)
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	wantCode(t, err, chandler.CodeCacheUnwritable)
+	if err := os.Remove(data); err != nil {
 		t.Fatal(err)
 	}
-	ingest(t, s, 1, 100)
+	holds(t, acquire(t, s, ingest(t, s, 1, 100)))
+}
+
+// What went into a directory that was made again survives a loss of power, and a failure
+// of any call on the way is told and keeps nothing from being taken in later.
+func TestDirectoryMadeAgainLasts(t *testing.T) {
+	t.Parallel()
+	for fail := 0; ; fail++ {
+		fsys := crashfs.New()
+		s := open(t, store.Config{Dir: "/data/store", FS: fsys})
+		for _, file := range []string{"lock", ingest(t, s, 1, 100).Hex() + ".wasm", ""} {
+			if err := fsys.Remove(filepath.Join("/data/store", file)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := fsys.Calls()
+		if fail > 0 {
+			fsys.FailAt(fail, syscall.EIO)
+		}
+		b, d := module(2, 100)
+		_, _, err := s.Ingest(bytes.NewReader(b), "")
+		if passed := fsys.Calls()-before < fail; passed {
+			break
+		}
+		if err != nil {
+			wantCode(t, err, chandler.CodeCacheUnwritable)
+			_, _, err = s.Ingest(bytes.NewReader(b), "")
+		}
+		if err != nil {
+			t.Fatalf("after a failure of call %d: %v", fail, err)
+		}
+		s = open(t, store.Config{Dir: "/data/store", FS: fsys.Restart(crashfs.LoseUnsynced)})
+		holds(t, acquire(t, s, d))
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -187,6 +188,45 @@ func TestFault_F18_DeletedFile(t *testing.T) {
 	p.awaitReady()
 	fetched()
 	has(t, port, "n1")
+}
+
+// The folders in which the agent and the control plane have their modules are removed while
+// a plugin runs. Traffic notices nothing, another module comes into force, and what runs is
+// fetched again, without anybody being started anew.
+func TestFault_F18_DeletedFolder(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	port := freePort(t)
+	p := w.agent(node{name: "a", flags: []string{"--scrub", "100ms"}}, w.gateway(listener{port: port, name: "in"}))
+	url := w.push("append:v1", build(1))
+	w.apply(plugin("p", url, tag("n0")))
+	kept := wholeModules(t, p.modules())
+	if len(kept) != 1 {
+		t.Fatalf("stored: %v", kept)
+	}
+	remove := func() {
+		t.Helper()
+		away := t.TempDir() // in one step, as they may be written to
+		for _, dir := range []string{p.modules(), filepath.Join(w.dir, "control", "modules")} {
+			if err := os.Rename(dir, filepath.Join(away, filepath.Base(filepath.Dir(dir)))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	o := watchOrder(port)
+	for n, image := range []string{w.push("append:v2", build(2)), url} {
+		remove()
+		tags := fmt.Sprintf("n%d", n+1)
+		w.apply(plugin("p", image, tag(tags)))
+		has(t, port, tags)
+	}
+	remove()
+	eventually(t, 20*time.Second, "the module that runs is there again", func() (bool, string) {
+		now, err := filepath.Glob(filepath.Join(p.modules(), "*.wasm"))
+		return slices.Contains(now, kept[0]), fmt.Sprintf("%v, %v", now, err)
+	})
+	o.check(t)
+	has(t, port, "n2")
 }
 
 // No control plane when the node boots: the last good set is in force within two

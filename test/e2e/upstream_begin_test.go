@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -23,11 +24,12 @@ import (
 	"chandler.dev/chandler/internal/testenv/upstream"
 )
 
-// startBeneath starts an agent as ownPlane.agent does, and does not wait.
-func (u *ownPlane) startBeneath(n node) *beneath {
+// startBeneath starts an agent as ownPlane.agent does, with texts in the bootstrap replaced,
+// and does not wait.
+func (u *ownPlane) startBeneath(n node, replaced ...string) *beneath {
 	u.w.t.Helper()
 	b := &beneath{u: u, admin: filepath.Join(u.w.t.TempDir(), "a")}
-	b.proxy = u.w.startAgent(n, u.Bootstrap("node-of-bootstrap", b.admin))
+	b.proxy = u.w.startAgent(n, strings.NewReplacer(replaced...).Replace(u.Bootstrap("node-of-bootstrap", b.admin)))
 	return b
 }
 
@@ -137,12 +139,18 @@ func health(t *testing.T, v upstream.Variant, port int) *listenerv3.Listener {
 	return l
 }
 
-// An Envoy that starts does not wait for ever: before it would give up by itself it goes on
-// with the listeners that can open, and log and status name those that it began without.
+// An Envoy that starts does not wait for ever: before it would give up by itself, after 15 s
+// or what its bootstrap says, it goes on with the listeners that can open, and log and status
+// name those that it began without.
 func TestUpstreamBeginsWithout(t *testing.T) {
 	t.Parallel()
-	for _, v := range []upstream.Variant{{}, {Delta: true}} {
-		t.Run(v.String(), func(t *testing.T) {
+	for _, c := range []struct {
+		v     upstream.Variant
+		says  string
+		waits time.Duration
+	}{{upstream.Variant{}, "", 10 * time.Second}, {upstream.Variant{Delta: true}, "", 10 * time.Second}, {upstream.Variant{Delta: true}, "6s", 4 * time.Second}} {
+		v := c.v
+		t.Run(v.String()+c.says, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			u, port := w.under(v), freePort(t)
@@ -151,9 +159,13 @@ func TestUpstreamBeginsWithout(t *testing.T) {
 				t.Fatal(err)
 			}
 			began := time.Now()
-			b := u.startBeneath(node{name: "a"})
+			var replaced []string
+			if c.says != "" {
+				replaced = []string{"lds_config: {", fmt.Sprintf(`lds_config: {"initial_fetch_timeout": %q, `, c.says)}
+			}
+			b := u.startBeneath(node{name: "a"}, replaced...)
 			eventually(t, 40*time.Second, "Envoy is ready", func() (bool, string) { return b.envoyIsReady(), b.tail() })
-			if took := time.Since(began); took < 10*time.Second {
+			if took := time.Since(began); took < c.waits {
 				t.Errorf("it has not waited: %v", took)
 			}
 			if a := get(t, port, "/"); a.code != http.StatusOK {

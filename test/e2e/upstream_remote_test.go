@@ -18,8 +18,10 @@ import (
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	wasmlog "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/wasm/v3"
+	upstreamcodec "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/upstream_codec/v3"
 	wasmfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	httpoptions "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	wasm "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -291,6 +293,48 @@ func (u *ownPlane) logged(t *testing.T, port int, path string, content []byte) u
 	l := u.variant.Listener("logged", loopback(port), "r")
 	l.AccessLog = []*accesslog.AccessLog{{Name: "theirs", ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: config}}}
 	return upstream.Resources{l}
+}
+
+// A cluster with a filter whose module is remote passes as it is: Envoy fetches the module,
+// and that is told of for as long as the cluster is there.
+func TestUpstreamRemoteInCluster(t *testing.T) {
+	t.Parallel()
+	v := upstream.Variant{Delta: true}
+	content := module.Append()
+	modules, asked := serveModules(t, content, nil)
+	w := newWorld(t)
+	u := w.under(v)
+	codec, err := anypb.New(&upstreamcodec.UpstreamCodec{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	options, err := anypb.New(&httpoptions.HttpProtocolOptions{
+		UpstreamProtocolOptions: &httpoptions.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpoptions.HttpProtocolOptions_ExplicitHttpConfig{
+			ProtocolConfig: &httpoptions.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{}}},
+		HttpFilters: []*hcm.HttpFilter{gateways(t, "/append.wasm", content, "theirs"), {Name: "codec", ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: codec}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	guarded := v.Cluster("guarded")
+	guarded.TypedExtensionProtocolOptions = map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}
+	there := upstream.Resources{v.Cluster("modules"), upstream.Backend("modules", modules.Listener.Addr().String())}
+	u.set(there, upstream.Resources{guarded, upstream.Backend("guarded", w.upstream.Listener.Addr().String())})
+	b := u.agent(node{name: "a"})
+	told := func(want bool) {
+		t.Helper()
+		eventually(t, 20*time.Second, "the status tells of it, or not any more", func() (bool, string) {
+			list := b.told(t).Modules
+			return len(list) == 1 == want && (!want || list[0].Elsewhere && list[0].Name == "guarded" && strings.HasSuffix(list[0].Problem.Field, "http_filters[0].typed_config")), fmt.Sprintf("%+v", list)
+		})
+	}
+	told(true)
+	eventually(t, 20*time.Second, "Envoy fetches the module itself", func() (bool, string) { return asked.Load() > 0, b.tail() })
+	if log := b.tail(); !strings.Contains(log, "resource=guarded") {
+		t.Errorf("the log does not tell of it:\n%s", log)
+	}
+	u.set(there)
+	told(false)
 }
 
 // A remote module of an access log is made local as well. One that cannot be had, of a

@@ -8,9 +8,21 @@ import "time"
 // to a port that is shut. So that answer waits as a whole. For what a listener itself names
 // Envoy waits by itself.
 
-// openingPatience is how long that answer waits at most since Envoy asked. Envoy by itself
-// waits for 15 s, and would then be ready without any listener.
-const openingPatience = 14 * time.Second
+const (
+	// openingPatience is how long that answer waits at most since Envoy asked.
+	openingPatience = 14 * time.Second
+	// openingMargin is how long before Envoy would be ready without any listener.
+	openingMargin = time.Second
+)
+
+// patience is how long that answer waits for an Envoy that would itself wait for so long;
+// 0: for ever.
+func patience(envoys time.Duration) time.Duration {
+	if envoys == 0 {
+		return openingPatience
+	}
+	return min(openingPatience, max(envoys-openingMargin, envoys/2))
+}
 
 // opening is that answer; of an Envoy that may have listeners already, nothing is awaited.
 type opening struct {
@@ -18,13 +30,13 @@ type opening struct {
 	until     time.Time // zero: Envoy has not asked
 }
 
-// asked notes that Envoy asks for listeners.
-func (o *opening) asked(q Request, now time.Time) {
+// asked notes that Envoy asks for listeners, for which it waits for so long.
+func (o *opening) asked(q Request, now time.Time, envoys time.Duration) {
 	switch {
 	case q.Version != "" || len(q.Held) > 0:
 		o.isAwaited = false
 	case o.until.IsZero():
-		o.until = now.Add(openingPatience)
+		o.until = now.Add(patience(envoys))
 	}
 }
 

@@ -85,6 +85,26 @@ func TestFirstListenersInTime(t *testing.T) {
 	})
 }
 
+// An Envoy that waits for less is answered before it goes on without listeners; one that
+// waits for more is not kept shut for longer.
+func TestFirstListenersInEnvoysTime(t *testing.T) {
+	for envoys, want := range map[time.Duration]time.Duration{
+		0: 14 * time.Second, 15 * time.Second: 14 * time.Second, time.Minute: 14 * time.Second, 14 * time.Second: 13 * time.Second,
+		5 * time.Second: 4 * time.Second, 2 * time.Second: time.Second, time.Second: 500 * time.Millisecond, time.Millisecond: 500 * time.Microsecond,
+	} {
+		k := starting(t, true, map[string]bool{"l": true})
+		k.relay.hooks.ListenersTimeout = envoys
+		k.want(listenerType)
+		k.push(listenerType, "1", "l=1", "n=1")
+		if got := k.Wake().Sub(k.now); got != want {
+			t.Errorf("for an Envoy that waits for %v its first listeners wait for %v, want %v", envoys, got, want)
+		}
+		k.getsNothing()
+		k.now = k.now.Add(want)
+		k.ack(k.gets(listenerType, "n=1"))
+	}
+}
+
 // Nothing waits for an Envoy that may serve: one of which the relay does not know that it
 // has just started, or that says itself that it has listeners.
 func TestListenersOfOneThatServes(t *testing.T) {

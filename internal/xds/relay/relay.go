@@ -106,6 +106,9 @@ type Hooks struct {
 	Clusters func(typeURL string, body []byte, to func(cluster string))
 	// Local are by type URL, too.
 	Local map[string]Local
+	// ListenersTimeout is how long Envoy waits for its first listeners before it goes on
+	// without any; 0: it never does.
+	ListenersTimeout time.Duration
 	// Tell is told what Envoy did.
 	Tell func(Event)
 }

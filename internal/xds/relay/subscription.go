@@ -121,7 +121,8 @@ func merged(list, more, revoked []string) []string {
 func (f *feed) subscribe(q Request, now time.Time) {
 	first := !f.wants.asked
 	if f.typeURL == listenerType {
-		f.stream.relay.opening.asked(q, now)
+		r := f.stream.relay
+		r.opening.asked(q, now, r.hooks.ListenersTimeout)
 	}
 	if !f.delta() {
 		before := f.wants.names

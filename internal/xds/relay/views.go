@@ -141,6 +141,13 @@ func (v View) Edited(edit func(body []byte) []byte) View {
 	return v
 }
 
+// Each gives the resources that Envoy has taken, which must not be changed.
+func (v View) Each(is func(name string, body []byte)) {
+	for _, it := range v.items {
+		is(it.Name, it.body(v.Delta))
+	}
+}
+
 // Len is how many resources a view has.
 func (v View) Len() int { return len(v.items) + len(v.refused) }
 
