@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/testenv/ports"
 )
 
 func TestServerInfo(t *testing.T) {
@@ -199,7 +200,11 @@ func separateAgent(t *testing.T, admin http.Handler) (a *Agent, srv *http.Server
 	if err := os.WriteFile(config, []byte("static_resources: {}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := ports.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lis, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +212,7 @@ func separateAgent(t *testing.T, admin http.Handler) (a *Agent, srv *http.Server
 	served := make(chan struct{})
 	go func() { defer close(served); _ = srv.Serve(lis) }()
 	t.Cleanup(func() { srv.Close(); <-served })
-	cfg := Config{Node: chandler.Node{Name: "n", Namespace: "ns"}, Data: filepath.Join(dir, "data"), EnvoyArgs: []string{"-c", config}, EnvoyAdmin: lis.Addr().String(), NoChild: true}
+	cfg := Config{Node: chandler.Node{Name: "n", Namespace: "ns"}, Data: filepath.Join(dir, "data"), EnvoyArgs: []string{"-c", config}, EnvoyAdmin: addr, NoChild: true}
 	if err := WriteBootstrap(t.Context(), cfg, "1.40.0", filepath.Join(dir, "g.yaml")); err != nil {
 		t.Fatal(err)
 	}
