@@ -44,7 +44,7 @@ func (t told) table() table.Run {
 		add("all connected", "s", r.Connected, want.connected, ratio(func(r *Result) float64 { return r.Connected }))
 		add("all connected, CPU", "s", r.Connecting, 0, "")
 		add("memory", "MB", r.Full, want.memory, fmt.Sprintf("%.1f KB an agent; %.0f MB at most while they connected", 1000*r.each(), r.Most))
-		add("memory after all changes", "MB", r.After, want.memory, plain("MB", func(r *Result) float64 { return r.After }))
+		add("memory after all changes", "MB", r.After, want.memory, both(r.Parts.String(), plain("MB", func(r *Result) float64 { return r.After })))
 		add("idle", "% of a core", 100*r.Idle, want.idle, plain("%", func(r *Result) float64 { return 100 * r.Idle }))
 		// The targets are from a peer whose proxies acknowledge and report nothing.
 		add("a change, median told", "ms", r.Told.P50, 0, ratio(func(r *Result) float64 { return r.Told.P50 }))
@@ -58,7 +58,7 @@ func (t told) table() table.Run {
 		add("all back after a restart", "s", r.Back.Seconds, want.connected, both(fmt.Sprintf("%.0f bytes of resources", r.Back.ResourceBytes), r.handshakes()))
 		if s := r.Storm; s != nil {
 			add("100 changes a second, last told", "s", s.Behind, 0, fmt.Sprintf("%d changes in %.0f s, %.0f messages an agent, %.2f cores", s.Applied, s.Seconds, s.Messages, s.CPU))
-			add("100 changes a second, memory", "MB", s.Most, want.memory, "at most")
+			add("100 changes a second, memory", "MB", s.Most, want.memory, both("at most", s.Parts.String()))
 		}
 	}
 	return run

@@ -124,6 +124,31 @@ func TestReadings(t *testing.T) {
 	if err != nil || now < 1 || most < now {
 		t.Errorf("%v MB, at most %v, %v", now, most, err)
 	}
+	if sizes, err := resident(os.Getpid()); err != nil || sizes["RssFile"] < 1 || sizes["RssFile"] >= sizes["VmRSS"] {
+		t.Errorf("of the program's file %v, %v", sizes, err)
+	}
+}
+
+// A collector's goal is taken apart as it was put together, and stands in the table.
+func TestMakeup(t *testing.T) {
+	t.Parallel()
+	const heap, stacks, share = 30e6, 6e6, 0.5
+	used, garbage := shares(heap+share*(heap+stacks), stacks, share)
+	if used != heap+stacks || garbage != share*used {
+		t.Errorf("%v in use, %v garbage", used, garbage)
+	}
+	if used, garbage := shares(4e6, 9e6, 1); used != 9e6 || garbage != 4e6 {
+		t.Errorf("of hardly any heap: %v in use, %v garbage", used, garbage)
+	}
+	r := result(1000)
+	r.Parts, r.Storm = Makeup{Program: 55, InUse: 36, Garbage: 18}, &Storm{Seconds: 60, Most: 121}
+	var b strings.Builder
+	if err := (told{Runs: []Result{r}}).table().Text(&b); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(b.String(), "55 MB are pages of the program's file, 36 in use, up to 18 garbage"); n != 1 {
+		t.Errorf("it is said %d times in\n%s", n, b.String())
+	}
 }
 
 // Delays are told as shares of all.

@@ -173,3 +173,35 @@ func TestAnAgentCosts(t *testing.T) {
 		t.Errorf("a change for %d agents was %d messages and %v bytes", agents/fewEvery, n, bytes)
 	}
 }
+
+// A plugin that changes all the time leaves nothing behind but the releases and events that
+// are kept: what a control plane holds does not grow with the number of changes.
+func TestAChangeLeavesNothing(t *testing.T) {
+	const changes = 2000 // more than there are events kept
+	const mostEach = 128 // bytes
+	h := startHere(t)
+	var last int64
+	storm := func() {
+		for range changes {
+			last++
+			h.apply(last, 1)
+		}
+	}
+	storm()
+	<-time.After(settle)
+	before, _ := holds()
+	storm()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		after, _ := holds()
+		each := (after - before) / changes
+		if each <= mostEach {
+			t.Logf("a change leaves %d bytes", each)
+			return
+		}
+		if time.Now().After(deadline) { // the last are being found out, at first
+			t.Fatalf("a change leaves %d bytes, at most %d are to be", each, mostEach)
+		}
+		<-time.After(200 * time.Millisecond)
+	}
+}

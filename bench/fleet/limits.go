@@ -67,25 +67,30 @@ func cpu(pid int) (time.Duration, error) {
 // memory is what a process holds of the machine's memory, and the most since the last
 // call, in MB.
 func memory(pid int) (now, most float64, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	sizes, err := resident(pid)
 	if err != nil {
 		return 0, 0, err
 	}
+	// "5" has the kernel begin anew with the most.
+	return sizes["VmRSS"], sizes["VmHWM"], os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
+}
+
+// resident is what the kernel says of a process's resident set, in MB.
+func resident(pid int) (map[string]float64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return nil, err
+	}
+	sizes := map[string]float64{}
 	for line := range strings.Lines(string(b)) {
-		name, rest, _ := strings.Cut(line, ":")
-		var kib float64
-		switch name {
-		case "VmRSS", "VmHWM":
+		switch name, rest, _ := strings.Cut(line, ":"); name {
+		case "VmRSS", "VmHWM", "RssFile":
+			var kib float64
 			if _, err := fmt.Sscan(rest, &kib); err != nil {
-				return 0, 0, err
+				return nil, err
 			}
-			if name == "VmRSS" {
-				now = kib * 1024 / 1e6
-			} else {
-				most = kib * 1024 / 1e6
-			}
+			sizes[name] = kib * 1024 / 1e6
 		}
 	}
-	// "5" has the kernel begin anew with the most.
-	return now, most, os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
+	return sizes, nil
 }

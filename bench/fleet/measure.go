@@ -45,6 +45,8 @@ type Result struct {
 	Full  float64 `json:"connectedMB"`
 	After float64 `json:"changedMB"`
 	Most  float64 `json:"connectingMostMB"`
+	// Parts are those of After.
+	Parts Makeup `json:"changedParts"`
 	// Idle is the share of one core.
 	Idle float64 `json:"idleShare"`
 
@@ -82,6 +84,7 @@ type Storm struct {
 	Applied  int     `json:"applied"`
 	Messages float64 `json:"messagesPerAgent"`
 	Most     float64 `json:"mostMB"`
+	Parts    Makeup  `json:"parts"` // once all have the last one
 	CPU      float64 `json:"cores"`
 	// Behind is how long after the last change all agents had that.
 	Behind float64 `json:"behindSeconds"`
@@ -347,6 +350,9 @@ func (b *bench) restart(ctx context.Context) (err error) {
 	if b.After, _, err = memory(b.plane.pid()); err != nil {
 		return err
 	}
+	if b.Parts, err = b.plane.makeup(ctx); err != nil {
+		return err
+	}
 	b.plane.stop()
 	if err := b.plane.start(ctx); err != nil {
 		return err
@@ -412,7 +418,8 @@ func (b *bench) rage(ctx context.Context) error {
 	after, err := b.crowd.messages()
 	s.Messages = float64(after-before) / float64(b.Agents)
 	_, most, merr := memory(b.plane.pid())
-	s.Most, b.Storm = most, s
+	parts, perr := b.plane.makeup(ctx)
+	s.Most, s.Parts, b.Storm = most, parts, s
 	b.say("%d changes in %.0f s: %.0f messages an agent, %.2f cores, %.0f MB at most, all had the last one %.2f s after it", s.Applied, s.Seconds, s.Messages, s.CPU, s.Most, s.Behind)
-	return errors.Join(err, merr, <-profiled)
+	return errors.Join(err, merr, perr, <-profiled)
 }

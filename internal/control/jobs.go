@@ -481,7 +481,8 @@ func (l *loop) finished(o outcome) {
 				l.configs[j.legacy.base.ID] = j.legacy.config
 			}
 		}
-		l.released(&o.release)
+		r := o.release // alone: as a part of the outcome it would hold the job, and by it all releases before
+		l.released(&r)
 		l.c.tellResolved(&o.release, o.rollout.Sequence)
 		log.Info("new release", "release", o.release.ID.Short(), "generation", o.release.Generation, "sequence", o.rollout.Sequence, "reference", o.release.ShownReference())
 		if j.rollout == nil || j.rollout.Meant() != o.release.ID {

@@ -145,6 +145,7 @@ type Server struct {
 	failed prometheus.Counter
 
 	mu     sync.Mutex
+	terms  *terms                       // of the last connection
 	open   map[*connection]struct{}     // of clients with a certificate
 	proofs map[*x509.Certificate]*proof // of clients' certificates, while one has a connection open
 }
@@ -212,9 +213,32 @@ func (s *Server) config() (*tls.Config, error) {
 	return c, err
 }
 
+// terms are what connections are made by while certificate and authorities are the same.
+// They share it: to hold a configuration of its own would cost each some 700 bytes.
+type terms struct {
+	leaf  *x509.Certificate
+	roots *x509.CertPool
+	credentials.TransportCredentials
+}
+
+// current gives the terms of a connection that is made now.
+func (s *Server) current() (*terms, error) {
+	config, err := s.config()
+	if err != nil {
+		return nil, err
+	}
+	leaf := config.Certificates[0].Leaf
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.terms; t == nil || t.leaf != leaf || t.roots != config.ClientCAs {
+		s.terms = &terms{leaf, config.ClientCAs, credentials.NewTLS(config)}
+	}
+	return s.terms, nil
+}
+
 // ServerHandshake implements credentials.TransportCredentials.
 func (s *Server) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	config, err := s.config()
+	terms, err := s.current()
 	if err != nil {
 		raw.Close()
 		return nil, nil, err
@@ -223,14 +247,14 @@ func (s *Server) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 	if half, ok := raw.(halfCloser); ok {
 		last.halfCloser, raw = half, last
 	}
-	conn, auth, err := credentials.NewTLS(config).ServerHandshake(raw)
+	conn, auth, err := terms.ServerHandshake(raw)
 	last.agreed.Store(err == nil)
 	if err != nil {
 		s.failed.Inc()
 		s.Log.Debug("no TLS with a client", "address", raw.RemoteAddr(), "error", err)
 		return conn, auth, err
 	}
-	return s.track(conn, auth, config.ClientCAs), auth, nil
+	return s.track(conn, auth, terms.roots), auth, nil
 }
 
 // connection is one of a client with a certificate, while it is open.

@@ -303,6 +303,40 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// Connections share what they are made by until a file is another.
+func TestSharedTerms(t *testing.T) {
+	t.Parallel()
+	ca := authority.New(t)
+	own := ca.Issue(here)
+	of := files(ca, own)
+	of.Now = func() time.Time { return time.Now().Add(time.Minute) } // the files are old
+	s, err := credential.NewServer(of)
+	if err != nil {
+		t.Fatal(err)
+	}
+	terms := func() any {
+		t.Helper()
+		now, err := s.Terms()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now
+	}
+	first := terms()
+	if terms() != first {
+		t.Error("each connection has its own")
+	}
+	ca.Renew(own, here)
+	second := terms()
+	if second == first {
+		t.Error("a new certificate is not in use")
+	}
+	write(t, ca.File, read(t, authority.New(t).File))
+	if terms() == second {
+		t.Error("a new authority is not in use")
+	}
+}
+
 // What a handshake has found holds for its connection's certificate as long as the same
 // authorities are trusted and nothing has expired, and no longer than the connection.
 func TestProven(t *testing.T) {

@@ -6,3 +6,6 @@ func (s *Server) Proofs() int {
 	defer s.mu.Unlock()
 	return len(s.proofs)
 }
+
+// Terms is what a connection is made by that is made now.
+func (s *Server) Terms() (any, error) { return s.current() }
