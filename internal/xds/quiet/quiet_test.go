@@ -79,6 +79,17 @@ func both(t *testing.T, test func(t *testing.T, s server)) {
 	}
 }
 
+// bothInBubbles does so in a bubble of time each.
+func bothInBubbles(t *testing.T, test func(t *testing.T, s server)) {
+	t.Helper()
+	for name, serve := range servers {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { test(t, serve()) })
+		})
+	}
+}
+
 // listen serves and gives the address.
 func listen(t *testing.T, s server, svc service) string {
 	t.Helper()
@@ -311,23 +322,28 @@ func TestSlowHandler(t *testing.T) {
 	})
 }
 
+// leaving are handlers that tell why they ended, of both kinds.
+func leaving(left chan<- error) service {
+	return service{streams: map[string]func(grpc.ServerStream) error{
+		"Wait": func(str grpc.ServerStream) error {
+			_ = str.SendMsg(say("here"))
+			<-str.Context().Done()
+			left <- str.Context().Err()
+			return str.Context().Err()
+		},
+		"Attended": func(str grpc.ServerStream) error {
+			return quiet.Attend(str, func(*text) error { return str.SendMsg(say("here")) }, func() { left <- str.Context().Err() })
+		},
+	}}
+}
+
 // Handlers end with their clients, whether these give up or die.
 func TestClientsLeave(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, s server) {
 		const ways = 2
 		left := make(chan error, 2*ways)
-		addr := listen(t, s, service{streams: map[string]func(grpc.ServerStream) error{
-			"Wait": func(str grpc.ServerStream) error {
-				_ = str.SendMsg(say("here"))
-				<-str.Context().Done()
-				left <- str.Context().Err()
-				return str.Context().Err()
-			},
-			"Attended": func(str grpc.ServerStream) error {
-				return quiet.Attend(str, func(*text) error { return str.SendMsg(say("here")) }, func() { left <- str.Context().Err() })
-			},
-		}})
+		addr := listen(t, s, leaving(left))
 		for _, method := range []string{"Wait", "Attended"} {
 			conn := dial(t, addr)
 			begin := func(ctx context.Context) {
@@ -354,38 +370,23 @@ func TestClientsLeave(t *testing.T) {
 // Handlers end with their clients' patience, when that ends.
 func TestClientsLosePatience(t *testing.T) {
 	t.Parallel()
-	for name, serve := range servers {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				left := make(chan error, 2)
-				dialer := behindPipes(t, serve(), service{streams: map[string]func(grpc.ServerStream) error{
-					"Wait": func(str grpc.ServerStream) error {
-						_ = str.SendMsg(say("here"))
-						<-str.Context().Done()
-						left <- str.Context().Err()
-						return str.Context().Err()
-					},
-					"Attended": func(str grpc.ServerStream) error {
-						return quiet.Attend(str, func(*text) error { return str.SendMsg(say("here")) }, func() { left <- str.Context().Err() })
-					},
-				}})
-				for _, method := range []string{"Wait", "Attended"} {
-					const patience = 5 * time.Second
-					conn, began := dial(t, "passthrough:///pipes", grpc.WithContextDialer(dialer)), time.Now()
-					ctx, cancel := context.WithTimeout(t.Context(), patience)
-					defer cancel()
-					str := open(t, ctx, conn, method)
-					if err := errors.Join(str.SendMsg(say("a")), str.RecvMsg(&text{})); err != nil {
-						t.Fatal(err)
-					}
-					if err := <-left; err == nil || time.Since(began) != patience {
-						t.Errorf("%s: left after %v: %v", method, time.Since(began), err)
-					}
-				}
-			})
-		})
-	}
+	bothInBubbles(t, func(t *testing.T, s server) {
+		left := make(chan error, 2)
+		dialer := behindPipes(t, s, leaving(left))
+		for _, method := range []string{"Wait", "Attended"} {
+			const patience = 5 * time.Second
+			conn, began := dial(t, "passthrough:///pipes", grpc.WithContextDialer(dialer)), time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			str := open(t, ctx, conn, method)
+			if err := errors.Join(str.SendMsg(say("a")), str.RecvMsg(&text{})); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-left; err == nil || time.Since(began) != patience {
+				t.Errorf("%s: left after %v: %v", method, time.Since(began), err)
+			}
+		}
+	})
 }
 
 // A message beyond the bound is refused, and the connection serves on.

@@ -239,7 +239,7 @@ func (st *stream) work() {
 	for {
 		c.mu.Lock()
 		switch {
-		case st.over: // somebody is at it for ever: the end is told once
+		case st.over: // dealing stays, so that nobody tells of the end again
 			c.mu.Unlock()
 			st.ended()
 			return
