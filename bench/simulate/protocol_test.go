@@ -150,13 +150,7 @@ func (f *fleet) connected(n int) {
 
 func (f *fleet) quiet() {
 	f.t.Helper()
-	quiet := 0 // a busy machine pauses, too
-	f.eventually("is all quiet", func() bool {
-		if quiet++; len(f.since(true)) > 0 {
-			quiet = 0
-		}
-		return quiet > 20
-	})
+	f.holds(25, "is all quiet", func() bool { return len(f.since(true)) == 0 }) // a busy machine pauses, too
 }
 
 // leave has all agents go, of which the control plane then hears.
@@ -211,7 +205,13 @@ func (f *fleet) apply(plugin int) {
 // eventually waits for something, which then stays so for a moment.
 func (f *fleet) eventually(what string, ok func() bool) {
 	f.t.Helper()
-	for deadline, held := time.Now().Add(time.Minute), 0; held < 5; {
+	f.holds(5, what, ok)
+}
+
+// holds waits until something is so as often as it is looked at in a row.
+func (f *fleet) holds(looks int, what string, ok func() bool) {
+	f.t.Helper()
+	for deadline, held := time.Now().Add(time.Minute), 0; held < looks; {
 		if held++; !ok() {
 			held = 0
 		}

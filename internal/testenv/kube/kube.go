@@ -86,13 +86,12 @@ func Start(t testing.TB, tools string) *Cluster {
 // prepare makes keys, files and command lines.
 func (c *Cluster) prepare() error {
 	var store, peers string
+	var err error
 	for _, addr := range []*string{&c.Addr, &store, &peers} {
-		var err error
 		if *addr, err = ports.Free(); err != nil {
 			return err
 		}
 	}
-	var err error
 	if c.keys, err = newKeys(c.dir); err != nil {
 		return err
 	}

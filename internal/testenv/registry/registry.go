@@ -239,7 +239,7 @@ type server struct {
 }
 
 func serve(addr string, answer http.HandlerFunc) (*server, error) {
-	if addr == "" { // and its own when it is closed too, to which another one may come back
+	if addr == "" { // kept for it while it is closed: another one may come back there
 		var err error
 		if addr, err = ports.Free(); err != nil {
 			return nil, fmt.Errorf("registry: %w", err)
