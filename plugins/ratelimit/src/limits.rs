@@ -4,10 +4,6 @@ use crate::bucket::Rate;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 
-/// How many buckets a limit has. Keys are hashed to them, so that a client who invents
-/// keys cannot make the proxy remember all of them.
-pub const BUCKETS: u64 = 1 << 16;
-
 const MAX_LIMITS: usize = 32;
 const MAX_REQUESTS: u64 = 1_000_000;
 

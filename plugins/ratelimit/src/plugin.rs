@@ -1,7 +1,8 @@
 //! The plugin: what a proxy calls, and what is asked of it.
 
 use crate::bucket::Verdict;
-use crate::limits::{Key, Limit, Limits, BUCKETS};
+use crate::limits::{Key, Limit, Limits};
+use crate::slots::{self, Entry};
 use log::{error, warn};
 use proxy_wasm::hostcalls::{define_metric, increment_metric};
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
@@ -119,7 +120,7 @@ impl HttpContext for Request {
         let path = self.get_http_request_header_bytes(":path").unwrap_or_default();
         let now = self.get_current_time().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         for (limit, metrics) in rules.limits.iter().filter(|(l, _)| l.counts(&method, &path)) {
-            match self.take(limit, &self.bucket(limit, &path), now) {
+            match self.take(limit, self.hash(limit, &path), now) {
                 Some(Verdict::Pass { left, .. }) => {
                     let _ = increment_metric(metrics.passed, 1);
                     if self.tightest.is_none_or(|(_, least)| left < least) {
@@ -155,10 +156,10 @@ impl HttpContext for Request {
 }
 
 impl Request {
-    /// The key in the shared data of the bucket that a request takes from.
-    fn bucket(&self, limit: &Limit, path: &[u8]) -> String {
+    /// The hash of what a request is counted by.
+    fn hash(&self, limit: &Limit, path: &[u8]) -> u64 {
         let key = match &limit.key {
-            Key::All => return format!("ratelimit/{}", limit.name),
+            Key::All => Vec::new(),
             Key::Path => path.split(|b| *b == b'?').next().unwrap_or_default().to_vec(),
             Key::Header(name) => self.get_http_request_header_bytes(name).unwrap_or_default(),
             Key::Source => host(self.get_property(vec!["source", "address"]).unwrap_or_default()),
@@ -166,23 +167,31 @@ impl Request {
         let mut hash = DefaultHasher::new();
         hash.write_u64(self.rules.seed);
         hash.write(&key);
-        format!("ratelimit/{}/{}", limit.name, hash.finish() % BUCKETS)
+        hash.finish()
     }
 
     /// Takes a token of a bucket that other workers take from, too; none: they always came
     /// in between.
-    fn take(&self, limit: &Limit, bucket: &str, now: u64) -> Option<Verdict> {
+    fn take(&self, limit: &Limit, hash: u64, now: u64) -> Option<Verdict> {
         for _ in 0..TRIES {
-            let (bytes, version) = self.get_shared_data(bucket);
-            let full = bytes.as_deref().and_then(number).unwrap_or(0);
-            let verdict = limit.rate.take(full, now);
+            let (bucket, version) = slots::find(hash, now, |slot| {
+                let (bytes, version) = self.get_shared_data(&name(limit, slot));
+                bytes.map(|b| (Entry::read(&b), version))
+            });
+            let verdict = limit.rate.take(bucket.entry.full, now);
             let Verdict::Pass { full, .. } = verdict else { return Some(verdict) };
-            if self.set_shared_data(bucket, Some(&full.to_le_bytes()), Some(version.unwrap_or(NEW))).is_ok() {
+            let entry = Entry { full, ..bucket.entry };
+            if self.set_shared_data(&name(limit, bucket.slot), Some(&entry.bytes()), Some(version.unwrap_or(NEW))).is_ok() {
                 return Some(verdict);
             }
         }
         None
     }
+}
+
+/// A slot's key in the shared data.
+fn name(limit: &Limit, slot: u64) -> String {
+    format!("ratelimit/{}/{slot}", limit.name)
 }
 
 /// The address without its port, which is another for each connection.
