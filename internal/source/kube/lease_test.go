@@ -21,7 +21,8 @@ func run(t *testing.T, kubeconfig, address string) (leaders chan control.Leader,
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &Election{Client: client, Namespace: "default", Name: "chandler", Address: address, Lease: 3 * time.Second}
+	// It can be renewed for six seconds: a disk that is slow once ends no lead.
+	e := &Election{Client: client, Namespace: "default", Name: "chandler", Address: address, Lease: 9 * time.Second}
 	ctx, cancel := context.WithCancel(context.Background())
 	leaders = make(chan control.Leader, 100)
 	done := make(chan error, 1)
