@@ -174,14 +174,14 @@ impl Request {
     /// in between.
     fn take(&self, limit: &Limit, hash: u64, now: u64) -> Option<Verdict> {
         for _ in 0..TRIES {
-            let (bucket, version) = slots::find(hash, now, |slot| {
+            let bucket = slots::find(hash, now, |slot| {
                 let (bytes, version) = self.get_shared_data(&name(limit, slot));
                 bytes.map(|b| (Entry::read(&b), version))
             });
             let verdict = limit.rate.take(bucket.entry.full, now);
             let Verdict::Pass { full, .. } = verdict else { return Some(verdict) };
             let entry = Entry { full, ..bucket.entry };
-            if self.set_shared_data(&name(limit, bucket.slot), Some(&entry.bytes()), Some(version.unwrap_or(NEW))).is_ok() {
+            if self.set_shared_data(&name(limit, bucket.slot), Some(&entry.bytes()), Some(bucket.version.unwrap_or(NEW))).is_ok() {
                 return Some(verdict);
             }
         }

@@ -10,7 +10,7 @@
 pub const SLOTS: u64 = 1 << 16;
 
 /// How many of them a key has.
-pub const TRIED: u64 = 4;
+pub const PROBES: u64 = 4;
 
 /// What is kept of a bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -34,27 +34,28 @@ impl Entry {
     }
 }
 
-/// The slot of a bucket, and what is to be known of the bucket there. What takes from it
-/// writes the same hash again: who shares a bucket leaves it to its owner.
+/// The slot of a bucket, with what is to be known of the bucket there and the version to
+/// write under; none: nothing ever was there. What takes from it writes the same hash
+/// again: who shares a bucket leaves it to its owner.
 #[derive(Debug, PartialEq)]
 pub struct Bucket {
     pub slot: u64,
     pub entry: Entry,
+    pub version: Option<u32>,
 }
 
-/// Finds the bucket of a key. `read` gives what is in a slot with the version of it, none
-/// of a slot in which nothing ever was; the version of the slot that was found is given
-/// with it.
-pub fn find<V>(hash: u64, now: u64, read: impl Fn(u64) -> Option<(Entry, Option<V>)>) -> (Bucket, Option<V>) {
-    let fresh = |slot, version| (Bucket { slot, entry: Entry { hash, full: 0 } }, version);
+/// Finds the bucket of a key. `read` gives what is in a slot, with its version; none of a
+/// slot in which nothing ever was.
+pub fn find(hash: u64, now: u64, read: impl Fn(u64) -> Option<(Entry, Option<u32>)>) -> Bucket {
+    let fresh = |slot, version| Bucket { slot, entry: Entry { hash, full: 0 }, version };
     let (mut free, mut taken) = (None, None);
-    for slot in (0..TRIED).map(|i| hash.wrapping_add(i) % SLOTS) {
+    for slot in (0..PROBES).map(|i| hash.wrapping_add(i) % SLOTS) {
         match read(slot) {
             // Slots are never emptied, so the key was in none behind this one.
             None => return free.unwrap_or_else(|| fresh(slot, None)),
-            Some((entry, version)) if entry.hash == hash => return (Bucket { slot, entry }, version),
+            Some((entry, version)) if entry.hash == hash => return Bucket { slot, entry, version },
             Some((entry, version)) if entry.full <= now => free = free.or(Some(fresh(slot, version))),
-            Some((entry, version)) => taken = taken.or(Some((Bucket { slot, entry }, version))),
+            Some((entry, version)) => taken = taken.or(Some(Bucket { slot, entry, version })),
         }
     }
     free.or(taken).expect("a slot is free or taken")
@@ -73,13 +74,13 @@ mod tests {
     struct Table(RefCell<HashMap<u64, (Entry, u32)>>);
 
     impl Table {
-        fn find(&self, hash: u64, now: u64) -> (Bucket, Option<u32>) {
+        fn find(&self, hash: u64, now: u64) -> Bucket {
             find(hash, now, |slot| self.0.borrow().get(&slot).map(|(e, v)| (*e, Some(*v))))
         }
 
         /// Makes the bucket of a key full at a time, and gives its slot.
         fn write(&self, hash: u64, full: u64) -> u64 {
-            let (Bucket { slot, entry }, version) = self.find(hash, NOW);
+            let Bucket { slot, entry, version } = self.find(hash, NOW);
             self.0.borrow_mut().insert(slot, (Entry { full, ..entry }, version.unwrap_or(0) + 1));
             slot
         }
@@ -102,24 +103,24 @@ mod tests {
     #[test]
     fn keys_that_begin_at_the_same_slot_have_a_bucket_each() {
         let table = Table::default();
-        let slots: Vec<u64> = (0..TRIED).map(|n| table.write(alike(n), NOW + 1 + n)).collect();
+        let slots: Vec<u64> = (0..PROBES).map(|n| table.write(alike(n), NOW + 1 + n)).collect();
         assert_eq!(slots, [7, 8, 9, 10]);
-        for n in 0..TRIED {
-            let want = Bucket { slot: 7 + n, entry: Entry { hash: alike(n), full: NOW + 1 + n } };
-            assert_eq!(table.find(alike(n), NOW), (want, Some(1)));
+        for n in 0..PROBES {
+            let want = Bucket { slot: 7 + n, entry: Entry { hash: alike(n), full: NOW + 1 + n }, version: Some(1) };
+            assert_eq!(table.find(alike(n), NOW), want);
         }
     }
 
     #[test]
     fn one_more_shares_a_bucket_and_leaves_it_to_its_owner() {
         let table = Table::default();
-        for n in 0..TRIED {
+        for n in 0..PROBES {
             table.write(alike(n), NOW + 5);
         }
-        assert_eq!(table.write(alike(TRIED), NOW + 9), 7);
-        let want = Bucket { slot: 7, entry: Entry { hash: alike(0), full: NOW + 9 } };
-        assert_eq!(table.find(alike(0), NOW), (want, Some(2)));
-        assert_eq!(table.0.borrow().len() as u64, TRIED);
+        assert_eq!(table.write(alike(PROBES), NOW + 9), 7);
+        let want = Bucket { slot: 7, entry: Entry { hash: alike(0), full: NOW + 9 }, version: Some(2) };
+        assert_eq!(table.find(alike(0), NOW), want);
+        assert_eq!(table.0.borrow().len() as u64, PROBES);
     }
 
     #[test]
@@ -127,11 +128,12 @@ mod tests {
         let table = Table::default();
         table.write(alike(0), NOW + 5);
         table.write(alike(1), NOW + 50);
-        let want = Bucket { slot: 7, entry: Entry { hash: alike(2), full: 0 } };
-        assert_eq!(table.find(alike(2), NOW + 5), (want, Some(1)));
-        assert_eq!(table.find(alike(2), NOW + 4).0.slot, 9);
+        let want = Bucket { slot: 7, entry: Entry { hash: alike(2), full: 0 }, version: Some(1) };
+        assert_eq!(table.find(alike(2), NOW + 5), want);
+        assert_eq!(table.find(alike(2), NOW + 4).slot, 9);
         // Nobody moves to a better slot: what is known of a key is where it is.
-        assert_eq!(table.find(alike(1), NOW + 5).0, Bucket { slot: 8, entry: Entry { hash: alike(1), full: NOW + 50 } });
+        let want = Bucket { slot: 8, entry: Entry { hash: alike(1), full: NOW + 50 }, version: Some(1) };
+        assert_eq!(table.find(alike(1), NOW + 5), want);
     }
 
     #[test]
@@ -140,12 +142,12 @@ mod tests {
         let last = SLOTS - 1;
         assert_eq!((table.write(last, NOW + 1), table.write(last + SLOTS, NOW + 1)), (last, 0));
         let huge = u64::MAX; // begins at the last slot, too
-        assert_eq!(table.find(huge, NOW).0.slot, 1);
+        assert_eq!(table.find(huge, NOW).slot, 1);
     }
 
     #[test]
     fn what_another_version_wrote_is_free() {
         let found = find(7, NOW, |slot| (slot == 7).then(|| (Entry::read(b"12345678"), Some(3))));
-        assert_eq!(found, (Bucket { slot: 7, entry: Entry { hash: 7, full: 0 } }, Some(3)));
+        assert_eq!(found, Bucket { slot: 7, entry: Entry { hash: 7, full: 0 }, version: Some(3) });
     }
 }
