@@ -34,14 +34,14 @@ var (
 
 const (
 	sampleEvery = 100 * time.Millisecond
-	mayLack     = time.Second // what is claimed, where nothing else runs
+	mayLack     = time.Second // what is claimed
 	mostViolate = 10          // that are told
 )
 
 // Plugins come, change, break and go, and Envoys, agents and the control plane are killed
 // and started again, while status, and the dashboard as it is asked for and as it follows in
 // a browser, are held against each Envoy's own dump of what it has: they never claim in force
-// what that has lacked for more than a second (where nothing else runs). What is claimed in two looks, one after the
+// what that has lacked for more than a second. What is claimed in two looks, one after the
 // other, was claimed between them, when a dump shows what there is; what comes and goes
 // between two dumps is seen by neither. (An agent that is frozen while its Envoy dies can
 // tell nobody; that is not among the faults.)
@@ -408,7 +408,7 @@ func (c *chaos) judge(v *voice) {
 					first[at] = l.told
 					continue
 				}
-				if lacked := p.lacked(tag, first[at], v.looks[i-1].told, l.asked); lacked > busy()*mayLack {
+				if lacked := p.lacked(tag, first[at], v.looks[i-1].told, l.asked); lacked > mayLack {
 					violate("%s: %s claims %s in force on %s, whose Envoy has lacked it for %s: %s",
 						l.told.Format(time.StampMilli), v.name, tag, p.name, lacked.Round(time.Millisecond), c.around(v, p, tag, l.told))
 				}
