@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
-	"golang.org/x/sync/singleflight"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,14 +34,10 @@ const (
 // Admins reviews tokens of people and programs that use the admin port, and asks
 // the API server what they may do with plugins.
 type Admins struct {
-	core kubernetes.Interface
-	now  func() time.Time
-
-	flights  singleflight.Group
-	mu       sync.Mutex
-	accounts map[[sha256.Size]byte]known[*roles.Account]
-	refused  map[[sha256.Size]byte]known[string]
-	answers  map[[sha256.Size]byte]known[bool]
+	core     kubernetes.Interface
+	now      func() time.Time
+	accounts memo[[sha256.Size]byte, *roles.Account] // by token
+	answers  memo[[sha256.Size]byte, bool]           // by account, verb and namespace
 }
 
 // Admins gives a reviewer with a client of its own. Its user may create
@@ -59,41 +53,25 @@ func (c *Client) Admins() (*Admins, error) {
 }
 
 func newAdmins(core kubernetes.Interface) *Admins {
-	return &Admins{
-		core: core, now: time.Now,
-		accounts: map[[sha256.Size]byte]known[*roles.Account]{}, refused: map[[sha256.Size]byte]known[string]{}, answers: map[[sha256.Size]byte]known[bool]{},
-	}
+	a := &Admins{core: core, now: time.Now}
+	now := func() time.Time { return a.now() }
+	a.accounts = memo[[sha256.Size]byte, *roles.Account]{age: accountAge, now: now}
+	a.answers = memo[[sha256.Size]byte, bool]{age: answerAge, now: now}
+	return a
 }
 
 // Review tells whose a token is. The error wraps roles.ErrRefused when it is
 // nobody's.
 func (a *Admins) Review(ctx context.Context, token string) (*roles.Account, error) {
-	key := sha256.Sum256([]byte(token))
-	a.mu.Lock()
-	now := a.now()
-	before, seen := a.accounts[key]
-	refusal, no := a.refused[key]
-	a.mu.Unlock()
-	switch {
-	case seen && before.good(now, accountAge):
-		return before.value, nil
-	case no && refusal.good(now, refusalAge):
-		return nil, fmt.Errorf("%w: %s", roles.ErrRefused, refusal.value)
+	account, err := a.accounts.get(ctx, sha256.Sum256([]byte(token)), func(ctx context.Context) (*roles.Account, time.Time, error) {
+		account, err := a.review(ctx, token)
+		return account, expiry(token), err
+	})
+	var no *refusedError
+	if errors.As(err, &no) {
+		return nil, fmt.Errorf("%w: %s", roles.ErrRefused, no.why)
 	}
-	account, err := fly(ctx, &a.flights, "token "+string(key[:]), func(ctx context.Context) (*roles.Account, error) { return a.review(ctx, token) })
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	var why *refusedError
-	switch {
-	case err == nil:
-		keep(a.accounts, key, known[*roles.Account]{account, a.now(), expiry(token)}, maxReviewed)
-		return account, nil
-	case errors.As(err, &why):
-		delete(a.accounts, key)
-		keep(a.refused, key, known[string]{value: why.why, at: a.now()}, maxRefused)
-		return nil, fmt.Errorf("%w: %s", roles.ErrRefused, why.why)
-	}
-	return nil, err
+	return account, err
 }
 
 func (a *Admins) review(ctx context.Context, token string) (*roles.Account, error) {
@@ -128,21 +106,10 @@ func (a *Admins) Allow(ctx context.Context, account *roles.Account, v roles.Verb
 		return false, err
 	}
 	key := sha256.Sum256(fmt.Appendf(text, "\n%s\n%s", v, namespace))
-	a.mu.Lock()
-	before, seen := a.answers[key]
-	good := seen && before.good(a.now(), answerAge)
-	a.mu.Unlock()
-	if good {
-		return before.value, nil
-	}
-	ok, err := fly(ctx, &a.flights, "answer "+string(key[:]), func(ctx context.Context) (bool, error) { return a.ask(ctx, account, v, namespace) })
-	if err != nil {
-		return false, err
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	keep(a.answers, key, known[bool]{value: ok, at: a.now()}, maxReviewed)
-	return ok, nil
+	return a.answers.get(ctx, key, func(ctx context.Context) (bool, time.Time, error) {
+		ok, err := a.ask(ctx, account, v, namespace)
+		return ok, time.Time{}, err
+	})
 }
 
 func (a *Admins) ask(ctx context.Context, account *roles.Account, v roles.Verb, namespace string) (bool, error) {

@@ -6,16 +6,13 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
-	"golang.org/x/sync/singleflight"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,15 +33,9 @@ const (
 	reviewAge = 5 * time.Minute
 	// DefaultPodAge is the same for a pod's labels.
 	DefaultPodAge = 45 * time.Second
-	// refusalAge is for tokens that were refused.
-	refusalAge = 10 * time.Second
 	// staleAge is how long what was known is good while the API server is away;
 	// a token's own expiry ends it sooner.
 	staleAge = time.Hour
-
-	maxReviewed = 20_000 // tokens, and pods
-	maxRefused  = 1_000
-	askTimeout  = 10 * time.Second
 
 	extraPod    = "authentication.kubernetes.io/pod-name"
 	extraPodUID = "authentication.kubernetes.io/pod-uid"
@@ -54,27 +45,9 @@ const (
 // themselves are not kept.
 type Tokens struct {
 	core   kubernetes.Interface
-	podAge time.Duration
 	now    func() time.Time
-	log    *slog.Logger
-
-	flights singleflight.Group
-	mu      sync.Mutex
-	tokens  map[[sha256.Size]byte]known[account]
-	refused map[[sha256.Size]byte]known[string] // and why
-	pods    map[pod]known[map[string]string]    // their labels
-}
-
-// known is what the API server said.
-type known[T any] struct {
-	value T
-	at    time.Time
-	until time.Time // not beyond; zero: there is no such time
-}
-
-// good tells whether it is not older than age and may be believed at all.
-func (k known[T]) good(now time.Time, age time.Duration) bool {
-	return now.Sub(k.at) < age && (k.until.IsZero() || now.Before(k.until))
+	tokens memo[[sha256.Size]byte, account]
+	pods   memo[pod, map[string]string] // their labels
 }
 
 // account is whose a token is.
@@ -105,10 +78,16 @@ func (c *Client) Tokens(cfg TokensConfig) (*Tokens, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)
 	}
-	return &Tokens{
-		core: core, podAge: cmp.Or(cfg.PodAge, DefaultPodAge), now: time.Now, log: cfg.Log,
-		tokens: map[[sha256.Size]byte]known[account]{}, refused: map[[sha256.Size]byte]known[string]{}, pods: map[pod]known[map[string]string]{},
-	}, nil
+	t := &Tokens{core: core, now: time.Now}
+	now := func() time.Time { return t.now() }
+	believed := func(what string) func(error) {
+		return func(why error) {
+			cfg.Log.Warn("believed as before, while the API server cannot be asked: "+what, "error", why)
+		}
+	}
+	t.tokens = memo[[sha256.Size]byte, account]{age: reviewAge, now: now, stale: staleAge, believed: believed("a token")}
+	t.pods = memo[pod, map[string]string]{age: cmp.Or(cfg.PodAge, DefaultPodAge), now: now, stale: staleAge, believed: believed("a pod's labels"), again: true}
+	return t, nil
 }
 
 // Review implements identity.Reviewer. For a token that is bound to a pod, as
@@ -135,42 +114,11 @@ func (t *Tokens) Review(ctx context.Context, token string) (identity.Identity, e
 }
 
 func (t *Tokens) account(ctx context.Context, token string) (account, error) {
-	key := sha256.Sum256([]byte(token))
-	t.mu.Lock()
-	now := t.now()
-	before, seen := t.tokens[key]
-	refusal, no := t.refused[key]
-	t.mu.Unlock()
-	switch {
-	case seen && before.good(now, reviewAge):
-		return before.value, nil
-	case no && refusal.good(now, refusalAge):
-		return account{}, fmt.Errorf("%w: %s", identity.ErrRefused, refusal.value)
-	}
-	a, err := fly(ctx, &t.flights, "token "+string(key[:]), func(ctx context.Context) (account, error) { return t.review(ctx, token) })
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	now = t.now()
-	var why *refusedError
-	switch {
-	case err == nil:
-		keep(t.tokens, key, known[account]{a, now, expiry(token)}, maxReviewed)
-		return a, nil
-	case errors.As(err, &why):
-		delete(t.tokens, key)
-		keep(t.refused, key, known[string]{value: why.why, at: now}, maxRefused)
-	case seen && before.good(now, staleAge):
-		t.log.Warn("a token is believed as before, while the API server cannot be asked", "error", err)
-		return before.value, nil
-	}
-	return account{}, err
+	return t.tokens.get(ctx, sha256.Sum256([]byte(token)), func(ctx context.Context) (account, time.Time, error) {
+		a, err := t.review(ctx, token)
+		return a, expiry(token), err
+	})
 }
-
-// refusedError is the API server's no.
-type refusedError struct{ why string }
-
-func (e *refusedError) Error() string { return identity.ErrRefused.Error() + ": " + e.why }
-func (e *refusedError) Unwrap() error { return identity.ErrRefused }
 
 func refuse(format string, args ...any) error {
 	return &refusedError{chandler.Printable(fmt.Sprintf(format, args...), 256)}
@@ -210,28 +158,10 @@ func first(values []string) string {
 }
 
 func (t *Tokens) labels(ctx context.Context, p pod) (map[string]string, error) {
-	t.mu.Lock()
-	before, seen := t.pods[p]
-	good := seen && before.good(t.now(), t.podAge)
-	t.mu.Unlock()
-	if good {
-		return before.value, nil
-	}
-	labels, err := fly(ctx, &t.flights, "pod "+p.namespace+"/"+p.name+"/"+p.uid, func(ctx context.Context) (map[string]string, error) { return t.look(ctx, p) })
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	now := t.now()
-	switch {
-	case err == nil:
-		keep(t.pods, p, known[map[string]string]{value: labels, at: now}, maxReviewed)
-		return labels, nil
-	case errors.Is(err, identity.ErrRefused):
-		delete(t.pods, p)
-	case seen && before.good(now, staleAge):
-		t.log.Warn("a pod's labels are believed as before, while the API server cannot be asked", "error", err)
-		return before.value, nil
-	}
-	return nil, err
+	return t.pods.get(ctx, p, func(ctx context.Context) (map[string]string, time.Time, error) {
+		labels, err := t.look(ctx, p)
+		return labels, time.Time{}, err
+	})
 }
 
 // look asks for the labels of a pod.
@@ -246,38 +176,6 @@ func (t *Tokens) look(ctx context.Context, p pod) (map[string]string, error) {
 		return map[string]string{}, nil
 	}
 	return maps.Clone(got.Labels), nil
-}
-
-// fly asks once for all that ask the same at the same time, and goes on when the
-// first of them gives up.
-func fly[T any](ctx context.Context, flights *singleflight.Group, key string, ask func(context.Context) (T, error)) (T, error) {
-	answer := flights.DoChan(key, func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
-		defer cancel()
-		return ask(ctx)
-	})
-	select {
-	case a := <-answer:
-		v, _ := a.Val.(T)
-		return v, a.Err
-	case <-ctx.Done():
-		var none T
-		return none, ctx.Err()
-	}
-}
-
-// keep puts something in, and out what was longest there when there is no room.
-func keep[K comparable, V any](m map[K]known[V], key K, value known[V], most int) {
-	if _, ok := m[key]; !ok && len(m) >= most {
-		times := make([]time.Time, 0, len(m))
-		for _, k := range m {
-			times = append(times, k.at)
-		}
-		slices.SortFunc(times, time.Time.Compare)
-		before := times[len(times)/10] // a tenth at a time, so that it is seldom done
-		maps.DeleteFunc(m, func(_ K, k known[V]) bool { return !k.at.After(before) })
-	}
-	m[key] = value
 }
 
 // expiry reads when a token expires; zero when it does not say. The API server has

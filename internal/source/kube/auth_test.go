@@ -216,9 +216,10 @@ func TestReviewsAreBounded(t *testing.T) {
 	if n, _ := s.counts(); n != 1 {
 		t.Errorf("%d reviews for 50 of one token", n)
 	}
-	m, now := map[int]known[string]{}, time.Unix(0, 0)
+	var m map[int]known[string]
+	now := time.Unix(0, 0)
 	for i := range 1000 {
-		keep(m, i, known[string]{at: now.Add(time.Duration(i))}, 100)
+		put(&m, i, known[string]{at: now.Add(time.Duration(i))}, 100)
 		if len(m) > 100 {
 			t.Fatalf("%d are kept", len(m))
 		}

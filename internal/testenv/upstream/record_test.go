@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"io"
@@ -8,12 +9,17 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	buffer "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/buffer/v3"
+	clusterservice "github.com/envoyproxy/go-control-plane/envoy/service/cluster/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
@@ -122,6 +128,49 @@ func of(all Resources, without string) (rest Resources) {
 		}
 	}
 	return rest
+}
+
+// A client that goes while it is told something is waited for no more.
+func TestReplayToWhomGoes(t *testing.T) {
+	t.Parallel()
+	v := Variants[slices.IndexFunc(Variants, func(v Variant) bool { return v.String() == "sotw-separate" })]
+	for range 50 {
+		r := NewReplay(t, v, recording(v), t.TempDir())
+		conn, err := grpc.NewClient(r.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		ctx, cancel := context.WithCancel(t.Context())
+		stream, err := clusterservice.NewClusterDiscoveryServiceClient(conn).StreamClusters(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(&discovery.DiscoveryRequest{TypeUrl: Clusters}); err != nil {
+			t.Fatal(err)
+		}
+		for r.said() == 0 {
+			time.Sleep(time.Microsecond)
+		}
+		cancel()
+		for until := time.Now().Add(bound); r.waits(); time.Sleep(time.Millisecond) {
+			if time.Now().After(until) {
+				t.Fatal("it still waits for an answer")
+			}
+		}
+	}
+}
+
+func (r *Replay) said() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.next
+}
+
+func (r *Replay) waits() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.open) > 0
 }
 
 // What was recorded is said again, in the order and at the pace of whoever listens.

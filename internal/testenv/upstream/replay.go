@@ -119,6 +119,7 @@ func (r *Replay) serve(_ any, stream grpc.ServerStream) error {
 	r.mu.Lock()
 	r.open[s] = true
 	r.mu.Unlock()
+	defer r.ended(s)
 	gone := make(chan struct{})
 	go func() { // until the stream ends
 		defer close(gone)
@@ -139,15 +140,19 @@ func (r *Replay) serve(_ any, stream grpc.ServerStream) error {
 		select {
 		case <-changed:
 		case <-gone:
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			delete(r.open, s)
-			r.tell()
 			return nil
 		case <-s.over:
 			return status.Error(codes.Unavailable, "cut")
 		}
 	}
+}
+
+// ended has nobody wait for that stream.
+func (r *Replay) ended(s *replayed) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.open, s)
+	r.tell()
 }
 
 func (s *replayed) delta() bool { return strings.Contains(s.method, "/Delta") }
