@@ -46,7 +46,7 @@ func TestFault_F17_F18_Scrub(t *testing.T) {
 			lost[d]++
 		})
 	}()
-	for until := time.Now().Add(20 * time.Second); s.Has(used) || s.Has(gone) || s.Has(unused); {
+	for until := time.Now().Add(time.Minute); s.Has(used) || s.Has(gone) || s.Has(unused); {
 		if time.Now().After(until) {
 			t.Fatal("the scrub does not find it")
 		}
