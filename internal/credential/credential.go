@@ -28,7 +28,7 @@ import (
 
 // How long a refused client is listened to, and for how many bytes.
 const (
-	lastWordsTime = 300 * time.Millisecond
+	lastWordsTime = 3 * time.Second
 	maxLastWords  = 64 << 10
 )
 
