@@ -155,7 +155,7 @@ func (sv *service) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoveryS
 		err = cause
 	}
 	s.config.Events(Disconnected{Err: err})
-	s.leave(mine) // now that the next one need not wait for it
+	s.leave(mine) // not before that is told: until then the next one waits
 	if err != nil {
 		return status.Error(codes.Unavailable, err.Error())
 	}
