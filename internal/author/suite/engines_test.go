@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"chandler.dev/chandler/internal/envoyhost"
 	"chandler.dev/chandler/internal/exchange"
@@ -244,5 +245,26 @@ func TestBothEngines(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// In Envoy ticks go by the machine's clock, and the session tells how many were not asked for.
+func TestEnvoyTellsOfExtraTicks(t *testing.T) {
+	t.Parallel()
+	real := envoyhost.New(envoyhost.Config{Envoy: module.Envoy(t)})
+	t.Cleanup(func() { _ = real.Close() })
+	path := filepath.Join(t.TempDir(), "ticks.wasm")
+	if err := os.WriteFile(path, scripted()["ticks"], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := real.Start(t.Context(), exchange.Setup{Module: path, Name: "ticks", Clusters: []string{"auth"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for until := time.Now().Add(time.Minute); s.(exchange.Clocked).Extra() == 0; time.Sleep(100 * time.Millisecond) { // five periods
+		if err := s.Tick(t.Context(), 1); err != nil || time.Now().After(until) {
+			t.Fatalf("no tick but those that were asked for: %v", err)
+		}
 	}
 }

@@ -36,6 +36,19 @@ func TestPageIsRun(t *testing.T) {
 	}
 }
 
+// A block is done also when something else has begun the line in which that is said.
+func TestOutputOfTheBackground(t *testing.T) {
+	t.Parallel()
+	s := &Shell{Dir: t.TempDir()}
+	if err := s.start(t); err != nil {
+		t.Fatal(err)
+	}
+	const page = "```sh\necho() { printf 'half a line '; printf '%s\\n' \"$*\"; }\necho whole\n```\n<!-- output -->\n```\nhalf a line whole\nhalf a line\n```\n"
+	if err := s.run(read("p.md", page)[0], strings.NewReplacer(), time.Minute); err != nil {
+		t.Error(err)
+	}
+}
+
 // What is not as the page says is told.
 func TestPageIsHeld(t *testing.T) {
 	t.Parallel()

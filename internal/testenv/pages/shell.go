@@ -122,7 +122,11 @@ func (s *Shell) give(text string, within time.Duration) (string, error) {
 	for {
 		select {
 		case line, ok := <-s.lines:
-			said, done := strings.CutPrefix(line, mark)
+			// What goes on in the background may have begun the line.
+			before, said, done := strings.Cut(line, mark)
+			if done {
+				out.WriteString(before)
+			}
 			switch {
 			case !ok:
 				return out.String(), errors.New("the shell ended")

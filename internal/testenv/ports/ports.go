@@ -44,14 +44,25 @@ func Free() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		addr := fmt.Sprintf("127.0.0.1:%d", n)
-		lis, err := net.Listen("tcp", addr)
-		if err != nil {
-			continue // of somebody who does not ask here
+		if free(n) { // and not of somebody who does not ask here
+			return fmt.Sprintf("127.0.0.1:%d", n), nil
 		}
-		return addr, lis.Close()
 	}
 	return "", errors.New("ports: none is free")
+}
+
+// free tells whether one could listen at a port. No child begins meanwhile: it would have
+// the socket until it is a program of its own, and whoever asked could not listen.
+func free(n int) bool {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		return false
+	}
+	defer syscall.Close(fd)
+	return syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1) == nil &&
+		syscall.Bind(fd, &syscall.SockaddrInet4{Port: n, Addr: [4]byte{127, 0, 0, 1}}) == nil && syscall.Listen(fd, 1) == nil
 }
 
 // next counts through the ports of the blocks, and takes another block when all were
