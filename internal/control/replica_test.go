@@ -124,6 +124,10 @@ func (c *cluster) deliver(from *rig) {
 // One resolves, all serve; what agents say at one is known at the leader.
 func TestReplicasServeWhatTheLeaderResolved(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, replicasServe) // from a leader who stalls, a replica does not take the bytes
+}
+
+func replicasServe(t *testing.T) {
 	all := newCluster(t, "a", "b")
 	a, b := all.replicas["a"], all.replicas["b"]
 	mod := module.Append()
