@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -26,11 +25,12 @@ import (
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
 	"chandler.dev/chandler/internal/testenv/fed"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	"chandler.dev/chandler/internal/wire"
 	"chandler.dev/chandler/internal/xds/deltaclient"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 // registry is a Fetcher with tags, by the URL's repository and tag.
 type registry struct {
