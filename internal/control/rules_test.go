@@ -111,7 +111,7 @@ func TestRefuse_B93_ForgedClaims(t *testing.T) {
 		eventually(t, func() bool {
 			forged.mu.Lock()
 			defer forged.mu.Unlock()
-			i := slices.IndexFunc(forged.lost, func(err error) bool { return status.Code(err) != codes.Unavailable })
+			i := slices.IndexFunc(forged.lost, func(err error) bool { return wire.Reason(err) != "" })
 			if i >= 0 {
 				why = forged.lost[i]
 			}
