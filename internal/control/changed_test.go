@@ -149,5 +149,5 @@ func TestChangedTellsOfBrokenFiles(t *testing.T) {
 	r := newRig(t)
 	r.deliver()
 	go func() { r.source <- source.Snapshot{Broken: []source.Broken{{Path: "x.yaml"}}} }()
-	r.follows(t, 10*time.Second, "the file is named", func() bool { return len(r.Broken()) == 1 })
+	r.follows(t, time.Minute, "the file is named", func() bool { return len(r.Broken()) == 1 })
 }

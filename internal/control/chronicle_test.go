@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/testenv/module"
@@ -150,6 +151,10 @@ func TestEventsOfARestart(t *testing.T) {
 // Many proxies that come at once are a few events.
 func TestEventsOfManyProxies(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, eventsOfManyProxies)
+}
+
+func eventsOfManyProxies(t *testing.T) {
 	r := newRig(t)
 	r.deliver()
 	const many = 60

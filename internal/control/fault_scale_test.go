@@ -250,26 +250,31 @@ func TestFault_F62_AllRefuse(t *testing.T) {
 	defer cancel()
 	streams := make([]grpc.BidiStreamingClient[chandlerv1.ReportRequest, chandlerv1.ReportResponse], agents)
 	var conn *grpc.ClientConn
-	for i := range streams {
+	open := func(i int) {
 		var err error
 		if i%50 == 0 { // a server takes only so many streams of a connection
-			if conn, err = grpc.NewClient("passthrough:///control", r.options()...); err != nil {
+			next, err := grpc.NewClient("passthrough:///control", r.options()...)
+			if err != nil {
 				t.Fatal(err)
 			}
-			defer conn.Close()
+			t.Cleanup(func() { next.Close() })
+			conn = next
 		}
 		if streams[i], err = chandlerv1.NewReportsClient(conn).Report(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for round := range uint64(rounds) {
-		for i, str := range streams {
+		for i := range streams {
+			if round == 0 {
+				open(i) // who opens one and says nothing is ended
+			}
 			node := chandler.Node{Namespace: "istio-system", Name: fmt.Sprint(i)}
 			report := wire.Report{Node: &node, Sequence: round + 1, Full: true, States: []chandler.AttachmentState{{
 				Key: o.Key, UID: o.UID, Generation: o.Generation, Release: release, State: chandler.StateRejected,
 				Reason: chandler.CodeRejected, Message: "realm is no string", Rejections: round + 1,
 			}}}
-			if err := str.Send(wire.ReportToProto(report)); err != nil {
+			if err := streams[i].Send(wire.ReportToProto(report)); err != nil {
 				t.Fatal(err)
 			}
 		}

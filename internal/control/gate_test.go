@@ -167,8 +167,10 @@ func TestGateJudgesWhatIsInForce(t *testing.T) {
 	r.Govern(t.Context(), &gate{hash: "place", deny: map[string]chandler.Code{"a": chandler.CodeScopeDenied}})
 	r.await("a", chandler.ConditionAccepted, "False ScopeDenied")
 	a.has("a", runs(good))
+	r.recordsDenied(chandler.CodeScopeDenied)
 	r.Govern(t.Context(), &gate{hash: "1"})
 	r.await("a", chandler.ConditionAccepted, "True Accepted")
+	r.recordsDenied() // else it is judged at the next start
 	if r.count() != before || r.status("a").Release.ID != first {
 		t.Errorf("%d calls to the registry since, release %s", r.count()-before, r.status("a").Release.ID)
 	}
@@ -189,6 +191,22 @@ func TestGateJudgesWhatIsInForce(t *testing.T) {
 	r.await("b", chandler.ConditionResolvedRefs, "False SigMissing")
 	r.await("a", chandler.ConditionResolvedRefs, "True Resolved")
 	a.stop()
+}
+
+// recordsDenied waits until that, and no more, is what records have against releases.
+func (r *rig) recordsDenied(want ...chandler.Code) {
+	r.t.Helper()
+	var got []chandler.Code
+	eventually(r.t, func() bool {
+		got = nil
+		rollouts, _ := r.records.Rollouts(r.t.Context())
+		for i := range rollouts {
+			for _, d := range rollouts[i].Denied {
+				got = append(got, d.Reason)
+			}
+		}
+		return slices.Equal(got, want)
+	}, func() string { return fmt.Sprintf("recorded is %v", got) })
 }
 
 // Where the operator wants it, what is in force and against the policy is taken out;

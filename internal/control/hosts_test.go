@@ -3,6 +3,7 @@ package control_test
 import (
 	"fmt"
 	"testing"
+	"testing/synctest"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
@@ -14,6 +15,10 @@ import (
 // resolved without a further wait.
 func TestOneProberAHost(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, oneProberAHost)
+}
+
+func oneProberAHost(t *testing.T) {
 	const plugins = 40
 	r := newRig(t)
 	r.set("auth:v1", module.Append())

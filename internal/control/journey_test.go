@@ -100,6 +100,8 @@ func TestJourney(t *testing.T) {
 func TestJourneyThatFails(t *testing.T) {
 	t.Parallel()
 	r, spans := traced(t)
+	r.join(gateway) // with nobody to have it, a change is over after a while
+	eventually(t, func() bool { return gauge(t, r.metrics, "chandler_agents") == 1 }, func() string { return "it is connected" })
 	r.fail(&fetch.Error{Problem: chandler.Problem{Code: chandler.CodeNotFound, Message: "no such tag at https://u:s3cr3t@reg.example"}})
 	r.apply("auth", "oci://reg.example/auth:v1", nil)
 	r.await("auth", chandler.ConditionResolvedRefs, "False "+string(chandler.CodeNotFound))

@@ -142,12 +142,13 @@ func (l *loop) run(ctx context.Context) error {
 	defer pulse.Stop()
 	defer l.end()
 	var taken []chan<- struct{} // closed when the snapshot is published
+	_, elected := l.c.office.holder()
 	for {
-		_, elected := l.c.office.holder()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-elected:
+		case <-elected: // also while the loop was at something else
+			_, elected = l.c.office.holder()
 			clear(l.verdicts) // the records have what was said before
 		case ch := <-l.c.changes:
 			l.recorded(ch)

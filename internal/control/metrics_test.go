@@ -17,7 +17,7 @@ import (
 
 // crowd is a control plane with plugins and with proxies that have them all in force.
 // say has one of them say something of a plugin.
-func crowd(t testing.TB, proxies, plugins int) (reg *prometheus.Registry, say func(plugin int, state chandler.State)) {
+func crowd(t testing.TB, proxies, plugins int) (c *Control, reg *prometheus.Registry, say func(plugin int, state chandler.State)) {
 	t.Helper()
 	modules, err := store.Open(store.Config{Dir: t.TempDir()})
 	if err != nil {
@@ -25,7 +25,7 @@ func crowd(t testing.TB, proxies, plugins int) (reg *prometheus.Registry, say fu
 	}
 	t.Cleanup(func() { modules.Close() })
 	reg = prometheus.NewRegistry()
-	c, err := New(Config{Store: modules, Registerer: reg, RootNamespace: "ns"})
+	c, err = New(Config{Store: modules, Registerer: reg, RootNamespace: "ns"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func crowd(t testing.TB, proxies, plugins int) (reg *prometheus.Registry, say fu
 		}
 	}
 	c.fleet.touch()
-	return reg, say
+	return c, reg, say
 }
 
 // value gives a series' value.
@@ -95,7 +95,7 @@ func value(t *testing.T, reg *prometheus.Registry, name string, labels ...string
 // proxies, however many there are.
 func TestScrapeLooksWhereSomethingWasSaid(t *testing.T) {
 	cost := func(proxies int) float64 {
-		reg, say := crowd(t, proxies, 4)
+		_, reg, say := crowd(t, proxies, 4)
 		if got := value(t, reg, "chandler_plugin_proxies", "name=p1", "state=in_force"); got != float64(proxies) {
 			t.Fatalf("%v in force of %d", got, proxies)
 		}
@@ -114,6 +114,23 @@ func TestScrapeLooksWhereSomethingWasSaid(t *testing.T) {
 	}
 	if few, many := cost(10), cost(2000); many > 1.2*few {
 		t.Errorf("a scrape allocates %v times with 2,000 proxies and %v with 10", many, few)
+	}
+}
+
+// Who asked for a status before something was said, and comes to its end after that was
+// counted, does not take the count back.
+func TestSlowLookCountsForNothing(t *testing.T) {
+	t.Parallel()
+	c, reg, say := crowd(t, 3, 1)
+	before := c.fleet.list()
+	say(0, chandler.StateRejected)
+	rejected := func() float64 { return value(t, reg, "chandler_plugin_proxies", "name=p0", "state=rejected") }
+	if got := rejected(); got != 1 {
+		t.Fatalf("%v rejected", got)
+	}
+	c.join(c.published.Load().entries[0], before)
+	if got := rejected(); got != 1 {
+		t.Errorf("%v rejected, after somebody's look that began before", got)
 	}
 }
 
@@ -145,7 +162,7 @@ func TestRegistriesAreBounded(t *testing.T) {
 // BenchmarkScrape has 10,000 proxies and 20 plugins: asked again, with one report in
 // between.
 func BenchmarkScrape(b *testing.B) {
-	reg, say := crowd(b, 10_000, 20)
+	_, reg, say := crowd(b, 10_000, 20)
 	say(0, chandler.StateInForce)
 	for name, between := range map[string]func(){"unchanged": func() {}, "one report": func() { say(1, chandler.StateRejected) }} {
 		b.Run(name, func(b *testing.B) {

@@ -115,7 +115,6 @@ func (c *Control) join(e *entry, members []member) chandler.Status {
 	}
 	s := status.Join(in)
 	c.board.transitions[e.id()] = chandler.Status{Conditions: s.Conditions}
-	c.board.standings[e.id()] = standingOf(&s)
 	return s
 }
 
@@ -184,6 +183,7 @@ func (c *Control) transit() {
 		there[e.id()] = true
 		if all || some[e.object.Key] {
 			s := c.join(e, members)
+			c.board.count(e.id(), standingOf(&s))
 			c.tell(e, &s)
 		}
 	}
@@ -196,6 +196,14 @@ func (c *Control) transit() {
 		}
 	}
 	maps.DeleteFunc(c.told, func(id string, _ *told) bool { return !there[id] })
+}
+
+// count notes what is counted of a plugin. It is transit's alone: who asks for a status may
+// have looked at the proxies before they said what is counted.
+func (b *board) count(id string, st standing) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.standings[id] = st
 }
 
 // standing gives what is counted of a plugin.

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -122,6 +124,10 @@ func (c *cluster) deliver(from *rig) {
 // One resolves, all serve; what agents say at one is known at the leader.
 func TestReplicasServeWhatTheLeaderResolved(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, replicasServe) // from a leader who stalls, a replica does not take the bytes
+}
+
+func replicasServe(t *testing.T) {
 	all := newCluster(t, "a", "b")
 	a, b := all.replicas["a"], all.replicas["b"]
 	mod := module.Append()
@@ -150,6 +156,37 @@ func TestReplicasServeWhatTheLeaderResolved(t *testing.T) {
 	}
 	at.stop()
 	eventually(t, func() bool { return gauge(t, a.metrics, "chandler_agents") == 0 }, func() string { return "the agent never left" })
+}
+
+// electing is a gate that has something happen when it is first asked, which is as the loop
+// looks what to do.
+type electing struct {
+	*gate
+	happens func()
+}
+
+func (g *electing) Hash() string {
+	g.happens()
+	return g.gate.Hash()
+}
+
+// Who is elected while it is at something else notices, though nothing else happens.
+func TestElectedWhileBusy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		all := idleCluster(t, "a")
+		a := all.replicas["a"]
+		elect := sync.OnceFunc(func() {
+			all.lead("a")
+			synctest.Wait()
+		})
+		a.settle = func(cfg *control.Config) { cfg.Gate = &electing{&gate{hash: "1"}, elect} }
+		all.start("a")
+		a.set("auth:v1", module.Append())
+		time.Sleep(2 * time.Second) // what the loop does at a start is over
+		a.apply("auth", "oci://reg.example/auth:v1", nil)
+		a.await("auth", chandler.ConditionResolvedRefs, "True Resolved")
+	})
 }
 
 // The leader's end costs agents nothing: they are sent no byte, and the next

@@ -8,11 +8,11 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -25,11 +25,12 @@ import (
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
 	"chandler.dev/chandler/internal/testenv/fed"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	"chandler.dev/chandler/internal/wire"
 	"chandler.dev/chandler/internal/xds/deltaclient"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 // registry is a Fetcher with tags, by the URL's repository and tag.
 type registry struct {
@@ -153,9 +154,12 @@ type rig struct {
 	*control.Control
 	metrics *prometheus.Registry
 	source  fed.Source
-	dial    func(context.Context) (net.Conn, error)
 	stop    func()
+	// line leads to whichever is running: agents outlive a restart.
+	line atomic.Pointer[bufconn.Listener]
 }
+
+func (r *rig) dial(ctx context.Context) (net.Conn, error) { return r.line.Load().DialContext(ctx) }
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
@@ -174,7 +178,8 @@ func (r *rig) start() {
 		r.t.Fatal(err)
 	}
 	l := bufconn.Listen(1 << 20)
-	r.dial, r.source, r.metrics = l.DialContext, make(fed.Source), prometheus.NewRegistry()
+	r.line.Store(l)
+	r.source, r.metrics = make(fed.Source), prometheus.NewRegistry()
 	fetcher := r.fetcher
 	if fetcher == nil {
 		fetcher = r.registry
@@ -308,8 +313,7 @@ type agent struct {
 	firm     bool // takes nothing older, as a real one
 	updates  int
 	bytes    int
-	lost     int               // streams, and tries
-	why      error             // the last one
+	lost     []error           // why streams, and tries, ended
 	options  []grpc.DialOption // in place of the rig's
 }
 
@@ -350,8 +354,7 @@ func (a *agent) connect(r *rig) {
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			if !up {
-				a.lost++
-				a.why = err
+				a.lost = append(a.lost, err)
 			}
 		},
 	})

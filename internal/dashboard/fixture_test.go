@@ -11,16 +11,15 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/access"
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/schema"
 	"chandler.dev/chandler/internal/source"
+	"chandler.dev/chandler/internal/testenv/leaks"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 var noon = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
 

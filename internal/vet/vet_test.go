@@ -8,14 +8,13 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/sandbox"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	"chandler.dev/chandler/internal/vet"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 // envoy says what it is told to, nearly a second after it was asked.
 type envoy struct {

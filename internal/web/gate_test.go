@@ -24,7 +24,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -34,9 +33,10 @@ import (
 	"chandler.dev/chandler/internal/control"
 	"chandler.dev/chandler/internal/credential"
 	"chandler.dev/chandler/internal/testenv/authority"
+	"chandler.dev/chandler/internal/testenv/leaks"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 // logged is a log that tests read while it is written.
 type logged struct {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"chandler.dev/chandler"
@@ -231,6 +232,10 @@ func TestVisits(t *testing.T) {
 // TestStreamsEnd: a page that follows does not hold the server up when it ends.
 func TestStreamsEnd(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, streamsEnd) // they have some seconds, which a machine that stalls is not to take
+}
+
+func streamsEnd(t *testing.T) {
 	s := serve(t, Config{UID: os.Getuid(), Control: fakeControl{journal: &journal{}}})
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.addr+dashboard.Root+"live", nil)
 	if err != nil {
