@@ -51,7 +51,7 @@ func warmed(t *testing.T, s *sandbox.Sandbox, warm *atomic.Int64, c sandbox.Case
 // of the plugin, as often as it comes.
 func TestWarm(t *testing.T) {
 	t.Parallel()
-	s, warm := counting(t, sandbox.Config{WarmTime: time.Minute})
+	s, warm := counting(t, sandbox.Config{WarmTime: patient})
 	good := plugin(t, module.Append(), "a")
 	warmed(t, s, warm, good)
 	before := warm.Load()
@@ -83,8 +83,8 @@ func TestFault_F72_F73_F74_WarmEnds(t *testing.T) {
 		time time.Duration
 	}{
 		"loops":   {module.Loop, chandler.CodeWasmTimeout, 5 * time.Second},
-		"grows":   {module.Grow, chandler.CodeWasmMemory, time.Minute},
-		"crashes": {module.CallGRPC, chandler.CodeWasmCrash, time.Minute},
+		"grows":   {module.Grow, chandler.CodeWasmMemory, patient},
+		"crashes": {module.CallGRPC, chandler.CodeWasmCrash, patient},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
