@@ -89,11 +89,11 @@ func TestBypassAwaitsTheAgent(t *testing.T) {
 	}))
 	defer srv.Close()
 	admin := strings.TrimPrefix(srv.URL, "http://")
-	code, out, errs := local(t, nil, "bypass", "a", "--reason", "it burns", "--data", data, "--admin", admin)
+	code, out, errs := local(t, nil, "bypass", "a", "--reason", "it burns", "--data", data, "--admin", admin, "--timeout", "1m")
 	if code != 0 || !strings.Contains(out, "WasmPlugin/edge/a is taken out after ") || asked < 3 {
 		t.Errorf("exit code %d: %s%s, asked %d times", code, out, errs, asked)
 	}
-	if code, out, errs = local(t, nil, "bypass", "a", "--undo", "--data", data, "--admin", admin); code != 0 || !strings.Contains(out, "no longer") {
+	if code, out, errs = local(t, nil, "bypass", "a", "--undo", "--data", data, "--admin", admin, "--timeout", "1m"); code != 0 || !strings.Contains(out, "no longer") {
 		t.Errorf("exit code %d: %s%s", code, out, errs)
 	}
 	obeys = false

@@ -503,14 +503,11 @@ func (a *Agent) releaseUnused() {
 	}
 }
 
-// publish shows the state to the control plane, the metrics and the admin page.
+// publish shows the state on the admin page, in the metrics, in the log and to the control
+// plane, in that order: who has been told of it finds it here.
 func (a *Agent) publish() {
 	a.discreet.Store(a.state.Discreet())
 	report, facts := a.state.Report(), a.facts()
-	a.reporter.set(report, facts)
-	a.failures.tell(a.log, report)
-	a.metrics.states(report)
-	a.metrics.bypassed.Set(float64(len(facts.Bypassed)))
 	v := &view{
 		unready: a.state.Readiness(), report: []chandler.AttachmentState{}, facts: facts,
 		pushing: a.state.Pushing(), counted: a.state.Counted(), open: a.state.open, envoy: a.envoyStatus(),
@@ -523,6 +520,10 @@ func (a *Agent) publish() {
 	a.view.Store(v)
 	known := a.state.Known()
 	a.known.Store(&known)
+	a.metrics.states(report)
+	a.metrics.bypassed.Set(float64(len(facts.Bypassed)))
+	a.failures.tell(a.log, report)
+	a.reporter.set(report, facts)
 }
 
 // lookSoon has an Envoy that somebody else starts looked for at once: it may have gone.

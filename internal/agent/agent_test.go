@@ -133,6 +133,7 @@ func bareAgent(t *testing.T) *Agent {
 	a.metrics = newMetrics(a.cfg.Metrics, modules)
 	a.ads = envoyads.New(envoyads.Config{Events: func(envoyads.Event) {}})
 	a.loader = newLoader(modules, a.cfg, a.metrics)
+	t.Cleanup(a.loader.close)
 	a.loader.done = func(ev Loaded, lease *store.Lease) { a.inbox <- message{event: ev, lease: lease} }
 	return a
 }

@@ -54,3 +54,30 @@ func TestLogTellsOfFailures(t *testing.T) {
 		}
 	}
 }
+
+// onWrite is called with what a log says.
+type onWrite func(line string)
+
+func (f onWrite) Write(b []byte) (int, error) { f(string(b)); return len(b), nil }
+
+// What the log tells of is on the admin page by then, for who looks there because of it.
+func TestToldIsShown(t *testing.T) {
+	t.Parallel()
+	a, v := bareAgent(t), version("a")
+	told := 0
+	a.log = slog.New(slog.NewTextHandler(onWrite(func(line string) {
+		told++
+		if shown := a.view.Load().report; len(shown) != 1 || shown[0].Reason != chandler.CodeFetchFailed {
+			t.Errorf("the log says %sshown is %+v", line, shown)
+		}
+	}), nil))
+	a.step(t.Context(), message{event: EnvoyStarted{Envoy: "e", Open: true}})
+	a.step(t.Context(), message{event: Subscribed{Slot: authn}})
+	a.step(t.Context(), message{event: Assigned{Changed: []Version{v}}})
+	a.loader.wait()
+	<-a.inbox // there is no control plane
+	a.step(t.Context(), message{event: Loaded{Source: source(&v), Err: &LoadError{Problem: chandler.Problem{Code: chandler.CodeFetchFailed}}}})
+	if told != 1 {
+		t.Errorf("the log told %d things", told)
+	}
+}

@@ -318,14 +318,17 @@ func (r *moduleReader) Read(p []byte) (int, error) {
 
 // next gets more bytes, over as many streams as that takes within bounds.
 func (r *moduleReader) next() error {
-	began := time.Now()
+	var failed time.Time // first
 	for {
 		err := r.receive()
 		if err == nil || err == io.EOF || r.ctx.Err() != nil {
 			return err
 		}
 		r.close()
-		if time.Since(began) > r.patience(err) {
+		if failed.IsZero() {
+			failed = time.Now()
+		}
+		if time.Since(failed) > r.patience(err) {
 			return err
 		}
 		select {
@@ -336,8 +339,8 @@ func (r *moduleReader) next() error {
 	}
 }
 
-// patience is for how long another try may follow such an end of a stream at
-// once. Without a byte so far there is little to lose, and the agent's own
+// patience is for how long after the first another try may follow such an end of a
+// stream at once. Without a byte so far there is little to lose, and the agent's own
 // intervals between tries are in force.
 func (r *moduleReader) patience(err error) time.Duration {
 	lost := status.Code(err) == codes.Unavailable || status.Code(err) == codes.Canceled

@@ -43,7 +43,7 @@ func standsFor(t *testing.T, name string, args ...string) int {
 		_ = input.Close()
 		_ = cmd.Wait() // it has found nothing
 	})
-	for until := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+	for until := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		if line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid)); strings.HasPrefix(string(line), "grep\x00-c") {
 			return cmd.Process.Pid
 		}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -311,7 +312,7 @@ func (s *remoteSite) get(socket, path string) (status int, body string) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(s.dir, socket))
 	}}
 	defer transport.CloseIdleConnections()
-	res, err := (&http.Client{Transport: transport, Timeout: 10 * time.Second}).Get("http://envoy" + path)
+	res, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Get("http://envoy" + path)
 	if err != nil {
 		return 0, ""
 	}
@@ -323,7 +324,7 @@ func (s *remoteSite) get(socket, path string) (status int, body string) {
 func (s *remoteSite) answers(socket string, want int) {
 	s.Helper()
 	got := 0
-	for until := time.Now().Add(time.Minute); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+	for until := time.Now().Add(2 * time.Minute); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
 		if got, _ = s.get(socket, "/"); got == want {
 			return
 		}
@@ -376,6 +377,12 @@ func TestRemoteWasmInEnvoy(t *testing.T) {
 	set("2", page, good)
 	s.answers("two", 418)
 	s.answers("one", 418)
+	within(t, "Envoy's word that it has the module", func() (taken bool) {
+		for _, v := range s.edge.Views() {
+			v.Each(func(name string, body []byte) { taken = taken || name == "two" && bytes.Contains(body, []byte(good)) })
+		}
+		return taken
+	})
 
 	s.Stop()
 	reg.Close()

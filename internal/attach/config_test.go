@@ -100,8 +100,8 @@ func bootstrapOf(t *testing.T, files map[string]string, args ...string) map[stri
 		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(dir, "admin.sock"))
 	}}
 	defer transport.CloseIdleConnections()
-	for until := time.Now().Add(30 * time.Second); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
-		res, err := (&http.Client{Transport: transport, Timeout: 5 * time.Second}).Get("http://envoy/config_dump")
+	for until := time.Now().Add(2 * time.Minute); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+		res, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Get("http://envoy/config_dump")
 		if err != nil {
 			select {
 			case err := <-ended:

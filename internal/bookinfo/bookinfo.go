@@ -30,9 +30,12 @@ const (
 	writeTimeout = 15 * time.Second
 	grace        = 2 * time.Second
 	echoIdle     = 5 * time.Minute // a WebSocket without a message
+)
 
-	// The front waits longer than the services behind it, so that one that hangs
-	// at the back is named by the one that asks it, and not taken for it.
+// The front waits longer than the services behind it, so that one that hangs
+// at the back is named by the one that asks it, and not taken for it. Only tests change
+// them.
+var (
 	frontTimeout   = 3 * time.Second
 	reviewsTimeout = 1500 * time.Millisecond
 )

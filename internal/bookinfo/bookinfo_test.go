@@ -22,7 +22,11 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain has services wait for each other for as long as a machine may stand still.
+func TestMain(m *testing.M) {
+	frontTimeout, reviewsTimeout = 2*time.Minute, time.Minute
+	goleak.VerifyTestMain(m)
+}
 
 // site runs the whole sample and gives productpage's URL.
 func site(t *testing.T) string {
@@ -307,7 +311,8 @@ func TestOneServiceDown(t *testing.T) {
 
 // Ratings that hang are told as such: the reviews still come in time.
 func TestRatingsHang(t *testing.T) {
-	t.Parallel()
+	defer func(before time.Duration) { reviewsTimeout = before }(reviewsTimeout)
+	reviewsTimeout = 100 * time.Millisecond
 	hang := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	defer hang.Close()
 	v2, err := Reviews(V2, hang.URL)
@@ -344,39 +349,58 @@ func TestWrongBackends(t *testing.T) {
 	}
 }
 
+// inMemory is Serve without a network, for bubbles, and a client of it.
+type inMemory struct {
+	lis    *bufconn.Listener
+	client *http.Client
+	stop   context.CancelFunc
+	ended  chan error // what Serve said
+}
+
+func serveInMemory(t *testing.T, h http.Handler) *inMemory {
+	t.Helper()
+	s := &inMemory{lis: bufconn.Listen(64 << 10), ended: make(chan error, 1)}
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return s.lis.DialContext(ctx) }}
+	t.Cleanup(transport.CloseIdleConnections)
+	s.client = &http.Client{Transport: transport}
+	var ctx context.Context
+	ctx, s.stop = context.WithCancel(t.Context())
+	go func() { s.ended <- Serve(ctx, s.lis, h) }()
+	return s
+}
+
+// get asks, and gives the status when it comes; 0: there is no answer.
+func (s *inMemory) get() <-chan int {
+	code := make(chan int, 1)
+	go func() {
+		resp, err := s.client.Get("http://bookinfo")
+		if err != nil {
+			code <- 0
+			return
+		}
+		resp.Body.Close()
+		code <- resp.StatusCode
+	}()
+	return code
+}
+
 // A request in flight ends well when the server is told to stop.
 func TestStopLetsRequestsFinish(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		arrived, leave := make(chan struct{}), make(chan struct{})
-		lis := bufconn.Listen(64 << 10)
-		ctx, stop := context.WithCancel(t.Context())
-		ended := make(chan error, 1)
-		go func() {
-			ended <- Serve(ctx, lis, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				close(arrived)
-				<-leave
-				if r.Context().Err() != nil {
-					w.WriteHeader(http.StatusInternalServerError)
-				}
-			}))
-		}()
-		transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return lis.DialContext(ctx) }}
-		defer transport.CloseIdleConnections()
-		code := make(chan int, 1)
-		go func() {
-			resp, err := (&http.Client{Transport: transport}).Get("http://bookinfo")
-			if err != nil {
-				code <- 0
-				return
+		s := serveInMemory(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			close(arrived)
+			<-leave
+			if r.Context().Err() != nil {
+				w.WriteHeader(http.StatusInternalServerError)
 			}
-			resp.Body.Close()
-			code <- resp.StatusCode
-		}()
+		}))
+		code := s.get()
 		<-arrived
-		stop()
+		s.stop()
 		time.Sleep(grace / 2) // of the bubble's clock
-		if c, err := lis.DialContext(t.Context()); err == nil {
+		if c, err := s.lis.DialContext(t.Context()); err == nil {
 			c.Close()
 			t.Error("it still listens")
 		}
@@ -384,50 +408,46 @@ func TestStopLetsRequestsFinish(t *testing.T) {
 		if got := <-code; got != http.StatusOK {
 			t.Errorf("the request in flight got %d", got)
 		}
-		if err := <-ended; err != nil {
+		if err := <-s.ended; err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-// A request that never ends is cut after the grace, an idle WebSocket at once.
+// A request that never ends is cut after the grace, an idle WebSocket at once. In a bubble,
+// as a request that takes longer than readTimeout ends by that.
 func TestStopCutsTheRest(t *testing.T) {
 	t.Parallel()
-	arrived := make(chan struct{})
-	addr, stop, ended := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/ws" {
-			echo(w, r)
-			return
+	synctest.Test(t, func(t *testing.T) {
+		arrived := make(chan struct{})
+		s := serveInMemory(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/ws" {
+				echo(w, r)
+				return
+			}
+			close(arrived)
+			<-r.Context().Done()
+		}))
+		conn, _, err := websocket.Dial(t.Context(), "ws://bookinfo/ws", &websocket.DialOptions{HTTPClient: s.client})
+		if err != nil {
+			t.Fatal(err)
 		}
-		close(arrived)
-		<-r.Context().Done()
-	}))
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	conn, _, err := websocket.Dial(ctx, "ws://"+addr+"/ws", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.CloseNow()
-	failed := make(chan error, 1)
-	go func() {
-		resp, err := http.Get("http://" + addr)
-		if err == nil {
-			resp.Body.Close()
+		defer conn.CloseNow()
+		code := s.get()
+		<-arrived
+		s.stop()
+		if err := <-s.ended; err != nil {
+			t.Error(err)
 		}
-		failed <- err
-	}()
-	<-arrived
-	stop()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-	if <-failed == nil {
-		t.Error("a request without an end was answered")
-	}
-	if _, _, err := conn.Read(ctx); err == nil || errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("the WebSocket is still open: %v", err)
-	}
+		if got := <-code; got != 0 {
+			t.Errorf("a request without an end was answered: %d", got)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, _, err := conn.Read(ctx); err == nil || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the WebSocket is still open: %v", err)
+		}
+	})
 }
 
 // A port that is taken ends everything, and says which service wanted it.

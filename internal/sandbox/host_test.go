@@ -23,7 +23,7 @@ import (
 // are tried in both, and the codes are the same, and the plugin's own words.
 func TestHostSaysWhatEnvoySays(t *testing.T) {
 	t.Parallel()
-	cfg := sandbox.Config{Memory: 64 << 20, Time: 3 * time.Minute} // on a busy machine Go modules take their time
+	cfg := sandbox.Config{Memory: 64 << 20, Time: 2 * patient} // Go modules take minutes with the race detector on a busy machine
 	envoy, host := open(t, cfg), openHost(t, cfg)
 	if host.Weak() != envoy.Weak() {
 		t.Errorf("the host is shut off otherwise: %q, %q", host.Weak(), envoy.Weak())

@@ -22,8 +22,9 @@ import (
 const (
 	// place is the name of the one filter that a live Envoy is told of.
 	place = "vet"
-	// logged bounds the wait for Envoy's log after its refusal: they come on two ways.
-	logged = time.Second
+	// logged bounds the wait for Envoy's log after its refusal: they come on two ways. Only
+	// of a plugin that says more than is kept does what is waited for never come.
+	logged = 10 * time.Second
 	// maxSocket is how long the path of a socket may be.
 	maxSocket = 90
 	// passedHeader marks answers of what stands behind the plugin.

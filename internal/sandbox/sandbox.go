@@ -59,6 +59,8 @@ type Config struct {
 	// it; DefaultWarm when zero, none when negative. Each takes as much memory as a
 	// proxy with that plugin.
 	Warm int
+	// WarmTime is how long one that is kept may take, DefaultWarmTime when zero.
+	WarmTime time.Duration
 	// Judged counts the verdicts, by whether an Envoy that was kept gave it; it may be
 	// nil.
 	Judged func(warm bool)
@@ -79,7 +81,7 @@ func Open(ctx context.Context, cfg Config) (*Sandbox, error) {
 	if cfg.Judged == nil {
 		cfg.Judged = func(bool) {}
 	}
-	s := &Sandbox{cfg: cfg, jail: jail{program: cfg.Envoy, dir: cfg.Dir}, warmth: newWarmth(cmp.Or(cfg.Warm, DefaultWarm))}
+	s := &Sandbox{cfg: cfg, jail: jail{program: cfg.Envoy, dir: cfg.Dir}, warmth: newWarmth(cmp.Or(cfg.Warm, DefaultWarm), cmp.Or(cfg.WarmTime, DefaultWarmTime))}
 	ctx, cancel := context.WithTimeout(ctx, versionTime)
 	defer cancel()
 	return s, s.jail.settle(ctx, func() error { return s.ask(ctx) })

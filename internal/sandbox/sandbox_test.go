@@ -1,6 +1,7 @@
 package sandbox_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,8 +37,13 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+// patient is what a child may take where nothing is tested of that: what comes of a plugin
+// comes however slow the machine is.
+const patient = 5 * time.Minute
+
 func openHost(t *testing.T, cfg sandbox.Config) *sandbox.Host {
 	t.Helper()
+	cfg.Time = cmp.Or(cfg.Time, patient)
 	h, err := sandbox.OpenHost(t.Context(), cfg, os.Args[0], "judge", "-")
 	if err != nil {
 		t.Fatal(err)
@@ -47,9 +53,7 @@ func openHost(t *testing.T, cfg sandbox.Config) *sandbox.Host {
 
 func open(t *testing.T, cfg sandbox.Config) *sandbox.Sandbox {
 	t.Helper()
-	if cfg.Envoy == "" {
-		cfg.Envoy = module.Envoy(t)
-	}
+	cfg.Time, cfg.Envoy = cmp.Or(cfg.Time, patient), cmp.Or(cfg.Envoy, module.Envoy(t))
 	s, err := sandbox.Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -12,9 +12,10 @@ import (
 const (
 	// DefaultWarm is how many Envoys are kept unless Config says otherwise.
 	DefaultWarm = 2
-	// warmTime is how long one may take; a verdict takes milliseconds. After that it is
-	// the other way that answers, so that a busy machine refuses nobody.
-	warmTime = 2 * time.Second
+	// DefaultWarmTime is how long one may take unless Config says otherwise; a verdict
+	// takes milliseconds. After that it is the other way that answers, so that a busy
+	// machine refuses nobody.
+	DefaultWarmTime = 2 * time.Second
 	// warmAfter is how long after a verdict an Envoy for others like it is made: what was
 	// found good is about to be compiled by proxies, perhaps on this machine.
 	warmAfter = 5 * time.Second
@@ -27,6 +28,7 @@ const (
 // verdicts they stand still: whatever a plugin does by its clock, it does not do here.
 type warmth struct {
 	room int
+	time time.Duration // for a verdict
 
 	mu     sync.Mutex
 	kept   []*warm // used last, last
@@ -53,8 +55,8 @@ type warm struct {
 	gone bool
 }
 
-func newWarmth(room int) *warmth {
-	w := &warmth{room: room}
+func newWarmth(room int, atMost time.Duration) *warmth {
+	w := &warmth{room: room, time: atMost}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	return w
 }
@@ -86,7 +88,7 @@ func (w *warmth) judge(ctx context.Context, c Case, version string) (problem *ch
 	if k == nil {
 		return nil, false
 	}
-	limited, cancel := context.WithTimeout(ctx, warmTime)
+	limited, cancel := context.WithTimeout(ctx, w.time)
 	defer cancel()
 	select {
 	case k.busy <- struct{}{}:

@@ -32,12 +32,13 @@ func reconfigured(c sandbox.Case, config string) sandbox.Case {
 	return c
 }
 
-// warmed judges the case until an Envoy is kept that answers.
+// warmed judges the case until an Envoy is kept that answers. A machine that stands still
+// for as long as a verdict may take is no one's fault.
 func warmed(t *testing.T, s *sandbox.Sandbox, warm *atomic.Int64, c sandbox.Case) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(5 * time.Minute)
 	for i := 0; warm.Load() == 0; i++ {
-		if p, err := s.Judge(t.Context(), reconfigured(c, fmt.Sprint(i))); err != nil || p != nil {
+		if p, err := s.Judge(t.Context(), reconfigured(c, fmt.Sprint(i))); err != nil || code(p) != "" && code(p) != chandler.CodeWasmTimeout {
 			t.Fatal(p, err)
 		}
 		if time.Now().After(deadline) {
@@ -50,7 +51,7 @@ func warmed(t *testing.T, s *sandbox.Sandbox, warm *atomic.Int64, c sandbox.Case
 // of the plugin, as often as it comes.
 func TestWarm(t *testing.T) {
 	t.Parallel()
-	s, warm := counting(t, sandbox.Config{})
+	s, warm := counting(t, sandbox.Config{WarmTime: patient})
 	good := plugin(t, module.Append(), "a")
 	warmed(t, s, warm, good)
 	before := warm.Load()
@@ -77,17 +78,17 @@ func TestWarm(t *testing.T) {
 func TestFault_F72_F73_F74_WarmEnds(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		does   func(*module.Code)
-		code   chandler.Code
-		envoys int
+		does func(*module.Code)
+		code chandler.Code
+		time time.Duration
 	}{
-		"loops":   {module.Loop, chandler.CodeWasmTimeout, 1},
-		"grows":   {module.Grow, chandler.CodeWasmMemory, 1},
-		"crashes": {module.CallGRPC, chandler.CodeWasmCrash, 1},
+		"loops":   {module.Loop, chandler.CodeWasmTimeout, 5 * time.Second},
+		"grows":   {module.Grow, chandler.CodeWasmMemory, patient},
+		"crashes": {module.CallGRPC, chandler.CodeWasmCrash, patient},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s, warm := counting(t, sandbox.Config{Time: 5 * time.Second, Memory: 64 << 20})
+			s, warm := counting(t, sandbox.Config{Time: c.time, Memory: 64 << 20})
 			moody := plugin(t, module.Append(module.Moody('?', c.does)), "a")
 			warmed(t, s, warm, moody)
 			before := warm.Load()

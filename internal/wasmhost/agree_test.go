@@ -138,18 +138,39 @@ func TestEngineAgreesWithEnvoy(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		t.Run(name, func(t *testing.T) {
 			a := all[name]
-			want, got := run(t, envoy, a), run(t, fast, a)
-			if a.unordered {
-				slices.Sort(want.logs)
-				slices.Sort(got.logs)
+			differences := disagree(t, envoy, fast, a)
+			for range 2 {
+				if len(differences) > 0 && a.answered() {
+					t.Logf("once more, as it may have been the machine: %q", differences)
+					differences = disagree(t, envoy, fast, a)
+				}
 			}
-			compare(t, "outcome", want.outcomes, got.outcomes, nil)
-			compare(t, "line", want.logs, got.logs, a.differs)
+			for _, d := range differences {
+				t.Error(d)
+			}
 		})
 	}
 }
 
-func compare(t *testing.T, what string, want, got []string, differs *regexp.Regexp) {
+// answered tells whether calls are answered after a while. In Envoy that is by the clock:
+// on a machine that stands still for as long, the answer comes before what was sent first,
+// while what truly differs does so each time.
+func (a *agreement) answered() bool {
+	return slices.ContainsFunc(a.sends, func(e exchange.Exchange) bool { return len(e.Answers) > 0 })
+}
+
+// disagree tells where the hosts differ.
+func disagree(t *testing.T, envoy, fast exchange.Engine, a agreement) []string {
+	t.Helper()
+	want, got := run(t, envoy, a), run(t, fast, a)
+	if a.unordered {
+		slices.Sort(want.logs)
+		slices.Sort(got.logs)
+	}
+	return append(compare(t, "outcome", want.outcomes, got.outcomes, nil), compare(t, "line", want.logs, got.logs, a.differs)...)
+}
+
+func compare(t *testing.T, what string, want, got []string, differs *regexp.Regexp) (differences []string) {
 	t.Helper()
 	for i := range max(len(want), len(got)) {
 		w, g := "nothing", "nothing"
@@ -160,11 +181,12 @@ func compare(t *testing.T, what string, want, got []string, differs *regexp.Rege
 			g = masked(strings.ToValidUTF8(strings.ReplaceAll(got[i], "\x00", "|"), "?"))
 		}
 		if w != g && (differs == nil || !differs.MatchString(g)) {
-			t.Errorf("%s %d\nEnvoy:  %s\nengine: %s", what, i, w, g)
+			differences = append(differences, fmt.Sprintf("%s %d\nEnvoy:  %s\nengine: %s", what, i, w, g))
 		} else if testing.Verbose() {
 			t.Logf("%s %d: %s", what, i, g)
 		}
 	}
+	return differences
 }
 
 // all has the callbacks of a stream, that do nothing but tell.
