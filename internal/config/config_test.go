@@ -249,6 +249,23 @@ func watch(t *testing.T, dir string) {
 	if f := <-files; f.Strict {
 		t.Error("what was written in its place is not taken")
 	}
+	// Written in place it is empty at first, which would be no rules at all.
+	if err := os.WriteFile(path, []byte("strict: true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if f := <-files; !f.Strict {
+		t.Error("what was written there later is not taken")
+	}
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(interval + interval/2) // a look
+	if err := os.WriteFile(path, []byte("# more\nstrict: true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if f := <-files; !f.Strict {
+		t.Error("a file that was half written is taken")
+	}
 	// What it names is part of it.
 	key := filepath.Join(dir, "key.pem")
 	if err := errors.Join(

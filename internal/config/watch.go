@@ -3,6 +3,7 @@ package config
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,7 +13,7 @@ import (
 // interval is how often the file is looked at. It is read each time: that sees a
 // rename, a link that leads elsewhere (as in a mounted ConfigMap) and a write in
 // place alike, on every file system, for microseconds.
-const interval = time.Second
+const interval = time.Second / 2
 
 // Watcher keeps what is in use in step with the file, and those that it names. A file
 // that cannot be used is told once and leaves the one before in use, so that a slip of
@@ -22,6 +23,7 @@ type Watcher struct {
 	log  *slog.Logger
 
 	seen inputs // as they were judged last
+	next inputs // as they were in the last look, if otherwise
 	told string // why they are not in use
 
 	reloads *prometheus.CounterVec
@@ -69,13 +71,19 @@ func (w *Watcher) Run(ctx context.Context, changed func(*File)) {
 	}
 }
 
-// look gives the file when it has changed and can be used.
+// look gives the file when it has changed and can be used. Two looks have to see the same:
+// one that is written in place is empty at first, and then has some of its rules.
 func (w *Watcher) look() *File {
 	if !w.seen.changed() {
+		w.next = nil
 		return nil
 	}
 	f, err := load(w.path)
-	w.seen = f.inputs
+	if !maps.Equal(f.inputs, w.next) {
+		w.next = f.inputs
+		return nil
+	}
+	w.seen, w.next = f.inputs, nil
 	if err != nil {
 		if w.told != err.Error() {
 			w.told = err.Error()
