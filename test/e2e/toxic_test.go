@@ -63,10 +63,10 @@ func poison(t *testing.T, p *toxiproxy.Proxy, kind, attributes string) (cure fun
 	}
 }
 
-// bulky is a module of its own that takes a minute at a kilobyte a second.
+// bulky is a module of its own that takes four minutes at a kilobyte a second.
 func bulky(n int) []byte {
 	random := rand.New(rand.NewPCG(uint64(n), 0))
-	ballast := make([]byte, 64<<10)
+	ballast := make([]byte, 256<<10)
 	for i := range ballast {
 		ballast[i] = byte(random.Uint32())
 	}

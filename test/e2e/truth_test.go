@@ -281,7 +281,7 @@ func (c *chaos) watch() (stop func()) {
 // envoyAdmin is a way to the Envoy itself.
 func (p *proxy) envoyAdmin() *http.Client {
 	socket := filepath.Join(p.dir, "data", "envoy", "admin.sock")
-	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}}
 }
