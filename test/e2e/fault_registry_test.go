@@ -239,15 +239,23 @@ func TestFault_F58_UpdatesDuringADownload(t *testing.T) {
 	sees(t, port, "n0")
 	g := w.gate()
 	release := make(chan struct{})
-	mod := build(2)
+	mod := bulky(2, 2<<20) // four minutes of it
 	g.rule.Store(&rule{blob: string(chandler.Digest[chandler.BlobDigest](mod)), answer: func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("Content-Length", fmt.Sprint(len(mod)))
-		_, _ = rw.Write(mod[:8])
-		rw.(http.Flusher).Flush()
-		select {
-		case <-release:
-			_, _ = rw.Write(mod[8:])
-		case <-r.Context().Done():
+		tick := time.NewTicker(250 * time.Millisecond) // it goes on: one that is too slow is given up
+		defer tick.Stop()
+		for rest := mod; ; {
+			_, _ = rw.Write(rest[:2<<10])
+			rest = rest[2<<10:]
+			rw.(http.Flusher).Flush()
+			select {
+			case <-release:
+				_, _ = rw.Write(rest)
+				return
+			case <-r.Context().Done():
+				return
+			case <-tick.C:
+			}
 		}
 	}})
 	o := watchOrder(port)
