@@ -45,12 +45,12 @@ func (t told) table() table.Run {
 		add("all connected, CPU", "s", r.Connecting, 0, "")
 		add("memory", "MB", r.Full, want.memory, fmt.Sprintf("%.1f KB an agent; %.0f MB at most while they connected", 1000*r.each(), r.Most))
 		add("memory after all changes", "MB", r.After, want.memory, both(r.Parts.String(), plain("MB", func(r *Result) float64 { return r.After })))
-		add("idle", "% of a core", 100*r.Idle, want.idle, plain("%", func(r *Result) float64 { return 100 * r.Idle }))
+		add("idle", "% of a core", 100*r.Idle, want.idle, both(r.beside(1e6*r.Idle*idleFor.Seconds()/float64(r.Agents), "a sign of life"), plain("%", func(r *Result) float64 { return 100 * r.Idle })))
 		// The targets are from a peer whose proxies acknowledge and report nothing.
 		add("a change, median told", "ms", r.Told.P50, 0, ratio(func(r *Result) float64 { return r.Told.P50 }))
-		add("a change, 99 of 100 told", "ms", r.Told.P99, want.p99, ratio(func(r *Result) float64 { return r.Told.P99 }))
+		add("a change, 99 of 100 told", "ms", r.Told.P99, want.p99, both(ratio(func(r *Result) float64 { return r.Told.P99 }), r.floor(t.Machine.Cores)))
 		add("a change, last told", "ms", r.Told.Last, want.last, both(ratio(func(r *Result) float64 { return r.Told.Last }), r.floor(t.Machine.Cores)))
-		add("a change, CPU", "s", r.Told.CPU, want.cpu, both(fmt.Sprintf("the agents' side took %.2f s of the same cores", r.Told.Swarm), plain("s", func(r *Result) float64 { return r.Told.CPU })))
+		add("a change, CPU", "s", r.Told.CPU, want.cpu, both(r.beside(1e6*r.Told.CPU/float64(r.Agents), "an agent"), plain("s", func(r *Result) float64 { return r.Told.CPU })))
 		add("a change with all reports, 99 of 100 told", "ms", r.All.P99, 0, ratio(func(r *Result) float64 { return r.All.P99 }))
 		add("a change with all reports and status, CPU", "s", r.All.CPU, 0, fmt.Sprintf("the agents' side took %.2f s of the same cores", r.All.Swarm))
 		add("a change for 1 %, last told", "ms", r.Few.Last, 0, fmt.Sprintf("%d agents, %.0f messages", r.Few.Told, r.Few.Messages))
@@ -94,6 +94,11 @@ func (t told) besidePlain(r Result, unit string, of func(*Result) float64) strin
 func (r *Result) floor(cores int) string {
 	spent := r.Told.CPU + r.Told.Swarm
 	return fmt.Sprintf("both sides compute for %.0f ms, on %d cores for %.0f at least", 1000*spent, cores, 1000*spent/float64(cores))
+}
+
+// beside says what one of many took beside the yardstick, both in microseconds.
+func (r *Result) beside(took float64, of string) string {
+	return fmt.Sprintf("%.0f us %s, where a bare write to a connection takes %.0f", took, of, r.Yard)
 }
 
 // handshakes says what they take of the control plane.

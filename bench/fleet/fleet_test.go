@@ -15,7 +15,7 @@ import (
 func result(agents int) Result {
 	n := float64(agents)
 	return Result{
-		Agents: agents, Connected: n / 1000, Empty: 50, Full: 50 + n/20, Idle: 0.01,
+		Agents: agents, Connected: n / 1000, Empty: 50, Full: 50 + n/20, Idle: 0.01, Yard: 9,
 		All:  Change{Told: agents, P50: n / 20, P99: n / 15, Last: n / 10, CPU: n / 20_000},
 		Told: Change{Told: agents, P50: n / 30, P99: n / 20, Last: n / 15, CPU: n / 40_000},
 	}
@@ -43,7 +43,7 @@ func TestTable(t *testing.T) {
 	if err := run.Text(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range []string{"10 x that of 1000 agents", "50.0 KB an agent", "<= 600 MB"} {
+	for _, s := range []string{"10 x that of 1000 agents", "50.0 KB an agent", "<= 600 MB", "25 us an agent, where a bare write to a connection takes 9", "25 us a sign of life"} {
 		if !strings.Contains(b.String(), s) {
 			t.Errorf("%q is not in\n%s", s, b.String())
 		}
@@ -148,6 +148,14 @@ func TestMakeup(t *testing.T) {
 	}
 	if n := strings.Count(b.String(), "55 MB are pages of the program's file, 36 in use, up to 18 garbage"); n != 1 {
 		t.Errorf("it is said %d times in\n%s", n, b.String())
+	}
+}
+
+// The yardstick is what a write takes: something, and no second.
+func TestYardstick(t *testing.T) {
+	t.Parallel()
+	if took, err := yardstick(t.Context(), time.Millisecond); err != nil || took <= 0 || took > time.Second {
+		t.Errorf("%v, %v", took, err)
 	}
 }
 

@@ -49,6 +49,8 @@ type Result struct {
 	Parts Makeup `json:"changedParts"`
 	// Idle is the share of one core.
 	Idle float64 `json:"idleShare"`
+	// Yard is the yardstick: CPU microseconds of a bare write to a connection.
+	Yard float64 `json:"yardstickMicroseconds"`
 
 	All   Change    `json:"changeOfAll"`
 	Told  Change    `json:"changeOfAllTold"` // as All, by agents that acknowledge it and report nothing
@@ -325,7 +327,9 @@ func (b *bench) told(ctx context.Context) error {
 		return err
 	}
 	err := b.changed(ctx, pluginAll, b.Agents, &b.Told)
-	return errors.Join(err, b.crowd.hush(false), pause(ctx, settle))
+	yard, yerr := yardstick(ctx, settle)
+	b.Yard = float64(yard.Nanoseconds()) / 1000
+	return errors.Join(err, yerr, b.crowd.hush(false), pause(ctx, settle))
 }
 
 // bytesSent is the metric of what agents are sent of resources.
