@@ -315,12 +315,6 @@ func (p *process) tail() string {
 	return log[max(0, len(log)-12<<10):]
 }
 
-// output is all that the process has said.
-func (p *process) output() string {
-	b, _ := os.ReadFile(p.log)
-	return string(b)
-}
-
 // proxy is an agent with its Envoy.
 type proxy struct {
 	*process

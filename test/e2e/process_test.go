@@ -58,6 +58,12 @@ func TestStopLosesNoRequest(t *testing.T) {
 	}
 }
 
+// output is all that the process has said.
+func (p *process) output() string {
+	b, _ := os.ReadFile(p.log)
+	return string(b)
+}
+
 var envoyPid = regexp.MustCompile(`envoy (?:started|adopted).*pid=(\d+)`)
 
 // An Envoy that ends by itself ends its agent, with the same code and its last
