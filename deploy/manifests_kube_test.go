@@ -26,6 +26,9 @@ func TestExamples(t *testing.T) {
 	if _, err := c.Kubectl(t.Context(), "", "wait", "--for=condition=Established", "--timeout=60s", "crd/wasmplugins.extensions.istio.io"); err != nil {
 		t.Fatal(err)
 	}
+	if err := c.Served(t.Context(), "wasmplugins"); err != nil {
+		t.Fatal(err)
+	}
 	files := []string{"gateway.yaml", "bookinfo.yaml", "basic-auth.yaml"} // namespaces come first
 	for _, name := range files {
 		text, err := os.ReadFile(filepath.Join(examples, name))

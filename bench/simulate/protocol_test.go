@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -70,6 +71,7 @@ func byCall(t *tally) map[string]count {
 type fleet struct {
 	*heard
 	*swarm.Swarm
+	plane    *control.Control
 	registry *registry.Registry
 	source   fed.Source
 	agents   int
@@ -78,7 +80,7 @@ type fleet struct {
 	url      string
 }
 
-// startFleet gives one whose agents have a plugin, and have made one report each.
+// startFleet gives one whose agents have their plugins, and have made one report each.
 func startFleet(t *testing.T, agents int, fetches bool) *fleet {
 	t.Helper()
 	reg, err := registry.Start(registry.Config{})
@@ -131,36 +133,35 @@ func startFleet(t *testing.T, agents int, fetches bool) *fleet {
 		modules.Close()
 		reg.Close()
 	})
+	f.plane = c
 	f.push(1000)
+	f.change[few]++
 	f.apply(everyone)
-	f.connected(agents)
-	f.apply(few)
-	f.quiet() // one or two reports, as it comes
-	f.leave()
+	f.eventually("is it in force where it is to be", f.inForce)
+	f.leave() // one or two reports were made, as it came
 	f.back()
-	f.connected(agents)
-	f.quiet()
+	f.says(Measured(), Restart)
 	return f
 }
 
-func (f *fleet) connected(n int) {
-	f.t.Helper()
-	f.eventually("are so many connected", func() bool { return f.Connected() == n })
+// inForce tells whether the control plane has heard that all agents have their plugins.
+func (f *fleet) inForce() bool {
+	views, _ := f.plane.Objects(f.t.Context())
+	want := map[chandler.Key]int{pluginOf(everyone).Key: f.agents, pluginOf(few).Key: f.agents / fewEvery}
+	return len(views) == len(want) && !slices.ContainsFunc(views, func(v control.ObjectView) bool { return v.Status.InForce != want[v.Key] })
 }
 
-func (f *fleet) quiet() {
-	f.t.Helper()
-	f.holds(25, "is all quiet", func() bool { return len(f.since(true)) == 0 }) // a busy machine pauses, too
-}
-
-// leave has all agents go, of which the control plane then hears.
+// leave has all agents go, of which the control plane then hears. Nobody says anything any
+// more.
 func (f *fleet) leave() {
 	f.t.Helper()
 	for _, a := range f.Agents() {
 		a.Away(true)
 	}
-	f.connected(0)
-	f.quiet()
+	f.eventually("have all gone", func() bool {
+		return f.Connected() == 0 && !slices.ContainsFunc(f.plane.Proxies(), func(p control.ProxyView) bool { return p.Connected })
+	})
+	f.since(true)
 }
 
 func (f *fleet) back() {
@@ -205,13 +206,7 @@ func (f *fleet) apply(plugin int) {
 // eventually waits for something, which then stays so for a moment.
 func (f *fleet) eventually(what string, ok func() bool) {
 	f.t.Helper()
-	f.holds(5, what, ok)
-}
-
-// holds waits until something is so as often as it is looked at in a row.
-func (f *fleet) holds(looks int, what string, ok func() bool) {
-	f.t.Helper()
-	for deadline, held := time.Now().Add(time.Minute), 0; held < looks; {
+	for deadline, held := time.Now().Add(time.Minute), 0; held < 5; {
 		if held++; !ok() {
 			held = 0
 		}
@@ -222,16 +217,21 @@ func (f *fleet) holds(looks int, what string, ok func() bool) {
 	}
 }
 
-// agrees waits until the real fleet has said what the simulated one says.
-func (f *fleet) agrees(in Inputs, s Scenario) Outcome {
+// says waits until the real fleet has said as often what the simulated one says, and gives
+// what both did.
+func (f *fleet) says(in Inputs, s Scenario) (o Outcome, got, want map[string]count) {
 	f.t.Helper()
 	o, err := Simulate(in, Shape{Proxies: f.agents, Clusters: 1, Replicas: 1}, s, 1)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	want := byCall(&o.Sent)
-	var got map[string]count
-	same := func() bool {
+	want = byCall(&o.Sent)
+	defer func() {
+		if f.t.Failed() {
+			f.t.Logf("%s: %v, simulated %v", s, got, want)
+		}
+	}()
+	f.eventually("are the messages the simulated ones", func() bool {
 		got = f.since(false)
 		for name := range want {
 			if got[name].Messages != want[name].Messages {
@@ -239,19 +239,20 @@ func (f *fleet) agrees(in Inputs, s Scenario) Outcome {
 			}
 		}
 		return len(got) == len(want)
-	}
-	defer func() {
-		if f.t.Failed() {
-			f.t.Logf("%s: %v, simulated %v", s, got, want)
-		}
-	}()
-	f.eventually("are the messages the simulated ones", same)
+	})
+	f.since(true)
+	return o, got, want
+}
+
+// agrees does so and holds the bytes against each other, too.
+func (f *fleet) agrees(in Inputs, s Scenario) Outcome {
+	f.t.Helper()
+	o, got, want := f.says(in, s)
 	for name, g := range got {
 		if w := want[name].Bytes; g.Bytes < w*95/100 || g.Bytes > w*105/100 {
 			f.t.Errorf("%s: %s has %d bytes, simulated %d", s, name, g.Bytes, w)
 		}
 	}
-	f.since(true)
 	return o
 }
 

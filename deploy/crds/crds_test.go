@@ -143,6 +143,9 @@ func cluster(t *testing.T) *kube.Cluster {
 			t.Fatal(err)
 		}
 	}
+	if err := c.Served(t.Context(), "wasmplugins", "trafficextensions"); err != nil {
+		t.Fatal(err)
+	}
 	return c
 }
 

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"helm.sh/helm/v3/pkg/chart"
 	"helm.sh/helm/v3/pkg/chartutil"
@@ -182,6 +183,9 @@ func rights(t *testing.T, c *kube.Cluster) {
 			args = append(args, "-n", try.namespace)
 		}
 		out, err := c.KubectlAs(t.Context(), account, "", args...)
+		for end := time.Now().Add(time.Minute); err != nil && try.may && time.Now().Before(end); { // grants hold a moment later
+			out, err = c.KubectlAs(t.Context(), account, "", args...)
+		}
 		if may := err == nil; may != try.may || !strings.Contains(out, map[bool]string{true: "yes", false: "no"}[may]) {
 			t.Errorf("%s %s in %q: %t, want %t: %s", try.verb, try.resource, try.namespace, may, try.may, out)
 		}

@@ -26,9 +26,10 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// How long a refused client is listened to, and for how many bytes.
+// How long a refused client is listened to that does not close when it has heard why, and
+// for how many bytes.
 const (
-	lastWordsTime = 300 * time.Millisecond
+	lastWordsTime = 3 * time.Second
 	maxLastWords  = 64 << 10
 )
 

@@ -86,24 +86,25 @@ func TestFault_F42_NameThatDoesNotResolve(t *testing.T) {
 	_, port, _ := net.SplitHostPort(files.Listener.Addr().String())
 	host := "plugins.example:" + port
 	req := fetch.Request{Reference: reference(t, "http://"+host+"/x.wasm")}
-	const window = 3 * time.Second // an answer that comes is in time on a busy machine
-	c := client(t, func(c *fetch.Config) { behind(names)(c); c.IdleTimeout = window })
+	const window = time.Second
+	patient := client(t, func(c *fetch.Config) { behind(names)(c); c.IdleTimeout = time.Minute }) // an answer that comes is in time
+	hasty := client(t, func(c *fetch.Config) { behind(names)(c); c.IdleTimeout = window })
 
-	e := refused(t, c, req, chandler.CodeFetchFailed, host+": the name has no address; it is tried again by itself")
+	e := refused(t, patient, req, chandler.CodeFetchFailed, host+": the name has no address; it is tried again by itself")
 	if !e.Temporary || !e.HostWide {
 		t.Errorf("a name that is not there: %+v", e)
 	}
 	names.Set("plugins.example", dns.Answer{Silent: true})
 	began := time.Now()
-	e = refused(t, c, req, chandler.CodeFetchFailed, "")
+	e = refused(t, hasty, req, chandler.CodeFetchFailed, "")
 	if !e.Temporary || !e.HostWide {
 		t.Errorf("a name server that says nothing: %+v", e)
 	}
-	if took := time.Since(began); took < window || took > 20*window {
+	if took := time.Since(began); took < window || took > time.Minute {
 		t.Errorf("it was waited for for %s, the limit is %s", took, window)
 	}
 	names.Set("plugins.example", dns.At("127.0.0.1"))
-	pull(t, c, req, []byte(good))
+	pull(t, patient, req, []byte(good))
 }
 
 // A name that leads to another address when it is looked up again is judged by the

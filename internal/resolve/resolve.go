@@ -268,7 +268,7 @@ func (r *Resolver) Restore(ctx context.Context, p *chandler.Plugin, have *chandl
 // nothing, so then only those who bring the same credentials share.
 func (r *Resolver) pull(ctx context.Context, want fetch.Request, who string) (artifact, error) {
 	if want.Reference.Scheme != chandler.SchemeOCI {
-		return r.download(ctx, want.Reference.String()+" "+want.SHA256, want)
+		return r.flights.do(ctx, want.Reference.String()+" "+want.SHA256, func(ctx context.Context) (artifact, error) { return r.download(ctx, want) })
 	}
 	tagged := want.Reference.Digest == "" && want.SHA256 == ""
 	res, err := r.cfg.Fetcher.Resolve(ctx, want)
@@ -280,25 +280,31 @@ func (r *Resolver) pull(ctx context.Context, want fetch.Request, who string) (ar
 	if !tagged {
 		key += " " + who
 	}
-	a, ok := r.remembered(res.Digest, key, tagged)
-	if !ok {
-		if a, err = r.download(ctx, key, want); err != nil {
-			return artifact{}, err
+	// The flight itself looks at what is known: who found nothing before it may come when
+	// another's flight has just ended.
+	a, err := r.flights.do(ctx, key, func(ctx context.Context) (artifact, error) {
+		if a, ok := r.remembered(res.Digest, key, tagged); ok {
+			return a, nil
 		}
-		r.remember(a, key)
+		a, err := r.download(ctx, want)
+		if err == nil {
+			r.remember(a, key)
+		}
+		return a, err
+	})
+	if err != nil {
+		return artifact{}, err
 	}
 	a.Reference = want.Reference.String()
 	return a, nil
 }
 
-func (r *Resolver) download(ctx context.Context, key string, want fetch.Request) (artifact, error) {
-	return r.flights.do(ctx, key, func(ctx context.Context) (a artifact, err error) {
-		if a.Artifact, err = r.cfg.Fetcher.Pull(ctx, want, r.cfg.Store); err == nil && a.Digest != "" && r.cfg.Schemas != nil {
-			want.Reference.Digest, want.SHA256 = a.Digest, ""
-			a.schema, a.unusable, err = r.schema(ctx, want)
-		}
-		return a, err
-	})
+func (r *Resolver) download(ctx context.Context, want fetch.Request) (a artifact, err error) {
+	if a.Artifact, err = r.cfg.Fetcher.Pull(ctx, want, r.cfg.Store); err == nil && a.Digest != "" && r.cfg.Schemas != nil {
+		want.Reference.Digest, want.SHA256 = a.Digest, ""
+		a.schema, a.unusable, err = r.schema(ctx, want)
+	}
+	return a, err
 }
 
 // schema brings the schema that an artifact carries into the store. One that cannot be

@@ -65,6 +65,8 @@ type Directory struct {
 	secrets map[SecretName]kept
 	files   map[string]*file
 	unread  map[string]chandler.Problem
+	from    time.Time // when files began to be read last
+	to      time.Time // when they had been
 	lock    *lockState
 	last    *Snapshot       // delivered
 	dirty   bool            // a write failed
@@ -189,6 +191,7 @@ func (d *Directory) look(w *watcher, now time.Time) time.Duration {
 	const rounds = 5 // of folders that appear meanwhile; the poll finds the rest
 	var s *scan
 	for range rounds {
+		d.from = time.Now()
 		s = newScan(d.files)
 		if d.cfg.Dir != "" {
 			s.skip, _ = os.Stat(d.cfg.Data) // it may be in the user's
@@ -200,11 +203,11 @@ func (d *Directory) look(w *watcher, now time.Time) time.Duration {
 		}
 	}
 	same := maps.EqualFunc(s.files, d.files, func(a, b *file) bool { return a.stamp.sum == b.stamp.sum }) && maps.Equal(s.unread, d.unread)
-	d.files, d.unread = s.files, s.unread
+	d.files, d.unread, d.to = s.files, s.unread, time.Now()
 	waiting := false
 	if lock := d.lock; d.cfg.Dir != "" {
 		_, err := os.Stat(d.cfg.Dir)
-		d.lock = lock.after(s, filepath.Join(d.cfg.Dir, LockName), errors.Is(err, fs.ErrNotExist), now)
+		d.lock = lock.after(s, filepath.Join(d.cfg.Dir, LockName), errors.Is(err, fs.ErrNotExist), d.from, d.to)
 		waiting = lock != d.lock || lock != nil && !lock.gone.IsZero()
 	}
 	for _, k := range d.known {
@@ -231,7 +234,7 @@ func (d *Directory) look(w *watcher, now time.Time) time.Duration {
 func (d *Directory) settle(now time.Time, drop map[chandler.Key]bool) time.Duration {
 	p := reconcile(view{
 		known: d.known, secrets: d.secrets, dir: d.cfg.Dir, applied: d.applied, files: d.ordered(), unread: d.unread, lock: d.lock,
-		drop: drop, first: d.last == nil, now: now, wall: d.cfg.Now(), version: d.versions.of,
+		drop: drop, first: d.last == nil, from: d.from, to: d.to, wall: d.cfg.Now(), version: d.versions.of,
 	})
 	if err := d.commit(p); err != nil {
 		d.dirty = true

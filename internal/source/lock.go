@@ -220,8 +220,9 @@ type lockState struct {
 }
 
 // after gives the state after a scan; nil: there is no lock file. missing: the directory
-// is not there. It is the same pointer while nothing is different.
-func (s *lockState) after(sc *scan, path string, missing bool, now time.Time) *lockState {
+// is not there. The scan was between from and to. It is the same pointer while nothing is
+// different.
+func (s *lockState) after(sc *scan, path string, missing bool, from, to time.Time) *lockState {
 	f, dir := sc.files[path], filepath.Dir(path)
 	_, unread := sc.unread[path]
 	_, unlisted := sc.unread[dir]
@@ -247,9 +248,9 @@ func (s *lockState) after(sc *scan, path string, missing bool, now time.Time) *l
 		return s
 	case s.gone.IsZero():
 		own := *s
-		own.gone = now
+		own.gone = to
 		return &own
-	case now.Before(s.gone.Add(grace)):
+	case from.Before(s.gone.Add(grace)):
 		return s
 	}
 	return nil

@@ -65,8 +65,10 @@ type view struct {
 	// drop are objects to be deleted at once; first: all that are gone are.
 	drop  map[chandler.Key]bool
 	first bool
-	// now counts the grace; wall is the time of creation.
-	now, wall time.Time
+	// The files were read between from and to, which count the grace: what is not in them
+	// may have gone as late as to, and have come back as early as from. wall is the time of
+	// creation.
+	from, to, wall time.Time
 	// version gives the version of a secret.
 	version func(*Secret) string
 }
@@ -265,10 +267,10 @@ func (r *reconciler) unclaimed(key chandler.Key, k known) {
 // waits tells whether what is gone since then is to be kept a little longer.
 func (r *reconciler) waits(key chandler.Key, since *time.Time) bool {
 	if since.IsZero() {
-		*since = r.now
+		*since = r.to
 	}
 	end := since.Add(grace)
-	if r.drop[key] || r.first || !r.now.Before(end) {
+	if r.drop[key] || r.first || !r.from.Before(end) {
 		return false
 	}
 	if r.next.IsZero() || end.Before(r.next) {

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"chandler.dev/chandler"
 )
 
 // What the system could not read is tried again after a moment, also where no
@@ -38,5 +40,27 @@ func TestUnreadIsReadAgain(t *testing.T) {
 				t.Errorf("it looks again after %v, want %v", wait, c.again)
 			}
 		})
+	}
+}
+
+// What is away for less than the grace stays, however long the machine stood still while
+// the files were read.
+func TestGraceIsBetweenReadings(t *testing.T) {
+	t.Parallel()
+	key := chandler.Key{Kind: chandler.KindWasmPlugin, Namespace: "ns", Name: "a"}
+	objects := map[chandler.Key]known{key: {entry: newEntry(key, time.Now())}}
+	read := func(from, to time.Time) bool {
+		t.Helper()
+		p := reconcile(view{known: objects, from: from, to: to})
+		objects = p.known
+		return len(p.known) == 1
+	}
+	t0 := time.Now()
+	slow := t0.Add(10 * time.Second)
+	if !read(t0, slow) || !read(slow.Add(grace-1), slow.Add(time.Hour)) {
+		t.Error("it went before the grace was over")
+	}
+	if read(slow.Add(grace), slow.Add(grace)) {
+		t.Error("it stays after the grace")
 	}
 }

@@ -44,6 +44,7 @@ func (s *Store) Scrub(ctx context.Context, period time.Duration, lost func(chand
 					lost(e.Digest)
 				}
 			}
+			list = s.List() // what was lost is told of once
 		}
 		if time.Since(hash) >= each && len(list) > 0 {
 			hash = time.Now()

@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"chandler.dev/chandler"
+	"chandler.dev/chandler/internal/durable/crashfs"
 	"chandler.dev/chandler/internal/store"
 )
 
@@ -46,7 +48,7 @@ func TestFault_F17_F18_Scrub(t *testing.T) {
 			lost[d]++
 		})
 	}()
-	for until := time.Now().Add(20 * time.Second); s.Has(used) || s.Has(gone) || s.Has(unused); {
+	for until := time.Now().Add(time.Minute); s.Has(used) || s.Has(gone) || s.Has(unused); {
 		if time.Now().After(until) {
 			t.Fatal("the scrub does not find it")
 		}
@@ -61,4 +63,25 @@ func TestFault_F17_F18_Scrub(t *testing.T) {
 	if _, err := s.Acquire(unused); !errors.Is(err, fs.ErrNotExist) || !s.Has(whole) {
 		t.Errorf("%v; the whole one is there: %v", err, s.Has(whole))
 	}
+}
+
+// Also when it is looked for and hashed at the same moment.
+func TestScrubTellsOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		fsys := crashfs.New()
+		s := open(t, store.Config{FS: fsys})
+		if err := fsys.Remove(acquire(t, s, ingest(t, s, 1, 100)).Path()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		told := 0
+		go s.Scrub(ctx, 5*time.Second, func(chandler.ModuleDigest) { told++ })
+		time.Sleep(time.Minute)
+		cancel()
+		synctest.Wait()
+		if told != 1 {
+			t.Errorf("told %d times", told)
+		}
+	})
 }

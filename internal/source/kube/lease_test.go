@@ -21,8 +21,8 @@ func run(t *testing.T, kubeconfig, address string) (leaders chan control.Leader,
 	if err != nil {
 		t.Fatal(err)
 	}
-	// It can be renewed for six seconds: a disk that is slow once ends no lead.
-	e := &Election{Client: client, Namespace: "default", Name: "chandler", Address: address, Lease: 9 * time.Second}
+	// It can be renewed for ten seconds: a disk that is slow once ends no lead.
+	e := &Election{Client: client, Namespace: "default", Name: "chandler", Address: address, Lease: DefaultLease}
 	ctx, cancel := context.WithCancel(context.Background())
 	leaders = make(chan control.Leader, 100)
 	done := make(chan error, 1)

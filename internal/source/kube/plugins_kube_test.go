@@ -139,14 +139,14 @@ func TestSource(t *testing.T) {
 	w := watchPlugins(t, client, kube.Source{})
 	w.await("") // no definitions: nothing, and not no answer
 	kubectl(t, c, "", "apply", "-f", crds+"wasmplugins.yaml")
-	kubectl(t, c, "", "wait", "--for=condition=Established", "crd/wasmplugins.extensions.istio.io")
+	defined(t, c, "wasmplugins")
 	apply(t, c, wasm("ns", "a", url))
 	s := w.await("ns/a:1")
 	if o := s.Objects[0]; o.UID == "" || o.Created.IsZero() || o.Plugin.UID != o.UID || !o.Plugin.Created.Equal(o.Created) || len(o.Annotations) > 0 || len(o.Warnings) > 0 {
 		t.Errorf("the object is %+v", o)
 	}
 	kubectl(t, c, "", "apply", "-f", crds+"trafficextensions.yaml")
-	kubectl(t, c, "", "wait", "--for=condition=Established", "crd/trafficextensions.extensions.istio.io")
+	defined(t, c, "trafficextensions")
 	apply(t, c, "{apiVersion: extensions.istio.io/v1alpha1, kind: TrafficExtension, metadata: {name: t, namespace: ns}, spec: {lua: {inlineCode: 'x = 1'}}}")
 	w.await("ns/a:1 ns/t:1")
 
@@ -185,7 +185,7 @@ func TestSource(t *testing.T) {
 		kubectl(t, c, "", "delete", "crd", "wasmplugins.extensions.istio.io")
 		w.await("ns/t:1")
 		kubectl(t, c, "", "apply", "-f", crds+"wasmplugins.yaml")
-		kubectl(t, c, "", "wait", "--for=condition=Established", "crd/wasmplugins.extensions.istio.io")
+		defined(t, c, "wasmplugins")
 		apply(t, c, wasm("ns", "a", url))
 		w.await("ns/a:1 ns/t:1")
 	})
@@ -207,6 +207,8 @@ func twoOwners(t *testing.T, c *testkube.Cluster, client *kube.Client, ours *wat
 	kubectl(t, c, "", "label", "crd", "wasmplugins.extensions.istio.io", "app.kubernetes.io/part-of-")
 	fresh := watchPlugins(t, client, kube.Source{})
 	fresh.await(labelled) // trafficextensions are still defined by us
+	// Definition and plugins are watched apart, in no order.
+	eventually(t, func() bool { return strings.Contains(ours.log.String(), `msg="Istio is here`) })
 	apply(t, c, wasm("ns", "late", url, ""))
 	bold.await("ns/a:1 ns/b:1 ns/late:1 ns/mine:1 ns/t:1")
 	kubectl(t, c, "", "delete", "wasmplugin", "-n", "ns", "late")

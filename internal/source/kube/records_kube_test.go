@@ -29,8 +29,8 @@ const tools = "../../../.tools"
 const recordRules = `
 - {apiGroups: [apps], resources: [controllerrevisions], verbs: [get, list, watch, create, patch, delete]}`
 
-// account makes a service account with exactly these rules, and gives a client of
-// it.
+// account makes a service account with exactly these rules (and a path of no use, by
+// which is seen when they hold), and gives a client of it.
 func account(t *testing.T, c *testkube.Cluster, name, rules string) *kube.Client {
 	t.Helper()
 	config, err := c.ServiceAccount(t.Context(), "default", name)
@@ -42,6 +42,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: %[1]s}
 rules: %[2]s
+- {nonResourceURLs: [/granted/%[1]s], verbs: [get]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -49,6 +50,10 @@ metadata: {name: %[1]s}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: %[1]s}
 subjects: [{kind: ServiceAccount, namespace: default, name: %[1]s}]
 `, name, rules))
+	eventually(t, func() bool {
+		_, err := c.KubectlAs(t.Context(), config, "", "auth", "can-i", "get", "/granted/"+name)
+		return err == nil
+	})
 	client, err := kube.Connect(config, "", "test")
 	if err != nil {
 		t.Fatal(err)

@@ -106,7 +106,7 @@ func TestFault_F46_F48_F51_WhatTheServerDoes(t *testing.T) {
 	c := testkube.Start(t, tools)
 	kubectl(t, c, "", "create", "namespace", "ns")
 	kubectl(t, c, "", "apply", "-f", crds+"wasmplugins.yaml", "-f", crds+"trafficextensions.yaml")
-	kubectl(t, c, "", "wait", "--for=condition=Established", "crd/wasmplugins.extensions.istio.io", "crd/trafficextensions.extensions.istio.io")
+	defined(t, c, "wasmplugins", "trafficextensions")
 	apply(t, c, wasm("ns", "a", url)+wasm("ns", "b", url))
 	r := newRoad(t, c.Addr)
 	w := watchPlugins(t, clientOver(t, c, r), kube.Source{})

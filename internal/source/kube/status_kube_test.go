@@ -197,7 +197,7 @@ func withPlugins(t *testing.T) (*testkube.Cluster, *kube.Client) {
 	c := testkube.Start(t, tools)
 	kubectl(t, c, "", "create", "namespace", "ns")
 	kubectl(t, c, "", "apply", "-f", crds+"wasmplugins.yaml", "-f", crds+"trafficextensions.yaml")
-	kubectl(t, c, "", "wait", "--for=condition=Established", "crd", "--all")
+	defined(t, c, "wasmplugins", "trafficextensions")
 	return c, account(t, c, "status", statusRules)
 }
 

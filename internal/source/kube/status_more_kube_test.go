@@ -68,7 +68,7 @@ func testOthersDefinition(t *testing.T, c *testkube.Cluster, client *kube.Client
 		t.Run(name, func(t *testing.T) {
 			kubectl(t, c, "", "delete", "crd", "trafficextensions.extensions.istio.io")
 			apply(t, c, fmt.Sprintf(istiosDefinition, d.keeps, d.generation))
-			kubectl(t, c, "", "wait", "--for=condition=Established", "crd", "--all")
+			defined(t, c, "trafficextensions")
 			tr := newTruth()
 			stop := writer(t, client, tr)
 			p := create(t, c, tr, chandler.KindTrafficExtension, "elsewhere")
@@ -111,7 +111,7 @@ func testOlderDefinition(t *testing.T, c *testkube.Cluster, client *kube.Client)
 	}
 	kubectl(t, c, "", "delete", "crd", "trafficextensions.extensions.istio.io")
 	apply(t, c, string(states.ReplaceAll(now, nil)))
-	kubectl(t, c, "", "wait", "--for=condition=Established", "crd", "--all")
+	defined(t, c, "trafficextensions")
 	tr := newTruth()
 	writer(t, client, tr)
 	p := create(t, c, tr, chandler.KindTrafficExtension, "before")

@@ -40,7 +40,7 @@ func (c *Cluster) History(ctx context.Context) ([]Version, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp, err := (&http.Client{Transport: c.http.Transport}).Do(req) // with no limit but ctx's
+	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, err
 	}

@@ -95,10 +95,7 @@ func (c *Cluster) prepare() error {
 	if c.keys, err = newKeys(c.dir); err != nil {
 		return err
 	}
-	c.http = &http.Client{
-		Timeout:   5 * time.Second,
-		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: c.keys.pool}},
-	}
+	c.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: c.keys.pool}}}
 	if c.Admin, err = c.User("admin", "system:masters"); err != nil {
 		return err
 	}
@@ -152,8 +149,10 @@ func (c *Cluster) serverArgs(store, tokens string) []string {
 	}
 }
 
-// get asks for a URL and fails unless the answer is 200.
+// get asks for a URL and fails unless the answer is 200, and comes soon.
 func (c *Cluster) get(ctx context.Context, url, token string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
@@ -188,6 +187,8 @@ func (c *Cluster) Compact(ctx context.Context) error {
 
 // post asks etcd something in JSON.
 func (c *Cluster) post(ctx context.Context, path, body string, answer any) error {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.store+path, strings.NewReader(body))
 	if err != nil {
 		return err
@@ -273,6 +274,24 @@ users:
   user:
     %s
 `, "https://"+c.Addr, c.keys.authority, credential), 0o600)
+}
+
+// Served returns when resources (plural names) can be asked for: their definitions are
+// established a moment before the API server serves what they define, and says so.
+func (c *Cluster) Served(ctx context.Context, resources ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	for {
+		_, err := c.Kubectl(ctx, "", "get", strings.Join(resources, ","), "--all-namespaces")
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // Kubectl runs kubectl as the admin; stdin is what "-f -" reads. It gives what

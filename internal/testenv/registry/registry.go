@@ -341,10 +341,16 @@ type counting struct {
 	s *server
 }
 
+// Write counts before the client has what it counts, and so may ask how much that was.
 func (c *counting) Write(p []byte) (int, error) {
+	c.add(len(p))
 	n, err := c.ResponseWriter.Write(p)
-	c.s.mu.Lock()
-	c.s.counts.BlobBytes += int64(n)
-	c.s.mu.Unlock()
+	c.add(n - len(p))
 	return n, err
+}
+
+func (c *counting) add(n int) {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	c.s.counts.BlobBytes += int64(n)
 }

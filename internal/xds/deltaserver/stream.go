@@ -85,6 +85,7 @@ func (st *stream) take(req *discoveryv3.DeltaDiscoveryRequest) error {
 		return nil
 	}
 	st.note(req)
+	st.count(req)
 	st.mu.Lock()
 	st.waiting = true
 	st.wanted.update(req.GetResourceNamesSubscribe(), req.GetResourceNamesUnsubscribe())
@@ -96,7 +97,6 @@ func (st *stream) take(req *discoveryv3.DeltaDiscoveryRequest) error {
 	if named > MaxVersions {
 		return wire.Refusal(codes.ResourceExhausted, chandler.CodeXDSLimit, "more than %d resource names on a stream", MaxVersions)
 	}
-	st.count(req)
 	st.refresh()
 	return nil
 }

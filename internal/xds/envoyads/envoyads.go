@@ -151,11 +151,11 @@ func (sv *service) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoveryS
 	s.take(mine)
 	s.config.Events(Connected{Version: envoyVersion(first.Node)})
 	err := s.converse(ctx, rpc, first, requests, failed)
-	s.leave(mine)
 	if cause := context.Cause(ctx); errors.Is(cause, errReplaced) {
 		err = cause
 	}
 	s.config.Events(Disconnected{Err: err})
+	s.leave(mine) // not before that is told: until then the next one waits
 	if err != nil {
 		return status.Error(codes.Unavailable, err.Error())
 	}

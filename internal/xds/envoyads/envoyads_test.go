@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -34,22 +35,27 @@ type rig struct {
 
 func serve(t *testing.T) *rig {
 	r := &rig{T: t, lis: bufconn.Listen(1 << 20), events: make(chan Event, 1000)}
-	r.server = New(Config{Events: func(ev Event) { r.events <- ev }})
+	r.serve(New(Config{Events: func(ev Event) { r.events <- ev }}))
+	return r
+}
+
+// serve has a server serve until the test is over.
+func (r *rig) serve(s *Server) {
+	r.server = s
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- r.server.Serve(ctx, r.lis) }()
-	t.Cleanup(func() {
+	go func() { done <- s.Serve(ctx, r.lis) }()
+	r.Cleanup(func() {
 		cancel()
 		select {
 		case err := <-done:
 			if err != nil {
-				t.Errorf("Serve: %v", err)
+				r.Errorf("Serve: %v", err)
 			}
 		case <-time.After(bound):
-			t.Error("Serve does not end")
+			r.Error("Serve does not end")
 		}
 	})
-	return r
 }
 
 func (r *rig) expect(want ...Event) {
@@ -258,6 +264,39 @@ func TestSecondStreamReplacesTheFirst(t *testing.T) {
 	second.ack(second.receive("a", "a1"))
 	r.expect(Acked{Slot: "a", Version: "a1"})
 	_ = idle.conn.Close()
+}
+
+// A stream that begins while the end of the one before is still being told begins after it:
+// whoever is told would else take Envoy for gone.
+func TestStreamsAreToldOneAfterTheOther(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		hold := make(chan struct{})
+		r := &rig{T: t, lis: bufconn.Listen(1 << 20), events: make(chan Event, 1000)}
+		r.serve(New(Config{Events: func(ev Event) {
+			if _, ends := ev.(Disconnected); ends {
+				<-hold
+			}
+			r.events <- ev
+		}}))
+		first := r.connect()
+		first.hello(nil, "a")
+		r.expect(Connected{"1.40.0"}, Subscribed{Slot: "a"})
+		if err := first.stream.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // its end is being told
+		second := r.connect()
+		second.hello(nil, "a")
+		synctest.Wait()
+		if n := len(r.events); n != 0 {
+			t.Errorf("told meanwhile is %#v", <-r.events)
+		}
+		close(hold)
+		r.expect(Disconnected{}, Connected{"1.40.0"}, Subscribed{Slot: "a"})
+		first.conn.Close()
+		second.conn.Close()
+	})
 }
 
 func TestUnsubscribedAndSubscribedAgain(t *testing.T) {

@@ -335,12 +335,9 @@ func (c *conn) headers(f *http2.MetaHeadersFrame) error {
 	}
 	st.credit = c.initial
 	c.streams[id] = st
-	c.server.running.Add(1)
+	c.server.running.Add(1) // until its end is told
 	c.mu.Unlock()
-	go func() {
-		defer c.server.running.Done()
-		st.serve(err)
-	}()
+	go st.serve(err)
 	return nil
 }
 
@@ -444,12 +441,12 @@ func (c *conn) write(build func(*out) error) error {
 
 var errLost = errors.New("the connection is lost")
 
-// close ends the connection and all its streams.
+// close ends the connection and all its streams. Who sees it closed has room for another.
 func (c *conn) close() {
-	_ = c.net.Close()
 	c.server.mu.Lock()
 	delete(c.server.conns, c)
 	c.server.mu.Unlock()
+	_ = c.net.Close()
 	c.mu.Lock()
 	c.closed = true
 	streams := make([]*stream, 0, len(c.streams))

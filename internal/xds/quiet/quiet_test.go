@@ -531,6 +531,76 @@ func TestEndIsToldOnce(t *testing.T) {
 	})
 }
 
+// late are connections that tell only once they may that they could not write.
+type late struct {
+	net.Listener
+	may <-chan struct{}
+}
+
+func (l *late) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	return &lateConn{conn, l.may}, err
+}
+
+type lateConn struct {
+	net.Conn
+	may <-chan struct{}
+}
+
+func (c *lateConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil {
+		<-c.may
+	}
+	return n, err
+}
+
+// Who stops a server is kept waiting until the end of every stream is told, also of one that
+// somebody else is about to end.
+func TestStopWaitsForEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		contexts, may, told := make(chan context.Context, 1), make(chan struct{}), make(chan struct{}, 10)
+		s := quiet.NewServer(quiet.Config{})
+		s.RegisterService(service{streams: map[string]func(grpc.ServerStream) error{
+			"Attended": func(str grpc.ServerStream) error {
+				contexts <- str.Context()
+				return quiet.Attend(str, func(*text) error { return nil }, func() { told <- struct{}{} })
+			},
+		}}.desc(), nil)
+		l := bufconn.Listen(40) // less than what a stream ends with
+		var serving sync.WaitGroup
+		serving.Go(func() { _ = s.Serve(&late{l, may}) })
+		conn, err := l.DialContext(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		slow := &reluctant{Conn: conn, turn: make(chan struct{}, 1)}
+		r := clientOn(t, slow)
+		r.call(1, "/test/Attended", frameOf("x"))
+		ctx := <-contexts
+		synctest.Wait()
+		slow.turn <- struct{}{}
+		go quiet.End(ctx, status.Error(codes.Aborted, "enough"))
+		synctest.Wait() // the client is being told, and does not listen
+		stopped := make(chan struct{})
+		go func() { defer close(stopped); s.Stop() }()
+		synctest.Wait()
+		select {
+		case <-stopped:
+			t.Error("it has stopped, and the end of a stream is not told")
+		default:
+		}
+		close(may)
+		<-stopped
+		if n := len(told); n != 1 {
+			t.Errorf("its end is told %d times", n)
+		}
+		<-slow.turn
+		serving.Wait()
+	})
+}
+
 // Parts arrive as the message that they are together.
 func TestParts(t *testing.T) {
 	t.Parallel()

@@ -99,6 +99,7 @@ func (st *stream) serve(err error) {
 		return
 	}
 	st.end(err)
+	st.conn.server.running.Done()
 }
 
 // take takes in what came; a code other than NO_ERROR is how the client broke the
@@ -242,6 +243,7 @@ func (st *stream) work() {
 		case st.over: // dealing stays, so that nobody tells of the end again
 			c.mu.Unlock()
 			st.ended()
+			c.server.running.Done()
 			return
 		case len(st.queue) > 0:
 			b := st.pop()

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"chandler.dev/chandler"
@@ -85,6 +86,7 @@ func speaking(w http.ResponseWriter, req *http.Request) {
 // ask asks the cluster "c" for http://asked.internal/.
 func (p resources) ask(t *testing.T, scheme string) (string, error) {
 	t.Helper()
+	p["c"].(*clusterv3.Cluster).ConnectTimeout = durationpb.New(bound)
 	c, ok, err := NewCluster("c", "asked.internal", p.find, Options{})
 	if err != nil || !ok {
 		t.Fatalf("the cluster is there: %v, %v", ok, err)

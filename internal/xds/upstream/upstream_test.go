@@ -145,6 +145,7 @@ dynamic_resources:
 static_resources:
   clusters:
   - name: control-plane
+    connect_timeout: 60s
     load_assignment: {endpoints: [{lb_endpoints: [%s]}]}
 %s`, service, strings.Join(list, ", "), cluster)
 }
@@ -473,7 +474,7 @@ func TestEndpointsAndMetadata(t *testing.T) {
 	service := `, initial_metadata: [{key: X-Tenant, value: "100%% one"}, {key: x-raw-bin, raw_value: AAE=}]`
 	for s, endpoints := range map[*server][]string{
 		onPipe: {closed, socket},
-		onName: {closed, "localhost:" + port, socket},
+		onName: {closed, "localhost:" + port},
 	} {
 		c := dial(t, bootstrap("", service, endpoints...))
 		if err := call(t, c); err != nil {

@@ -9,8 +9,10 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
@@ -23,7 +25,7 @@ import (
 func TestPullThrough(t *testing.T) {
 	behind := start(t)
 	to := &url.URL{Scheme: "http", Host: behind}
-	var blobs atomic.Int64
+	var blobs, asked atomic.Int64
 	var away atomic.Bool
 	pass := httputil.NewSingleHostReverseProxy(to)
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -31,8 +33,11 @@ func TestPullThrough(t *testing.T) {
 			http.Error(w, "{}", http.StatusBadGateway)
 			return
 		}
-		if r.Method == http.MethodGet && bytes.Contains([]byte(r.URL.Path), []byte("/blobs/")) {
-			blobs.Add(1)
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			asked.Add(1)
+			if r.Method == http.MethodGet {
+				blobs.Add(1)
+			}
 		}
 		pass.ServeHTTP(w, r)
 	}))
@@ -68,6 +73,17 @@ func TestPullThrough(t *testing.T) {
 		agent := fetch.New(fetch.Config{Dir: t.TempDir(), Hosts: mirrors, OnlyMirrors: true})
 		pull(t, agent, registry+"/team/plugin@"+string(digest), module)
 		agent.Close()
+		if i == 0 { // it is given away before it is kept: then of what is there nobody else is asked
+			until(t, func() bool {
+				before := asked.Load()
+				resp, err := http.Head("http://" + mirror + "/v2/team/plugin/blobs/" + string(chandler.Digest[chandler.BlobDigest](module)))
+				if err != nil || resp.StatusCode != http.StatusOK {
+					t.Fatal(resp, err)
+				}
+				resp.Body.Close()
+				return asked.Load() == before
+			})
+		}
 	}
 	if n := blobs.Load(); n != 1 {
 		t.Errorf("%d blobs were fetched from the registry for five agents", n)
@@ -83,6 +99,16 @@ func TestPullThrough(t *testing.T) {
 		_, err := agent.Pull(t.Context(), fetch.Request{Reference: ref}, &shelf{})
 		if e, ok := err.(*fetch.Error); !ok || e.Problem.Code != chandler.CodeNotFound || e.Temporary {
 			t.Errorf("%s: %v", url, err)
+		}
+	}
+}
+
+// until waits for what comes a moment later.
+func until(t *testing.T, so func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !so(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not come")
 		}
 	}
 }

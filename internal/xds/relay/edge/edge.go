@@ -188,10 +188,11 @@ func (e *Edge) Find(typeURL, name string) (body []byte, ok bool) {
 
 // Taken is Views of a moment ago as they are worth keeping on disk; a time in their place is
 // when to ask again at the latest, as it is not sure yet that they belong together.
-func (e *Edge) Taken() ([]relay.View, time.Time) {
+func (e *Edge) Taken() ([]relay.View, time.Time) { return e.taken(time.Now()) }
+
+func (e *Edge) taken(now time.Time) ([]relay.View, time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	now := time.Now()
 	e.relay.Trim(now)
 	return e.relay.Settled(now)
 }
