@@ -105,14 +105,14 @@ func TestAdminAccess(t *testing.T) {
 		}
 	}
 	for place, text := range map[string]string{
-		"the control plane's log": w.control.tail(), "the control plane's metrics": fetchText(t, "http://"+w.admin+"/metrics"),
+		"the control plane's log": w.control.output(), "the control plane's metrics": fetchText(t, "http://"+w.admin+"/metrics"),
 		"the agent's status": fetchText(t, "http://"+p.admin+"/status"), "the agent's report": fetchText(t, "http://"+p.admin+"/report"),
 	} {
 		if found := c.find([]byte(text)); len(found) > 0 {
 			t.Errorf("%s shows configuration: %v", place, found)
 		}
 	}
-	if log := w.control.tail(); !strings.Contains(log, `does=Apply object="WasmPlugin edge/p" result=created`) {
+	if log := w.control.output(); !strings.Contains(log, `does=Apply object="WasmPlugin edge/p" result=created`) {
 		t.Errorf("the change is not in the log: %s", log)
 	}
 	has(t, port, mark) // and yet it is what requests get

@@ -94,7 +94,7 @@ func (a *aviary) shows(status string, texts ...string) {
 func (a *aviary) shown() map[string][]byte {
 	a.t.Helper()
 	out := map[string][]byte{"command lines and environments": commandLines(a.t)}
-	envoy := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	envoy := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(a.agent.dir, "data", "envoy", "admin.sock"))
 	}}}
 	for _, page := range []struct {
@@ -216,6 +216,10 @@ func (a *aviary) letOut() {
 	heals(a.t, a.port, mark)
 	a.cluster.apply(a.plugin(a.url("v1", build(1))+mark, tag("next")))
 	a.shows("False", mark)
+	eventually(a.t, time.Minute, "an Event tells it", func() (bool, string) { // after the status
+		out := a.cluster.kubectl("", "get", "events", "-A", "-o", "wide")
+		return strings.Contains(out, mark), out
+	})
 
 	wanted := []string{
 		"command lines and environments", "http://envoy/config_dump?include_eds", "the control plane's files: control.log",

@@ -96,6 +96,7 @@ func newCharted(t *testing.T, set ...string) *charted {
 	}
 	w.kubectl(string(w.rendered), "apply", "--server-side", "-f", "-")
 	w.kubectl("", "wait", "--for=condition=Established", "--timeout=60s", "crd/wasmplugins.extensions.istio.io", "crd/trafficextensions.extensions.istio.io")
+	serves(t, w.cluster, "wasmplugins", "trafficextensions")
 	if w.account, err = w.cluster.ServiceAccount(t.Context(), "chandler-system", "chandler"); err != nil {
 		t.Fatal(err)
 	}

@@ -24,10 +24,14 @@ const (
 	inForce  = "200 [p]"
 )
 
-// deadline is the fetch deadline of these tests.
-const deadline = 3 * time.Second
+// The fetch deadlines of these tests: one that is to pass, and one before which there is
+// time to see what is so until then, or to fetch.
+const (
+	deadline = 3 * time.Second
+	lateOne  = 15 * time.Second
+)
 
-func contractWorld(t *testing.T) (*world, *controlGate, node) {
+func contractWorld(t *testing.T, deadline time.Duration) (*world, *controlGate, node) {
 	w := newWorld(t, "--fetch-deadline", deadline.String())
 	g := w.controlGate()
 	return w, g, node{name: "a", flags: g.flags()}
@@ -44,7 +48,8 @@ func under(deny bool, manifest string) string {
 // A plugin is new to a proxy that serves, and something fails.
 func TestContract_FirstAttach(t *testing.T) {
 	t.Parallel()
-	w, g, n := contractWorld(t)
+	w, g, n := contractWorld(t, deadline)
+	patient, patientGate, patientNode := contractWorld(t, lateOne)
 	// Each stage makes the plugin's manifest, tells what status must say in turn, and
 	// takes the cause away.
 	type broken struct {
@@ -65,7 +70,7 @@ func TestContract_FirstAttach(t *testing.T) {
 		}
 		return b
 	}
-	unfetched := func(rule func(opened <-chan struct{}) http.HandlerFunc, code string) func(l lane, strategy string, deny bool) broken {
+	unfetched := func(g *controlGate, rule func(opened <-chan struct{}) http.HandlerFunc, code string) func(l lane, strategy string, deny bool) broken {
 		return func(l lane, strategy string, _ bool) broken {
 			mod, opened := build(l.port), make(chan struct{})
 			open := g.shut(mod, rule(opened))
@@ -80,8 +85,9 @@ func TestContract_FirstAttach(t *testing.T) {
 			}
 		}
 	}
-	failing := unfetched(func(<-chan struct{}) http.HandlerFunc { return failsToRead }, "FetchFailed")
-	hanging := unfetched(func(opened <-chan struct{}) http.HandlerFunc {
+	fails := func(<-chan struct{}) http.HandlerFunc { return failsToRead }
+	failing := unfetched(g, fails, "FetchFailed")
+	hanging := unfetched(g, func(opened <-chan struct{}) http.HandlerFunc {
 		return func(_ http.ResponseWriter, r *http.Request) {
 			select {
 			case <-opened:
@@ -103,24 +109,10 @@ func TestContract_FirstAttach(t *testing.T) {
 		deny     bool
 		seen     []string // between "as before" and "in force"
 	}
-	lanes(t, w, n, map[string]cell{
-		"unresolved FAIL_OPEN":            {"FAIL_OPEN", unresolved, false, nil},
-		"unresolved FAIL_CLOSE":           {"FAIL_CLOSE", unresolved, false, nil},
-		"unresolved FAIL_OPEN under deny": {"FAIL_OPEN", unresolved, true, []string{denied}},
-		"failing FAIL_OPEN":               {"FAIL_OPEN", failing, false, nil},
-		"failing FAIL_CLOSE":              {"FAIL_CLOSE", failing, false, []string{denied}},
-		"failing FAIL_RELOAD":             {"FAIL_RELOAD", failing, false, []string{denied}},
-		"failing FAIL_OPEN under deny":    {"FAIL_OPEN", failing, true, []string{denied, asBefore}},
-		"failing FAIL_CLOSE under deny":   {"FAIL_CLOSE", failing, true, []string{denied}},
-		"hanging FAIL_OPEN":               {"FAIL_OPEN", hanging, false, nil},
-		"hanging FAIL_CLOSE":              {"FAIL_CLOSE", hanging, false, []string{denied}},
-		"refused FAIL_OPEN":               {"FAIL_OPEN", refused, false, nil},
-		"refused FAIL_CLOSE":              {"FAIL_CLOSE", refused, false, []string{denied}},
-		"refused FAIL_RELOAD":             {"FAIL_RELOAD", refused, false, []string{denied}},
-	}, func(l lane, c cell) {
+	holds := func(l lane, c cell) {
 		b := c.stage(l, "failStrategy: "+c.strategy, c.deny)
-		has(l.t, l.port)
 		s := watchPort(l.port)
+		s.sees(l.t, asBefore)
 		began := time.Now()
 		l.submit(under(c.deny, b.manifest))
 		for _, texts := range b.told {
@@ -139,14 +131,31 @@ func TestContract_FirstAttach(t *testing.T) {
 		l.healsIn("p")
 		s.wantSeen(l.t, append(append([]string{asBefore}, c.seen...), inForce)...)
 		l.programmed(l.name)
-	})
+	}
+	lanes(t, w, n, map[string]cell{
+		"failing FAIL_OPEN":             {"FAIL_OPEN", failing, false, nil},
+		"failing FAIL_CLOSE":            {"FAIL_CLOSE", failing, false, []string{denied}},
+		"failing FAIL_RELOAD":           {"FAIL_RELOAD", failing, false, []string{denied}},
+		"failing FAIL_CLOSE under deny": {"FAIL_CLOSE", failing, true, []string{denied}},
+		"hanging FAIL_OPEN":             {"FAIL_OPEN", hanging, false, nil},
+		"hanging FAIL_CLOSE":            {"FAIL_CLOSE", hanging, false, []string{denied}},
+		"refused FAIL_OPEN":             {"FAIL_OPEN", refused, false, nil},
+		"refused FAIL_CLOSE":            {"FAIL_CLOSE", refused, false, []string{denied}},
+		"refused FAIL_RELOAD":           {"FAIL_RELOAD", refused, false, []string{denied}},
+	}, holds)
+	lanes(t, patient, patientNode, map[string]cell{
+		"unresolved FAIL_OPEN":            {"FAIL_OPEN", unresolved, false, nil},
+		"unresolved FAIL_CLOSE":           {"FAIL_CLOSE", unresolved, false, nil},
+		"unresolved FAIL_OPEN under deny": {"FAIL_OPEN", unresolved, true, []string{denied}},
+		"failing FAIL_OPEN under deny":    {"FAIL_OPEN", unfetched(patientGate, fails, "FetchFailed"), true, []string{denied, asBefore}},
+	}, holds)
 }
 
 // An update, whatever fails: the old version answers every request, also under
 // deny and when the deadline has long passed.
 func TestContract_UpdateKeepsLastGood(t *testing.T) {
 	t.Parallel()
-	w, g, n := contractWorld(t)
+	w, g, n := contractWorld(t, deadline)
 	unfetched := func(l lane) (string, []string) {
 		mod := build(l.port + 100_000) // another one than any lane's
 		g.shut(mod, failsToRead)
@@ -194,7 +203,7 @@ func TestContract_UpdateKeepsLastGood(t *testing.T) {
 // on, though all else is down by then.
 func TestContract_Starting(t *testing.T) {
 	t.Parallel()
-	w, g, n := contractWorld(t)
+	w, g, n := contractWorld(t, deadline)
 	ports, sightings := map[string]int{}, map[string]*sighting{}
 	var listeners []listener
 	for _, name := range []string{"open", "close", "reload", "refused"} {
@@ -292,20 +301,21 @@ func TestContract_ServingFault(t *testing.T) {
 // an edit makes one.
 func TestContract_FileOfTheMachine(t *testing.T) {
 	t.Parallel()
-	w, _, n := contractWorld(t)
+	w, _, n := contractWorld(t, deadline)
 	lanes(t, w, n, map[string][]string{
 		"FAIL_OPEN":  {asBefore},
 		"FAIL_CLOSE": {asBefore, denied},
 	}, func(l lane, seen []string) {
 		file := l.t.TempDir() + "/plugin.wasm"
 		s := watchPort(l.port)
+		s.sees(l.t, asBefore)
 		l.submit(l.plugin("file://"+file, tag("p"), "failStrategy: "+l.title))
 		l.tells("FileMissing", "Programmed    False")
 		eventually(l.t, healed, "requests see the failStrategy", func() (bool, string) { return s.last() == seen[len(seen)-1], s.last() })
 		if err := os.WriteFile(file, build(l.port), 0o600); err != nil {
 			l.t.Fatal(err)
 		}
-		l.submit(l.plugin("file://"+file, tag("p"), "priority: 1"))
+		l.submit(l.plugin("file://"+file, tag("p"), "failStrategy: "+l.title, "priority: 1"))
 		l.healsIn("p")
 		s.wantSeen(l.t, append(seen, inForce)...)
 	})

@@ -42,6 +42,7 @@ func TestFactsAreWhatStands(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	one, two := freePort(t), freePort(t)
+	began := time.Now()
 	tp, _ := tappedAgent(w, w.gateway(listener{port: one, name: "in", direction: "INBOUND"}, listener{port: two, name: "out"}))
 	if first := tp.all()[0]; first.Facts == nil || !first.Full {
 		t.Errorf("the first report has no facts: %+v", first)
@@ -69,14 +70,14 @@ func TestFactsAreWhatStands(t *testing.T) {
 		return strings.Contains(got, "in HTTP AUTHZ bad "+string(chandler.StandInDeny)) && strings.Contains(got, "in HTTP AUTHN authn "+authn), got
 	})
 	// Facts alone are told once a second at most.
-	var before time.Time
+	alone := 0
 	for _, r := range tp.all() {
 		if r.Facts != nil && len(r.States)+len(r.Removed)+len(r.Traffic) == 0 {
-			if r.at.Sub(before) < 900*time.Millisecond {
-				t.Errorf("facts alone, %s after the ones before", r.at.Sub(before))
-			}
-			before = r.at
+			alone++
 		}
+	}
+	if seconds := int(time.Since(began).Seconds()); alone > seconds+1 {
+		t.Errorf("facts alone were told %d times in %d seconds", alone, seconds)
 	}
 }
 
@@ -236,7 +237,7 @@ func TestBypass(t *testing.T) {
 		t.Fatalf("exit code %d: %s", code, out)
 	}
 	sees(t, port, "q")
-	if took := time.Since(began); took > busy()*atOnce {
+	if took := time.Since(began); took > patience(atOnce) {
 		t.Errorf("it took %s", took)
 	}
 	out, code := p.agentCLI("status")
@@ -274,7 +275,7 @@ func TestBypass(t *testing.T) {
 		t.Fatalf("exit code %d: %s", code, out)
 	}
 	sees(t, port, "q", "again")
-	if took := time.Since(began); took > busy()*atOnce {
+	if took := time.Since(began); took > patience(atOnce) {
 		t.Errorf("to put it back took %s", took)
 	}
 	eventually(t, 5*time.Second, "status is quiet", func() (bool, string) {

@@ -178,6 +178,7 @@ func TestFault_F18_DeletedFile(t *testing.T) {
 	p.awaitReady()
 	fetched()
 	has(t, port, "n0")
+	w.inForce("a")
 	w.apply(plugin("p", url, tag("n1")))
 	has(t, port, "n1")
 	o.check(t)
@@ -294,7 +295,7 @@ func TestFault_F61_Refused(t *testing.T) {
 	w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
 	url := w.push("append:v1", module.Append())
 	w.apply(plugin("p", url, tag("p"), "phase: AUTHN") + "---\n" + plugin("q", url, tag("q0")))
-	out, ok := w.cli(plugin("p", w.push("bad:v1", module.RefuseConfigure("too sour")), "phase: AUTHN"), "apply", "-f", "-", "--wait", "--timeout", "30s")
+	out, ok := w.cli(plugin("p", w.push("bad:v1", module.RefuseConfigure("too sour")), "phase: AUTHN"), "apply", "-f", "-", "--wait", "--timeout", "60s")
 	if ok || !strings.Contains(out, "Rejected") {
 		t.Errorf("a refused version: %s", out)
 	}

@@ -77,7 +77,7 @@ func TestFault_F35_CredentialRevoked(t *testing.T) {
 	w.apply(plugin("p", url, tag("two"), "imagePullSecret: pull"))
 	has(t, port, "two")
 	for _, other := range []string{plugin("other", url, tag("other"), "imagePullSecret: pull"), plugin("bare", url, tag("bare"))} {
-		if out, ok := w.cli(other, "apply", "-f", "-", "--wait", "--timeout", "20s"); ok || !strings.Contains(out, "Unauthorized") {
+		if out, ok := w.cli(other, "apply", "-f", "-", "--wait", "--timeout", "60s"); ok || !strings.Contains(out, "Unauthorized") {
 			t.Errorf("with a revoked credential: %s", out)
 		}
 	}

@@ -36,6 +36,16 @@ func busy() time.Duration {
 	return 1
 }
 
+// patience is how long what is to be within a time may take here. On a machine that does
+// other things too it is a minute at least: each of its processes may stand still for a
+// while, and to wait for what comes costs nothing.
+func patience(within time.Duration) time.Duration {
+	if busy() == 1 || within == 0 {
+		return within
+	}
+	return max(busy()*within, time.Minute)
+}
+
 // build gives the appending module a digest of its own.
 func build(n int) []byte {
 	return module.Append(module.WithSection("build", fmt.Appendf(nil, "%d", n)))

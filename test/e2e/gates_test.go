@@ -311,6 +311,12 @@ func (s *sighting) last() string {
 	return s.seen[len(s.seen)-1]
 }
 
+// sees waits until requests see something.
+func (s *sighting) sees(t *testing.T, what string) {
+	t.Helper()
+	eventually(t, healed, "requests see "+what, func() (bool, string) { last := s.last(); return last == what, last })
+}
+
 // end gives what was seen.
 func (s *sighting) end() []string {
 	close(s.stop)
@@ -322,7 +328,7 @@ func (s *sighting) end() []string {
 // it has seen the last of it.
 func (s *sighting) wantSeen(t *testing.T, want ...string) {
 	t.Helper()
-	eventually(t, healed, "requests see "+want[len(want)-1], func() (bool, string) { return s.last() == want[len(want)-1], s.last() })
+	s.sees(t, want[len(want)-1])
 	if got := s.end(); !slices.Equal(got, want) || s.lost > 0 {
 		t.Errorf("requests saw %q and %d got no answer, want %q", got, s.lost, want)
 	}

@@ -88,18 +88,19 @@ func freePort(t testing.TB) int {
 
 func loopback(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 
-// eventually waits for a condition, with a bound for a machine that does nothing else; why
-// is asked when it fails.
+// eventually waits for a condition, with a bound for a machine that does nothing else (see
+// patience); why is asked when it fails.
 func eventually(t testing.TB, within time.Duration, what string, holds func() (bool, string)) {
 	t.Helper()
-	deadline := time.Now().Add(busy() * within)
+	within = patience(within)
+	deadline := time.Now().Add(within)
 	for {
 		ok, why := holds()
 		if ok {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %s: %s", what, busy()*within, why)
+			t.Fatalf("%s: not within %s: %s", what, within, why)
 		}
 		time.Sleep(5 * time.Millisecond) // between looks at a condition
 	}
@@ -216,7 +217,7 @@ func (w *world) pushDigest(name string, mod []byte) (url string, digest chandler
 // cli runs chandler and gives its output and whether it succeeded.
 func (w *world) cli(stdin string, args ...string) (string, bool) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(built, "chandler"), append(args, "--server", w.admin)...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -302,7 +303,7 @@ func (p *process) stop() error {
 	select {
 	case <-p.done:
 		return p.err
-	case <-time.After(busy() * 30 * time.Second):
+	case <-time.After(patience(30 * time.Second)):
 		_ = p.cmd.Process.Kill()
 		<-p.done
 		return errors.New("did not end when asked to")
@@ -310,8 +311,8 @@ func (p *process) stop() error {
 }
 
 func (p *process) tail() string {
-	b, _ := os.ReadFile(p.log)
-	return string(b[max(0, len(b)-12<<10):])
+	log := p.output()
+	return log[max(0, len(log)-12<<10):]
 }
 
 // proxy is an agent with its Envoy.
@@ -411,7 +412,7 @@ func connectionManager(indent, upgrades string) string {
   typed_config:
     "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
     stat_prefix: gateway
-    route_config: {virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: upstream}}]}]}
+    route_config: {virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: upstream, timeout: 60s}}]}]}
     http_filters:
     - name: envoy.filters.http.router
       typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
@@ -431,7 +432,7 @@ type answer struct {
 }
 
 // fresh makes a connection for every request.
-var fresh = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+var fresh = &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 
 func request(client *http.Client, method string, port int, path string, header http.Header) (answer, error) {
 	req, err := http.NewRequest(method, "http://"+loopback(port)+path, nil)
@@ -539,7 +540,7 @@ func startLoadAt(dial dialer, keep, anew int, right func(answer) error) *load {
 				return &keptConn{Conn: conn, ended: func() { l.closed.Add(1) }}, nil
 			}
 		}
-		client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+		client := &http.Client{Transport: transport, Timeout: time.Minute}
 		l.wg.Add(1)
 		go func() {
 			defer l.wg.Done()

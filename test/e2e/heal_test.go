@@ -80,7 +80,7 @@ func TestHeal_FirstAttach(t *testing.T) {
 // The control plane goes while an agent fetches from it, and comes back.
 func TestHeal_ControlPlaneGoneWhileFetching(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newWorld(t, "--fetch-deadline", "10m") // the plugin that is fetched refuses requests after it
 	port := freePort(t)
 	g := w.controlGate()
 	p := w.agent(node{name: "a", flags: g.flags()}, w.gateway(listener{port: port, name: "in"}))

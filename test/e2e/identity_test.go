@@ -87,7 +87,7 @@ func TestCertificates(t *testing.T) {
 	next.Renew(own, authority.Leaf{IP: "127.0.0.1"})
 	next.Renew(mine, machine("a", "edge"))
 	w.apply(plugin("p", w.push("append:v2", build(2)), tag("two"), "selector: {matchLabels: {app: web}}"))
-	has(t, port, "two") // on the connection from before
+	heals(t, port, "two") // on the connection from before
 	// The old one is no longer trusted, and that connection no longer believed.
 	replace(t, ca.File, next.File)
 	w.submit(plugin("p", w.push("append:v3", build(3)), tag("three"), "selector: {matchLabels: {app: web}}"))

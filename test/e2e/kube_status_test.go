@@ -34,6 +34,7 @@ func newInCluster(t *testing.T) *inCluster {
 	}
 	w.kubectl(string(manifests), "apply", "-n", "chandler-system", "-f", "-")
 	w.kubectl("", "wait", "--for=condition=Established", "crd", "--all")
+	serves(t, w.cluster, "wasmplugins", "trafficextensions")
 	if w.account, err = w.cluster.ServiceAccount(t.Context(), "chandler-system", "chandler"); err != nil {
 		t.Fatal(err)
 	}

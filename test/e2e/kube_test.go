@@ -28,10 +28,23 @@ func newCluster(t testing.TB) *cluster {
 	c := &cluster{kube.Start(t, filepath.Join("..", "..", ".tools")), t}
 	c.kubectl("", "apply", "--server-side", "-f", filepath.Join("..", "..", "deploy", "crds"))
 	c.kubectl("", "wait", "--for=condition=Established", "crd/wasmplugins.extensions.istio.io", "crd/trafficextensions.extensions.istio.io")
+	serves(t, c.Cluster, "wasmplugins", "trafficextensions")
 	for _, ns := range []string{"edge", "istio-system", "chandler-system"} {
 		c.kubectl("", "create", "namespace", ns)
 	}
 	return c
+}
+
+// serves waits until the API server serves kinds: it says that a definition is established,
+// or that it is ready itself, a moment before.
+func serves(t testing.TB, c *kube.Cluster, kinds ...string) {
+	t.Helper()
+	for _, kind := range kinds {
+		eventually(t, time.Minute, kind+" are served", func() (bool, string) {
+			out, err := c.Kubectl(t.Context(), "", "get", kind, "-A")
+			return err == nil, out
+		})
+	}
 }
 
 func (c *cluster) kubectl(stdin string, args ...string) string {
@@ -141,6 +154,7 @@ func TestFault_F45_F47_F48_PartsDie(t *testing.T) {
 			if err := c.APIServer.Ready(t.Context()); err != nil {
 				t.Fatal(err)
 			}
+			serves(t, c.Cluster, "wasmplugins")
 		}
 		if part == "control" {
 			w.startControl()

@@ -99,6 +99,7 @@ func TestKubeMigrate(t *testing.T) {
 	}
 	c.apply(kube.EnvoyFilters)
 	c.kubectl("", "wait", "--for=condition=Established", "crd/envoyfilters.networking.istio.io")
+	serves(t, c.Cluster, "envoyfilters")
 	c.apply(plugin("a", "oci://registry.example/a:v1", "phase: AUTHN"))
 	c.apply(strings.Replace(plugin("a", "oci://registry.example/b:v1", "failStrategy: FAIL_OPEN"), "namespace: edge", "namespace: istio-system", 1))
 	c.apply(strings.Replace(plugin("ours", "oci://registry.example/ours:v1"), "{name: ours,", "{name: ours, labels: {istio.io/rev: chandler},", 1))

@@ -317,7 +317,7 @@ func TestNack_TheSameTwice(t *testing.T) {
 	l := startLoad(port, 1, 1, matching(`good q\d`))
 	apply := func(reason string) {
 		t.Helper()
-		out, ok := w.cli(bad, "apply", "-f", "-", "--wait", "--timeout", "30s")
+		out, ok := w.cli(bad, "apply", "-f", "-", "--wait", "--timeout", "60s")
 		if ok || !strings.Contains(out, "Rejected") || !strings.Contains(out, reason) {
 			t.Errorf("what was refused is applied: %s", out)
 		}
@@ -344,7 +344,7 @@ func TestNack_TheSameTwice(t *testing.T) {
 		n := p.nacks(t)
 		return n == 1, fmt.Sprint(n)
 	})
-	w.tells("p", "Rejected", "stays in force")
+	w.tells("p", "Rejected", "Unable to create Wasm plugin", "stays in force")
 	apply("Unable to create Wasm plugin")
 	has(t, port, "good", "q1")
 	l.check(t)

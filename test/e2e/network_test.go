@@ -88,13 +88,13 @@ func tcpGateway(t *testing.T) (string, tcpPorts) {
 
 // dialTCP opens a connection, with TLS if a server is named.
 func dialTCP(port int, server string) (net.Conn, error) {
-	dialer := &net.Dialer{Timeout: 20 * time.Second}
+	dialer := &net.Dialer{Timeout: time.Minute}
 	conn, err := dialer.Dial("tcp", loopback(port))
 	if err == nil && server != "" {
 		conn = tls.Client(conn, &tls.Config{ServerName: server, InsecureSkipVerify: true})
 	}
 	if err == nil {
-		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	}
 	return conn, err
 }
@@ -284,7 +284,7 @@ func TestNetworkPluginRestarts(t *testing.T) {
 					return
 				}
 			}
-			_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+			_ = conn.SetDeadline(time.Now().Add(time.Minute))
 			got := say(conn, "hello")
 			conn.Close()
 			if got != "" {
@@ -307,6 +307,7 @@ func TestNetworkPluginRestarts(t *testing.T) {
 	if agent.envoy(t) != envoy {
 		t.Error("the Envoy was not adopted")
 	}
+	w.inForce("edge-1")
 	w.apply(networkPlugin("prefix", url, "2"))
 	ports.everywhereSays(t, prefix("2")+"hello")
 

@@ -105,7 +105,7 @@ func TestCapabilities(t *testing.T) {
 	if after := calls(t, p); after != before {
 		t.Errorf("the upstream was called %s times, and then %s", before, after)
 	}
-	if log := p.tail(); !strings.Contains(log, "Attempted call to restricted proxy-wasm capability: proxy_http_call") {
+	if log := p.output(); !strings.Contains(log, "Attempted call to restricted proxy-wasm capability: proxy_http_call") {
 		t.Errorf("Envoy's log:\n%s", log)
 	}
 	rule("")
@@ -119,7 +119,7 @@ func TestCapabilities(t *testing.T) {
 // calls gives how many requests Envoy sent to the upstream.
 func calls(t *testing.T, p *proxy) string {
 	t.Helper()
-	return grep(fetchText(t, "http://"+p.admin+"/stats/prometheus"), `envoy_cluster_upstream_rq_total{envoy_cluster_name="upstream"}`)
+	return grep(p.statistics(t), `envoy_cluster_upstream_rq_total{envoy_cluster_name="upstream"}`)
 }
 
 // A module that nobody signed, or somebody else, never reaches a proxy, and its resource

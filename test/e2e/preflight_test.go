@@ -19,13 +19,13 @@ import (
 // trace of the attempts.
 func TestFault_F70_Preflight(t *testing.T) {
 	t.Parallel()
-	preflight(t, "_initialize failed: Uncaught RuntimeError: unreachable", "tried in Envoy 1.", "--envoy", envoyBinary(t), "--vet-timeout", "5s", "--vet-memory", "64MiB")
+	preflight(t, "_initialize failed: Uncaught RuntimeError: unreachable", "tried in Envoy 1.", "--envoy", envoyBinary(t), "--vet-timeout", "15s", "--vet-memory", "64MiB")
 }
 
 // Where no Envoy is named the Proxy-Wasm host is asked, with the same result.
 func TestFault_F70_PreflightWithoutEnvoy(t *testing.T) {
 	t.Parallel()
-	preflight(t, "_initialize failed: wasm error: unreachable", "tried in the Proxy-Wasm host and in no Envoy", "--vet-timeout", "5s", "--vet-memory", "64MiB")
+	preflight(t, "_initialize failed: wasm error: unreachable", "tried in the Proxy-Wasm host and in no Envoy", "--vet-timeout", "15s", "--vet-memory", "64MiB")
 }
 
 func preflight(t *testing.T, trap, tried string, flags ...string) {
@@ -64,7 +64,7 @@ func preflight(t *testing.T, trap, tried string, flags ...string) {
 		"tampered":   {files.Put("p.wasm", module.Deny(402)), hex.EncodeToString(pinned[:]), "spec.url", "(DigestMismatch)"},
 		"too large":  {files.Put("large.wasm", make([]byte, 65<<20)), "", "spec.url", "(HTTPLength)"},
 	} {
-		out, ok := w.cli(plugin("p", c.url, fmt.Sprintf("sha256: %q", c.sha256), tag("v2")), "apply", "-f", "-", "--wait", "--timeout", "30s")
+		out, ok := w.cli(plugin("p", c.url, fmt.Sprintf("sha256: %q", c.sha256), tag("v2")), "apply", "-f", "-", "--wait", "--timeout", "60s")
 		if code := c.text[strings.LastIndex(c.text, "(")+1 : len(c.text)-1]; ok || !strings.Contains(out, code) {
 			t.Errorf("%s: want %s, got: %s", name, code, out)
 		}

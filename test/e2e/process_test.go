@@ -32,7 +32,7 @@ func TestStopLosesNoRequest(t *testing.T) {
 	}))
 	t.Cleanup(w.upstream.Close)
 	port := freePort(t)
-	p := w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
+	p := w.agent(node{name: "a", flags: []string{"--drain", "1m"}}, w.gateway(listener{port: port, name: "in"}))
 	done := make(chan error, 1)
 	go func() {
 		a, err := request(fresh, http.MethodGet, port, "/", nil)
@@ -46,7 +46,7 @@ func TestStopLosesNoRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, "the agent drains", func() (bool, string) {
-		return strings.Contains(p.tail(), "draining envoy"), p.tail()
+		return strings.Contains(p.output(), "draining envoy"), p.tail()
 	})
 	close(release)
 	if err := <-done; err != nil {
@@ -56,6 +56,12 @@ func TestStopLosesNoRequest(t *testing.T) {
 	if p.err != nil {
 		t.Errorf("the agent ended with %v", p.err)
 	}
+}
+
+// output is all that the process has said.
+func (p *process) output() string {
+	b, _ := os.ReadFile(p.log)
+	return string(b)
 }
 
 var envoyPid = regexp.MustCompile(`envoy (?:started|adopted).*pid=(\d+)`)
@@ -87,7 +93,7 @@ func TestEnvoyEnds(t *testing.T) {
 		t.Errorf("the agent ended with %v, want exit code 137", p.err)
 	}
 	p.err = nil // as expected; the clean-up has nothing to add
-	if log := p.tail(); !strings.Contains(log, "chandler-agent: envoy was ended by signal 9 (killed)") || !strings.Contains(log, "last_words=") {
+	if log := p.output(); !strings.Contains(log, "chandler-agent: envoy was ended by signal 9 (killed)") || !strings.Contains(log, "last_words=") {
 		t.Errorf("the agent does not say how Envoy ended:\n%s", log)
 	}
 }

@@ -31,7 +31,7 @@ func fromSecret(manifest string) string {
 func secretPlaces(t *testing.T, w *world, p *proxy, said bool) map[string][]byte {
 	t.Helper()
 	out := map[string][]byte{}
-	envoy := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	envoy := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(p.dir, "data", "envoy", "admin.sock"))
 	}}}
 	for _, page := range []struct {
@@ -117,7 +117,7 @@ func TestSecretConfig(t *testing.T) {
 	w.submit(fromSecret(plugin("p", w.push("append:telltale", module.TellConfigure()), tag("shown"))))
 	w.tells("p", "as the plugin's configuration holds secrets")
 	has(t, port, second)
-	if log := p.tail(); !strings.Contains(log, second) {
+	if log := p.output(); !strings.Contains(log, second) {
 		t.Errorf("the plugin's words are not even in Envoy's log:\n%s", log)
 	}
 	quiet("refused with its configuration in its words", true)

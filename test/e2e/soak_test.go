@@ -117,7 +117,7 @@ func (s *soak) wait(most int) {
 func (p *soaked) load() {
 	transport := &http.Transport{MaxIdleConnsPerHost: 1}
 	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: 10 * time.Second}
+	client := &http.Client{Transport: transport, Timeout: time.Minute}
 	tick := time.NewTicker(40 * time.Millisecond)
 	defer tick.Stop()
 	for {

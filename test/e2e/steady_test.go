@@ -123,7 +123,7 @@ func startSteady(t *testing.T, port int, asks ...ask) *steady {
 
 func dial(t *testing.T, port int) net.Conn {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", loopback(port), 10*time.Second)
+	conn, err := net.DialTimeout("tcp", loopback(port), time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +236,7 @@ func (c *plainConn) call(header http.Header) (answer, error) {
 		return answer{}, err
 	}
 	maps.Copy(req.Header, header)
-	_ = c.conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.conn.SetDeadline(time.Now().Add(time.Minute))
 	if err := req.Write(c.conn); err != nil {
 		return answer{}, err
 	}
@@ -262,7 +262,7 @@ func (c *plainConn) open() error {
 }
 
 func call2(cc *http.ClientConn, port int, header http.Header) (answer, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+loopback(port)+"/", nil)
 	if err != nil {
@@ -291,7 +291,7 @@ func (s *steady) stream(cc *http.ClientConn, header http.Header, chunks int) err
 		return err
 	}
 	maps.Copy(req.Header, header)
-	watch := time.AfterFunc(20*time.Second, cancel)
+	watch := time.AfterFunc(time.Minute, cancel)
 	defer watch.Stop()
 	resp, err := cc.RoundTrip(req)
 	if err != nil {
@@ -303,7 +303,7 @@ func (s *steady) stream(cc *http.ClientConn, header http.Header, chunks int) err
 	}
 	due := time.Now()
 	for n := 0; n != chunks && s.pace(&due, chunkEvery); n++ {
-		watch.Reset(20 * time.Second)
+		watch.Reset(time.Minute)
 		piece := fmt.Sprintf("piece %9d", n)
 		if _, err := io.WriteString(w, piece); err != nil {
 			return err
@@ -324,7 +324,7 @@ func (s *steady) stream(cc *http.ClientConn, header http.Header, chunks int) err
 // holdSocket keeps a WebSocket talking.
 func (s *steady) holdSocket(t *testing.T, header http.Header) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	conn, _, err := websocket.Dial(ctx, "ws://"+loopback(s.port)+"/", &websocket.DialOptions{HTTPHeader: header})
 	if err != nil {
@@ -334,7 +334,7 @@ func (s *steady) holdSocket(t *testing.T, header http.Header) {
 	due := time.Now()
 	s.goRun("the WebSocket", func() error {
 		for n := 0; s.pace(&due, chunkEvery); n++ {
-			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			text := fmt.Sprint("message ", n)
 			err := conn.Write(ctx, websocket.MessageText, []byte(text))
 			var got []byte

@@ -128,9 +128,10 @@ func TestEnvoyDownIsTold(t *testing.T) {
 		out, _ := w.cli("", "describe", "wasmplugin", "p", "-n", "edge")
 		return strings.Contains(out, "EnvoyDown") && strings.Contains(out, "cannot be started"), out
 	})
-	if out, code := p.local(t, "status"); code != 3 || !strings.Contains(out, "is not running") || !strings.Contains(out, "cannot be started") || !strings.Contains(out, "next try in") {
-		t.Errorf("status ends with %d:\n%s", code, out)
-	}
+	eventually(t, 20*time.Second, "status tells", func() (bool, string) {
+		out, code := p.local(t, "status")
+		return code == 3 && strings.Contains(out, "is not running") && strings.Contains(out, "cannot be started") && strings.Contains(out, "next try in"), out
+	})
 	if err := os.Rename(link+".away", link); err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +183,7 @@ func TestEnvoyIsToldToEnd(t *testing.T) {
 	w := newWorld(t)
 	p := w.agent(node{name: "a", flags: []string{"--restart", "on-failure"}}, w.gateway(listener{port: freePort(t), name: "in"}))
 	socket := filepath.Join(p.dir, "data", "envoy", "admin.sock")
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}}
 	resp, err := client.Post("http://envoy/quitquitquit", "", nil)
@@ -196,7 +197,7 @@ func TestEnvoyIsToldToEnd(t *testing.T) {
 	}
 }
 
-// Envoy ends while it compiles an update: the next one serves with the version
+// Envoy ends while an update is on its way into it: the next one serves with the version
 // before, tries the update again later, and nobody has to do anything.
 func TestEnvoyEndsDuringAnUpdate(t *testing.T) {
 	t.Parallel()
@@ -208,12 +209,15 @@ func TestEnvoyEndsDuringAnUpdate(t *testing.T) {
 	port := freePort(t)
 	p := w.agent(node{name: "a", flags: []string{"--restart", "on-failure"}}, w.gateway(listener{port: port, name: "in"}))
 	w.apply(plugin("p", w.push("append:v1", module.Append()), tag("before")))
+	envoy := p.pid(t)
+	if err := syscall.Kill(envoy, syscall.SIGSTOP); err != nil { // else it may be done when we look
+		t.Fatal(err)
+	}
 	w.submit(plugin("p", w.push("slow:v1", slow), `pluginConfig: {basic_auth_rules: [{prefix: "/", request_methods: ["GET"], credentials: ["a:b"]}]}`))
-	eventually(t, 30*time.Second, "Envoy compiles the update", func() (bool, string) {
+	eventually(t, 30*time.Second, "Envoy is sent the update", func() (bool, string) {
 		out, _ := p.local(t, "status")
 		return strings.Contains(out, "Ready ") && strings.Contains(out, "the version before"), out
 	})
-	envoy := p.pid(t)
 	if err := syscall.Kill(envoy, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -227,6 +231,10 @@ func TestEnvoyEndsDuringAnUpdate(t *testing.T) {
 		t.Errorf("the first answer: %d, tags %v, want the version before", first.code, appended(first))
 	}
 	eventually(t, 20*time.Second, "status says why it waits", func() (bool, string) {
+		if a, err := request(fresh, http.MethodGet, port, "/", nil); err == nil && a.code == 401 {
+			t.Log("the wait was over before we looked")
+			return true, ""
+		}
 		out, code := p.local(t, "status")
 		return code == 3 && strings.Contains(out, "Envoy ended while this version was being put in force") && strings.Contains(out, "next try in"), out
 	})
@@ -268,7 +276,7 @@ func TestStopUnderLoad(t *testing.T) {
 	w := newWorld(t)
 	arrived, release, asked := held(t, w)
 	port := freePort(t)
-	p := w.agent(node{name: "a", flags: []string{"--drain", "4s"}}, w.gateway(listener{port: port, name: "in"}))
+	p := w.agent(node{name: "a", flags: []string{"--drain", "20s"}}, w.gateway(listener{port: port, name: "in"}))
 	const slow = 20
 	results := make(chan error, slow)
 	for range slow {
@@ -289,7 +297,7 @@ func TestStopUnderLoad(t *testing.T) {
 		load.Go(func() {
 			transport := &http.Transport{MaxIdleConnsPerHost: 1, DisableKeepAlives: i%2 == 0}
 			defer transport.CloseIdleConnections()
-			client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+			client := &http.Client{Transport: transport, Timeout: time.Minute}
 			for {
 				a, err := request(client, http.MethodGet, port, "/", nil)
 				if err == nil && a.code != 200 {
@@ -300,6 +308,7 @@ func TestStopUnderLoad(t *testing.T) {
 					return
 				}
 				answered[i]++
+				time.Sleep(time.Millisecond) // bounds the load
 			}
 		})
 	}
@@ -326,7 +335,7 @@ func TestStopUnderLoad(t *testing.T) {
 	total := int64(slow)
 	for i, err := range shut {
 		total += int64(answered[i])
-		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, io.EOF) {
+		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, io.EOF) {
 			t.Errorf("client %d, after %d answers: %v", i, answered[i], err)
 		}
 	}
@@ -360,7 +369,7 @@ func TestStopIsBounded(t *testing.T) {
 	<-p.done
 	took := time.Since(began)
 	<-done
-	if p.err != nil || took < 2*time.Second || took > 7*time.Second+busy()*5*time.Second { // 5 s are its patience
+	if p.err != nil || took < 2*time.Second || took > 7*time.Second+patience(5*time.Second) { // 5 s are its patience
 		t.Errorf("the agent ended with %v after %s", p.err, took)
 	}
 	if syscall.Kill(envoy, 0) == nil {

@@ -63,10 +63,13 @@ func poison(t *testing.T, p *toxiproxy.Proxy, kind, attributes string) (cure fun
 	}
 }
 
-// bulky is a module of its own that takes a minute at a kilobyte a second.
-func bulky(n int) []byte {
+// inMinutes is the size of what takes four minutes at a kilobyte a second.
+const inMinutes = 256 << 10
+
+// bulky is a module of its own, of that size and a little more.
+func bulky(n, size int) []byte {
 	random := rand.New(rand.NewPCG(uint64(n), 0))
-	ballast := make([]byte, 64<<10)
+	ballast := make([]byte, size)
 	for i := range ballast {
 		ballast[i] = byte(random.Uint32())
 	}
@@ -108,7 +111,7 @@ func TestFault_F27_F28_F29_BadNetworkToTheRegistry(t *testing.T) {
 	w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
 	p := toxicProxy(t, w.registry.Addr)
 	sick(t, w, port, p, func(n int) string {
-		return strings.Replace(w.push(fmt.Sprintf("append:v%d", n), bulky(n)), w.registry.Addr, p.Listen, 1)
+		return strings.Replace(w.push(fmt.Sprintf("append:v%d", n), bulky(n, inMinutes)), w.registry.Addr, p.Listen, 1)
 	})
 }
 
@@ -121,6 +124,6 @@ func TestFault_F27_F28_F29_BadNetworkToTheControlPlane(t *testing.T) {
 	p := toxicProxy(t, w.listen)
 	w.agent(node{name: "a", flags: []string{"--control", p.Listen}}, w.gateway(listener{port: port, name: "in"}))
 	sick(t, w, port, p, func(n int) string {
-		return w.push(fmt.Sprintf("append:v%d", n), bulky(n))
+		return w.push(fmt.Sprintf("append:v%d", n), bulky(n, inMinutes))
 	})
 }

@@ -49,7 +49,7 @@ func (s *spans) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *spans) tree(of string) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	byID := map[string]*tracev1.Span{}
+	byID := map[string]*tracev1.Span{} // one that was sent again is one
 	var trace []byte
 	for _, span := range s.all {
 		byID[string(span.SpanId)] = span
@@ -60,7 +60,7 @@ func (s *spans) tree(of string) []string {
 		}
 	}
 	var paths []string
-	for _, span := range s.all {
+	for _, span := range byID {
 		if !bytes.Equal(span.TraceId, trace) {
 			continue
 		}

@@ -67,7 +67,7 @@ func TestDenialIsImmediate(t *testing.T) {
 	w.agent(node{name: "a"}, w.gateway(listener{port: port, name: "in"}))
 	transport := &http.Transport{MaxIdleConnsPerHost: 1}
 	defer transport.CloseIdleConnections()
-	kept := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+	kept := &http.Client{Transport: transport, Timeout: time.Minute}
 	if a, err := request(kept, http.MethodGet, port, "/", nil); err != nil || a.code != 200 {
 		t.Fatalf("before: %v %v", a.code, err)
 	}
@@ -147,12 +147,12 @@ func exchange(t *testing.T, conn *websocket.Conn, text string) {
 // tryUpgrade asks for a WebSocket by hand and gives the status.
 func tryUpgrade(t *testing.T, port int) int {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", loopback(port), 20*time.Second)
+	conn, err := net.DialTimeout("tcp", loopback(port), time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
 	if err != nil {

@@ -41,7 +41,7 @@ const (
 // Plugins come, change, break and go, and Envoys, agents and the control plane are killed
 // and started again, while status, and the dashboard as it is asked for and as it follows in
 // a browser, are held against each Envoy's own dump of what it has: they never claim in force
-// what that has lacked for more than a second. What is claimed in two looks, one after the
+// what that has lacked for more than a second in which the machine ran. What is claimed in two looks, one after the
 // other, was claimed between them, when a dump shows what there is; what comes and goes
 // between two dumps is seen by neither. (An agent that is frozen while its Envoy dies can
 // tell nobody; that is not among the faults.)
@@ -77,6 +77,7 @@ type chaos struct {
 
 	voices  []*voice
 	browser *browser
+	pulse   *pulse
 
 	mu      sync.Mutex        // for looks, too
 	tags    map[string]string // of releases, by what is short for them
@@ -121,7 +122,7 @@ type outage struct {
 var truthPlugins = []string{"p", "q", "r"}
 
 func newChaos(t *testing.T, dice *rand.Rand) *chaos {
-	c := &chaos{T: t, w: newWorld(t), dice: dice, wanted: map[string]string{}, tags: map[string]string{}}
+	c := &chaos{T: t, w: newWorld(t), dice: dice, pulse: newPulse(t), wanted: map[string]string{}, tags: map[string]string{}}
 	c.url = c.w.push("append:v1", module.Append(choosy))
 	for _, name := range truthPlugins {
 		c.edit(name)
@@ -262,6 +263,11 @@ func (c *chaos) watch() (stop func()) {
 		})
 	}
 	wg.Go(func() { c.browser.follow(ctx) })
+	every(func(context.Context) {
+		if err := c.pulse.beat(time.Now); err != nil {
+			c.Error(err)
+		}
+	})
 	for _, v := range c.voices {
 		every(func(ctx context.Context) { c.look(ctx, v) })
 	}
@@ -281,7 +287,7 @@ func (c *chaos) watch() (stop func()) {
 // envoyAdmin is a way to the Envoy itself.
 func (p *proxy) envoyAdmin() *http.Client {
 	socket := filepath.Join(p.dir, "data", "envoy", "admin.sock")
-	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}}
 }
@@ -408,7 +414,8 @@ func (c *chaos) judge(v *voice) {
 					first[at] = l.told
 					continue
 				}
-				if lacked := p.lacked(tag, first[at], v.looks[i-1].told, l.asked); lacked > mayLack {
+				lacked := p.lacked(tag, first[at], v.looks[i-1].told, l.asked)
+				if lacked-c.pulse.stood(l.asked.Add(-lacked), l.asked) > mayLack {
 					violate("%s: %s claims %s in force on %s, whose Envoy has lacked it for %s: %s",
 						l.told.Format(time.StampMilli), v.name, tag, p.name, lacked.Round(time.Millisecond), c.around(v, p, tag, l.told))
 				}

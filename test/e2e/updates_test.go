@@ -95,8 +95,8 @@ func TestUpdates(t *testing.T) {
 	if before.workers != 2 {
 		t.Errorf("Envoy has %v workers", before.workers)
 	}
-	if rate := float64(n) / took.Seconds(); rate < steadyRate/2 {
-		t.Errorf("only %.0f requests a second: the load noticed little", rate)
+	if n < *updateCount*steadyCallers {
+		t.Errorf("only %d requests: the load noticed little", n)
 	}
 	t.Logf("%d updates in %v (%v), %.1f a second; %d requests, %.0f a second, %d exchanges",
 		*updateCount, took.Round(time.Second), counts, float64(*updateCount)/took.Seconds(), n, float64(n)/took.Seconds(), s.exchanged.Load())
@@ -343,6 +343,16 @@ type harm struct {
 	drained, ended, resetByUs, resetByThem, fails float64 // connections, streams, slots
 }
 
+// statistics are the agent's and Envoy's, which may be too busy to tell them.
+func (p *proxy) statistics(t testing.TB) (page string) {
+	t.Helper()
+	eventually(t, 20*time.Second, "Envoy tells its statistics", func() (bool, string) {
+		page = fetchText(t, "http://"+p.admin+"/stats/prometheus")
+		return !strings.Contains(page, "# Envoy's own statistics are missing"), page
+	})
+	return page
+}
+
 // proxyStats reads them.
 func proxyStats(t testing.TB, p *proxy) counters {
 	t.Helper()
@@ -360,7 +370,7 @@ func proxyStats(t testing.TB, p *proxy) counters {
 		"envoy_http_downstream_rq_rx_reset":                &c.harm.resetByThem,
 		"envoy_http_downstream_cx_destroy_local":           &c.harm.ended,
 	}
-	for line := range strings.Lines(fetchText(t, "http://"+p.admin+"/stats/prometheus")) {
+	for line := range strings.Lines(p.statistics(t)) {
 		series, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
 		name, _, _ := strings.Cut(series, "{")
 		to := names[name]

@@ -284,9 +284,10 @@ func TestUpstreamWalk(t *testing.T) {
 				t.Errorf("alone: status %d", a.code)
 			}
 			b.arrives(t)
-			if st := b.told(t); st.Upstreams[0].Connected || st.Upstreams[0].Error == "" || st.Upstreams[0].Lost == 0 {
-				t.Errorf("the agent says %+v of an upstream that is away", st.Upstreams)
-			}
+			eventually(t, 20*time.Second, "the agent says that its upstream is away", func() (bool, string) {
+				st := b.told(t)
+				return !st.Upstreams[0].Connected && st.Upstreams[0].Error != "" && st.Upstreams[0].Lost > 0, fmt.Sprintf("%+v", st.Upstreams)
+			})
 			u.Start()
 			u.set()
 			u.marked()

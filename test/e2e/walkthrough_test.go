@@ -107,7 +107,7 @@ func walkthrough(t *testing.T, p *proxy, port int) {
 	decides("before", http.MethodGet, "/productpage", "", 200)
 	w.apply(manifest)
 	guarded("applied")
-	metrics := fetchText(t, "http://"+p.admin+"/stats/prometheus")
+	metrics := p.statistics(t)
 	for _, sample := range []string{
 		"istio_agent_wasm_cache_entries 1",
 		`istio_agent_wasm_cache_lookup_count{hit="false"} 1`,
@@ -127,7 +127,7 @@ func walkthrough(t *testing.T, p *proxy, port int) {
 	guarded("changed back")
 
 	broken := strings.Replace(manifest, "request_methods:", "request_method:", 1)
-	if out, ok := w.cli(broken, "apply", "-f", "-", "--wait"); ok || !strings.Contains(out, "request_methods") {
+	if out, ok := w.cli(broken, "apply", "-f", "-", "--wait", "--timeout", "60s"); ok || !strings.Contains(out, "request_methods") {
 		t.Errorf("a configuration that the plugin refuses: %s", out)
 	}
 	guarded("after a refused update")

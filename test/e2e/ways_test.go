@@ -35,7 +35,7 @@ func walk(t *testing.T, w *world, port int, reason string) {
 	w.apply(plugin("p", w.push("append:v2", module.Append(module.WithSection("build", []byte("2")))), tag("two")))
 	sees(t, port, "two")
 	bad := plugin("p", w.push("bad:v1", module.RefuseConfigure("the moon is wrong")))
-	if out, ok := w.cli(bad, "apply", "-f", "-", "--wait", "--timeout", "20s"); ok || !strings.Contains(out, "Rejected") || !strings.Contains(out, reason) {
+	if out, ok := w.cli(bad, "apply", "-f", "-", "--wait", "--timeout", "60s"); ok || !strings.Contains(out, "Rejected") || !strings.Contains(out, reason) {
 		t.Errorf("a bad module, of which %q should be told: %s", reason, out)
 	}
 	sees(t, port, "two")
@@ -210,11 +210,12 @@ func run(t *testing.T, log string, cmd *exec.Cmd) *process {
 // ends waits for the end, and gives the exit code; -1 of one that was killed.
 func (pa *parent) ends(within time.Duration) int {
 	pa.t.Helper()
+	within = patience(within)
 	select {
 	case <-pa.done:
 		return pa.cmd.ProcessState.ExitCode()
-	case <-time.After(busy() * within):
-		pa.t.Fatalf("it has not ended after %s", busy()*within)
+	case <-time.After(within):
+		pa.t.Fatalf("it has not ended after %s", within)
 	}
 	return 0
 }
@@ -245,7 +246,7 @@ func TestWaysCalledEnvoy(t *testing.T) {
 		t.Errorf("Envoy is not who its arguments say: %s", info)
 	}
 	walk(t, w, port, "the moon is wrong")
-	if log := pa.tail(); !strings.Contains(log, "starting main dispatch loop") {
+	if log := pa.output(); !strings.Contains(log, "starting main dispatch loop") {
 		t.Errorf("its parent does not read what Envoy says: %s", log)
 	}
 	for _, s := range []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR1} {
@@ -254,7 +255,7 @@ func TestWaysCalledEnvoy(t *testing.T) {
 		}
 	}
 	eventually(t, 10*time.Second, "Envoy gets the signals", func() (bool, string) {
-		log := pa.tail()
+		log := pa.output()
 		return strings.Contains(log, "SIGHUP") && strings.Contains(log, "SIGUSR1"), log
 	})
 	sees(t, port)
