@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/control"
@@ -19,6 +18,7 @@ import (
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
 	"chandler.dev/chandler/internal/testenv/fed"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	"chandler.dev/chandler/internal/testenv/module"
 )
 
@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	goleak.VerifyTestMain(m)
+	leaks.Main(m)
 }
 
 // here is a control plane in this process.

@@ -18,14 +18,15 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
-	"go.uber.org/goleak"
 	"google.golang.org/grpc/test/bufconn"
+
+	"chandler.dev/chandler/internal/testenv/leaks"
 )
 
 // TestMain has services wait for each other for as long as a machine may stand still.
 func TestMain(m *testing.M) {
 	frontTimeout, reviewsTimeout = 2*time.Minute, time.Minute
-	goleak.VerifyTestMain(m)
+	leaks.Main(m)
 }
 
 // site runs the whole sample and gives productpage's URL.

@@ -21,7 +21,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -34,9 +33,10 @@ import (
 	"chandler.dev/chandler/internal/enrol"
 	"chandler.dev/chandler/internal/identity"
 	"chandler.dev/chandler/internal/testenv/authority"
+	"chandler.dev/chandler/internal/testenv/leaks"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 // plane is a control plane as far as enrolment goes.
 type plane struct {

@@ -12,15 +12,14 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/source"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	row "chandler.dev/chandler/internal/testenv/refusal"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 // bench is a directory that runs, and what it delivered.
 type bench struct {

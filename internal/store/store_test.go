@@ -18,16 +18,16 @@ import (
 	"testing/iotest"
 	"time"
 
-	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/durable/crashfs"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/testenv/leaks"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 func open(t testing.TB, cfg store.Config) *store.Store {
 	t.Helper()

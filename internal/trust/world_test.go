@@ -17,15 +17,14 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	"chandler.dev/chandler/internal/testenv/registry"
 	"chandler.dev/chandler/internal/trust"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 const (
 	typeManifest  = "application/vnd.oci.image.manifest.v1+json"

@@ -11,17 +11,16 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/author/build"
 	"chandler.dev/chandler/internal/author/scaffold"
 	"chandler.dev/chandler/internal/testenv/compilers"
 	"chandler.dev/chandler/internal/testenv/executable"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	"chandler.dev/chandler/internal/testenv/module"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 func write(t *testing.T, dir string, files map[string]string) {
 	t.Helper()

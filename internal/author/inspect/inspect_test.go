@@ -14,17 +14,17 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
-	"go.uber.org/goleak"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/author/inspect"
 	"chandler.dev/chandler/internal/fetch"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/testenv/registry"
 	"chandler.dev/chandler/internal/trust"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 const (
 	ociManifest    = "application/vnd.oci.image.manifest.v1+json"

@@ -3,8 +3,8 @@ package kube
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"chandler.dev/chandler/internal/testenv/leaks"
 )
 
 // With the tag kube that is also so of what talks to a real API server.
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }

@@ -16,12 +16,12 @@ import (
 	"chandler.dev/chandler/internal/source"
 	"chandler.dev/chandler/internal/store"
 	"chandler.dev/chandler/internal/testenv/fed"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/testenv/swarm"
-	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 type trust struct{}
 

@@ -16,17 +16,17 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/encoding/protowire"
 	"pgregory.net/rapid"
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/durable/crashfs"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	"chandler.dev/chandler/internal/xds/relay"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 const (
 	clusters  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
