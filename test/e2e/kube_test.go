@@ -39,11 +39,8 @@ func newCluster(t testing.TB) *cluster {
 // or that it is ready itself, a moment before.
 func serves(t testing.TB, c *kube.Cluster, kinds ...string) {
 	t.Helper()
-	for _, kind := range kinds {
-		eventually(t, time.Minute, kind+" are served", func() (bool, string) {
-			out, err := c.Kubectl(t.Context(), "", "get", kind, "-A")
-			return err == nil, out
-		})
+	if err := c.Served(t.Context(), kinds...); err != nil {
+		t.Fatal(err)
 	}
 }
 
