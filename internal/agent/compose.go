@@ -88,6 +88,9 @@ func (s *State) chooseVersion(p *plugin) *Version {
 	if s.open && p.rejected != p.want.Version && s.usable(p.want) {
 		return p.want
 	}
+	if s.open && s.usable(p.before) {
+		return p.before
+	}
 	if s.usable(p.good) && p.rejected != p.good.Version {
 		return p.good
 	}
@@ -431,6 +434,11 @@ func (c *composition) has(key chandler.Key) bool {
 	}
 	_, ok := c.members[key]
 	return ok
+}
+
+// holds tells whether a version runs in it.
+func (c *composition) holds(v *Version) bool {
+	return c.has(v.Key) && c.members[v.Key].standIn == chandler.StandInNone && c.members[v.Key].version.Version == v.Version
 }
 
 func (c *composition) denies(key chandler.Key) bool {

@@ -854,3 +854,59 @@ func TestContract_TrapsAreReported(t *testing.T) {
 	p.step(Trapped{Counts: map[chandler.Key]VMFaults{a.Key: {Reloads: 2}}})
 	p.wantState(a, chandler.StateInForce, "release-a", chandler.StandInNone, "")
 }
+
+// An edit that comes while a plugin is on its way into Envoy takes nothing out: what comes
+// into force stays until the edit can run, and is what is good meanwhile.
+func TestContract_EditOnTheWay(t *testing.T) {
+	for name, order := range map[string]func(p *proxy, edit func()){
+		"before the acknowledgement": func(p *proxy, edit func()) { edit(); p.ack() },
+		"after it":                   func(p *proxy, edit func()) { p.ack(); edit() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			strategies(t, func(t *testing.T, s chandler.FailStrategy, _ chandler.StandIn, _ []string) {
+				p := serving(t)
+				a1, a2, a3 := version("a1", strategy(s)), version("a2", strategy(s)), version("a3", strategy(s))
+				p.assign(a1)
+				p.loaded(a1)
+				p.wantSent(authn, "a1")
+				order(p, func() { p.assign(a2); p.assign(a3) })
+				p.want(authn, "a1")
+				p.wantQuiet()
+				p.pass(2 * DefaultFetchDeadline)
+				p.wantQuiet()
+				p.wantState(a3, chandler.StateFetching, "release-a1", chandler.StandInNone, "")
+				if got := versionsOf(p.saved.Versions); !slices.Equal(got, []string{"a1"}) {
+					t.Errorf("saved as good is %v", got)
+				}
+				p.loaded(a3)
+				p.ackAll()
+				p.want(authn, "a3")
+			})
+		})
+	}
+}
+
+// What was on its way is no better than what is refused, nor than what is taken away.
+func TestContract_EditOfWhatIsRefused(t *testing.T) {
+	p := serving(t)
+	a1, a2, a3 := version("a1"), version("a2"), version("a3")
+	p.assign(a1)
+	p.loaded(a1)
+	p.ackAll()
+	p.assign(a2)
+	p.loaded(a2)
+	p.wantSent(authn, "a2")
+	p.assign(a3)
+	p.nack("no", "no")
+	p.ackAll()
+	p.want(authn, "a1")
+	p.loaded(a3)
+	p.wantSent(authn, "a3")
+	p.assign(version("a4"))
+	p.step(Assigned{Removed: []chandler.Key{a1.Key}})
+	p.ackAll()
+	p.want(authn)
+	p.assign(version("a5"))
+	p.ackAll()
+	p.want(authn)
+}

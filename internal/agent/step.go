@@ -161,6 +161,9 @@ func (s *State) assigned(ev Assigned, now time.Time) {
 			if w.Version == v.Version || w.UID == v.UID && w.From == v.From && v.Sequence < w.Sequence {
 				continue
 			}
+			if p.rejected != w.Version && (p.good == nil || p.good.Version != w.Version) && s.holds(w) {
+				p.before = w
+			}
 		}
 		if unreadable(v) && p.want != nil {
 			v.Behaviour = p.want.Behaviour // its place is that of the one before, which stays there
@@ -179,7 +182,7 @@ func (s *State) assigned(ev Assigned, now time.Time) {
 	}
 	for _, key := range ev.Removed {
 		if p := s.plugins[key]; p != nil {
-			p.want, p.rejected = nil, ""
+			p.want, p.before, p.rejected = nil, nil, ""
 			s.dirty = s.dirty || p.good != nil
 			p.good = nil
 		}
@@ -361,6 +364,9 @@ func (s *State) reject(key chandler.Key, v *Version, ev Nacked, now time.Time) {
 		return
 	}
 	p.rejects++
+	if p.before != nil && p.before.Version == v.Version {
+		p.before = nil
+	}
 	if p.good != nil && p.good.Version == v.Version {
 		// It was good and is refused: another Envoy, or a file that is gone. It must
 		// not be left out in silence, hold up its neighbours, or be sent to the next
@@ -388,8 +394,8 @@ func (s *State) reject(key chandler.Key, v *Version, ev Nacked, now time.Time) {
 	}
 }
 
-// promote makes a wanted version the good one once every slot that it belongs
-// to has acknowledged it.
+// promote makes a wanted version, or the one before it, the good one once every slot that
+// it belongs to has acknowledged it.
 func (s *State) promote() {
 	if s.envoy == "" || !s.knowsPlaces() {
 		return
@@ -404,8 +410,11 @@ func (s *State) promote() {
 				p.good = p.want
 				s.dirty = true
 			}
-			p.deadline, p.overdue, p.standIn = time.Time{}, false, chandler.StandInNone
+			p.deadline, p.overdue, p.standIn, p.before = time.Time{}, false, chandler.StandInNone, nil
 			p.reason, p.message, p.attempt = "", "", 0
+		} else if p.before != nil && s.belongs(p.want) && s.inForce(p.before) {
+			p.good, p.before, s.dirty = p.before, nil, true
+			p.deadline, p.overdue, p.standIn = time.Time{}, false, chandler.StandInNone
 		} else if p.good != nil && !s.belongs(p.want) && !s.mayBelong(p.good, p.want) {
 			p.good = nil // it is meant for other traffic now
 			s.dirty = true
@@ -418,17 +427,18 @@ func (s *State) promote() {
 	}
 }
 
+// holds tells whether a slot has a version or has been sent it.
+func (s *State) holds(v *Version) bool {
+	return slices.ContainsFunc(s.slots, func(sl *slot) bool { return sl.acked.holds(v) || sl.sent.holds(v) })
+}
+
 // inForce tells whether every slot that v belongs to has acknowledged it, in the
 // listeners that serve.
 func (s *State) inForce(v *Version) bool {
 	some := false
 	for place := range s.places(v) {
 		sl := s.find(place)
-		if sl == nil || !sl.present || sl.acked == nil {
-			return false
-		}
-		m, ok := sl.acked.members[v.Key]
-		if !ok || m.standIn != chandler.StandInNone || m.version.Version != v.Version {
+		if sl == nil || !sl.present || !sl.acked.holds(v) {
 			return false
 		}
 		some = true
@@ -487,7 +497,7 @@ func (s *State) pinned(v Version) Version {
 func (s *State) settleLoads(now time.Time) []Effect {
 	needed := map[Source][]string{} // with their origins
 	for _, p := range s.plugins {
-		for _, v := range []*Version{p.want, p.good} {
+		for _, v := range []*Version{p.want, p.before, p.good} {
 			if v != nil && s.lacks(v) == "" && (s.set.Upstream || s.belongs(v)) {
 				if src := source(v); src != (Source{}) {
 					needed[src] = origins(v)
