@@ -909,4 +909,19 @@ func TestContract_EditOfWhatIsRefused(t *testing.T) {
 	p.assign(version("a5"))
 	p.ackAll()
 	p.want(authn)
+
+	// Nor than what is meant for other traffic for a while.
+	p = serving(t)
+	p.assign(a1)
+	p.loaded(a1)
+	elsewhere := version("a2", func(v *Version) { v.Match = []chandler.Match{{Mode: chandler.ModeServer}} })
+	p.assign(elsewhere)
+	p.ackAll()
+	p.want(authn)
+	p.assign(a3)
+	p.ackAll()
+	p.want(authn)
+	if _, ok := p.loads[source(&a1)]; ok {
+		t.Error("what was on its way once is loaded again")
+	}
 }

@@ -127,7 +127,8 @@ type plugin struct {
 	want *Version // nil: removed, and leaving its slots
 	good *Version // the last version that all its slots acknowledged
 	// before was on its way into slots when another was wanted in its place. It goes on
-	// until that one can run, and is good once it is in force.
+	// until that one can run, is good once it is in force, and is nothing once no slot
+	// has it.
 	before *Version
 
 	rejected string    // version that Envoy refused
@@ -391,9 +392,6 @@ func NewState(set Settings) *State {
 
 // freshSlots are those in the listeners, of which nothing is known.
 func (s *State) freshSlots() {
-	for _, p := range s.plugins {
-		p.before = nil
-	}
 	s.slots, s.at = nil, map[attach.Slot]*slot{}
 	for _, list := range [][]attach.Slot{s.set.Slots, s.listed} {
 		for _, sl := range list {

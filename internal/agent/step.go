@@ -365,7 +365,7 @@ func (s *State) reject(key chandler.Key, v *Version, ev Nacked, now time.Time) {
 	}
 	p.rejects++
 	if p.before != nil && p.before.Version == v.Version {
-		p.before = nil
+		p.before = nil // another slot may have it
 	}
 	if p.good != nil && p.good.Version == v.Version {
 		// It was good and is refused: another Envoy, or a file that is gone. It must
@@ -405,6 +405,9 @@ func (s *State) promote() {
 		if p.want == nil {
 			continue
 		}
+		if p.before != nil && (!s.belongs(p.want) || !s.holds(p.before)) {
+			p.before = nil
+		}
 		if s.inForce(p.want) && p.rejected != p.want.Version {
 			if p.good != p.want {
 				p.good = p.want
@@ -412,7 +415,7 @@ func (s *State) promote() {
 			}
 			p.deadline, p.overdue, p.standIn, p.before = time.Time{}, false, chandler.StandInNone, nil
 			p.reason, p.message, p.attempt = "", "", 0
-		} else if p.before != nil && s.belongs(p.want) && s.inForce(p.before) {
+		} else if p.before != nil && s.inForce(p.before) {
 			p.good, p.before, s.dirty = p.before, nil, true
 			p.deadline, p.overdue, p.standIn = time.Time{}, false, chandler.StandInNone
 		} else if p.good != nil && !s.belongs(p.want) && !s.mayBelong(p.good, p.want) {
