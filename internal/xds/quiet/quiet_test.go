@@ -493,6 +493,25 @@ func (c *reluctant) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
+// endUnheard calls Attended, and has its stream ended once its message is dealt with, or
+// being dealt with: the client is being told, and does not listen until slow has its turn back.
+func endUnheard(t *testing.T, l *bufconn.Listener, contexts <-chan context.Context) (r *raw, slow *reluctant) {
+	t.Helper()
+	conn, err := l.DialContext(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow = &reluctant{Conn: conn, turn: make(chan struct{}, 1)}
+	r = clientOn(t, slow)
+	r.call(1, "/test/Attended", frameOf("x"))
+	ctx := <-contexts
+	synctest.Wait()
+	slow.turn <- struct{}{}
+	go quiet.End(ctx, status.Error(codes.Aborted, "enough"))
+	synctest.Wait()
+	return r, slow
+}
+
 // That a stream has ended is told once, also when a message was dealt with while who ended
 // the stream was still telling the client.
 func TestEndIsToldOnce(t *testing.T) {
@@ -506,18 +525,7 @@ func TestEndIsToldOnce(t *testing.T) {
 				return quiet.Attend(str, func(*text) error { <-hold; return nil }, func() { told <- struct{}{} })
 			},
 		}})
-		conn, err := l.DialContext(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		slow := &reluctant{Conn: conn, turn: make(chan struct{}, 1)}
-		r := clientOn(t, slow)
-		r.call(1, "/test/Attended", frameOf("x"))
-		ctx := <-contexts
-		synctest.Wait() // the message is being dealt with
-		slow.turn <- struct{}{}
-		go quiet.End(ctx, status.Error(codes.Aborted, "enough"))
-		synctest.Wait() // the client is being told, and does not listen
+		r, slow := endUnheard(t, l, contexts)
 		if r.statuses[1] != "" || len(told) != 0 {
 			t.Fatalf("it has ended: %v", r.statuses)
 		}
@@ -571,18 +579,7 @@ func TestStopWaitsForEnds(t *testing.T) {
 		l := bufconn.Listen(40) // less than what a stream ends with
 		var serving sync.WaitGroup
 		serving.Go(func() { _ = s.Serve(&late{l, may}) })
-		conn, err := l.DialContext(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		slow := &reluctant{Conn: conn, turn: make(chan struct{}, 1)}
-		r := clientOn(t, slow)
-		r.call(1, "/test/Attended", frameOf("x"))
-		ctx := <-contexts
-		synctest.Wait()
-		slow.turn <- struct{}{}
-		go quiet.End(ctx, status.Error(codes.Aborted, "enough"))
-		synctest.Wait() // the client is being told, and does not listen
+		_, slow := endUnheard(t, l, contexts)
 		stopped := make(chan struct{})
 		go func() { defer close(stopped); s.Stop() }()
 		synctest.Wait()
