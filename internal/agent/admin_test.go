@@ -16,6 +16,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/testenv/leaks"
 )
 
 // fakeEnvoyAdmin answers on a Unix socket as Envoy's admin interface would.
@@ -123,7 +124,7 @@ func TestAdminMergedStats(t *testing.T) {
 }
 
 func TestServeHTTPEndsWithItsContext(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +146,7 @@ func TestServeHTTPEndsWithItsContext(t *testing.T) {
 }
 
 func TestAdminClient(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	c := fakeEnvoyAdmin(t, map[string]string{
 		"GET /stats": "listener.a.downstream_cx_active: 2\nlistener.admin.downstream_cx_active: 9\nlistener.b.downstream_cx_active: 1\nsome.text: \"x\"\n",
 	})
@@ -158,7 +159,7 @@ func TestAdminClient(t *testing.T) {
 }
 
 func TestAdminListeners(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	c := fakeEnvoyAdmin(t, map[string]string{
 		"GET /stats": "listener_manager.lds.update_rejected: 2\nlistener_manager.lds.version_text: \"a1\"\nlistener_manager.total_listeners_warming: 1\n",
 	})
@@ -169,7 +170,7 @@ func TestAdminListeners(t *testing.T) {
 
 // What listeners wait for is named as Envoy names it, some of it where there is much.
 func TestAdminWaits(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	manager := func(name string, targets ...string) string {
 		return fmt.Sprintf(`{"name": %q, "target_names": ["%s"]}`, "init manager Listener-local-init-manager "+name+" 784311957", strings.Join(targets, `", "`))
 	}

@@ -19,6 +19,7 @@ import (
 	"chandler.dev/chandler/internal/durable"
 	"chandler.dev/chandler/internal/fetch/hosts"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	"chandler.dev/chandler/internal/wire"
 	"chandler.dev/chandler/internal/xds/deltaclient"
 	"chandler.dev/chandler/internal/xds/envoyads"
@@ -180,7 +181,7 @@ func TestLastGoodIsTriedAgain(t *testing.T) {
 // An assignment is loaded, pushed and shown; leases last as long as they are
 // needed, and no longer.
 func TestAgentStep(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	a, v := bareAgent(t), version("a")
 	v.Program.Module.Digest = ingested(t, a)
 	ctx := t.Context()

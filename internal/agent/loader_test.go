@@ -19,7 +19,6 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -30,6 +29,7 @@ import (
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
 	"chandler.dev/chandler/internal/fetch"
 	"chandler.dev/chandler/internal/store"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	"chandler.dev/chandler/internal/testenv/module"
 	"chandler.dev/chandler/internal/testenv/registry"
 )
@@ -234,7 +234,7 @@ func sourceOf(content []byte) Source {
 }
 
 func TestLoadFromControlPlane(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	t.Run("whole", func(t *testing.T) {
 		content := bigModule()
 		d := &depot{read: func(req *chandlerv1.ReadRequest, stream grpc.ServerStreamingServer[chandlerv1.ReadResponse]) error {
@@ -360,7 +360,7 @@ func TestLoadFromControlPlane(t *testing.T) {
 }
 
 func TestLoadRefused(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	content := bigModule()
 	for name, c := range map[string]struct {
 		read      func(stream grpc.ServerStreamingServer[chandlerv1.ReadResponse]) error
@@ -406,7 +406,7 @@ func TestLoadRefused(t *testing.T) {
 
 // A load that is cancelled says nothing and leaves nothing, in whatever state.
 func TestLoadCancelled(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	content := bigModule()
 	half := make(chan struct{})
 	ended := make(chan struct{})
@@ -441,7 +441,7 @@ func writeFile(t *testing.T, path string, content []byte) {
 }
 
 func TestLoadFile(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	content := module.Append()
 	good := filepath.Join(t.TempDir(), "good.wasm")
 	writeFile(t, good, content)
@@ -585,20 +585,4 @@ func TestLoadErrors(t *testing.T) {
 			t.Errorf("%v becomes %+v", c.err, got)
 		}
 	}
-}
-
-// leakFree fails the test if it leaves goroutines behind. It must be called
-// before anything is started. Those that are about to end get a minute for it: goleak's
-// own patience is less than half a second.
-func leakFree(t *testing.T) {
-	t.Helper()
-	before := goleak.IgnoreCurrent()
-	t.Cleanup(func() {
-		err := goleak.Find(before)
-		for until := time.Now().Add(time.Minute); err != nil && time.Now().Before(until); err = goleak.Find(before) {
-		}
-		if err != nil {
-			t.Error(err)
-		}
-	})
 }

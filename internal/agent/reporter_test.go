@@ -16,6 +16,7 @@ import (
 
 	"chandler.dev/chandler"
 	chandlerv1 "chandler.dev/chandler/api/chandler/v1"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	"chandler.dev/chandler/internal/wire"
 )
 
@@ -136,7 +137,7 @@ func wantReport(t *testing.T, req *chandlerv1.ReportRequest, full bool, sequence
 }
 
 func TestReporterSendsAllThenChanges(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	r := newReporting(t)
 	r.set(states(map[string]string{"a": "1", "b": "1"}), nil)
 	cancel := r.run()
@@ -160,7 +161,7 @@ func TestReporterSendsAllThenChanges(t *testing.T) {
 
 // A node without plugins says so, once.
 func TestReporterSendsEmptyState(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	r := newReporting(t)
 	r.run()
 	wantReport(t, r.report(), true, 1, nil)
@@ -271,7 +272,7 @@ func reporterSpreads(t *testing.T) {
 
 // A new stream begins with everything, whatever was sent on the one before.
 func TestReporterBeginsAnew(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	r := newReporting(t)
 	r.set(states(map[string]string{"a": "1", "b": "1"}), nil)
 	r.run()
@@ -289,7 +290,7 @@ func TestReporterBeginsAnew(t *testing.T) {
 
 // The end of a stream is noticed also when there is nothing to report.
 func TestReporterNoticesTheEnd(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	r := newReporting(t)
 	r.run()
 	r.report()
@@ -330,7 +331,7 @@ func (c *idleClerk) Report(stream grpc.BidiStreamingServer[chandlerv1.ReportRequ
 
 // A control plane that never answers holds nobody up at the end.
 func TestReporterEndsWhileItWaits(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	r := newReporting(t)
 	cancel := r.run()
 	r.report()
@@ -383,7 +384,7 @@ func reporterTellsFacts(t *testing.T) {
 
 // What is asked for ends with the stream.
 func TestReporterHearsTheInterval(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	r := newReporting(t)
 	r.clerk.interval = 3 * time.Second
 	r.set(nil, nil)

@@ -409,15 +409,10 @@ func (s *State) promote() {
 			p.before = nil
 		}
 		if s.inForce(p.want) && p.rejected != p.want.Version {
-			if p.good != p.want {
-				p.good = p.want
-				s.dirty = true
-			}
-			p.deadline, p.overdue, p.standIn, p.before = time.Time{}, false, chandler.StandInNone, nil
+			s.proven(p, p.want)
 			p.reason, p.message, p.attempt = "", "", 0
 		} else if p.before != nil && s.inForce(p.before) {
-			p.good, p.before, s.dirty = p.before, nil, true
-			p.deadline, p.overdue, p.standIn = time.Time{}, false, chandler.StandInNone
+			s.proven(p, p.before)
 		} else if p.good != nil && !s.belongs(p.want) && !s.mayBelong(p.good, p.want) {
 			p.good = nil // it is meant for other traffic now
 			s.dirty = true
@@ -428,6 +423,14 @@ func (s *State) promote() {
 		s.goodEnvoy = s.envoy
 		s.dirty = true
 	}
+}
+
+// proven makes a version that is in force the good one, of which nothing is due any more.
+func (s *State) proven(p *plugin, v *Version) {
+	if p.good != v {
+		p.good, s.dirty = v, true
+	}
+	p.before, p.deadline, p.overdue, p.standIn = nil, time.Time{}, false, chandler.StandInNone
 }
 
 // holds tells whether a slot has a version or has been sent it.

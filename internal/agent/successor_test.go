@@ -16,6 +16,7 @@ import (
 
 	"chandler.dev/chandler"
 	"chandler.dev/chandler/internal/attach"
+	"chandler.dev/chandler/internal/testenv/leaks"
 	"chandler.dev/chandler/internal/xds/envoyads"
 )
 
@@ -65,7 +66,7 @@ func (e *scripted) takes() string {
 // over that is not the next Envoy's word: nothing is claimed in force before the next one
 // was sent it and acknowledged it.
 func TestSuccessorBeginsWithNothing(t *testing.T) {
-	leakFree(t)
+	leaks.Check(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	services, stop := context.WithCancel(ctx)

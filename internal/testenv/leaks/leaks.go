@@ -4,6 +4,7 @@
 package leaks
 
 import (
+	"testing"
 	"time"
 
 	"go.uber.org/goleak"
@@ -21,7 +22,28 @@ type patient struct{ tests goleak.TestingM }
 // Run runs them.
 func (p patient) Run() int {
 	code := p.tests.Run()
-	for began := time.Now(); code == 0 && goleak.Find() != nil && time.Since(began) < patience; {
+	if code == 0 {
+		_ = find() // VerifyTestMain looks once more, and tells
 	}
 	return code
+}
+
+// Check fails a test that leaves goroutines behind. It is called before anything is started.
+func Check(t testing.TB) {
+	t.Helper()
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() {
+		if err := find(before); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// find tells what is left after a minute at most.
+func find(options ...goleak.Option) error {
+	err := goleak.Find(options...)
+	for began := time.Now(); err != nil && time.Since(began) < patience; {
+		err = goleak.Find(options...)
+	}
+	return err
 }
