@@ -30,7 +30,7 @@ KUBE_TESTS := ./internal/testenv/kube/... ./internal/source/kube/... ./internal/
 GO_RELEASE := go1.26.11
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-browser faults refusals fuzz updates flood soak lint modules vulncheck sbom licences dist test-dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-releases tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-upgrade e2e-gateway e2e-machine e2e-airgap sweeps generate cross bench bench-fleet bench-go simulate site pages clean
+.PHONY: help build demo up test test-browser faults refusals fuzz updates flood standstill soak lint modules vulncheck sbom licences dist test-dist reproducible tools tools-kube tools-cosign tools-promtool tools-gateway tools-releases tools-authors authors test-rules plugins test-plugins e2e-kube e2e-upstream e2e-upgrade e2e-gateway e2e-machine e2e-airgap sweeps generate cross bench bench-fleet bench-go simulate site pages clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -89,6 +89,12 @@ updates: tools ## 1,000 updates of a gateway under load; none is noticed
 
 flood: ## a hundred bad plugins a second, for a minute: good ones do not wait
 	go test ./internal/control -run '^TestFloodOfBadPlugins$$' -count 1 -timeout 5m -v -flood 1m
+
+# To go through ten thousand resources takes longer than its test waits, when half of
+# the time somebody sleeps.
+standstill: tools tools-cosign build bin/basicauth.wasm ## all tests, where goroutines, and threads of Envoys, stand still now and then; ONLY=./test/e2e ARGS='-run X' (Linux)
+	@sh tools/toolchains.sh zig
+	CI=true go -C tools run ./standstill go test -count 1 -shuffle on -p 2 -parallel 4 -timeout 60m -skip '^TestFault_F50_' $(ARGS) $(or $(ONLY),./...)
 
 soak: tools ## random faults under load: for a day, or make soak FOR=1h
 	go test ./test/e2e -run '^TestFault_F77' -count 1 -timeout 0 -v -soak $(or $(FOR),24h)
@@ -211,7 +217,7 @@ e2e-airgap: tools build ## docs/airgap.md on a machine without network, from the
 	go test -tags machine -count 1 -timeout 5m ./internal/testenv/machine
 	go test -tags airgap -count 1 -timeout 10m ./test/airgap -dist '$(abspath $(or $(DIST),$(AIRGAP)/dist))'
 
-sweeps: fuzz e2e-upstream e2e-upgrade e2e-gateway e2e-machine ## what there is no time for in .ci/run
+sweeps: fuzz standstill e2e-upstream e2e-upgrade e2e-gateway e2e-machine ## what there is no time for in .ci/run
 
 plugins: tools-authors build ## the sample plugins, plugins/NAME/NAME.wasm, with compilers from package registries
 	@sh tools/plugins.sh
