@@ -304,10 +304,22 @@ func (p *process) stop() error {
 	case <-p.done:
 		return p.err
 	case <-time.After(patience(30 * time.Second)):
+		return fmt.Errorf("did not end when asked to; it stands at\n%s", p.abort())
+	}
+}
+
+// abort ends a process that does not end, and gives its goroutines' stacks.
+func (p *process) abort() string {
+	before := len(p.output())
+	_ = p.cmd.Process.Signal(syscall.SIGQUIT)
+	select {
+	case <-p.done:
+	case <-time.After(time.Minute):
 		_ = p.cmd.Process.Kill()
 		<-p.done
-		return errors.New("did not end when asked to")
 	}
+	stacks := p.output()[before:]
+	return stacks[:min(len(stacks), 64<<10)]
 }
 
 func (p *process) tail() string {

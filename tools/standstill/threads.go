@@ -52,9 +52,10 @@ func pauseOfThread() time.Duration {
 // stopThread stops a thread for a while and lets it go, with the signal that had stopped
 // it, if one had. See ptrace(2), PTRACE_SEIZE.
 func stopThread(thread int, pause time.Duration) bool {
-	if unix.PtraceSeize(thread) != nil || unix.PtraceInterrupt(thread) != nil {
+	if unix.PtraceSeize(thread) != nil {
 		return false
 	}
+	_ = unix.PtraceInterrupt(thread) // else it has been killed, which is waited for likewise
 	var status unix.WaitStatus
 	if _, err := unix.Wait4(thread, &status, unix.WALL, nil); err != nil || !status.Stopped() {
 		return false // it has ended
@@ -65,7 +66,7 @@ func stopThread(thread int, pause time.Duration) bool {
 		signal = int(status.StopSignal())
 	}
 	_, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(thread), 0, uintptr(signal), 0, 0)
-	if errno != 0 { // killed meanwhile; it stays until its tracer has seen that
+	if errno != 0 { // killed meanwhile; its parent hears of that once its tracer has
 		_, _ = unix.Wait4(thread, &status, unix.WALL, nil)
 	}
 	return true
