@@ -308,7 +308,8 @@ func (p *process) stop() error {
 	}
 }
 
-// abort ends a process that does not end, and gives its goroutines' stacks.
+// abort ends a process that does not end, and gives its goroutines' stacks. Its log keeps
+// what was said before them.
 func (p *process) abort() string {
 	before := len(p.output())
 	_ = p.cmd.Process.Signal(syscall.SIGQUIT)
@@ -319,6 +320,7 @@ func (p *process) abort() string {
 		<-p.done
 	}
 	stacks := p.output()[before:]
+	_ = os.Truncate(p.log, int64(before))
 	return stacks[:min(len(stacks), 64<<10)]
 }
 

@@ -23,9 +23,9 @@ func stopThreads(done <-chan struct{}, root int, name string) int {
 	count := 0
 	for {
 		rest := 100 * time.Millisecond
-		if thread, ok := pick(threadsOf(root, name)); ok {
+		if threads := threadsOf(root, name); len(threads) > 0 {
 			rest = time.Duration(rand.IntN(10_000)) * time.Microsecond
-			if stopThread(thread, pauseOfThread()) {
+			if stopThread(threads[rand.IntN(len(threads))], pauseOfThread()) {
 				count++
 			}
 		}
@@ -74,7 +74,6 @@ func stopThread(thread int, pause time.Duration) bool {
 
 // threadsOf are the threads of the processes of a name that descend from a process.
 func threadsOf(root int, name string) []int {
-	var threads []int
 	parents := map[int]int{}
 	var named []int
 	for _, pid := range numbers("/proc") {
@@ -87,6 +86,7 @@ func threadsOf(root int, name string) []int {
 			named = append(named, pid)
 		}
 	}
+	var threads []int
 	for _, pid := range named {
 		if descends(parents, pid, root) {
 			threads = append(threads, numbers(filepath.Join("/proc", strconv.Itoa(pid), "task"))...)
@@ -138,11 +138,4 @@ func numbers(dir string) []int {
 		}
 	}
 	return all
-}
-
-func pick(threads []int) (int, bool) {
-	if len(threads) == 0 {
-		return 0, false
-	}
-	return threads[rand.IntN(len(threads))], true
 }
